@@ -1,0 +1,1 @@
+"""Activations: extraction by hook name, statistics, and the row store."""

@@ -1,0 +1,1 @@
+"""Campaigns of many SAEs: the plan, and what carries it out."""

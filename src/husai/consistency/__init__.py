@@ -1,0 +1,1 @@
+"""Which features come back: matching, scores, nulls and statistics."""

@@ -1,0 +1,1 @@
+"""Figures: one function a figure, data in, Figure out."""

@@ -1,0 +1,118 @@
+"""Tensors on disk: safetensors files with a header, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from husai.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+HEADER_KEY = "husai"
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success flush it to disk and rename it over.
+
+    A reader sees the old file or the new one, never a torn one. On an exception the temporary
+    file is removed and ``path`` is left as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; give it the permissions an ordinary file would have
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:
+    """Serialise tensors and a JSON header to the safetensors format."""
+    from safetensors.torch import save
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(contiguous, {HEADER_KEY: json.dumps(dict(header), sort_keys=True)})
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]
+) -> None:
+    """Write tensors and a JSON header to a safetensors file, atomically.
+
+    Parameters
+    ----------
+    path
+        The file; its folder is made when missing.
+    tensors
+        Name to tensor, any device or layout; stored contiguous.
+    header
+        Anything JSON can hold; read back by :func:`read_header`.
+    """
+    data = tensors_to_bytes(tensors, header)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read the tensors and the header of a file written by :func:`write_tensors`.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, torn, or not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error})") from error
+    return tensors, _parse_header(path, metadata)
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Read the header of a file written by :func:`write_tensors`, leaving its tensors unread."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error})") from error
+    return _parse_header(path, metadata)
+
+
+def _parse_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        header = json.loads(metadata.get(HEADER_KEY, "{}"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: its header is not a JSON object")
+    return header

@@ -1,0 +1,1 @@
+"""What the data is: modular arithmetic and planted dictionaries."""

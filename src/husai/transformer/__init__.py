@@ -1,0 +1,1 @@
+"""The transformer, its training, its progress measures and its Fourier structure."""
