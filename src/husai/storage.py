@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,46 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """The content of one safetensors file: named tensors and a JSON header.
+
+    Attributes
+    ----------
+    tensors
+        Name to tensor.
+    header
+        Anything JSON can hold.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    header: Mapping[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """Serialise; tensors of any device or layout are stored contiguous."""
+        return tensors_to_bytes(self.tensors, self.header)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, origin: str) -> TensorFile:
+        """Read what :meth:`to_bytes` wrote.
+
+        Raises
+        ------
+        InputError
+            When the content is torn or foreign; ``origin`` says whose it is.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            tensors = load(content)
+            length = int.from_bytes(content[:8], "little")
+            metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        except (SafetensorError, ValueError) as error:
+            raise InputError(f"{origin}: not a whole safetensors file ({error})") from error
+        return cls(tensors, _parse_header(Path(origin), metadata))
 
 
 def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:

@@ -1,1 +1,15 @@
-"""Activations: extraction by hook name, statistics, and the row store."""
+"""Activations: extraction by hook name, statistics, and the file they are kept in."""
+
+from husai.activations.extraction import ExtractionConfig, extract_activations
+from husai.activations.rows import Activations, activation_key, check_activations
+from husai.activations.statistics import activation_statistics, principal_directions
+
+__all__ = [
+    "Activations",
+    "ExtractionConfig",
+    "activation_key",
+    "activation_statistics",
+    "check_activations",
+    "extract_activations",
+    "principal_directions",
+]

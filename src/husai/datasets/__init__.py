@@ -1,1 +1,7 @@
 """The project's Kedro datasets."""
+
+from husai.datasets.handles import DirectoryHandle
+from husai.datasets.partitions import PlannedPartitionedDataset
+from husai.datasets.tensors import TensorDataset
+
+__all__ = ["DirectoryHandle", "PlannedPartitionedDataset", "TensorDataset"]

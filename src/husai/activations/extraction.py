@@ -1,0 +1,146 @@
+"""Read activations out of a model by hook name and position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field, field_validator
+
+from husai.activations.rows import Activations, check_activations
+from husai.config import Config
+from husai.errors import InputError
+from husai.progress import progress_bar
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+class ExtractionConfig(Config):
+    """What to read from the model."""
+
+    hook_names: tuple[str, ...] = Field(
+        default=("blocks.0.hook_resid_post",), min_length=1, description="TransformerLens hooks"
+    )
+    positions: tuple[int, ...] = Field(
+        default=(-1,), min_length=1, description="token positions; negative ones from the end"
+    )
+    chunk_size: int = Field(default=4096, ge=1, description="inputs in one forward pass")
+
+    @field_validator("hook_names", "positions")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        repeated = sorted({value for value in values if values.count(value) > 1})
+        if repeated:
+            raise ValueError(f"named more than once: {repeated}")
+        return values
+
+
+def check_extraction(model: TransformerBridge, n_ctx: int, config: ExtractionConfig) -> None:
+    """Check that every hook exists in the model and every position in its context.
+
+    Raises
+    ------
+    InputError
+        Naming the field, the value, and what there is instead.
+    """
+    known = model.hook_dict
+    for name in config.hook_names:
+        if name not in known:
+            alike = [hook for hook in sorted(known) if hook.split(".")[-1] == name.split(".")[-1]]
+            options = alike or sorted(known)
+            raise InputError(
+                f"activations.hook_names: no hook '{name}' in the model; "
+                f"there are: {', '.join(options)}"
+            )
+    for position in config.positions:
+        if not -n_ctx <= position < n_ctx:
+            raise InputError(
+                f"activations.positions: {position} is outside the context of {n_ctx} tokens"
+            )
+    read = {position % n_ctx for position in config.positions}
+    if len(read) < len(config.positions):
+        raise InputError(
+            f"activations.positions: {list(config.positions)} names a position of the "
+            f"{n_ctx} tokens twice"
+        )
+
+
+def extract_activations(
+    model: TransformerBridge,
+    tokens: torch.Tensor,
+    split: torch.Tensor,
+    config: ExtractionConfig,
+    model_description: Mapping[str, Any],
+    progress: bool = True,
+) -> Iterator[Activations]:
+    """Run the model over the tokens in chunks and keep what the hooks give.
+
+    Axes after (batch, position), such as heads, are flattened into one.
+
+    Parameters
+    ----------
+    model
+        A TransformerLens bridge.
+    tokens
+        Integer tensor ``[n_rows, n_ctx]``.
+    split
+        Integer tensor ``[n_rows]``, kept beside the rows.
+    config
+        Hooks, positions, chunk size.
+    model_description
+        Kept in every result's header.
+    progress
+        Show a progress bar.
+
+    Yields
+    ------
+    Activations
+        One for every hook and position, in their order.
+
+    Raises
+    ------
+    InputError
+        When a hook does not exist, does not fire, has no position axis, or gives non-finite
+        values.
+    """
+    n_rows, n_ctx = tokens.shape
+    check_extraction(model, n_ctx, config)
+    device = next(model.parameters()).device
+    chunks: dict[tuple[str, int], list[torch.Tensor]] = {
+        (name, position): [] for name in config.hook_names for position in config.positions
+    }
+    with (
+        torch.no_grad(),
+        progress_bar(n_rows, "extract activations", "row", disable=not progress) as bar,
+    ):
+        for batch in torch.split(tokens, config.chunk_size):
+            _, cache = model.run_with_cache(
+                batch.to(device), names_filter=lambda name: name in config.hook_names
+            )
+            for name, position in chunks:
+                value = _hook_value(cache, name, batch)
+                rows = value[:, position].reshape(len(batch), -1)
+                chunks[name, position].append(rows.to("cpu", torch.float32))
+            bar.update(len(batch))
+    for name, position in list(chunks):
+        values = torch.cat(chunks.pop((name, position)))
+        activations = Activations(values, split, name, position, model_description)
+        yield check_activations(activations, activations.key)
+
+
+def _hook_value(cache: Mapping[str, torch.Tensor], name: str, batch: torch.Tensor) -> torch.Tensor:
+    if name not in cache:
+        raise InputError(
+            f"activations.hook_names: '{name}' exists in the model but does not fire in this "
+            "configuration"
+        )
+    value = cache[name]
+    if value.ndim < 3 or value.shape[:2] != batch.shape:
+        raise InputError(
+            f"activations.hook_names: '{name}' gives shape {list(value.shape)}, which has no "
+            "[batch, position] axes in front; choose a hook on the residual stream, the "
+            "attention's values or outputs, or the MLP"
+        )
+    return value

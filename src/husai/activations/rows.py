@@ -1,0 +1,133 @@
+"""A table of activations: one row an input, with what it is the activation of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from husai.errors import InputError
+
+SPLITS = ("train", "val", "test")
+
+
+def activation_key(hook_name: str, position: int) -> str:
+    """Name a hook and position as one word: ``blocks.0.hook_resid_post@-1``."""
+    return f"{hook_name}@{position}"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations of one hook at one position.
+
+    Attributes
+    ----------
+    values
+        Float32 tensor ``[n_rows, d_in]``, finite.
+    split
+        Integer tensor ``[n_rows]``: 0 train, 1 val, 2 test of the model's own training.
+    hook_name, position
+        Where in the model they were read; for activations brought from elsewhere, what the
+        user calls them.
+    model
+        Anything that identifies the model: its configuration, a name, a fingerprint.
+    """
+
+    values: torch.Tensor
+    split: torch.Tensor
+    hook_name: str
+    position: int
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Hook and position as one word, see :func:`activation_key`."""
+        return activation_key(self.hook_name, self.position)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the SHA-256 of the values: equal rows, equal fingerprint."""
+        return hashlib.sha256(self.values.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+    def to_tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Give the tensors and the header that a file of these activations holds."""
+        counts = {name: int((self.split == index).sum()) for index, name in enumerate(SPLITS)}
+        header = {
+            "kind": "activations",
+            "hook_name": self.hook_name,
+            "position": self.position,
+            "split": counts,
+            "dtype": str(self.values.dtype).removeprefix("torch."),
+            "shape": list(self.values.shape),
+            "model": dict(self.model),
+        }
+        return {"activations": self.values, "split": self.split.to(torch.uint8)}, header
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], origin: str
+    ) -> Activations:
+        """Build from a file's tensors and header, checking them.
+
+        A file without the header keys is accepted when it holds a tensor ``activations``
+        ``[n_rows, d_in]``: that is how users bring their own.
+
+        Parameters
+        ----------
+        tensors, header
+            What :func:`husai.storage.read_tensors` returns.
+        origin
+            Where they came from, for the messages.
+
+        Raises
+        ------
+        InputError
+            When the tensor is missing, is not a finite matrix, or the split does not fit it.
+        """
+        if "activations" not in tensors:
+            raise InputError(
+                f"{origin}: no tensor named 'activations' (it holds {sorted(tensors)}); "
+                "store your rows under that name, shape [n_rows, d_in]"
+            )
+        values = tensors["activations"].to(torch.float32)
+        split = tensors.get("split", torch.zeros(len(values), dtype=torch.uint8))
+        activations = cls(
+            values=values,
+            split=split.to(torch.int64),
+            hook_name=str(header.get("hook_name", origin)),
+            position=int(header.get("position", -1)),
+            model=header.get("model", {}),
+        )
+        return check_activations(activations, origin)
+
+
+def check_activations(activations: Activations, origin: str) -> Activations:
+    """Return the activations if they are a finite, non-empty matrix with a split per row.
+
+    Raises
+    ------
+    InputError
+        Naming ``origin``, what is wrong, and for non-finite values the first row that has one.
+    """
+    values, split = activations.values, activations.split
+    if values.ndim != 2 or not values.numel():
+        raise InputError(
+            f"{origin}: activations must be a non-empty matrix [n_rows, d_in], "
+            f"got shape {list(values.shape)}"
+        )
+    if split.shape != values.shape[:1]:
+        raise InputError(
+            f"{origin}: {len(values)} rows of activations but split has shape {list(split.shape)}"
+        )
+    finite = torch.isfinite(values).all(dim=1)
+    if not bool(finite.all()):
+        bad = np.flatnonzero(~finite.numpy())
+        raise InputError(
+            f"{origin}: {len(bad)} of {len(values)} rows hold NaN or infinite values, "
+            f"the first is row {bad[0]}"
+        )
+    return activations

@@ -1,0 +1,52 @@
+"""Partitions that know from a plan which of them there should be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from kedro_datasets.partitions import PartitionedDataset
+
+
+class PlannedPartitionedDataset(PartitionedDataset):
+    """A partitioned dataset that exists only when every planned partition does.
+
+    Kedro's own is taken to exist as soon as any partition is there, so that
+    ``--only-missing-outputs`` would skip a campaign with SAEs still missing.
+
+    Parameters
+    ----------
+    plan
+        Path of the parquet table that lists the partitions.
+    plan_column
+        Its column of partition names.
+    **options
+        As for :class:`kedro_datasets.partitions.PartitionedDataset`.
+    """
+
+    def __init__(self, *, plan: str, plan_column: str = "sae_id", **options: Any) -> None:
+        super().__init__(**options)
+        self._plan = plan
+        self._plan_column = plan_column
+
+    def missing(self) -> list[str]:
+        """Name the planned partitions that are not there.
+
+        Raises
+        ------
+        FileNotFoundError
+            When there is no plan.
+        """
+        planned = pd.read_parquet(self._plan, columns=[self._plan_column])[self._plan_column]
+        self._invalidate_caches()
+        present = {self._path_to_partition(path) for path in self._list_partitions()}
+        return [name for name in planned if name not in present]
+
+    def _exists(self) -> bool:
+        try:
+            return not self.missing()
+        except FileNotFoundError:
+            return False
+
+    def _describe(self) -> dict[str, Any]:
+        return {**super()._describe(), "plan": self._plan}

@@ -1,0 +1,28 @@
+"""Kedro project settings."""
+
+from __future__ import annotations
+
+import os
+
+from kedro.config import OmegaConfigLoader
+
+from husai.checks import StudyChecks
+from husai.tracking import MlflowHook
+
+
+def data_dir(default: str) -> str:
+    """Give the folder of all data: ``HUSAI_DATA_DIR`` when set, or the environment's own."""
+    return os.environ.get("HUSAI_DATA_DIR", default)
+
+
+HOOKS = (StudyChecks(), MlflowHook())
+
+CONFIG_LOADER_CLASS = OmegaConfigLoader
+CONFIG_LOADER_ARGS = {
+    "base_env": "base",
+    "default_run_env": "local",
+    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**"]},
+    # an environment changes the fields it names and leaves the rest of a group as it is in base
+    "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
+    "custom_resolvers": {"data_dir": data_dir},
+}
