@@ -1,0 +1,128 @@
+"""Parameters of the transformer and of its training. Defaults: the grokking literature's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from husai.config import Config
+
+
+class TransformerConfig(Config):
+    """Shape of the transformer and the seed of its weights.
+
+    The defaults are the one-layer model of Nanda et al., arXiv 2301.05217: d_model 128, four heads
+    of 32, d_mlp 512, ReLU, no layer norm, learned positions, embedding and unembedding untied.
+    """
+
+    d_model: int = Field(128, ge=1, description="width of the residual stream")
+    n_layers: int = Field(1, ge=1, description="number of blocks")
+    n_heads: int = Field(4, ge=1, description="attention heads a block; must divide d_model")
+    d_head: int | None = Field(
+        None, ge=1, description="width of a head; n_heads * d_head = d_model. None derives it"
+    )
+    d_mlp: int = Field(512, ge=1, description="neurons of a block's MLP")
+    act_fn: Literal["relu", "gelu", "gelu_new", "silu"] = Field(
+        "relu", description="nonlinearity of the MLP"
+    )
+    normalization: Literal["none", "LN", "LNPre", "RMS", "RMSPre"] = Field(
+        "none", description="layer norm; the Pre kinds have no learned scale"
+    )
+    biases: Literal["none", "mlp", "all"] = Field(
+        "mlp",
+        description="which biases are trained, the others staying 0: 'mlp' is the paper's model. "
+        "The unembedding has none in any case",
+    )
+    initializer_range: float | None = Field(
+        None,
+        gt=0,
+        description="standard deviation of the initial weights; None is 0.8 / sqrt(d_model)",
+    )
+    d_vocab: int | None = Field(
+        None, ge=2, description="token ids; None takes the dataset's, a number must match it"
+    )
+    seed: int = Field(0, ge=0, description="seed of the initial weights")
+
+    @model_validator(mode="after")
+    def _heads_fill_the_model(self) -> TransformerConfig:
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}; "
+                "choose a divisor"
+            )
+        if self.d_head is not None and self.n_heads * self.d_head != self.d_model:
+            raise ValueError(
+                f"d_head = {self.d_head} with n_heads = {self.n_heads} gives "
+                f"{self.n_heads * self.d_head}, not d_model = {self.d_model}; set d_head to "
+                f"{self.d_model // self.n_heads} or leave it out"
+            )
+        return self
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head, given or derived."""
+        return self.d_head if self.d_head is not None else self.d_model // self.n_heads
+
+
+class TransformerTrainingConfig(Config):
+    """How the transformer is trained. An epoch is one pass over the train rows.
+
+    With ``batch_size`` None (the default) an epoch is one optimiser step on all train rows. The
+    defaults are those of Nanda et al., arXiv 2301.05217: AdamW, learning rate 1e-3, weight decay
+    1, betas (0.9, 0.98), ten warm-up steps, full batch.
+    """
+
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(
+        1.0, ge=0, description="AdamW's decoupled weight decay, on all trained parameters"
+    )
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moment decay rates")
+    batch_size: int | None = Field(None, ge=1, description="rows a step; None is the full batch")
+    schedule: Literal["constant", "cosine", "linear", "step"] = Field(
+        "constant",
+        description="learning rate after the warm-up: cosine and linear fall to "
+        "final_learning_rate_fraction at max_epochs, step multiplies by decay_factor every "
+        "decay_every epochs",
+    )
+    warm_up_steps: int = Field(
+        10, ge=0, description="optimiser steps over which the learning rate rises linearly"
+    )
+    final_learning_rate_fraction: float = Field(
+        0.0, ge=0, le=1, description="end of the cosine and linear schedules, of learning_rate"
+    )
+    decay_every: int = Field(1000, ge=1, description="epochs between drops of the step schedule")
+    decay_factor: float = Field(0.1, gt=0, le=1, description="drop of the step schedule")
+    max_epochs: int = Field(5000, ge=1, description="epochs at most")
+    early_stopping: bool = Field(
+        True, description="stop once the model has grokked and stayed so for `patience` epochs"
+    )
+    grokking_threshold: float = Field(
+        0.99, gt=0, le=1, description="accuracy on stopping_split that counts as grokked"
+    )
+    stopping_split: Literal["val", "test"] = Field(
+        "test", description="the held-out split that early stopping watches"
+    )
+    patience: int = Field(
+        200,
+        ge=0,
+        description="epochs the accuracy must stay at or above grokking_threshold before stopping",
+    )
+    evaluate_every: int = Field(10, ge=1, description="epochs between rows of the history")
+    checkpoint_every: int = Field(
+        100, ge=1, description="epochs between checkpoints, when there is a checkpoint folder"
+    )
+    fast_path: bool = Field(
+        True, description="use the functional forward where the model's shape allows it"
+    )
+    seed: int = Field(0, ge=0, description="seed of the order of the mini-batches")
+    device: str = Field(
+        "cpu", pattern=r"^(cpu|auto|cuda(:\d+)?)$", description="cpu, cuda, cuda:N or auto"
+    )
+
+    @model_validator(mode="after")
+    def _betas_are_rates(self) -> TransformerTrainingConfig:
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas = {self.betas}: each must be in [0, 1)")
+        return self

@@ -1,0 +1,152 @@
+"""The fast path: the one-layer model's answer logits as a function of its parameters.
+
+Only the last position is read, and every token there and at the fixed positions is the same in
+all examples. So the query is one vector, the attention scores and values of the first operand
+take p different values each, and so do the second's: 2p + n_ctx - 2 vectors are all that
+attention needs, whatever the number of examples. The fixed positions act as one: their scores add
+up in the softmax (a log-sum-exp) and their values mix with constant weights.
+
+The logits are those of the hooked model, and so are the gradients; the tests hold them against
+each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from husai.tasks.modular import Vocabulary
+from husai.transformer.config import TransformerConfig
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+def has_functional_form(config: TransformerConfig) -> bool:
+    """Say whether :func:`functional_logits` covers a model: one layer, no normalisation."""
+    return config.n_layers == 1 and config.normalization == "none"
+
+
+class AttentionTerms(NamedTuple):
+    """What the last position sees, per operand value and head.
+
+    Attributes
+    ----------
+    score_a, score_b
+        Attention score of each value of the operand, [p, n_heads].
+    score_fixed
+        Log-sum-exp of the scores of the fixed positions, [n_heads].
+    value_a, value_b
+        Value vectors, [p, n_heads, d_head].
+    value_fixed
+        Mean value of the fixed positions under their own softmax, [n_heads, d_head].
+    resid_pre
+        Residual stream before the block at the last position, [d_model].
+    """
+
+    score_a: Tensor
+    score_b: Tensor
+    score_fixed: Tensor
+    value_a: Tensor
+    value_b: Tensor
+    value_fixed: Tensor
+    resid_pre: Tensor
+
+
+def attention_terms(
+    parameters: Mapping[str, Tensor], vocabulary: Vocabulary, n_heads: int
+) -> AttentionTerms:
+    """Compute scores and values of the 2p + n_ctx - 2 distinct (token, position) vectors."""
+    p = vocabulary.modulus
+    W_E, W_pos = parameters["embed.weight"], parameters["pos_embed.weight"]
+    fixed = [(i, token) for i, token in enumerate(vocabulary.template) if token >= 0]
+    positions = torch.tensor([i for i, _ in fixed], device=W_E.device)
+    ids = torch.tensor([token for _, token in fixed], device=W_E.device)
+    numbers = W_E[:p]
+    x_fixed = W_E[ids] + W_pos[positions]
+    x = torch.cat(
+        [numbers + W_pos[vocabulary.position_a], numbers + W_pos[vocabulary.position_b], x_fixed]
+    )
+    resid_pre = x_fixed[-1]  # the last position is `=`, a fixed token
+
+    attn = "blocks.0.attn."
+    query = F.linear(resid_pre, parameters[attn + "q.weight"], parameters[attn + "q.bias"])
+    keys = F.linear(x, parameters[attn + "k.weight"], parameters[attn + "k.bias"])
+    values = F.linear(x, parameters[attn + "v.weight"], parameters[attn + "v.bias"])
+    d_head = query.shape[0] // n_heads
+    keys = keys.view(-1, n_heads, d_head)
+    values = values.view(-1, n_heads, d_head)
+    query = query.view(n_heads, d_head)
+    scores = (keys * query).sum(-1) / math.sqrt(d_head)
+
+    weights = scores[2 * p :].softmax(0)
+    return AttentionTerms(
+        score_a=scores[:p],
+        score_b=scores[p : 2 * p],
+        score_fixed=scores[2 * p :].logsumexp(0),
+        value_a=values[:p],
+        value_b=values[p : 2 * p],
+        value_fixed=(weights.unsqueeze(-1) * values[2 * p :]).sum(0),
+        resid_pre=resid_pre,
+    )
+
+
+def functional_logits(
+    parameters: Mapping[str, Tensor],
+    a: Tensor,
+    b: Tensor,
+    vocabulary: Vocabulary,
+    config: TransformerConfig,
+) -> Tensor:
+    """Answer logits of the one-layer model without normalisation.
+
+    Parameters
+    ----------
+    parameters
+        The model's parameters under the names of its ``state_dict``.
+    a, b
+        Operands, int64 [n] each.
+    vocabulary
+        Where the operands stand and which tokens are fixed.
+    config
+        Shape of the model.
+
+    Returns
+    -------
+    Tensor
+        Logits at the answer position, [n, d_vocab]; differentiable in the parameters.
+    """
+    terms = attention_terms(parameters, vocabulary, config.n_heads)
+    scores = torch.stack(
+        [
+            terms.score_a[a],
+            terms.score_b[b],
+            terms.score_fixed.expand(a.shape[0], -1),
+        ]
+    )
+    pattern = scores.softmax(0).unsqueeze(-1)
+    z = (
+        pattern[0] * terms.value_a[a]
+        + pattern[1] * terms.value_b[b]
+        + pattern[2] * terms.value_fixed
+    ).flatten(1)
+    block = "blocks.0."
+    attn_out = F.linear(z, parameters[block + "attn.o.weight"], parameters[block + "attn.o.bias"])
+    resid_mid = terms.resid_pre + attn_out
+    pre = F.linear(
+        resid_mid, parameters[block + "mlp.in.weight"], parameters[block + "mlp.in.bias"]
+    )
+    post = ACTIVATIONS[config.act_fn](pre)
+    mlp_out = F.linear(
+        post, parameters[block + "mlp.out.weight"], parameters[block + "mlp.out.bias"]
+    )
+    return F.linear(resid_mid + mlp_out, parameters["unembed.weight"])
