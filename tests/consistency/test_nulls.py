@@ -1,0 +1,142 @@
+"""Nulls against the published table and exact expectations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from husai.consistency import null_between, null_scores, pw_mcc
+from husai.consistency.nulls import NullDistribution, covariance_root, random_dictionary
+from husai.errors import InputError
+
+# d, n, MMCS signed and absolute, matched signed and absolute: random unit Gaussian dictionaries
+TABLE = [
+    (128, 512, 0.265, 0.283, 0.253, 0.273),
+    (128, 1024, 0.283, 0.300, 0.273, 0.290),
+]
+# Sizes at which one pair scatters by .02 to .04: these published entries are single draws.
+SMALL = [(8, 16, 0.606, 0.731, 0.460, 0.665), (16, 32, 0.503, 0.563, 0.460, 0.536)]
+
+
+def expected_maximum(n: int, d: int, signed: bool) -> float:
+    """Mean of the largest of n cosines to random directions, by quadrature of ``1 - F^n``.
+
+    The squared cosine of two random directions is Beta(1/2, (d-1)/2).
+    """
+
+    def cdf(x: float) -> float:
+        inside = stats.beta.cdf(x * x, 0.5, (d - 1) / 2)
+        return float(0.5 * (1 + np.sign(x) * inside) if signed else inside)
+
+    value, _ = integrate.quad(lambda x: 1 - cdf(x) ** n, 0, 1, limit=200)
+    if signed:
+        value -= integrate.quad(lambda x: cdf(x) ** n, -1, 0, limit=200)[0]
+    return float(value)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"d{row[0]}-n{row[1]}")
+def test_isotropic_null_reproduces_the_table(row: tuple[float, ...], signed: bool) -> None:
+    d, n = int(row[0]), int(row[1])
+    expected = row[2::2] if signed else row[3::2]
+    null = null_scores(n, n, d, signed=signed, n_draws=3, seed=1)
+    assert null["mmcs"].mean == pytest.approx(expected[0], abs=0.002)
+    assert null["pw_mcc"].mean == pytest.approx(expected[1], abs=0.002)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("row", SMALL, ids=lambda row: f"d{row[0]}-n{row[1]}")
+def test_small_nulls_are_exact_on_average_and_scatter_as_printed(
+    row: tuple[float, ...], signed: bool
+) -> None:
+    d, n = int(row[0]), int(row[1])
+    null = null_scores(n, n, d, signed=signed, n_draws=1500, seed=2)
+    assert null["mmcs"].mean == pytest.approx(expected_maximum(n, d, signed), abs=0.003)
+    expected = row[2::2] if signed else row[3::2]
+    for name, value in zip(("mmcs", "pw_mcc"), expected, strict=True):
+        assert abs(null[name].values - value).min() < 0.01  # a draw like the printed one occurs
+        assert abs(null[name].z(value) or 0.0) < 2.5
+
+
+def test_one_dimension_is_always_identical() -> None:
+    null = null_scores(3, 3, 1, n_draws=2)
+    np.testing.assert_allclose(null["pw_mcc"].values, 1.0)
+    with pytest.raises(InputError, match="perfect"):
+        null["pw_mcc"].corrected(1.0)
+
+
+def test_data_aware_null_is_the_isotropic_null_of_the_space_the_data_fill() -> None:
+    # a covariance that is flat on 6 of 40 dimensions: chance is that of 6 dimensions
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.standard_normal((40, 6)))
+    aware = null_scores(
+        12, 12, 40, kind="data_aware", covariance=basis @ basis.T, n_draws=300, seed=3
+    )
+    flat = null_scores(12, 12, 6, n_draws=300, seed=4)
+    wide = null_scores(12, 12, 40, n_draws=20, seed=4)
+    assert aware["pw_mcc"].mean == pytest.approx(flat["pw_mcc"].mean, abs=0.008)
+    assert aware["pw_mcc"].mean > wide["pw_mcc"].mean + 0.2
+
+
+def test_random_dictionary_has_the_given_covariance() -> None:
+    rng = np.random.default_rng(5)
+    factor = rng.standard_normal((5, 3))
+    covariance = factor @ factor.T
+    root = covariance_root(covariance)
+    assert root.shape == (3, 5)
+    np.testing.assert_allclose(root.T @ root, covariance, atol=1e-10)
+    rows = random_dictionary(2000, 5, rng, root)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0)
+    assert np.linalg.matrix_rank(rows, tol=1e-8) == 3
+
+
+def test_workers_and_order_change_nothing() -> None:
+    one = null_scores(10, 8, 5, n_draws=6, seed=7)
+    two = null_scores(10, 8, 5, n_draws=6, seed=7, workers=3)
+    np.testing.assert_array_equal(one["pw_mcc"].values, two["pw_mcc"].values)
+    more = null_scores(10, 8, 5, n_draws=9, seed=7)
+    np.testing.assert_array_equal(more["pw_mcc"].values[:6], one["pw_mcc"].values)
+
+
+def test_p_value_counts_the_draws_and_is_uniform_under_the_null() -> None:
+    null = NullDistribution("isotropic", "pw_mcc", False, np.array([0.1, 0.2, 0.3, 0.4]))
+    assert null.p_value(0.5) == pytest.approx(1 / 5)
+    assert null.p_value(0.25) == pytest.approx(3 / 5)
+    assert null.p_value(0.0) == 1.0
+    assert null.corrected(1.0) == 1.0
+    assert null.corrected(null.mean) == 0.0
+    distance = NullDistribution("isotropic", "l2", False, np.array([1.0, 1.2]), perfect=0.0)
+    assert distance.p_value(0.5) == pytest.approx(1 / 3)
+    assert distance.corrected(0.0) == 1.0
+    draws = null_scores(6, 6, 4, n_draws=400, seed=8)["pw_mcc"].values
+    reference = NullDistribution("isotropic", "pw_mcc", False, draws[:199])
+    p = np.array([reference.p_value(float(v)) for v in draws[199:]], dtype=float)
+    assert stats.kstest(p, "uniform").pvalue > 1e-3
+
+
+def test_null_between_scores_given_pairs_and_gives_no_p_value() -> None:
+    rng = np.random.default_rng(9)
+    inits = [rng.standard_normal((6, 4)) for _ in range(3)]
+    null = null_between(inits, "init")["pw_mcc"]
+    expected = [pw_mcc(inits[i], inits[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    np.testing.assert_allclose(null.values, expected)
+    assert null.p_value(0.9) is None
+    assert null_between(inits[:2], "init")["pw_mcc"].sd is None
+
+
+def test_bad_nulls_are_errors() -> None:
+    with pytest.raises(InputError, match="covariance"):
+        null_scores(3, 3, 2, kind="data_aware")
+    with pytest.raises(InputError, match="dimensions"):
+        null_scores(3, 3, 2, kind="data_aware", covariance=np.eye(3))
+    with pytest.raises(InputError, match="all zero"):
+        covariance_root(np.zeros((2, 2)))
+    with pytest.raises(InputError, match="negative"):
+        covariance_root(np.diag([1.0, -1.0]))
+    with pytest.raises(InputError, match="not a null"):
+        null_scores(3, 3, 2, kind="gaussian")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="not known"):
+        null_scores(3, 3, 2, scores=["mcc"])
+    with pytest.raises(InputError, match="at least a pair"):
+        null_between([np.eye(2)], "init")
