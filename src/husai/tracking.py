@@ -266,7 +266,9 @@ class MlflowHook:
 
         now = int(time.time() * 1000)
         # MLflow stores NaN but cannot draw it
-        metrics = [Metric(key, value, now, step) for key, value, step in rows if math.isfinite(value)]
+        metrics = [
+            Metric(key, value, now, step) for key, value, step in rows if math.isfinite(value)
+        ]
         for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
             batch = metrics[start : start + MAX_METRICS_PER_BATCH]
             self._client_().log_batch(run_id, metrics=batch)

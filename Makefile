@@ -1,0 +1,48 @@
+# Everything a newcomer types. Each target sets up what it needs on a bare machine with
+# Python >= 3.11: a virtual environment in .venv, filled from requirements.lock.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+export KEDRO_DISABLE_TELEMETRY = 1
+export DO_NOT_TRACK = true
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: run test check bench viz ui lock clean help
+
+help:            ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("HUSAI needs Python 3.11 or newer, this is %s" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
+
+run: $(READY)    ## the whole home study: kedro run
+	$(BIN)/kedro run
+
+test: $(READY)   ## the test suite, the whole chain on a tiny study included
+	$(BIN)/pytest
+
+check: $(READY)  ## ruff and mypy strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## the benchmarks that need no peers' packages
+	$(BIN)/python benchmarks/transformer_step.py
+
+viz: $(READY)    ## the pipelines in the browser
+	$(BIN)/kedro viz run --host 127.0.0.1
+
+ui: $(READY)     ## the tracked runs in the browser
+	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/data/mlflow.db
+
+lock: $(READY)   ## pin what is installed now
+	$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//' > requirements.lock
+
+clean:           ## remove the environment (data stays)
+	rm -rf $(VENV)

@@ -1,0 +1,148 @@
+"""The plan: a table with one row for every SAE to train."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import Field, ValidationError, model_validator
+
+from husai.config import Config
+from husai.errors import InputError
+from husai.sae import SAEConfig
+
+# what tells the SAEs of a group apart is their seeds alone
+SEED_FIELDS = ("init_seed", "data_seed")
+
+
+class ArchitectureGrid(Config):
+    """The sparsities at which one architecture is trained.
+
+    Exactly one of the fields is given: ``k`` for the TopK kinds, ``l1_coefficient`` for ReLU,
+    ``l0_coefficient`` for JumpReLU. Each value makes a group of SAEs at every width.
+    """
+
+    k: tuple[int, ...] = Field(default=(), description="active latents a row")
+    l1_coefficient: tuple[float, ...] = Field(default=(), description="weights of the L1 term")
+    l0_coefficient: tuple[float, ...] = Field(default=(), description="weights of the L0 term")
+
+    @model_validator(mode="after")
+    def _one_sparsity(self) -> ArchitectureGrid:
+        given = [name for name in type(self).model_fields if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of k, l1_coefficient and l0_coefficient, with at least one "
+                f"value; given: {', '.join(given) or 'none'}"
+            )
+        return self
+
+    def settings(self) -> Iterator[dict[str, Any]]:
+        """Yield one mapping of SAE fields for each sparsity."""
+        for name in type(self).model_fields:
+            yield from ({name: value} for value in getattr(self, name))
+
+
+class PlanConfig(Config):
+    """A grid: architecture x width x sparsity x seed."""
+
+    hook_name: str = Field(default="blocks.0.hook_resid_post", description="activations trained on")
+    position: int = Field(default=-1, description="their token position")
+    architectures: dict[str, ArchitectureGrid] = Field(min_length=1)
+    d_sae: tuple[int, ...] = Field(min_length=1, description="widths")
+    seeds: tuple[int, ...] = Field(min_length=1, description="one SAE of every group for each")
+    vary: Literal["init", "data", "both"] = Field(
+        default="init",
+        description="what the seeds change: initial weights, the order of the rows, or both; the "
+        "other seed stays fixed_seed",
+    )
+    fixed_seed: int = Field(default=0, description="the seed of whatever does not vary")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="further SAEConfig fields, equal for all SAEs"
+    )
+
+
+def plan_saes(config: PlanConfig) -> pd.DataFrame:
+    """Lay out the grid as a table.
+
+    Returns
+    -------
+    DataFrame
+        One row a SAE: ``sae_id`` (readable, and unique to the whole configuration), ``group``
+        (equal for SAEs that differ only in their seeds), ``hook_name``, ``position``, and the
+        fields of :class:`husai.sae.SAEConfig`.
+
+    Raises
+    ------
+    InputError
+        When a combination is no valid SAE (k above d_sae, an unknown architecture or option) or
+        two rows are the same; the message names the field and the value.
+    """
+    rows = []
+    for architecture, grid in config.architectures.items():
+        for d_sae in config.d_sae:
+            for sparsity in grid.settings():
+                for seed in config.seeds:
+                    rows.append(_row(config, architecture, d_sae, sparsity, seed))
+    plan = pd.DataFrame(rows)
+    repeated = plan.loc[plan["sae_id"].duplicated(), "sae_id"].unique()
+    if len(repeated):
+        raise InputError(f"campaign.plan: the same SAE is planned twice: {', '.join(repeated)}")
+    return plan
+
+
+def row_config(row: Mapping[str, Any]) -> SAEConfig:
+    """Build the SAE configuration of one row of the plan."""
+    fields = {}
+    for name in SAEConfig.model_fields:
+        value = row[name]
+        # a column with gaps comes back from a table as floats with NaN; lists as arrays
+        if pd.api.types.is_scalar(value):
+            value = None if pd.isna(value) else value
+        else:
+            value = tuple(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        fields[name] = value
+    return SAEConfig.model_validate(fields)
+
+
+def _row(
+    config: PlanConfig, architecture: str, d_sae: int, sparsity: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    fields = {
+        "architecture": architecture,
+        "d_sae": d_sae,
+        "init_seed": seed if config.vary in ("init", "both") else config.fixed_seed,
+        "data_seed": seed if config.vary in ("data", "both") else config.fixed_seed,
+        **sparsity,
+        **config.options,
+    }
+    try:
+        sae = SAEConfig.model_validate(fields)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or architecture}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise InputError(f"campaign.plan: {architecture} with {fields}: {problems}") from error
+    dump = sae.model_dump(mode="json")
+    kind, value = next(iter(sparsity.items()))
+    label = f"{architecture}-d{d_sae}-{kind.removesuffix('_coefficient')}_{value}"
+    where = {"hook_name": config.hook_name, "position": config.position}
+    content = json.dumps({**dump, **where}, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:6]
+    same = json.dumps(
+        {name: v for name, v in {**dump, **where}.items() if name not in SEED_FIELDS},
+        sort_keys=True,
+    )
+    group = hashlib.sha256(same.encode()).hexdigest()[:6]
+    return {
+        "sae_id": f"{label}-s{seed}-{digest}",
+        "group": f"{label}-{group}",
+        "seed": seed,
+        **where,
+        **dump,
+    }

@@ -1,0 +1,142 @@
+"""Checks across parameter groups, as a Kedro hook: bad input stops a run before it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kedro.framework.cli.utils import KedroCliError
+from kedro.framework.hooks import hook_impl
+from pydantic import ValidationError
+
+from husai.errors import InputError
+
+if TYPE_CHECKING:
+    from kedro.framework.context import KedroContext
+    from kedro.io import DataCatalog
+    from kedro.pipeline import Pipeline
+
+
+class StudyChecks:
+    """Everything that can be known to be wrong before any node runs."""
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Validate every parameter group, and refuse groups that nothing reads."""
+        from kedro.framework.project import pipelines
+        from kedro.validation.type_extractor import TypeExtractor
+
+        types = TypeExtractor(pipelines).extract_types_from_pipelines()
+        problems = parameter_problems(context.config_loader["parameters"], types)
+        if problems:
+            raise KedroCliError("\n".join(problems))
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Check what involves more than one group, for the groups that this run reads."""
+        groups = {
+            name.removeprefix("params:"): catalog.load(name)
+            for name in sorted(pipeline.inputs())
+            if name.startswith("params:")
+        }
+        try:
+            check_study(groups)
+        except InputError as error:
+            raise KedroCliError(str(error)) from error
+
+
+def check_study(groups: dict[str, Any]) -> None:
+    """Check parameter groups against one another.
+
+    Parameters
+    ----------
+    groups
+        Group name to its validated model; groups that a run does not read are absent, and what
+        depends on them is not checked.
+
+    Raises
+    ------
+    InputError
+        Naming the field and the value.
+    """
+    rows = None
+    if "task" in groups:
+        from husai.tasks import modular_dataset
+
+        dataset = modular_dataset(groups["task"])
+        rows = len(dataset.examples)
+        if "transformer" in groups:
+            _check_transformer(groups, dataset.vocabulary.d_vocab, dataset.vocabulary.n_ctx)
+    if "campaign" in groups:
+        _check_campaign(groups, rows)
+
+
+def _check_transformer(groups: dict[str, Any], d_vocab: int, n_ctx: int) -> None:
+    """Build the model with fresh weights: the surest check of sizes and hook names."""
+    from husai.transformer import build_transformer
+
+    model = build_transformer(groups["transformer"], d_vocab, n_ctx)
+    if "activations" in groups:
+        from husai.activations.extraction import check_extraction
+
+        check_extraction(model, n_ctx, groups["activations"])
+
+
+def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
+    from husai.campaign import plan_saes
+
+    plan = groups["campaign"].plan
+    table = plan_saes(plan)
+    if "activations" in groups:
+        extraction = groups["activations"]
+        if plan.hook_name not in extraction.hook_names:
+            raise InputError(
+                f"campaign.plan.hook_name: '{plan.hook_name}' is not extracted; "
+                f"activations.hook_names has: {', '.join(extraction.hook_names)}"
+            )
+        if plan.position not in extraction.positions:
+            raise InputError(
+                f"campaign.plan.position: {plan.position} is not extracted; "
+                f"activations.positions has: {list(extraction.positions)}"
+            )
+    if rows is not None and "sae_training" in groups:
+        training = groups["sae_training"]
+        train_rows = rows - round(rows * training.eval_fraction)
+        if training.batch_size > train_rows:
+            raise InputError(
+                f"sae_training.batch_size: {training.batch_size} is more than the {train_rows} "
+                f"rows that {len(table)} SAEs would be trained on"
+            )
+
+
+def parameter_problems(parameters: dict[str, Any], types: dict[str, Any]) -> list[str]:
+    """Say what is wrong with the parameters, one line a problem.
+
+    Parameters
+    ----------
+    parameters
+        All of them, nested, as read from the configuration and the command line.
+    types
+        Name of every group that some node reads, and its model.
+
+    Returns
+    -------
+    list of str
+        ``group.field = value: what is wrong``; empty when nothing is.
+    """
+    problems = [
+        f"{name} = {parameters[name]!r}: no such parameter; there are: {', '.join(sorted(types))}"
+        for name in sorted(set(parameters) - set(types))
+    ]
+    for name in sorted(set(types) & set(parameters)):
+        try:
+            types[name].model_validate(parameters[name])
+        except ValidationError as error:
+            for item in error.errors():
+                field = ".".join([name, *(str(part) for part in item["loc"])])
+                message = item["msg"].removeprefix("Value error, ")
+                if item["type"] == "extra_forbidden":
+                    message = "no such field"
+                # a check of the whole group names its fields itself; its input is all of them
+                value = "" if isinstance(item["input"], dict) else f" = {item['input']!r}"
+                problems.append(f"{field}{value}: {message}")
+    return problems

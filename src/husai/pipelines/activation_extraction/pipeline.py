@@ -1,0 +1,28 @@
+"""The pipeline that reads activations."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from husai.pipelines.activation_extraction.nodes import describe, extract
+
+
+def create_pipeline() -> Pipeline:
+    """Transformer and examples in; activations by hook and their statistics out."""
+    return Pipeline(
+        [
+            Node(
+                extract,
+                inputs=["transformer", "examples", "params:activations"],
+                outputs="activations",
+                name="extract_activations",
+            ),
+            Node(
+                describe,
+                inputs="activations",
+                outputs="activation_statistics",
+                name="describe_activations",
+            ),
+        ],
+        tags="activations",
+    )

@@ -1,0 +1,5 @@
+"""Make the dataset of the task."""
+
+from husai.pipelines.data_generation.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,66 @@
+"""Nodes that plan the SAEs, train them and tabulate them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from husai.activations import activation_key
+from husai.campaign import CampaignConfig, plan_saes, train_plan
+from husai.pipelines.activation_extraction.nodes import load_activations
+from husai.sae import BankTrainingConfig
+from husai.sae.trained import from_tensors, to_tensors
+from husai.storage import TensorFile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plan(campaign: CampaignConfig) -> pd.DataFrame:
+    """Lay out architecture x width x sparsity x seed as a table."""
+    return plan_saes(campaign.plan)
+
+
+def train(
+    sae_plan: pd.DataFrame,
+    activations: Mapping[str, Callable[[], TensorFile]],
+    training: BankTrainingConfig,
+    checkpoints: Path,
+    store: Path,
+) -> Iterator[dict[str, TensorFile]]:
+    """Train every planned SAE in banks; each is saved as soon as its bank has finished."""
+    keys = {
+        activation_key(hook_name, position)
+        for hook_name, position in zip(sae_plan["hook_name"], sae_plan["position"], strict=True)
+    }
+    rows = {key: load_activations(activations, key) for key in sorted(keys)}
+    for sae_id, sae in train_plan(
+        sae_plan, rows, training, checkpoint_dir=checkpoints, store_dir=store
+    ):
+        yield {sae_id: TensorFile(*to_tensors(sae))}
+
+
+def tabulate(sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]]) -> pd.DataFrame:
+    """Put the plan and what was measured of each SAE into one table."""
+    rows = []
+    for sae_id in sae_plan["sae_id"]:
+        sae = from_tensors(*_parts(saes[sae_id]()), sae_id)
+        rows.append({"sae_id": sae_id, **sae.metrics, "failure": sae.failure or ""})
+    return sae_plan.merge(pd.DataFrame(rows), on="sae_id", validate="one_to_one")
+
+
+def plot_learning_curves(
+    sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]]
+) -> Figure:
+    """Draw loss, FVU, L0 and dead latents over training, by architecture and width."""
+    from husai.figures.sae import learning_curves
+
+    loaded = [from_tensors(*_parts(saes[sae_id]()), sae_id) for sae_id in sae_plan["sae_id"]]
+    return learning_curves(loaded)
+
+
+def _parts(file: TensorFile) -> tuple[Mapping, Mapping]:  # type: ignore[type-arg]
+    return file.tensors, file.header

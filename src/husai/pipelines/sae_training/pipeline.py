@@ -1,0 +1,36 @@
+"""The pipeline that trains the SAEs."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from husai.pipelines.sae_training.nodes import plan, plot_learning_curves, tabulate, train
+
+
+def create_pipeline() -> Pipeline:
+    """Activations and a plan in; SAEs, one partition each, and their table out."""
+    return Pipeline(
+        [
+            Node(plan, inputs="params:campaign", outputs="sae_plan", name="plan_saes"),
+            Node(
+                train,
+                inputs=[
+                    "sae_plan",
+                    "activations",
+                    "params:sae_training",
+                    "sae_checkpoints",
+                    "sae_store",
+                ],
+                outputs="saes",
+                name="train_saes",
+            ),
+            Node(tabulate, inputs=["sae_plan", "saes"], outputs="sae_table", name="tabulate_saes"),
+            Node(
+                plot_learning_curves,
+                inputs=["sae_plan", "saes"],
+                outputs="learning_curves",
+                name="plot_learning_curves",
+            ),
+        ],
+        tags="saes",
+    )

@@ -1,0 +1,78 @@
+"""Nodes that train the transformer and measure how it groks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from husai.storage import TensorFile
+from husai.tasks import ModularDataset, Vocabulary
+from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def train(
+    examples: pd.DataFrame,
+    vocabulary: dict[str, Any],
+    transformer: TransformerConfig,
+    training: TransformerTrainingConfig,
+    checkpoints: Path,
+) -> tuple[TensorFile, pd.DataFrame, dict[str, Any]]:
+    """Train until the model has grokked; an interrupted training goes on from its checkpoint."""
+    from husai.transformer import CheckpointStore, train_transformer
+
+    store = CheckpointStore(run_folder(checkpoints, examples, transformer, training))
+    trained = train_transformer(
+        ModularDataset(examples, Vocabulary.model_validate(vocabulary)),
+        transformer,
+        training,
+        checkpoint_dir=store.directory,
+    )
+    store.finish()
+    file = TensorFile(trained.state_dict, trained.header())
+    return file, trained.history, trained.summary
+
+
+def evaluate(transformer: TensorFile, examples: pd.DataFrame) -> dict[str, Any]:
+    """Reload the saved weights and measure loss and accuracy on every split again."""
+    from husai.transformer import TrainedTransformer, evaluate_transformer
+
+    trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
+    return evaluate_transformer(trained, ModularDataset(examples, trained.vocabulary))
+
+
+def measure_progress(
+    transformer: TensorFile, examples: pd.DataFrame, checkpoints: Path
+) -> pd.DataFrame:
+    """Measure the Fourier structure over the checkpoints of the training."""
+    from husai.transformer import CheckpointStore, TrainedTransformer, progress_measures
+
+    trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
+    folder = run_folder(checkpoints, examples, trained.model_config, trained.training_config)
+    return progress_measures(CheckpointStore(folder), ModularDataset(examples, trained.vocabulary))
+
+
+def plot_training(training_curves: pd.DataFrame, progress_measures: pd.DataFrame) -> Figure:
+    """Draw the loss curves and the progress measures in one figure."""
+    from husai.figures.transformer import progress_figure
+
+    return progress_figure(training_curves, progress_measures)
+
+
+def run_folder(
+    checkpoints: Path,
+    examples: pd.DataFrame,
+    transformer: TransformerConfig,
+    training: TransformerTrainingConfig,
+) -> Path:
+    """Give every dataset and configuration a folder, so that none refuses another's checkpoints."""
+    configs = [transformer.model_dump(mode="json"), training.model_dump(mode="json")]
+    digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode())
+    digest.update(pd.util.hash_pandas_object(examples).to_numpy().tobytes())
+    return checkpoints / digest.hexdigest()[:12]
