@@ -33,10 +33,11 @@ def brute_force(A: NDArray[np.float64], B: NDArray[np.float64], signed: bool) ->
     if C.shape[0] > C.shape[1]:
         C = C.T
     n = C.shape[0]
-    return max(
+    best: float = max(  # over all one-to-one partial maps
         float(sum(C[i, j] for i, j in enumerate(order))) / n
         for order in permutations(range(C.shape[1]), n)
     )
+    return best
 
 
 def test_worked_example() -> None:

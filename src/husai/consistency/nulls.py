@@ -6,7 +6,7 @@ dictionaries of 2,048 features in 128 dimensions), so every score stands beside 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,18 +15,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from husai.consistency.scores import mmcs, pw_mcc, uniqueness
+from husai.consistency.scores import PAIR_SCORES, DictionaryPair
 from husai.errors import InputError
 
 NullKind = Literal["isotropic", "data_aware"]
-PairScore = Callable[[ArrayLike, ArrayLike, bool], float]
-
-# Scores of two dictionaries that a random pair can be given as well.
-PAIR_SCORES: dict[str, PairScore] = {
-    "pw_mcc": lambda A, B, signed: pw_mcc(A, B, signed=signed),
-    "mmcs": lambda A, B, signed: mmcs(A, B, signed=signed).mean,
-    "uniqueness": lambda A, B, signed: uniqueness(A, B, signed=signed),
-}
 
 
 @dataclass(frozen=True)
@@ -67,15 +59,19 @@ class NullDistribution:
         """Standard deviation of one pair's null score; None for a single value."""
         return float(self.values.std(ddof=1)) if len(self.values) > 1 else None
 
+    @property
+    def informative(self) -> bool:
+        """Whether chance falls short of the perfect score and leaves something to correct."""
+        return abs(self.perfect - self.mean) >= 1e-12
+
     def corrected(self, score: float) -> float:
         """``(score - null) / (perfect - null)``: 0 at chance, 1 at identity, negative below."""
-        room = self.perfect - self.mean
-        if abs(room) < 1e-12:
+        if not self.informative:
             raise InputError(
                 f"{self.score}: its {self.kind} null is the perfect score already; "
                 "a corrected score is not defined"
             )
-        return (score - self.mean) / room
+        return (score - self.mean) / (self.perfect - self.mean)
 
     def p_value(self, score: float) -> float | None:
         """One-sided Monte Carlo p-value of a score better than chance.
@@ -90,8 +86,11 @@ class NullDistribution:
         return float((1 + as_good.sum()) / (1 + len(self.values)))
 
     def z(self, score: float) -> float | None:
-        """Standardised effect ``(score - null mean) / null sd``; None where sd is 0 or unknown."""
-        return (score - self.mean) / self.sd if self.sd else None
+        """Standardised effect ``(score - null mean) / null sd``.
+
+        None where the sd is 0, or comes from a few values that are not independent.
+        """
+        return (score - self.mean) / self.sd if self.sd and self.independent else None
 
 
 def random_dictionary(
@@ -201,12 +200,15 @@ def null_scores(
         rng = np.random.default_rng([seed, draw])
         A = random_dictionary(n_a, d, rng, root)
         B = random_dictionary(n_b, d, rng, root)
-        return [PAIR_SCORES[name](A, B, signed) for name in scores]
+        pair = DictionaryPair(A, B, signed=signed)
+        return [PAIR_SCORES[name].compute(pair) for name in scores]
 
     with ThreadPoolExecutor(max(1, workers)) as pool:  # scipy's assignment releases the GIL
         values = np.array(list(pool.map(one, range(n_draws))))
     return {
-        name: NullDistribution(kind, name, signed, values[:, column])
+        name: NullDistribution(
+            kind, name, signed, values[:, column], perfect=PAIR_SCORES[name].perfect
+        )
         for column, name in enumerate(scores)
     }
 
@@ -250,9 +252,12 @@ def null_between(
     chosen = list(combinations(range(len(dictionaries)), 2)) if pairs is None else list(pairs)
     values: Mapping[str, list[float]] = {name: [] for name in scores}
     for i, j in chosen:
+        pair = DictionaryPair(dictionaries[i], dictionaries[j], signed=signed)
         for name in scores:
-            values[name].append(PAIR_SCORES[name](dictionaries[i], dictionaries[j], signed))
+            values[name].append(PAIR_SCORES[name].compute(pair))
     return {
-        name: NullDistribution(kind, name, signed, np.array(values[name]), independent=False)
+        name: NullDistribution(
+            kind, name, signed, np.array(values[name]), False, PAIR_SCORES[name].perfect
+        )
         for name in scores
     }

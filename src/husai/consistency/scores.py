@@ -6,17 +6,23 @@ cosines of their rows. Whether a score uses ``|C|`` or ``C`` is a named argument
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from husai.consistency.matching import Match, match_features, unit_rows
 from husai.errors import InputError
 
 # Numbers of a block of cosines: 64 MB of float64, so that the [n_a, n_b] matrix is never held.
 _BLOCK_NUMBERS = 8_000_000
+
+# The cosine above which Paulo & Belrose call two features the same.
+SHARED_THRESHOLD = 0.7
 
 
 def unit_pair(A: ArrayLike, B: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -120,9 +126,8 @@ def mmcs(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> MMCS:
     InputError
         When an input is not a finite matrix or the dimensions differ.
     """
-    nearest = nearest_features(A, B, signed=signed)
-    a_to_b = float(nearest.a_similarity.mean())
-    b_to_a = float(nearest.b_similarity.mean())
+    pair = DictionaryPair(A, B, signed=signed)
+    a_to_b, b_to_a = _mmcs_ab(pair), _mmcs_ba(pair)
     return MMCS(a_to_b, b_to_a, (a_to_b + b_to_a) / 2)
 
 
@@ -138,7 +143,11 @@ def uniqueness(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> float:
         When an input is not a finite matrix or the dimensions differ.
     """
     nearest = nearest_features(A, B, signed=signed)
-    return len(np.unique(nearest.a_index)) / len(nearest.a_index)
+    return _distinct(nearest.a_index)
+
+
+def _distinct(index: NDArray[np.int64]) -> float:
+    return len(np.unique(index)) / len(index)
 
 
 def pw_mcc(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> float:
@@ -178,6 +187,269 @@ def gt_mcc(A: ArrayLike, truth: ArrayLike, *, signed: bool = False) -> float:
     return pw_mcc(A, truth, signed=signed)
 
 
+class DictionaryPair:
+    """Two dictionaries with the match and the nearest features that all their scores share.
+
+    Parameters
+    ----------
+    A, B
+        ``[n_a, d]`` and ``[n_b, d]``; rows are features, normalised here.
+    signed
+        Use the cosine itself instead of its absolute value.
+
+    Raises
+    ------
+    InputError
+        When an input is not a finite matrix or the dimensions differ.
+    """
+
+    def __init__(self, A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> None:
+        self.A, self.B = unit_pair(A, B)
+        self.signed = signed
+
+    @cached_property
+    def match(self) -> Match:
+        """The one-to-one match on which every axis is read."""
+        return match_features(self.A, self.B, signed=self.signed)
+
+    @cached_property
+    def nearest(self) -> Nearest:
+        """The nearest features, many to one."""
+        return nearest_features(self.A, self.B, signed=self.signed)
+
+    @property
+    def matched_A(self) -> NDArray[np.float64]:
+        """``[m, d]`` matched rows of A."""
+        return self.A[self.match.a_index]
+
+    @property
+    def matched_B(self) -> NDArray[np.float64]:
+        """``[m, d]`` their partners in B, turned to the same side unless ``signed``."""
+        rows = self.B[self.match.b_index]
+        if self.signed:
+            return rows
+        return rows * np.where(self.match.cosine < 0, -1.0, 1.0)[:, None]
+
+
+def _mmcs_ab(pair: DictionaryPair) -> float:
+    return float(pair.nearest.a_similarity.mean())
+
+
+def _mmcs_ba(pair: DictionaryPair) -> float:
+    return float(pair.nearest.b_similarity.mean())
+
+
+def lp_distance(A: ArrayLike, B: ArrayLike, p: float, *, signed: bool = False) -> float:
+    """Mean matched distance ``mean ||a_i - σ b_j||_p`` of unit features.
+
+    ``σ`` is the sign of the pair's cosine, or 1 when ``signed``; the match is PW-MCC's.
+
+    Parameters
+    ----------
+    A, B
+        ``[n_a, d]`` and ``[n_b, d]``; rows are features, normalised here.
+    p
+        1, 2 or ``np.inf``.
+    signed
+        Match on the cosine itself and turn nothing round.
+
+    Raises
+    ------
+    InputError
+        When p is another number, an input is not a finite matrix, or the dimensions differ.
+    """
+    if p not in (1, 2, np.inf):
+        raise InputError(f"p: {p}; give 1, 2 or inf")
+    pair = DictionaryPair(A, B, signed=signed)
+    return _lp(pair, p)
+
+
+def _lp(pair: DictionaryPair, p: float) -> float:
+    return float(np.linalg.norm(pair.matched_A - pair.matched_B, ord=p, axis=1).mean())
+
+
+def principal_directions(dictionary: ArrayLike, rank: int) -> NDArray[np.float64]:
+    """Top right singular directions ``[rank, d]`` of a dictionary's centred unit rows.
+
+    Raises
+    ------
+    InputError
+        When the rank is below 1 or above what the centred rows span.
+    """
+    rows = unit_rows(dictionary)
+    rows = rows - rows.mean(axis=0)
+    limit = min(len(rows) - 1, rows.shape[1])
+    if not 1 <= rank <= limit:
+        raise InputError(
+            f"rank: {rank}; {len(rows)} centred rows of {rows.shape[1]} numbers have at most "
+            f"{limit} directions"
+        )
+    _, _, directions = np.linalg.svd(rows, full_matrices=False)
+    return np.asarray(directions[:rank])
+
+
+def subspace_overlap(A: ArrayLike, B: ArrayLike, rank: int) -> float:
+    """Overlap ``||U_A U_Bᵀ||_F² / r`` of the top-r subspaces of two centred dictionaries.
+
+    1 when they agree, ``r / d`` by chance: always print the two together (arXiv 2606.12138).
+
+    Parameters
+    ----------
+    A, B
+        ``[n_a, d]`` and ``[n_b, d]``; rows are features, normalised and centred here.
+    rank
+        Dimensions ``r`` of the subspaces.
+
+    Raises
+    ------
+    InputError
+        When the rank does not fit, an input is not a finite matrix, or the dimensions differ.
+    """
+    rows_a, rows_b = unit_pair(A, B)
+    product = principal_directions(rows_a, rank) @ principal_directions(rows_b, rank).T
+    return float(np.square(product).sum() / rank)
+
+
+def decoder_cka(pair: DictionaryPair) -> float | None:
+    """Linear CKA of the matched decoders, the pairs as samples (Kornblith et al. 2019).
+
+    None when fewer than two pairs, or one side's matched rows are all alike.
+    """
+    x = pair.matched_A - pair.matched_A.mean(axis=0)
+    y = pair.matched_B - pair.matched_B.mean(axis=0)
+    return cka_from_products(x.T @ y, x.T @ x, y.T @ y)
+
+
+def decoder_svcca(pair: DictionaryPair, variance: float = 0.99) -> float | None:
+    """SVCCA of the matched decoders, the pairs as samples (Raghu et al. 2017).
+
+    None when the pairs do not outnumber the directions kept on the two sides: CCA then finds a
+    perfect correlation in anything.
+    """
+    x = pair.matched_A - pair.matched_A.mean(axis=0)
+    y = pair.matched_B - pair.matched_B.mean(axis=0)
+    return svcca_from_products(x.T @ y, x.T @ x, y.T @ y, n_rows=len(x), variance=variance)
+
+
+def cka_from_products(
+    xy: NDArray[np.float64], xx: NDArray[np.float64], yy: NDArray[np.float64]
+) -> float | None:
+    """Linear CKA ``||XᵀY||_F² / (||XᵀX||_F ||YᵀY||_F)`` from centred products.
+
+    Kornblith et al. 2019, arXiv 1905.00414, eq. 5. None when one side does not vary.
+    """
+    scale = float(np.linalg.norm(xx) * np.linalg.norm(yy))
+    return float(np.square(xy).sum() / scale) if scale > 0 else None
+
+
+def svcca_from_products(
+    xy: NDArray[np.float64],
+    xx: NDArray[np.float64],
+    yy: NDArray[np.float64],
+    *,
+    n_rows: int,
+    variance: float = 0.99,
+) -> float | None:
+    """Mean canonical correlation between the top principal components of two sides.
+
+    Each side keeps the components that hold ``variance`` of its variance; the mean is over
+    ``min(r_x, r_y)`` canonical correlations (Raghu et al. 2017, arXiv 1706.05806).
+
+    Parameters
+    ----------
+    xy, xx, yy
+        Centred products ``XᵀY [n_x, n_y]``, ``XᵀX`` and ``YᵀY``.
+    n_rows
+        Samples behind them.
+    variance
+        Share of variance to keep, in (0, 1].
+
+    Returns
+    -------
+    float or None
+        None when one side does not vary, or ``n_rows <= r_x + r_y``.
+    """
+    whiten_x, whiten_y = whitening(xx, variance), whitening(yy, variance)
+    if whiten_x is None or whiten_y is None or n_rows <= len(whiten_x) + len(whiten_y):
+        return None
+    correlations = np.linalg.svd(whiten_x @ xy @ whiten_y.T, compute_uv=False)
+    return float(np.clip(correlations, 0.0, 1.0).mean())
+
+
+def whitening(product: NDArray[np.float64], variance: float) -> NDArray[np.float64] | None:
+    """Whitening ``[r, n]`` of the top components of ``XᵀX [n, n]``; None when it is zero."""
+    if not 0 < variance <= 1:
+        raise InputError(f"variance: {variance}; give a share above 0 and at most 1")
+    values, vectors = np.linalg.eigh(product)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    if values[0] <= 0:
+        return None
+    values = np.clip(values, 0.0, None)
+    share = np.cumsum(values) / values.sum()
+    rank = min(int(np.searchsorted(share, variance - 1e-12)) + 1, int((values > 0).sum()))
+    # below this a component is rounding, and whitening would blow it up to a correlation
+    rank = max(1, min(rank, int((values > 1e-10 * values[0]).sum())))
+    return np.asarray(vectors[:, :rank].T / np.sqrt(values[:rank])[:, None])
+
+
+class Orderedness(NamedTuple):
+    """Spearman correlation of the matched order, with its chance spread and p-value."""
+
+    rho: float
+    null_sd: float
+    p_value: float
+
+
+def orderedness(match: Match) -> Orderedness | None:
+    """Spearman correlation of feature order under the match (OSAE, arXiv 2512.02194).
+
+    ``1..K`` in A against the matched order in B: 1 when features come back in the same place.
+    Under a random order it is 0 with standard deviation ``1/sqrt(K-1)``; the p-value is
+    two-sided. None below three pairs.
+    """
+    k = len(match.a_index)
+    if k < 3:
+        return None
+    result = stats.spearmanr(match.a_index, match.b_index)
+    return Orderedness(float(result.statistic), float(1 / np.sqrt(k - 1)), float(result.pvalue))
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """A score that two dictionaries have by their directions alone, so chance has one too."""
+
+    compute: Callable[[DictionaryPair], float]
+    perfect: float = 1.0
+    symmetric: bool = True
+
+    def bounds(self, signed: bool) -> tuple[float, float]:
+        """What the score can be at all."""
+        if self.perfect == 0:
+            return (0.0, float("inf"))
+        return (-1.0 if signed else 0.0, 1.0)
+
+
+def _shared_decoder(pair: DictionaryPair) -> float:
+    return float((pair.match.similarity >= SHARED_THRESHOLD).sum() / min(len(pair.A), len(pair.B)))
+
+
+# Names that nulls and reports use. ``shared_decoder`` is the decoder's half of the shared
+# fraction: on random dictionaries it bounds the whole from above.
+PAIR_SCORES: dict[str, PairScore] = {
+    "pw_mcc": PairScore(lambda pair: pair.match.mean),
+    "mmcs": PairScore(lambda pair: (_mmcs_ab(pair) + _mmcs_ba(pair)) / 2),
+    "mmcs_a_to_b": PairScore(lambda pair: _mmcs_ab(pair), symmetric=False),
+    "mmcs_b_to_a": PairScore(lambda pair: _mmcs_ba(pair), symmetric=False),
+    "uniqueness": PairScore(
+        lambda pair: (_distinct(pair.nearest.a_index) + _distinct(pair.nearest.b_index)) / 2
+    ),
+    "shared_decoder": PairScore(_shared_decoder),
+    "distance_l1": PairScore(lambda pair: _lp(pair, 1), perfect=0.0),
+    "distance_l2": PairScore(lambda pair: _lp(pair, 2), perfect=0.0),
+    "distance_linf": PairScore(lambda pair: _lp(pair, np.inf), perfect=0.0),
+}
+
+
 @dataclass(frozen=True)
 class SharedFeatures:
     """Which features two SAEs share, after Paulo & Belrose (arXiv 2501.16615).
@@ -208,7 +480,7 @@ def shared_fraction(
     W_enc_b: ArrayLike,
     *,
     signed: bool = True,
-    threshold: float = 0.7,
+    threshold: float = SHARED_THRESHOLD,
     decoder_match: Match | None = None,
 ) -> SharedFeatures:
     """Fraction of features that two SAEs share.
