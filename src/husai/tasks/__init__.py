@@ -8,12 +8,26 @@ from husai.tasks.modular import (
     label_distribution,
     modular_dataset,
 )
+from husai.tasks.planted import (
+    PlantedConfig,
+    PlantedData,
+    osae_world,
+    planted_dictionary,
+    song_world,
+    synth_sae_bench_world,
+)
 
 __all__ = [
     "ModularDataset",
     "ModularTaskConfig",
+    "PlantedConfig",
+    "PlantedData",
     "Vocabulary",
     "decode",
     "label_distribution",
     "modular_dataset",
+    "osae_world",
+    "planted_dictionary",
+    "song_world",
+    "synth_sae_bench_world",
 ]
