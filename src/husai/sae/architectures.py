@@ -1,0 +1,94 @@
+"""The registry of architectures: what sets one apart, and nothing they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from husai.errors import InputError
+
+Selection = Literal["all", "row", "batch", "threshold"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How an SAE becomes sparse; encoder, decoder and training are shared code.
+
+    Attributes
+    ----------
+    name
+        What configurations call it.
+    selection
+        Which positive pre-activations stay: ``all`` of them, the ``k`` largest of each ``row``,
+        the ``B·k`` largest of the ``batch``, or those over a learned ``threshold``.
+    penalty
+        The sparsity term of the loss it needs, if any.
+    nested
+        Whether nested prefixes of the dictionary reconstruct as well (Matryoshka).
+    source
+        The paper.
+    """
+
+    name: str
+    selection: Selection
+    penalty: Literal["none", "l1", "l0"]
+    nested: bool
+    source: str
+
+    @property
+    def needs_k(self) -> bool:
+        """Whether it takes a number of active latents."""
+        return self.selection in ("row", "batch")
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether a trained SAE encodes with a threshold per latent."""
+        return self.selection in ("batch", "threshold")
+
+
+ARCHITECTURES: dict[str, Architecture] = {}
+
+
+def register_architecture(entry: Architecture) -> Architecture:
+    """Add an architecture to the registry.
+
+    Raises
+    ------
+    InputError
+        When the name is taken.
+    """
+    if entry.name in ARCHITECTURES:
+        raise InputError(f"architecture: {entry.name!r} is registered already; choose another name")
+    ARCHITECTURES[entry.name] = entry
+    return entry
+
+
+def architecture(name: str) -> Architecture:
+    """Look an architecture up.
+
+    Raises
+    ------
+    InputError
+        When there is none of that name.
+    """
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"architecture: {name!r} is not one of {known}")
+    return ARCHITECTURES[name]
+
+
+register_architecture(
+    Architecture("relu", "all", "l1", False, "Bricken et al. 2023, Towards Monosemanticity")
+)
+register_architecture(Architecture("topk", "row", "none", False, "Gao et al., arXiv 2406.04093"))
+register_architecture(
+    Architecture("batch_topk", "batch", "none", False, "Bussmann et al., arXiv 2412.06410")
+)
+register_architecture(
+    Architecture("jumprelu", "threshold", "l0", False, "Rajamanoharan et al., arXiv 2407.14435")
+)
+register_architecture(
+    Architecture(
+        "matryoshka_batch_topk", "batch", "none", True, "Bussmann et al., arXiv 2503.17547"
+    )
+)

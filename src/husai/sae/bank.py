@@ -1,0 +1,262 @@
+"""Many SAEs of one shape, stacked: parameters, optimiser state, counters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from husai.errors import InputError
+from husai.sae.architectures import Architecture, architecture
+from husai.sae.config import SAEConfig
+
+SPAN_VARIANCE = 0.999
+"""Part of the variance that the principal directions called "the data's span" hold."""
+
+
+@dataclass
+class SAEBank:
+    """The state of N SAEs of one shape while they train, in scaled units.
+
+    The encoder is stored latent by latent, ``[N, d_sae, d_in]`` as the decoder is, so that the
+    gradient of one latent touches one row. Nothing in it couples two SAEs.
+
+    Attributes
+    ----------
+    configs
+        One per SAE.
+    parameters
+        ``W_enc [N, F, d]``, ``b_enc [N, F]``, ``W_dec [N, F, d]``, ``b_dec [N, d]``, and
+        ``log_threshold [N, F]`` for jumprelu.
+    first_moment, second_moment
+        Adam's, by parameter name.
+    W_dec_init
+        Decoders before the first step ``[N, F, d]``.
+    running_threshold
+        BatchTopK's inference threshold ``[N]`` float64; −1 before the first step.
+    since_fired
+        Rows seen since each latent fired ``[N, F]`` int64.
+    stopped_at
+        Step after which a SAE no longer trains, −1 while it does ``[N]``.
+    failed
+        Whether it was stopped because its loss was not finite ``[N]``.
+    """
+
+    configs: tuple[SAEConfig, ...]
+    parameters: dict[str, torch.Tensor]
+    first_moment: dict[str, torch.Tensor]
+    second_moment: dict[str, torch.Tensor]
+    W_dec_init: torch.Tensor
+    running_threshold: torch.Tensor
+    since_fired: torch.Tensor
+    stopped_at: torch.Tensor
+    failed: torch.Tensor
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture all of them share."""
+        return architecture(self.configs[0].architecture)
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Nested prefix sizes, ``(d_sae,)`` without nesting."""
+        return self.configs[0].prefixes
+
+    @property
+    def d_sae(self) -> int:
+        """Latents per SAE."""
+        return int(self.parameters["W_dec"].shape[1])
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return int(self.parameters["W_dec"].shape[2])
+
+    def __len__(self) -> int:
+        return len(self.configs)
+
+    def active(self) -> list[int]:
+        """Indices of the SAEs still training."""
+        return [int(i) for i in torch.nonzero(self.stopped_at < 0).flatten()]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All state by name: what a checkpoint holds."""
+        named = {f"parameters.{name}": tensor for name, tensor in self.parameters.items()}
+        named |= {f"first_moment.{name}": tensor for name, tensor in self.first_moment.items()}
+        named |= {f"second_moment.{name}": tensor for name, tensor in self.second_moment.items()}
+        return named | {
+            "W_dec_init": self.W_dec_init,
+            "running_threshold": self.running_threshold,
+            "since_fired": self.since_fired,
+            "stopped_at": self.stopped_at,
+            "failed": self.failed,
+        }
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Copy back what :meth:`tensors` gave; storage stays where it is."""
+        for name, mine in self.tensors().items():
+            mine.copy_(tensors[name])
+
+    def to(self, device: torch.device) -> SAEBank:
+        """Move all state to a device."""
+
+        def moved(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.to(device) for name, tensor in named.items()}
+
+        return SAEBank(
+            self.configs,
+            moved(self.parameters),
+            moved(self.first_moment),
+            moved(self.second_moment),
+            self.W_dec_init,
+            self.running_threshold.to(device),
+            self.since_fired.to(device),
+            self.stopped_at,
+            self.failed,
+        )
+
+
+def check_one_shape(configs: Sequence[SAEConfig]) -> None:
+    """Refuse configurations that cannot share a bank.
+
+    Raises
+    ------
+    InputError
+        When there are none, or two differ in architecture, d_sae or prefixes.
+    """
+    if not configs:
+        raise InputError("configs: empty; give at least one SAEConfig")
+    keys = {config.shape_key for config in configs}
+    if len(keys) > 1:
+        raise InputError(
+            f"configs: SAEs of several shapes {sorted(keys)} cannot share a bank; "
+            "split them with group_into_banks"
+        )
+
+
+def group_into_banks(configs: Sequence[SAEConfig]) -> list[list[int]]:
+    """Indices of the configurations, grouped by shape, in order of first appearance."""
+    groups: dict[tuple[str, int, tuple[int, ...]], list[int]] = {}
+    for index, config in enumerate(configs):
+        groups.setdefault(config.shape_key, []).append(index)
+    return list(groups.values())
+
+
+def geometric_median(
+    rows: torch.Tensor, tolerance: float = 1e-6, max_iterations: int = 200
+) -> torch.Tensor:
+    """Point with the least sum of distances to the rows, by Weiszfeld's iteration.
+
+    Parameters
+    ----------
+    rows
+        ``[n, d]``.
+    tolerance
+        Stop when the point moves less than this, relative to the spread of the rows.
+    max_iterations
+        Stop in any case after as many.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[d]`` float64.
+    """
+    x = rows.double()
+    point = x.mean(0)
+    spread = float((x - point).norm(dim=1).mean())
+    for _ in range(max_iterations):
+        # a row that is the point itself would get infinite weight
+        weight = 1 / (x - point).norm(dim=1).clamp_min(1e-9 * spread + 1e-30)
+        new = (weight[:, None] * x).sum(0) / weight.sum()
+        moved = float((new - point).norm())
+        point = new
+        if moved <= tolerance * spread:
+            break
+    return point
+
+
+def span_projection(rows: torch.Tensor) -> torch.Tensor:
+    """Projector ``[d, d]`` on the leading principal directions of the centred rows.
+
+    As many directions as hold :data:`SPAN_VARIANCE` of the variance.
+    """
+    x = rows.double() - rows.double().mean(0)
+    variance, directions = torch.linalg.eigh(x.T @ x)
+    variance, directions = variance.flip(0).clamp_min(0), directions.flip(1)
+    part = variance.cumsum(0) / variance.sum()
+    rank = int((part < SPAN_VARIANCE).sum()) + 1
+    basis = directions[:, :rank]
+    return basis @ basis.T
+
+
+def initial_decoder(
+    config: SAEConfig, rows: torch.Tensor, b_dec: torch.Tensor, projection: torch.Tensor | None
+) -> torch.Tensor:
+    """Unit decoder rows ``[d_sae, d_in]`` float32, a function of ``init_seed`` and the data.
+
+    Parameters
+    ----------
+    config
+        Its ``init`` says how.
+    rows
+        Scaled training rows ``[n, d_in]``.
+    b_dec
+        Subtracted from the rows for ``init="data"`` ``[d_in]``.
+    projection
+        From :func:`span_projection`, for ``init="random_in_span"``.
+    """
+    generator = torch.Generator().manual_seed(config.init_seed)
+    d_in = rows.shape[1]
+    if config.init == "data":
+        chosen = torch.randperm(len(rows), generator=generator)
+        repeats = -(-config.d_sae // len(rows))
+        directions = rows[chosen.repeat(repeats)[: config.d_sae]].double() - b_dec.double()
+        # a tiny isotropic part keeps repeated or zero rows from giving equal or empty latents
+        noise = torch.randn(config.d_sae, d_in, generator=generator, dtype=torch.float64)
+        directions = directions + 1e-3 * directions.norm(dim=1).mean() * noise / d_in**0.5
+    else:
+        directions = torch.randn(config.d_sae, d_in, generator=generator, dtype=torch.float64)
+        if config.init == "random_in_span":
+            assert projection is not None
+            directions = directions @ projection
+    return (directions / directions.norm(dim=1, keepdim=True)).float()
+
+
+def build_bank(configs: Sequence[SAEConfig], rows: torch.Tensor, b_dec: torch.Tensor) -> SAEBank:
+    """Build the SAEs at step 0: encoder tied to the decoder, zero moments and counters.
+
+    Parameters
+    ----------
+    configs
+        SAEs of one shape.
+    rows
+        Scaled training rows ``[n, d_in]``, for the data-dependent initialisations.
+    b_dec
+        Where every ``b_dec`` starts ``[d_in]``.
+    """
+    check_one_shape(configs)
+    needs_span = any(config.init == "random_in_span" for config in configs)
+    projection = span_projection(rows) if needs_span else None
+    W_dec = torch.stack([initial_decoder(c, rows, b_dec, projection) for c in configs])
+    n, d_sae, _ = W_dec.shape
+    parameters = {
+        "W_enc": W_dec.clone(),
+        "b_enc": torch.zeros(n, d_sae),
+        "W_dec": W_dec.clone(),
+        "b_dec": b_dec.float().repeat(n, 1),
+    }
+    if architecture(configs[0].architecture).selection == "threshold":
+        start = torch.tensor([config.jumprelu_threshold for config in configs])
+        parameters["log_threshold"] = start.log()[:, None].repeat(1, d_sae)
+    return SAEBank(
+        configs=tuple(configs),
+        parameters=parameters,
+        first_moment={name: torch.zeros_like(p) for name, p in parameters.items()},
+        second_moment={name: torch.zeros_like(p) for name, p in parameters.items()},
+        W_dec_init=W_dec,
+        running_threshold=torch.full((n,), -1.0, dtype=torch.float64),
+        since_fired=torch.zeros(n, d_sae, dtype=torch.int64),
+        stopped_at=torch.full((n,), -1, dtype=torch.int64),
+        failed=torch.zeros(n, dtype=torch.bool),
+    )

@@ -1,0 +1,123 @@
+"""Checkpoints of a bank: everything a resumed run needs to end at the same bits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from husai.errors import InputError
+from husai.storage import read_tensors, write_tensors
+
+FILE_KIND = "husai.bank-checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State of a bank after ``step`` steps.
+
+    The order of the rows and the resampling draws are functions of seed and step, so the step is
+    the whole state of every generator.
+    """
+
+    step: int
+    seconds: float
+    bank: dict[str, torch.Tensor]
+    records: list[list[dict[str, float]]]
+    snapshots: list[dict[int, torch.Tensor]]
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """Checkpoints of a directory, oldest first."""
+    return sorted(directory.glob("step_*.safetensors"))
+
+
+def write_checkpoint(
+    directory: Path, checkpoint: Checkpoint, identity: dict[str, Any], keep: int
+) -> None:
+    """Write a checkpoint atomically, then remove all but the newest ``keep``."""
+    tensors = {f"bank.{name}": tensor for name, tensor in checkpoint.bank.items()}
+    columns: list[str] = []
+    for index, records in enumerate(checkpoint.records):
+        if records:
+            columns = list(records[0])
+            table = np.array([[entry[c] for c in columns] for entry in records])
+            tensors[f"history.{index}"] = torch.from_numpy(table)
+        for step, W_dec in checkpoint.snapshots[index].items():
+            tensors[f"snapshot.{index}.{step}"] = W_dec
+    header = {
+        "kind": FILE_KIND,
+        "step": checkpoint.step,
+        "seconds": checkpoint.seconds,
+        "history_columns": columns,
+        "identity": identity,
+    }
+    write_tensors(directory / f"step_{checkpoint.step:09d}.safetensors", tensors, header)
+    for old in checkpoint_files(directory)[:-keep]:
+        old.unlink(missing_ok=True)
+
+
+def read_latest(directory: Path, identity: dict[str, Any]) -> Checkpoint | None:
+    """Read the newest checkpoint of a directory, ``None`` when there is none.
+
+    Raises
+    ------
+    InputError
+        When it was written for other rows, SAEs or training parameters, naming what differs.
+    """
+    files = checkpoint_files(directory)
+    if not files:
+        return None
+    path = files[-1]
+    tensors, header = read_tensors(path)
+    if header.get("kind") != FILE_KIND:
+        raise InputError(f"{path}: not a checkpoint of a bank; use another checkpoint directory")
+    differing = _differences(header["identity"], json.loads(json.dumps(identity)))
+    if differing:
+        raise InputError(
+            f"{path}: checkpoint of another run ({'; '.join(differing[:3])}); "
+            "use another checkpoint directory or remove this one"
+        )
+    n = len(identity["configs"])
+    columns = header["history_columns"]
+    records: list[list[dict[str, float]]] = [
+        [dict(zip(columns, row, strict=True)) for row in tensors[f"history.{index}"].tolist()]
+        if f"history.{index}" in tensors
+        else []
+        for index in range(n)
+    ]
+    snapshots: list[dict[int, torch.Tensor]] = [{} for _ in range(n)]
+    bank = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "bank":
+            bank[rest] = tensor
+        elif kind == "snapshot":
+            index, _, step = rest.partition(".")
+            snapshots[int(index)][int(step)] = tensor
+    snapshots = [dict(sorted(kept.items())) for kept in snapshots]
+    return Checkpoint(header["step"], header["seconds"], bank, records, snapshots)
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    found = []
+    if theirs["rows"] != mine["rows"]:
+        found.append(f"rows {theirs['rows']} there, {mine['rows']} now")
+    for name in sorted(theirs["training"].keys() | mine["training"].keys()):
+        a, b = theirs["training"].get(name), mine["training"].get(name)
+        if a != b:
+            found.append(f"training.{name} {a} there, {b} now")
+    if len(theirs["configs"]) != len(mine["configs"]):
+        found.append(f"{len(theirs['configs'])} SAEs there, {len(mine['configs'])} now")
+        return found
+    for index, (a, b) in enumerate(zip(theirs["configs"], mine["configs"], strict=True)):
+        found += [
+            f"configs[{index}].{name} {a.get(name)} there, {b.get(name)} now"
+            for name in sorted(a.keys() | b.keys())
+            if a.get(name) != b.get(name)
+        ]
+    return found

@@ -1,0 +1,204 @@
+"""What one SAE is, and what the SAEs of a bank share."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from husai.config import Config
+from husai.sae.architectures import architecture
+
+DeadLatentMethod = Literal["none", "auxk", "ghost", "resample"]
+
+
+class SAEConfig(Config):
+    """One SAE: everything in which it may differ from the others of a campaign."""
+
+    architecture: str = Field(
+        "topk",
+        description="An entry of the registry: relu, topk, batch_topk, jumprelu, "
+        "matryoshka_batch_topk.",
+    )
+    d_sae: int = Field(gt=0, description="Number of latents.")
+    k: int | None = Field(
+        None, gt=0, description="Active latents per row; for the architectures that take one."
+    )
+    l1_coefficient: float | None = Field(
+        None,
+        ge=0,
+        description="λ of the L1 penalty λ·Σ f_i ‖W_dec_i‖ (per row, squared error summed over "
+        "d_in). Required for relu, optional for the topk family.",
+    )
+    l0_coefficient: float | None = Field(
+        None, ge=0, description="λ of jumprelu's L0 penalty, on the same scale; jumprelu only."
+    )
+    jumprelu_bandwidth: float = Field(
+        0.05,
+        gt=0,
+        description="Width ε of the kernel in jumprelu's straight-through gradient.",
+    )
+    jumprelu_threshold: float = Field(
+        0.05, gt=0, description="Threshold of jumprelu's latents at the start, in scaled units."
+    )
+    matryoshka_fractions: tuple[float, ...] = Field(
+        (0.0625, 0.125, 0.25, 0.5, 1.0),
+        description="Nested prefixes of the dictionary, as fractions of d_sae; "
+        "matryoshka_batch_topk only.",
+    )
+    init: Literal["random", "data", "random_in_span"] = Field(
+        "random",
+        description="Where decoder rows start: isotropic directions, centred data rows, or "
+        "isotropic directions projected on the data's span.",
+    )
+    init_seed: int = Field(0, ge=0, description="Seed of the initial weights, and nothing else.")
+    data_seed: int = Field(
+        0,
+        ge=0,
+        description="Seed of the order of the rows (and of resampling). Equal in all SAEs of a "
+        "bank: they see the same batches.",
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size after warm-up.")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Linear warm-up of the learning rate; the bank's when not given."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        entry = architecture(self.architecture)
+        if entry.needs_k and self.k is None:
+            raise ValueError(f"k: {self.architecture} needs one; give 0 < k <= d_sae")
+        if not entry.needs_k and self.k is not None:
+            raise ValueError(f"k: {self.architecture} takes none, got {self.k}; leave it out")
+        if self.k is not None and self.k > self.d_sae:
+            raise ValueError(f"k: {self.k} is more than d_sae = {self.d_sae}; lower k")
+        if entry.name == "relu" and self.l1_coefficient is None:
+            raise ValueError("l1_coefficient: relu needs one (5 is common)")
+        if entry.penalty == "l0" and self.l0_coefficient is None:
+            raise ValueError(f"l0_coefficient: {self.architecture} needs one")
+        if entry.penalty == "l0" and self.l1_coefficient is not None:
+            raise ValueError(f"l1_coefficient: {self.architecture} takes l0_coefficient instead")
+        if entry.penalty != "l0" and self.l0_coefficient is not None:
+            raise ValueError(f"l0_coefficient: {self.architecture} takes none; leave it out")
+        fractions = self.matryoshka_fractions
+        if list(fractions) != sorted(set(fractions)) or not fractions or fractions[-1] != 1.0:
+            raise ValueError(
+                f"matryoshka_fractions: {fractions} must rise strictly and end with 1.0"
+            )
+        if fractions[0] <= 0:
+            raise ValueError(f"matryoshka_fractions: {fractions[0]} must be above 0")
+        return self
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Sizes of the nested prefixes that reconstruct; ``(d_sae,)`` without nesting."""
+        if not architecture(self.architecture).nested:
+            return (self.d_sae,)
+        sizes = sorted({max(1, round(f * self.d_sae)) for f in self.matryoshka_fractions})
+        return tuple(sizes)
+
+    @property
+    def shape_key(self) -> tuple[str, int, tuple[int, ...]]:
+        """What SAEs of one bank have in common."""
+        return (self.architecture, self.d_sae, self.prefixes)
+
+
+class BankTrainingConfig(Config):
+    """How a bank is trained: shared by all its SAEs."""
+
+    steps: int = Field(4000, gt=0, description="Optimiser steps at most.")
+    batch_size: int = Field(2048, gt=0, description="Rows per step.")
+
+    optimizer: Literal["adam", "adamw"] = Field("adam", description="adamw decays the encoder.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the first moment.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam's decay of the second moment.")
+    epsilon: float = Field(1e-8, gt=0, description="Adam's ε.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of W_enc, adamw only.")
+    warmup_steps: int = Field(100, ge=0, description="Linear warm-up of the learning rate.")
+    decay_fraction: float = Field(
+        0.2, ge=0, le=1, description="Last part of the steps with the rate falling to 0 linearly."
+    )
+    sparsity_warmup_steps: int = Field(
+        0, ge=0, description="Linear warm-up of l1_coefficient and l0_coefficient."
+    )
+    k_anneal_steps: int = Field(
+        0, ge=0, description="Steps over which k falls from k_anneal_factor·k to k."
+    )
+    k_anneal_factor: float = Field(
+        4.0, ge=1, description="Where k starts, as a multiple of the final k (at most d_sae)."
+    )
+    clip_grad_norm: float | None = Field(
+        None, gt=0, description="Largest gradient norm of each SAE by itself; none when absent."
+    )
+    unit_norm_decoder: bool = Field(
+        True,
+        description="Keep decoder rows at norm 1 and remove the gradient along them.",
+    )
+
+    normalize: Literal["rms", "none"] = Field(
+        "rms", description="Scale the input so that its mean squared norm is d_in."
+    )
+    b_dec_init: Literal["geometric_median", "mean", "zeros"] = Field(
+        "geometric_median", description="Where b_dec starts."
+    )
+
+    dead_latents: DeadLatentMethod = Field(
+        "auxk", description="What is done about dead latents; none only counts them."
+    )
+    dead_after_passes: float = Field(
+        20.0, gt=0, description="Dataset passes without firing after which a latent is dead."
+    )
+    aux_coefficient: float = Field(
+        1 / 32, gt=0, description="Weight of the auxiliary loss of auxk and ghost."
+    )
+    aux_k: int | None = Field(
+        None, gt=0, description="Dead latents per row in auxk; d_in / 2 when not given."
+    )
+    resample_every_passes: float = Field(
+        100.0, gt=0, description="Dataset passes between two resamplings."
+    )
+    resample_until_fraction: float = Field(
+        0.6, gt=0, le=1, description="No resampling after this part of the steps."
+    )
+
+    eval_fraction: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Part of the rows held out for the metrics when no eval_rows are given; 0 "
+        "trains on every row and measures on the same rows.",
+    )
+    eval_interval: int = Field(200, gt=0, description="Steps between entries of the history.")
+    snapshot_interval: int | None = Field(
+        None, gt=0, description="Steps between kept copies of W_dec; none when absent."
+    )
+    checkpoint_interval: int = Field(1000, gt=0, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, gt=0, description="Checkpoints kept, the newest ones.")
+
+    stop_when_converged: bool = Field(
+        False, description="Stop a SAE once the slope of its held-out loss is small."
+    )
+    convergence_slope: float = Field(
+        0.01,
+        gt=0,
+        description="A SAE is converged when its held-out loss changes by less than this "
+        "fraction per 1,000 steps.",
+    )
+    convergence_window: int = Field(
+        5, ge=2, description="Entries of the history over which the slope is fitted."
+    )
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: cuda where there is one."
+    )
+    engine: Literal["auto", "sparse", "dense"] = Field(
+        "auto",
+        description="sparse: the numba kernels, cpu only; dense: stacked torch with autograd. "
+        "auto: sparse on cpu, dense on cuda.",
+    )
+    precision: Literal["float32", "tf32", "bf16"] = Field(
+        "float32", description="Of the matrix products of the dense engine on cuda."
+    )
+    threads: int | None = Field(
+        None, gt=0, description="CPU threads; what torch is set to when not given."
+    )

@@ -1,0 +1,84 @@
+"""Resampling of dead latents (Bricken et al. 2023); the other methods live in the loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from husai.sae.bank import SAEBank
+from husai.sae.config import BankTrainingConfig
+
+ENCODER_SCALE = 0.2
+"""Norm of a resampled encoder row over the mean norm of the live ones."""
+
+ROWS = 8192
+"""Rows whose losses set the chances of being drawn."""
+
+
+def resample_dead_latents(
+    bank: SAEBank, rows: torch.Tensor, training: BankTrainingConfig, step: int
+) -> list[int]:
+    """Start dead latents anew at rows the SAE reconstructs badly.
+
+    Each gets a decoder row along an input drawn with probability ∝ loss², the encoder that
+    direction at 0.2 × the mean encoder norm of the live latents, bias 0, and fresh optimiser
+    state. Draws depend on ``data_seed`` and the step alone.
+
+    Parameters
+    ----------
+    bank
+        Changed in place.
+    rows
+        Scaled training rows ``[n, d]``.
+    training
+        Dead window and whether decoder rows have norm 1.
+    step
+        Steps done.
+
+    Returns
+    -------
+    list of int
+        Latents resampled, per SAE.
+    """
+    counts = [0] * len(bank)
+    dead_all = bank.since_fired >= training.dead_after_passes * len(rows)
+    for index in bank.active():
+        dead = torch.nonzero(dead_all[index]).flatten()
+        if not len(dead):
+            continue
+        generator = np.random.default_rng([bank.configs[index].data_seed, step, 1])
+        sample = generator.choice(len(rows), size=min(ROWS, len(rows)), replace=False)
+        x = rows[torch.from_numpy(sample)].to(bank.parameters["W_dec"])
+        p = {name: tensor[index] for name, tensor in bank.parameters.items()}
+        centred = x - p["b_dec"]
+        loss = (centred - _codes(bank, index, centred) @ p["W_dec"]).square().sum(1)
+        weight = loss.double().cpu().numpy() ** 2
+        draws = generator.choice(len(x), size=len(dead), p=weight / weight.sum())
+        directions = centred[torch.from_numpy(draws).to(x.device)]
+        directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        live = ~dead_all[index]
+        norms = p["W_enc"][live].norm(dim=1) if bool(live.any()) else p["W_enc"].norm(dim=1)
+        p["W_dec"][dead] = directions
+        p["W_enc"][dead] = directions * (ENCODER_SCALE * norms.mean())
+        p["b_enc"][dead] = 0.0
+        for moments in (bank.first_moment, bank.second_moment):
+            for name in ("W_enc", "W_dec", "b_enc"):
+                moments[name][index, dead] = 0.0
+        bank.since_fired[index, dead] = 0
+        counts[index] = len(dead)
+    return counts
+
+
+def _codes(bank: SAEBank, index: int, centred: torch.Tensor) -> torch.Tensor:
+    p = {name: tensor[index] for name, tensor in bank.parameters.items()}
+    pre = centred @ p["W_enc"].T + p["b_enc"]
+    f = torch.relu(pre)
+    selection = bank.architecture.selection
+    if selection == "threshold":
+        return f * (pre > p["log_threshold"].exp())
+    if selection in ("row", "batch"):
+        k = bank.configs[index].k
+        assert k is not None
+        top = f.topk(k, dim=1)
+        return torch.zeros_like(f).scatter_(1, top.indices, top.values)
+    return f

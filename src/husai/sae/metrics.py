@@ -1,0 +1,81 @@
+"""Metrics on held-out rows, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from husai.sae.trained import TrainedSAE
+
+CHUNK = 2048
+
+
+def evaluate(
+    sae: TrainedSAE,
+    rows: torch.Tensor,
+    loss_with: Callable[[Callable[[torch.Tensor], torch.Tensor]], float] | None = None,
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Measure a SAE on rows it was not trained on.
+
+    Parameters
+    ----------
+    sae
+        The SAE; it encodes as it would at inference (with its threshold, where it has one).
+    rows
+        ``[n, d_in]``.
+    loss_with
+        Gives the loss of the model the rows come from when a function is applied to the hooked
+        activations. With it, ``loss_recovered`` = (L_zero − L_sae) / (L_zero − L_clean).
+
+    Returns
+    -------
+    metrics
+        ``mse``: mean over rows and elements of (x̂ − x)². ``fvu``: Σ‖x − x̂‖² / Σ‖x − x̄‖², the
+        mean over the same rows. ``explained_variance``: 1 − Σ_j var(x_j − x̂_j) / Σ_j var(x_j),
+        which forgives a constant offset where fvu does not. ``l0``: active latents per row.
+        ``l1``: Σ f_i‖W_dec_i‖ per row. ``dead_fraction``: latents active on none of the rows.
+        ``cosine_to_init``: mean over latents of the cosine of a decoder row with its start.
+    density
+        Fraction of the rows on which each latent is active ``[d_sae]``.
+    """
+    W_dec = sae.W_dec.double()
+    norms = W_dec.norm(dim=1)
+    mean = rows.double().mean(0)
+    error = total = l0 = l1 = 0.0
+    residual_sum = torch.zeros(sae.d_in, dtype=torch.float64)
+    active = torch.zeros(sae.config.d_sae, dtype=torch.float64)
+    for chunk in torch.split(rows, CHUNK):
+        # sums over many rows: float32 would lose the digits that small differences live in
+        x = chunk.double()
+        f = sae.encode(x)
+        residual = x - sae.decode(f)
+        error += float(residual.square().sum())
+        residual_sum += residual.sum(0)
+        total += float((x - mean).square().sum())
+        fired = f > 0
+        l0 += float(fired.sum())
+        l1 += float((f @ norms).sum())
+        active += fired.sum(0)
+    n = len(rows)
+    density = active / n
+    start = sae.W_dec_init.double()
+    cosine = (W_dec * start).sum(1) / (norms * start.norm(dim=1)).clamp_min(1e-30)
+    metrics = {
+        "mse": error / (n * sae.d_in),
+        "fvu": error / total,
+        "explained_variance": 1 - (error - float(residual_sum.square().sum()) / n) / total,
+        "l0": l0 / n,
+        "l1": l1 / n,
+        "dead_fraction": float((active == 0).double().mean()),
+        "cosine_to_init": float(cosine.mean()),
+    }
+    if loss_with is not None:
+        clean = loss_with(lambda x: x)
+        zero = loss_with(torch.zeros_like)
+        spliced = loss_with(lambda x: sae.decode(sae.encode(x)))
+        metrics["loss_clean"] = clean
+        metrics["loss_zero"] = zero
+        metrics["loss_spliced"] = spliced
+        metrics["loss_recovered"] = (zero - spliced) / (zero - clean)
+    return metrics, density

@@ -1,0 +1,477 @@
+"""Train a bank of SAEs on rows of activations."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+
+from husai.errors import InputError
+from husai.progress import progress_bar
+from husai.sae.bank import SAEBank, build_bank, check_one_shape, geometric_median
+from husai.sae.checkpoint import Checkpoint, read_latest, write_checkpoint
+from husai.sae.config import BankTrainingConfig, SAEConfig
+from husai.sae.dead import resample_dead_latents
+from husai.sae.dense import DenseEngine
+from husai.sae.metrics import evaluate
+from husai.sae.schedule import StepTable, batch_rows, step_table
+from husai.sae.trained import TrainedSAE
+
+LossWith = Callable[[Callable[[torch.Tensor], torch.Tensor]], float]
+OnFinish = Callable[[int, TrainedSAE], None]
+
+CHUNK_STEPS = 100
+"""Steps whose batches are drawn at once."""
+
+
+class Engine(Protocol):
+    """What advances a bank; the dense and the sparse one do the same arithmetic."""
+
+    def run(self, table: StepTable, batches: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Advance every SAE still training; give the means of the losses over the steps."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Scaled training rows, held-out rows in their own space, and how they were scaled."""
+
+    train: torch.Tensor
+    held_out: torch.Tensor
+    scale: float
+    fingerprint: str
+
+
+def as_matrix(rows: Any, name: str) -> torch.Tensor:
+    """Take rows from a tensor, an array, or an object that has them as ``values``.
+
+    Raises
+    ------
+    InputError
+        When they are not a finite matrix ``[n, d_in]`` that varies.
+    """
+    # a tensor has a method of that name
+    values = rows if isinstance(rows, torch.Tensor) else getattr(rows, "values", rows)
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(values)
+    if not isinstance(values, torch.Tensor):
+        raise InputError(f"{name}: {type(rows).__name__} is not a matrix of activations")
+    if values.dim() != 2 or not values.numel():
+        raise InputError(f"{name}: shape {tuple(values.shape)}; give a matrix [n_rows, d_in]")
+    values = values.detach().cpu().float().contiguous()
+    finite = values.isfinite().all(1)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        first = int(torch.nonzero(~finite)[0])
+        raise InputError(
+            f"{name}: {bad} of {len(values)} rows hold NaN or infinity, the first is row {first}; "
+            "remove them or mend the extraction"
+        )
+    return values
+
+
+def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig) -> Rows:
+    """Check the rows, hold some out when asked to, and scale the others.
+
+    Raises
+    ------
+    InputError
+        When rows are not finite, do not vary, are fewer than a batch, or differ in width.
+    """
+    values = as_matrix(rows, "rows")
+    if eval_rows is not None:
+        train, held_out = values, as_matrix(eval_rows, "eval_rows")
+        if held_out.shape[1] != train.shape[1]:
+            raise InputError(
+                f"eval_rows: width {held_out.shape[1]}, but the training rows have {train.shape[1]}"
+            )
+    elif training.eval_fraction > 0:
+        # the same rows whatever the seeds of the SAEs, so that their metrics compare
+        order = torch.from_numpy(np.random.default_rng(len(values)).permutation(len(values)))
+        n_held_out = max(1, round(training.eval_fraction * len(values)))
+        train = values[order[n_held_out:].sort().values]
+        held_out = values[order[:n_held_out].sort().values]
+    else:
+        train = held_out = values
+    if training.batch_size > len(train):
+        raise InputError(
+            f"batch_size: {training.batch_size} is more than the {len(train)} training rows; "
+            "lower it"
+        )
+    if bool((train == train[0]).all()):
+        raise InputError(f"rows: all {len(train)} training rows are equal; nothing to learn")
+    if bool((held_out == held_out[0]).all()):
+        raise InputError(f"eval_rows: all {len(held_out)} rows are equal; give rows that vary")
+    scale = 1.0
+    if training.normalize == "rms":
+        scale = math.sqrt(train.shape[1] / float(train.double().square().sum(1).mean()))
+    digest = hashlib.sha256(train.numpy().tobytes())
+    digest.update(held_out.numpy().tobytes())
+    return Rows(train * scale, held_out, scale, digest.hexdigest()[:16])
+
+
+def initial_b_dec(rows: torch.Tensor, training: BankTrainingConfig) -> torch.Tensor:
+    """Where every ``b_dec`` starts, from scaled rows ``[n, d]``."""
+    if training.b_dec_init == "geometric_median":
+        return geometric_median(rows).float()
+    if training.b_dec_init == "mean":
+        return rows.double().mean(0).float()
+    return torch.zeros(rows.shape[1])
+
+
+def export_sae(
+    bank: SAEBank,
+    index: int,
+    scale: float,
+    metrics: dict[str, float],
+    history: pd.DataFrame,
+    density: torch.Tensor,
+    snapshots: dict[int, torch.Tensor],
+    failure: str | None,
+    provenance: dict[str, Any],
+) -> TrainedSAE:
+    """Take one SAE out of a bank, into the activations' own space.
+
+    With rows ``s·x`` in training, ``b_enc``, ``b_dec`` and the threshold are divided by ``s``;
+    decoder rows keep norm 1 and features come out in units of the activations.
+    """
+    config = bank.configs[index]
+    p = {name: tensor[index].detach().cpu() for name, tensor in bank.parameters.items()}
+    selection = bank.architecture.selection
+    threshold = None
+    if selection == "batch":
+        value = max(float(bank.running_threshold[index]), 0.0)
+        threshold = torch.full((config.d_sae,), value / scale)
+    elif selection == "threshold":
+        threshold = p["log_threshold"].exp() / scale
+    return TrainedSAE(
+        config=config,
+        W_enc=p["W_enc"].T.contiguous(),
+        b_enc=p["b_enc"] / scale,
+        W_dec=p["W_dec"].clone(),
+        b_dec=p["b_dec"] / scale,
+        threshold=threshold,
+        W_dec_init=bank.W_dec_init[index].clone(),
+        metrics=metrics,
+        history=history,
+        density=density,
+        snapshots=snapshots,
+        failure=failure,
+        provenance=provenance,
+    )
+
+
+def loss_slope(history: pd.DataFrame, window: int) -> float:
+    """Change of the held-out fvu per 1,000 steps, as a fraction of it.
+
+    Least-squares slope over the last ``window`` entries, divided by their mean; NaN with fewer
+    than two.
+    """
+    tail = history.tail(window)
+    if len(tail) < 2:
+        return float("nan")
+    step = tail["step"].to_numpy(dtype=np.float64)
+    value = tail["fvu"].to_numpy(dtype=np.float64)
+    if not np.isfinite(value).all() or value.mean() <= 0:
+        return float("nan")
+    return float(np.polyfit(step, value, 1)[0] * 1000 / value.mean())
+
+
+def choose_device(training: BankTrainingConfig) -> torch.device:
+    """Device of the configuration.
+
+    Raises
+    ------
+    InputError
+        When cuda is asked for and there is none.
+    """
+    if training.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda was asked for and there is none; use auto or cpu")
+    if training.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+class _Run:
+    """One call of :func:`train_bank`."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        configs: Sequence[SAEConfig],
+        training: BankTrainingConfig,
+        checkpoint_dir: Path | None,
+        loss_with: LossWith | None,
+        on_finish: OnFinish | None,
+    ) -> None:
+        self.rows = rows
+        self.training = training
+        self.checkpoint_dir = checkpoint_dir
+        self.loss_with = loss_with
+        self.on_finish = on_finish
+        self.device = choose_device(training)
+        self.bank = build_bank(configs, rows.train, initial_b_dec(rows.train, training))
+        self.bank = self.bank.to(self.device)
+        self.step = 0
+        self.seconds = 0.0
+        self.records: list[list[dict[str, float]]] = [[] for _ in configs]
+        self.snapshots: list[dict[int, torch.Tensor]] = [{} for _ in configs]
+        self.finished: dict[int, TrainedSAE] = {}
+        self.identity = {
+            "configs": [config.model_dump(mode="json") for config in configs],
+            "training": training.model_dump(mode="json"),
+            "rows": rows.fingerprint,
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What produced the weights, as JSON data."""
+        return {
+            "training": self.training.model_dump(mode="json"),
+            "rows": {
+                "fingerprint": self.rows.fingerprint,
+                "n_train": len(self.rows.train),
+                "n_held_out": len(self.rows.held_out),
+                "scale": self.rows.scale,
+            },
+            "torch": torch.__version__,
+            "device": str(self.device),
+        }
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        if self.checkpoint_dir is None:
+            return
+        checkpoint = read_latest(self.checkpoint_dir, self.identity)
+        if checkpoint is None:
+            return
+        self.bank.load_tensors(checkpoint.bank)
+        self.step = checkpoint.step
+        self.seconds = checkpoint.seconds
+        self.records = checkpoint.records
+        self.snapshots = checkpoint.snapshots
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        if self.checkpoint_dir is None:
+            return
+        write_checkpoint(
+            self.checkpoint_dir,
+            Checkpoint(self.step, self.seconds, self.bank.tensors(), self.records, self.snapshots),
+            self.identity,
+            keep=self.training.keep_checkpoints,
+        )
+
+    def exported(self, index: int) -> TrainedSAE:
+        """SAE ``index`` as it is now, without metrics."""
+        failure = None
+        if bool(self.bank.failed[index]):
+            failure = (
+                f"the loss was not finite at step {int(self.bank.stopped_at[index])}; "
+                "lower learning_rate"
+            )
+        history = pd.DataFrame(self.records[index])
+        if len(history):
+            history["step"] = history["step"].astype(int)
+        return export_sae(
+            self.bank,
+            index,
+            self.rows.scale,
+            {},
+            history,
+            torch.zeros(self.bank.d_sae, dtype=torch.float64),
+            self.snapshots[index],
+            failure,
+            self.provenance(),
+        )
+
+    def record(self, means: dict[str, torch.Tensor], trained: list[int]) -> None:
+        """Add an entry to the history of the SAEs that trained since the last one."""
+        window = self.training.convergence_window
+        dead_rows = self.training.dead_after_passes * len(self.rows.train)
+        for index in trained:
+            metrics, _ = evaluate(self.exported(index), self.rows.held_out)
+            dead = (self.bank.since_fired[index] >= dead_rows).double().mean()
+            entry = {"step": float(self.step)}
+            entry |= {name: float(value[index]) for name, value in means.items()}
+            entry |= {
+                name: metrics[name]
+                for name in ("fvu", "explained_variance", "l0", "l1", "cosine_to_init")
+            }
+            entry["dead_fraction"] = float(dead)
+            entry["inactive_fraction"] = metrics["dead_fraction"]
+            self.records[index].append(entry)
+            if self.training.stop_when_converged and int(self.bank.stopped_at[index]) < 0:
+                recent = self.records[index][-window:]
+                slope = loss_slope(pd.DataFrame(recent), window)
+                if len(recent) == window and abs(slope) < self.training.convergence_slope:
+                    self.bank.stopped_at[index] = self.step
+
+    def finish(self, index: int) -> TrainedSAE:
+        """Measure SAE ``index`` at its end."""
+        sae = self.exported(index)
+        metrics, density = evaluate(sae, self.rows.held_out, self.loss_with)
+        dead_rows = self.training.dead_after_passes * len(self.rows.train)
+        window = self.training.convergence_window
+        slope = loss_slope(sae.history, window)
+        metrics["inactive_fraction"] = metrics.pop("dead_fraction")
+        metrics["dead_fraction"] = float(
+            (self.bank.since_fired[index] >= dead_rows).double().mean()
+        )
+        metrics["loss"] = float(sae.history["loss"].iloc[-1]) if len(sae.history) else math.nan
+        metrics["loss_slope"] = slope
+        metrics["converged"] = float(abs(slope) < self.training.convergence_slope)
+        stopped = int(self.bank.stopped_at[index])
+        metrics["steps"] = float(self.step if stopped < 0 else stopped)
+        metrics["train_seconds"] = self.seconds / len(self.bank)
+        return TrainedSAE(**{**sae.__dict__, "metrics": metrics, "density": density})
+
+    def boundaries(self) -> list[int]:
+        """Steps at which training pauses, ascending."""
+        training = self.training
+        intervals = [training.eval_interval, training.checkpoint_interval]
+        if training.snapshot_interval:
+            intervals.append(training.snapshot_interval)
+        if training.dead_latents == "resample":
+            intervals.append(self.resample_interval())
+        steps = {step for size in intervals for step in range(size, training.steps, size)}
+        return sorted({s for s in steps if s > self.step} | {training.steps})
+
+    def resample_interval(self) -> int:
+        """Steps between two resamplings."""
+        passes = self.training.resample_every_passes
+        return max(1, round(passes * len(self.rows.train) / self.training.batch_size))
+
+    def take_snapshots(self) -> None:
+        """Keep a copy of every decoder."""
+        for index in range(len(self.bank)):
+            W_dec = self.bank.parameters["W_dec"][index]
+            self.snapshots[index][self.step] = W_dec.detach().cpu().clone()
+
+    def go(self, progress: bool) -> list[TrainedSAE]:
+        """Train to the end."""
+        training, bank = self.training, self.bank
+        engine: Engine = DenseEngine(bank, self.rows.train, training, self.device)
+        seeds = {config.data_seed for config in bank.configs}
+        bar = progress_bar(
+            training.steps * len(bank),
+            f"SAEs {bank.configs[0].architecture} {bank.d_sae} × {len(bank)}",
+            unit="SAE·step",
+            initial=self.step * len(bank),
+            disable=not progress,
+        )
+        if training.snapshot_interval and self.step == 0:
+            self.take_snapshots()
+        pending: dict[str, torch.Tensor] = {}
+        pending_steps = 0
+        for boundary in self.boundaries():
+            trained = bank.active()
+            while self.step < boundary and bank.active():
+                until = min(boundary, self.step + CHUNK_STEPS)
+                started = time.perf_counter()
+                batches = {
+                    seed: torch.from_numpy(
+                        batch_rows(
+                            seed, len(self.rows.train), training.batch_size, self.step, until
+                        )
+                    )
+                    for seed in seeds
+                }
+                table = step_table(bank.configs, training, self.step, until)
+                means = engine.run(table, batches)
+                self.seconds += time.perf_counter() - started
+                for name, value in means.items():
+                    weighted = value * (until - self.step)
+                    pending[name] = pending.get(name, torch.zeros_like(value)) + weighted
+                pending_steps += until - self.step
+                bar.update((until - self.step) * len(bank))
+                self.step = until
+            if not bank.active():
+                self.step = boundary
+            last = boundary == training.steps
+            if training.dead_latents == "resample" and not last:
+                self.resample_if_due()
+            if training.snapshot_interval and boundary % training.snapshot_interval == 0:
+                self.take_snapshots()
+            if (boundary % training.eval_interval == 0 or last) and pending_steps:
+                self.record({n: v / pending_steps for n, v in pending.items()}, trained)
+                pending, pending_steps = {}, 0
+            if boundary % training.checkpoint_interval == 0 or last:
+                self.save()
+        bar.close()
+        saes = []
+        for index in range(len(bank)):
+            saes.append(self.finish(index))
+            if self.on_finish is not None:
+                self.on_finish(index, saes[-1])
+        return saes
+
+    def resample_if_due(self) -> None:
+        """Resample dead latents when this step is one of those fixed for it."""
+        due = self.step % self.resample_interval() == 0
+        if due and self.step <= self.training.resample_until_fraction * self.training.steps:
+            resample_dead_latents(self.bank, self.rows.train, self.training, self.step)
+
+
+def train_bank(
+    rows: Any,
+    configs: Sequence[SAEConfig],
+    training: BankTrainingConfig,
+    *,
+    eval_rows: Any | None = None,
+    checkpoint_dir: str | Path | None = None,
+    progress: bool = False,
+    loss_with: LossWith | None = None,
+    on_finish: OnFinish | None = None,
+) -> list[TrainedSAE]:
+    """Train SAEs of one shape together.
+
+    Each comes out as it would from a bank of its own. A SAE whose loss is no longer finite is
+    frozen and says so in ``failure``; the others go on.
+
+    Parameters
+    ----------
+    rows
+        Training activations ``[n, d_in]``: a tensor, an array, or an object with ``values``.
+    configs
+        One SAE each; architecture, d_sae and prefixes must agree (:func:`group_into_banks`).
+    training
+        What they share.
+    eval_rows
+        Rows for the metrics; without them ``training.eval_fraction`` of ``rows`` is held out.
+    checkpoint_dir
+        Where checkpoints go. When it holds one already, training goes on from there and ends at
+        the same bits as if it had not been interrupted.
+    progress
+        Show a progress bar.
+    loss_with
+        For ``loss_recovered``; see :func:`husai.sae.metrics.evaluate`.
+    on_finish
+        Called with the index and the SAE as each is measured at the end.
+
+    Returns
+    -------
+    list of TrainedSAE
+        In the order of ``configs``.
+
+    Raises
+    ------
+    InputError
+        Before any work, when the rows cannot be trained on, the configurations do not fit
+        together, or the checkpoint belongs to other data or another configuration.
+    """
+    check_one_shape(configs)
+    prepared = prepare_rows(rows, eval_rows, training)
+    if training.aux_k is not None and training.aux_k > configs[0].d_sae:
+        raise InputError(f"aux_k: {training.aux_k} is more than d_sae = {configs[0].d_sae}")
+    directory = None if checkpoint_dir is None else Path(checkpoint_dir)
+    run = _Run(prepared, configs, training, directory, loss_with, on_finish)
+    run.resume()
+    return run.go(progress)

@@ -1,0 +1,199 @@
+"""A trained SAE: weights in the space of the activations, what was measured, and its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from husai.errors import InputError
+from husai.sae.architectures import architecture
+from husai.sae.config import SAEConfig
+from husai.storage import read_tensors, write_tensors
+
+FILE_KIND = "husai.sae"
+FILE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrainedSAE:
+    """One SAE after training, in the activations' own space (input scaling folded).
+
+    Attributes
+    ----------
+    config
+        What was asked for.
+    W_enc
+        Encoder ``[d_in, d_sae]``.
+    b_enc
+        Encoder bias ``[d_sae]``.
+    W_dec
+        Decoder ``[d_sae, d_in]``; rows are features.
+    b_dec
+        Pre-bias ``[d_in]``: subtracted before the encoder, added after the decoder.
+    threshold
+        ``[d_sae]``, a latent is active when its pre-activation is above it; ``None`` for relu
+        and topk.
+    W_dec_init
+        Decoder rows before the first step ``[d_sae, d_in]``.
+    metrics
+        Measured on held-out rows at the end of training; see :func:`husai.sae.metrics.evaluate`.
+    history
+        One row per evaluation: step, loss, fvu, l0, dead_fraction, ...
+    density
+        Fraction of held-out rows on which each latent is active ``[d_sae]``.
+    snapshots
+        Step to ``W_dec`` at that step, where ``snapshot_interval`` asked for it.
+    failure
+        Why training stopped early (a loss that is not finite), or ``None``.
+    provenance
+        Training parameters, fingerprint of the rows, versions: JSON data.
+    """
+
+    config: SAEConfig
+    W_enc: torch.Tensor
+    b_enc: torch.Tensor
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+    threshold: torch.Tensor | None
+    W_dec_init: torch.Tensor
+    metrics: dict[str, float]
+    history: pd.DataFrame
+    density: torch.Tensor
+    snapshots: dict[int, torch.Tensor] = field(default_factory=dict)
+    failure: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return int(self.W_dec.shape[1])
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Features of the rows ``x [n, d_in]``: ``f [n, d_sae]``, never negative."""
+        if x.shape[-1] != self.d_in:
+            raise InputError(
+                f"x: width {x.shape[-1]}, but this SAE reads activations of width {self.d_in}"
+            )
+        pre = (x - self.b_dec.to(x)) @ self.W_enc.to(x) + self.b_enc.to(x)
+        if self.threshold is not None:
+            return torch.relu(pre) * (pre > self.threshold.to(x))
+        f = torch.relu(pre)
+        if architecture(self.config.architecture).selection == "row":
+            assert self.config.k is not None
+            top = f.topk(self.config.k, dim=-1)
+            f = torch.zeros_like(f).scatter_(-1, top.indices, top.values)
+        return f
+
+    def decode(self, f: torch.Tensor) -> torch.Tensor:
+        """Reconstruction ``[n, d_in]`` of the features ``f [n, d_sae]``."""
+        return f @ self.W_dec.to(f) + self.b_dec.to(f)
+
+
+def to_tensors(sae: TrainedSAE) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Give the tensors and the JSON header that the SAE's file holds."""
+    tensors = {
+        "W_enc": sae.W_enc,
+        "b_enc": sae.b_enc,
+        "W_dec": sae.W_dec,
+        "b_dec": sae.b_dec,
+        "W_dec_init": sae.W_dec_init,
+        "density": sae.density,
+    }
+    if sae.threshold is not None:
+        tensors["threshold"] = sae.threshold
+    if len(sae.history):
+        tensors["history"] = torch.from_numpy(sae.history.to_numpy(dtype=np.float64))
+    for step, W_dec in sae.snapshots.items():
+        tensors[f"snapshot.{step}"] = W_dec
+    header = {
+        "kind": FILE_KIND,
+        "version": FILE_VERSION,
+        "config": sae.config.model_dump(mode="json"),
+        # JSON has no NaN: a metric that could not be computed is null
+        "metrics": {name: v if np.isfinite(v) else None for name, v in sae.metrics.items()},
+        "history_columns": list(sae.history.columns),
+        "failure": sae.failure,
+        "provenance": dict(sae.provenance),
+    }
+    return tensors, header
+
+
+def from_tensors(
+    tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], origin: str
+) -> TrainedSAE:
+    """Build a SAE from a file's tensors and header.
+
+    Raises
+    ------
+    InputError
+        When they are not those of a SAE of this project, naming ``origin``.
+    """
+    if header.get("kind") != FILE_KIND:
+        raise InputError(f"{origin}: not a SAE file of this project (kind {header.get('kind')!r})")
+    if header.get("version") != FILE_VERSION:
+        raise InputError(
+            f"{origin}: file version {header.get('version')}, this release reads {FILE_VERSION}"
+        )
+    missing = {"W_enc", "b_enc", "W_dec", "b_dec", "W_dec_init", "density"} - set(tensors)
+    if missing:
+        raise InputError(f"{origin}: tensors missing: {', '.join(sorted(missing))}")
+    try:
+        config = SAEConfig.model_validate(header["config"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{origin}: its configuration does not hold: {error}") from error
+    d_sae, d_in = tensors["W_dec"].shape
+    shapes = {
+        "W_enc": (d_in, d_sae),
+        "b_enc": (d_sae,),
+        "b_dec": (d_in,),
+        "W_dec_init": (d_sae, d_in),
+    }
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape or d_sae != config.d_sae:
+            raise InputError(f"{origin}: {name} is {tuple(tensors[name].shape)}, expected {shape}")
+    columns = list(header["history_columns"])
+    history = pd.DataFrame(
+        tensors["history"].numpy() if "history" in tensors else np.empty((0, len(columns))),
+        columns=pd.Index(columns),
+    )
+    if "step" in history:
+        history["step"] = history["step"].astype(int)
+    metrics = {n: float("nan") if v is None else float(v) for n, v in header["metrics"].items()}
+    snapshots = {
+        int(name.removeprefix("snapshot.")): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("snapshot.")
+    }
+    return TrainedSAE(
+        config=config,
+        W_enc=tensors["W_enc"],
+        b_enc=tensors["b_enc"],
+        W_dec=tensors["W_dec"],
+        b_dec=tensors["b_dec"],
+        threshold=tensors.get("threshold"),
+        W_dec_init=tensors["W_dec_init"],
+        metrics=metrics,
+        history=history,
+        density=tensors["density"],
+        snapshots=dict(sorted(snapshots.items())),
+        failure=header.get("failure"),
+        provenance=header.get("provenance", {}),
+    )
+
+
+def save_sae(sae: TrainedSAE, path: str | Path) -> None:
+    """Write a SAE to one safetensors file with its configuration in the header, atomically."""
+    tensors, header = to_tensors(sae)
+    write_tensors(path, tensors, header)
+
+
+def read_sae(path: str | Path) -> TrainedSAE:
+    """Read a file written by :func:`save_sae`; :func:`husai.sae.load_sae` reads others too."""
+    tensors, header = read_tensors(path)
+    return from_tensors(tensors, header, str(path))
