@@ -25,12 +25,12 @@ class StudyChecks:
         from kedro.framework.project import pipelines
         from kedro.validation.type_extractor import TypeExtractor
 
-        types = TypeExtractor(pipelines).extract_types_from_pipelines()
+        types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
         problems = parameter_problems(context.config_loader["parameters"], types)
         if problems:
             raise KedroCliError("\n".join(problems))
 
-    @hook_impl
+    @hook_impl(tryfirst=True)  # before a run is opened for it in MLflow
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Check what involves more than one group, for the groups that this run reads."""
         groups = {

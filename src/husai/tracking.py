@@ -13,8 +13,8 @@ What a dataset means to MLflow stands beside it in the catalog, under ``metadata
 ``kind: model``
     A tensor file, logged without pickle as a model that the script named by ``code`` loads.
 ``kind: child_runs``
-    Partitions of tensor files: each gets a run of its own below the session's run, with the
-    ``config``, ``metrics`` and ``history`` of its header.
+    Partitions of SAE files: each gets a run of its own below the session's run, with its
+    configuration, metrics and history.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import logging
 import math
 import os
 import platform
-import subprocess
 import tempfile
 import time
 import traceback
@@ -38,6 +37,7 @@ from kedro.framework.hooks import hook_impl
 from pydantic import Field
 
 from husai.config import Config
+from husai.provenance import git_commit
 from husai.storage import TensorFile
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
-    from kedro.pipeline.node import Node
     from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
@@ -85,31 +84,12 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, values
 
 
-def git_state(folder: Path) -> dict[str, str]:
-    """Give the commit checked out in a folder and whether the tree differs from it."""
-
-    def git(*arguments: str) -> str:
-        result = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        )
-        return result.stdout.strip()
-
-    try:
-        return {
-            "mlflow.source.git.commit": git("rev-parse", "HEAD"),
-            "git.dirty": str(bool(git("status", "--porcelain"))).lower(),
-        }
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-
-
 class MlflowHook:
     """One MLflow run for every Kedro run, one child run for every SAE."""
 
     def __init__(self) -> None:
         self._tracking = TrackingConfig(enabled=False)
         self._project_path = Path()
-        self._parameters: dict[str, Any] = {}
         self._client: MlflowClient | None = None
         self._catalog: DataCatalog | None = None
         self._run_id = ""
@@ -122,11 +102,6 @@ class MlflowHook:
         """Read the tracking configuration of the environment."""
         self._tracking = TrackingConfig.model_validate(context.config_loader["mlflow"])
         self._project_path = Path(context.project_path)
-
-    @hook_impl
-    def after_catalog_created(self, parameters: dict[str, Any]) -> None:
-        """Keep the parameters as they are after ``--params``."""
-        self._parameters = parameters
 
     @hook_impl
     def before_pipeline_run(
@@ -154,13 +129,20 @@ class MlflowHook:
             "mlflow.source.name": f"kedro run --pipeline={names[0]}",
             "mlflow.source.type": "PROJECT",
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-            **git_state(self._project_path),
         }
+        git = git_commit(self._project_path)
+        if git:
+            tags |= {
+                "mlflow.source.git.commit": str(git["commit"]),
+                "git.dirty": str(git["dirty"]).lower(),
+            }
         run = self._client.create_run(self._experiment_id, tags=tags, run_name=name)
         self._run_id = run.info.run_id
         self._inputs_logged = set()
         atexit.register(self._finish, "KILLED")
-        self._log_params(self._run_id, self._pipeline_parameters(pipeline))
+        groups = sorted(name for name in pipeline.inputs() if name.startswith("params:"))
+        values = {name.removeprefix("params:"): catalog.load(name) for name in groups}
+        self._log_params(self._run_id, dict(flatten(values)))
         self._log_environment()
         if self._tracking.system_metrics:
             self._start_system_metrics(uri)
@@ -238,17 +220,6 @@ class MlflowHook:
         if experiment is not None:
             return str(experiment.experiment_id)
         return str(client.create_experiment(self._tracking.experiment, artifacts))
-
-    def _pipeline_parameters(self, pipeline: Pipeline) -> dict[str, Any]:
-        """Give the parameters that this pipeline reads, flattened."""
-        groups = {
-            name.removeprefix("params:").split(".")[0]
-            for name in pipeline.inputs()
-            if name.startswith("params:")
-        }
-        if "parameters" in pipeline.inputs():
-            groups = set(self._parameters)
-        return dict(flatten({name: self._parameters[name] for name in sorted(groups)}))
 
     def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
@@ -337,34 +308,33 @@ class MlflowHook:
 
     def _log_child(self, name: str, data: TensorFile) -> None:
         """Give a SAE its own run below the session's."""
-        import pandas as pd
+        from husai.sae import from_tensors
 
         client = self._client_()
         header = data.header
+        sae = from_tensors(data.tensors, header, name)
         tags = {PARENT_TAG: self._run_id, "husai.sae_id": name, "mlflow.user": "husai"}
         for key in ("architecture", "d_sae", "init_seed", "data_seed", "k"):
             if header["config"].get(key) is not None:
                 tags[f"sae.{key}"] = str(header["config"][key])
         # the time it was trained, so that the UI's duration column says something
         end = int(time.time() * 1000)
-        seconds = float(header["metrics"].get("train_seconds", 0.0))
+        seconds = sae.metrics.get("train_seconds", 0.0)
         run = client.create_run(
             self._experiment_id, start_time=end - int(1000 * seconds), tags=tags, run_name=name
         )
         child = run.info.run_id
         self._log_params(child, dict(flatten(header["config"])))
-        self._log_values(child, header["metrics"], "")
-        history = pd.DataFrame(header["history"])
-        if len(history):
-            self._log_history(child, history, "step", "training")
+        self._log_values(child, sae.metrics, "")
+        if len(sae.history):
+            self._log_history(child, sae.history, "step", "training")
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / f"{name}.safetensors"
             weights.write_bytes(data.to_bytes())
             client.log_artifact(child, str(weights), "weights")
-        failure = header.get("failure")
-        if failure:
-            client.set_tag(child, "error", str(failure)[:500])
-        client.set_terminated(child, "FAILED" if failure else "FINISHED", end_time=end)
+        if sae.failure:
+            client.set_tag(child, "error", sae.failure[:500])
+        client.set_terminated(child, "FAILED" if sae.failure else "FINISHED", end_time=end)
 
     def _log_environment(self) -> None:
         packages = sorted(

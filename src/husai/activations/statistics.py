@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from husai.activations.rows import SPLITS, Activations
 
 
-def principal_directions(values: NDArray[np.floating]) -> tuple[NDArray[np.float64], ...]:
-    """Give the principal directions of the rows and the variance along each.
-
-    Parameters
-    ----------
-    values
-        ``[n_rows, d]``.
-
-    Returns
-    -------
-    variances
-        ``[d]``, descending, the eigenvalues of the covariance (divided by ``n_rows``).
-    directions
-        ``[d, d]``, row i belongs to ``variances[i]``; orthonormal.
-    mean
-        ``[d]``.
-    """
+def covariance(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Covariance ``[d, d]`` of rows ``[n_rows, d]``, divided by ``n_rows``."""
     # float64: the smallest eigenvalues are many orders below the largest
     rows = np.asarray(values, dtype=np.float64)
-    mean = rows.mean(axis=0)
-    centred = rows - mean
-    variances, vectors = np.linalg.eigh(centred.T @ centred / len(rows))
-    return np.clip(variances[::-1], 0.0, None), vectors.T[::-1].copy(), mean
+    centred = rows - rows.mean(axis=0)
+    product: NDArray[np.float64] = centred.T @ centred / len(rows)
+    return product
 
 
 def activation_statistics(activations: Activations) -> dict[str, str | int | float]:
@@ -48,14 +34,15 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
         Euclidean norm of the rows), ``norm_of_mean``, ``total_variance`` (sum over dimensions),
         ``effective_rank_entropy``, ``participation_ratio``, ``dims_99_variance``.
     """
-    values = activations.values.numpy()
-    variances, _, mean = principal_directions(values)
+    values = activations.values.numpy().astype(np.float64)
+    variances = np.clip(np.linalg.eigvalsh(covariance(values))[::-1], 0.0, None)
     total = float(variances.sum())
     shares = variances / total if total > 0 else np.zeros_like(variances)
     positive = shares[shares > 0]
     entropy = float(-(positive * np.log(positive)).sum())
     counts = {
-        f"rows_{name}": int((activations.split == index).sum()) for index, name in enumerate(SPLITS)
+        f"rows_{name}": int((activations.split == index).sum())
+        for index, name in enumerate(SPLITS)
     }
     return {
         "hook_name": activations.hook_name,
@@ -63,8 +50,8 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
         "rows": len(values),
         **counts,
         "d_in": values.shape[1],
-        "mean_norm": float(np.linalg.norm(values.astype(np.float64), axis=1).mean()),
-        "norm_of_mean": float(np.linalg.norm(mean)),
+        "mean_norm": float(np.linalg.norm(values, axis=1).mean()),
+        "norm_of_mean": float(np.linalg.norm(values.mean(axis=0))),
         "total_variance": total,
         "effective_rank_entropy": float(np.exp(entropy)) if total > 0 else 0.0,
         "participation_ratio": float(1.0 / (shares**2).sum()) if total > 0 else 0.0,

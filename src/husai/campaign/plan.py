@@ -80,17 +80,24 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
         When a combination is no valid SAE (k above d_sae, an unknown architecture or option) or
         two rows are the same; the message names the field and the value.
     """
-    rows = []
-    for architecture, grid in config.architectures.items():
-        for d_sae in config.d_sae:
-            for sparsity in grid.settings():
-                for seed in config.seeds:
-                    rows.append(_row(config, architecture, d_sae, sparsity, seed))
-    plan = pd.DataFrame(rows)
+    plan = pd.DataFrame(
+        [
+            _row(config, architecture, d_sae, sparsity, seed)
+            for architecture, grid in config.architectures.items()
+            for d_sae in config.d_sae
+            for sparsity in grid.settings()
+            for seed in config.seeds
+        ]
+    )
     repeated = plan.loc[plan["sae_id"].duplicated(), "sae_id"].unique()
     if len(repeated):
         raise InputError(f"campaign.plan: the same SAE is planned twice: {', '.join(repeated)}")
     return plan
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Give the rows of a table as mappings from column to value."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def row_config(row: Mapping[str, Any]) -> SAEConfig:

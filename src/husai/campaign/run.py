@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
+from husai import __version__
 from husai.activations import Activations, activation_key
-from husai.campaign.plan import row_config
+from husai.campaign.plan import records, row_config
 from husai.errors import InputError
 from husai.sae import (
     BankTrainingConfig,
+    SAEConfig,
     TrainedSAE,
     group_into_banks,
-    is_reusable,
     load_sae,
     train_bank,
 )
+from husai.sae.train import prepare_rows
 
 logger = logging.getLogger(__name__)
 
@@ -55,20 +61,23 @@ def train_plan(
     sae_id, sae, reused
         Reused ones first.
     """
-    for (hook_name, position), rows_of_plan in plan.groupby(["hook_name", "position"], sort=False):
-        key = activation_key(str(hook_name), int(position))
+    keys = [
+        activation_key(hook_name, position)
+        for hook_name, position in zip(plan["hook_name"], plan["position"], strict=True)
+    ]
+    for key, rows_of_plan in plan.groupby(pd.Series(keys, plan.index), sort=False):
         if key not in activations:
             raise InputError(
                 f"campaign.plan: no activations of '{key}'; there are: "
                 f"{', '.join(sorted(activations))}"
             )
         rows = activations[key].values
-        fingerprint = activations[key].fingerprint
-        wanted = {str(row["sae_id"]): row_config(row) for row in rows_of_plan.to_dict("records")}
+        fingerprint = prepare_rows(rows, None, training).fingerprint
+        wanted = {row["sae_id"]: row_config(row) for row in records(rows_of_plan)}
         missing = {}
         for sae_id, config in wanted.items():
             kept = _kept(store_dir, sae_id)
-            if kept is not None and is_reusable(kept, config, training, fingerprint):
+            if kept is not None and is_same(kept, config, training, fingerprint):
                 yield sae_id, kept, True
             else:
                 missing[sae_id] = config
@@ -81,15 +90,35 @@ def train_plan(
         names = list(missing)
         for bank in group_into_banks(list(missing.values())):
             ids = [names[index] for index in bank]
-            trained = train_bank(
-                rows,
-                [missing[sae_id] for sae_id in ids],
-                training,
-                checkpoint_dir=None if checkpoint_dir is None else checkpoint_dir / key,
-                progress=progress,
-            )
+            folder = None
+            if checkpoint_dir is not None:
+                folder = checkpoint_dir / _bank_name(ids, training, fingerprint)
+            configs = [missing[sae_id] for sae_id in ids]
+            trained = train_bank(rows, configs, training, checkpoint_dir=folder, progress=progress)
             for sae_id, sae in zip(ids, trained, strict=True):
-                yield sae_id, sae, False
+                provenance = {**sae.provenance, "husai": __version__}
+                yield sae_id, replace(sae, provenance=provenance), False
+            # the consumer has saved them all by now
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_same(
+    sae: TrainedSAE, config: SAEConfig, training: BankTrainingConfig, fingerprint: str
+) -> bool:
+    """Whether a SAE is what training this configuration on these rows would give."""
+    return (
+        sae.failure is None
+        and sae.config == config
+        and sae.provenance.get("training") == training.model_dump(mode="json")
+        and sae.provenance.get("rows", {}).get("fingerprint") == fingerprint
+        and sae.provenance.get("husai") == __version__
+    )
+
+
+def _bank_name(ids: Sequence[str], training: BankTrainingConfig, fingerprint: str) -> str:
+    content = json.dumps([list(ids), training.model_dump(mode="json"), fingerprint])
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def _kept(store_dir: Path | None, sae_id: str) -> TrainedSAE | None:

@@ -10,9 +10,9 @@ import pandas as pd
 
 from husai.activations import activation_key
 from husai.campaign import CampaignConfig, plan_saes, train_plan
+from husai.errors import InputError
 from husai.pipelines.activation_extraction.nodes import load_activations
-from husai.sae import BankTrainingConfig
-from husai.sae.trained import from_tensors, to_tensors
+from husai.sae import BankTrainingConfig, TrainedSAE, from_tensors, to_tensors
 from husai.storage import TensorFile
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def train(
         for hook_name, position in zip(sae_plan["hook_name"], sae_plan["position"], strict=True)
     }
     rows = {key: load_activations(activations, key) for key in sorted(keys)}
-    for sae_id, sae in train_plan(
+    for sae_id, sae, _ in train_plan(
         sae_plan, rows, training, checkpoint_dir=checkpoints, store_dir=store
     ):
         yield {sae_id: TensorFile(*to_tensors(sae))}
@@ -46,8 +46,7 @@ def train(
 def tabulate(sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]]) -> pd.DataFrame:
     """Put the plan and what was measured of each SAE into one table."""
     rows = []
-    for sae_id in sae_plan["sae_id"]:
-        sae = from_tensors(*_parts(saes[sae_id]()), sae_id)
+    for sae_id, sae in load_saes(sae_plan, saes).items():
         rows.append({"sae_id": sae_id, **sae.metrics, "failure": sae.failure or ""})
     return sae_plan.merge(pd.DataFrame(rows), on="sae_id", validate="one_to_one")
 
@@ -58,9 +57,21 @@ def plot_learning_curves(
     """Draw loss, FVU, L0 and dead latents over training, by architecture and width."""
     from husai.figures.sae import learning_curves
 
-    loaded = [from_tensors(*_parts(saes[sae_id]()), sae_id) for sae_id in sae_plan["sae_id"]]
-    return learning_curves(loaded)
+    return learning_curves(list(load_saes(sae_plan, saes).values()))
 
 
-def _parts(file: TensorFile) -> tuple[Mapping, Mapping]:  # type: ignore[type-arg]
-    return file.tensors, file.header
+def load_saes(
+    sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]]
+) -> dict[str, TrainedSAE]:
+    """Load the SAEs of the plan; partitions of other plans are left alone."""
+    missing = [sae_id for sae_id in sae_plan["sae_id"] if sae_id not in saes]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(sae_plan)} planned SAEs are not trained, the first is "
+            f"{missing[0]}; run the pipeline sae_training"
+        )
+    loaded = {}
+    for sae_id in sae_plan["sae_id"]:
+        file = saes[sae_id]()
+        loaded[sae_id] = from_tensors(file.tensors, file.header, sae_id)
+    return loaded
