@@ -278,8 +278,11 @@ def find_candidates(
         stop = min(next_row + BLOCK_ROWS, a.n)
         # an interruption inside a block leaves columns that met some of its rows already; they
         # would be offered those rows twice, so only whole blocks are ever saved
-        before = [TopLists(c.columns.key.copy(), c.columns.index.copy()) for c in found] \
-            if checkpoint else []
+        before = (
+            [TopLists(c.columns.key.copy(), c.columns.index.copy()) for c in found]
+            if checkpoint
+            else []
+        )
         try:
             products.offer(found, signed, next_row, stop)
         except KeyboardInterrupt:

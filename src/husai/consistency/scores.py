@@ -268,7 +268,7 @@ def _lp(pair: DictionaryPair, p: float) -> float:
     return float(np.linalg.norm(pair.matched_A - pair.matched_B, ord=p, axis=1).mean())
 
 
-def principal_directions(dictionary: ArrayLike, rank: int) -> NDArray[np.float64]:
+def dictionary_directions(dictionary: ArrayLike, rank: int) -> NDArray[np.float64]:
     """Top right singular directions ``[rank, d]`` of a dictionary's centred unit rows.
 
     Raises
@@ -306,7 +306,7 @@ def subspace_overlap(A: ArrayLike, B: ArrayLike, rank: int) -> float:
         When the rank does not fit, an input is not a finite matrix, or the dimensions differ.
     """
     rows_a, rows_b = unit_pair(A, B)
-    product = principal_directions(rows_a, rank) @ principal_directions(rows_b, rank).T
+    product = dictionary_directions(rows_a, rank) @ dictionary_directions(rows_b, rank).T
     return float(np.square(product).sum() / rank)
 
 
