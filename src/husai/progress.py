@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
+
+
+class _Lines:
+    """A text stream on which a bar that redraws itself becomes lines of a log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def progress_bar(
@@ -30,6 +45,8 @@ def progress_bar(
         Further arguments for :class:`tqdm.tqdm`.
     """
     interactive = sys.stderr.isatty()
+    if not interactive:
+        options = {"file": _Lines(sys.stderr), "ncols": 100, **options}
     return tqdm(
         total=total,
         desc=description,

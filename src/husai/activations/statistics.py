@@ -41,8 +41,7 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
     positive = shares[shares > 0]
     entropy = float(-(positive * np.log(positive)).sum())
     counts = {
-        f"rows_{name}": int((activations.split == index).sum())
-        for index, name in enumerate(SPLITS)
+        f"rows_{name}": int((activations.split == index).sum()) for index, name in enumerate(SPLITS)
     }
     return {
         "hook_name": activations.hook_name,

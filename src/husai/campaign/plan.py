@@ -71,8 +71,9 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
     -------
     DataFrame
         One row a SAE: ``sae_id`` (readable, and unique to the whole configuration), ``group``
-        (equal for SAEs that differ only in their seeds), ``hook_name``, ``position``, and the
-        fields of :class:`husai.sae.SAEConfig`.
+        (its readable name, equal for SAEs that differ only in their seeds), ``group_digest``
+        (of everything but the seeds), ``seed``, ``hook_name``, ``position``, and the fields of
+        :class:`husai.sae.SAEConfig`.
 
     Raises
     ------
@@ -135,21 +136,20 @@ def _row(
             for item in error.errors()
         )
         raise InputError(f"campaign.plan: {architecture} with {fields}: {problems}") from error
-    dump = sae.model_dump(mode="json")
-    kind, value = next(iter(sparsity.items()))
-    label = f"{architecture}-d{d_sae}-{kind.removesuffix('_coefficient')}_{value}"
     where = {"hook_name": config.hook_name, "position": config.position}
-    content = json.dumps({**dump, **where}, sort_keys=True)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:6]
-    same = json.dumps(
-        {name: v for name, v in {**dump, **where}.items() if name not in SEED_FIELDS},
-        sort_keys=True,
-    )
-    group = hashlib.sha256(same.encode()).hexdigest()[:6]
+    content = {**sae.model_dump(mode="json"), **where}
+    kind, value = next(iter(sparsity.items()))
+    name = f"{architecture} d{d_sae} {kind.removesuffix('_coefficient')}={value:g}"
+    same = {key: value for key, value in content.items() if key not in SEED_FIELDS}
     return {
-        "sae_id": f"{label}-s{seed}-{digest}",
-        "group": f"{label}-{group}",
+        "sae_id": f"{name.replace(' ', '-').replace('=', '_')}-s{seed}-{_digest(content)}",
+        "group": name,
+        "group_digest": _digest(same),
         "seed": seed,
         **where,
-        **dump,
+        **sae.model_dump(mode="json"),
     }
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:6]

@@ -1,0 +1,206 @@
+"""The whole chain on the tiny study of conf/test, as Kedro runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from kedro.framework.cli.utils import KedroCliError
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+
+PROJECT = Path(__file__).parents[2]
+
+
+def run(data_dir: Path, params: dict[str, Any] | None = None, **options: Any) -> Any:
+    """Run a pipeline in the test environment with all data below ``data_dir``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUSAI_DATA_DIR", str(data_dir))
+        bootstrap_project(PROJECT)
+        with KedroSession.create(PROJECT, env="test", runtime_params=params) as session:
+            return session.run(**options)
+
+
+def client_of(data_dir: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{data_dir / 'mlflow.db'}")
+
+
+def runs_of(data_dir: Path, parent: bool) -> list[Any]:
+    """Give the tracked runs, newest first: sessions' own, or the SAEs'."""
+    client = client_of(data_dir)
+    experiment = client.get_experiment_by_name("husai-test")
+    if experiment is None:
+        return []
+    runs = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])
+    return [r for r in runs if ("mlflow.parentRunId" not in r.data.tags) == parent]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the study once; the tests look at what it left."""
+    data_dir = tmp_path_factory.mktemp("study")
+    run(data_dir)
+    return data_dir
+
+
+def read_newest(folder: Path) -> Any:
+    newest = sorted(folder.glob("*/*"))[-1]
+    return json.loads(newest.read_text())
+
+
+def test_every_planned_sae_is_there_and_compared(study):
+    plan = pd.read_parquet(study / "saes" / "plan.parquet")
+    assert len(plan) == 3 * 2 * 3
+    assert {path.stem for path in (study / "saes" / "trained").iterdir()} == set(plan["sae_id"])
+    table = pd.read_parquet(study / "saes" / "table.parquet")
+    assert np.isfinite(table[["fvu", "l0", "cosine_to_init"]].to_numpy()).all()
+    groups = pd.read_parquet(study / "consistency" / "groups.parquet")
+    assert set(groups["group"]) == set(plan["group"])
+    scores = groups[(groups["score"] == "pw_mcc") & ~groups["signed"] & (groups["space"] == "full")]
+    assert len(scores) == 6
+    assert scores["mean"].between(0, 1).all()
+    assert (scores["low"] <= scores["mean"]).all()
+    assert scores[["isotropic_mean", "data_aware_mean", "init_mean"]].notna().all(axis=None)
+    # sixty steps are no training: the gate must say so wherever the scores stand
+    assert not scores["converged"].any()
+
+
+def test_tables_and_figures_are_there(study):
+    for name in (
+        "transformer/training.png",
+        "saes/learning_curves.png",
+        "consistency/similarity.png",
+        "consistency/scores.png",
+    ):
+        assert (study / name).stat().st_size > 10_000, name
+    statistics = pd.read_parquet(study / "activations" / "statistics.parquet")
+    assert (statistics["rows"] == 17 * 17).all()
+    measures = pd.read_parquet(study / "transformer" / "progress_measures.parquet")
+    assert measures["epoch"].tolist() == [0, 20, 40, 60]
+
+
+def test_reloaded_transformer_repeats_the_accuracy(study):
+    summary = json.loads((study / "transformer" / "training_summary.json").read_text())
+    again = json.loads((study / "transformer" / "evaluation.json").read_text())
+    for split in ("train", "val", "test"):
+        assert again[f"{split}_accuracy"] == summary[f"final_{split}_accuracy"]
+
+
+def test_summary_says_what_made_it(study):
+    summary = read_newest(study / "consistency" / "summary.json")
+    provenance = summary["provenance"]
+    plan = pd.read_parquet(study / "saes" / "plan.parquet")
+    assert provenance["plan"] == plan["sae_id"].tolist()
+    assert provenance["versions"]["husai"]
+    assert "schema_version" in summary
+
+
+def test_one_mlflow_run_with_a_child_for_every_sae(study):
+    (parent,) = runs_of(study, parent=True)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["task.modulus"] == "17"
+    assert parent.data.params["campaign.plan.architectures.topk.k"] == "[3]"
+    assert parent.data.params["sae_training.dead_latents"] == "auxk"
+    assert "version.transformer" in parent.data.tags
+    assert parent.data.tags["kedro.env"] == "test"
+    client = client_of(study)
+    history = client.get_metric_history(parent.info.run_id, "transformer.train_loss")
+    assert [point.step for point in history] == sorted({point.step for point in history})
+    assert len(history) > 3
+    plan = pd.read_parquet(study / "saes" / "plan.parquet")
+    children = runs_of(study, parent=False)
+    assert {child.info.run_name for child in children} == set(plan["sae_id"])
+    for child in children:
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.info.status == "FINISHED"
+        assert np.isfinite(child.data.metrics["fvu"])
+        assert int(child.data.params["d_sae"]) in (8, 16)
+    curve = client.get_metric_history(children[0].info.run_id, "training.fvu")
+    assert [point.step for point in curve] == [20, 40, 60]
+    figures = {item.path for item in client.list_artifacts(parent.info.run_id, "figures")}
+    assert "figures/training_figure.png" in figures
+
+
+def test_logged_model_holds_no_pickle_and_predicts(study, monkeypatch):
+    (parent,) = runs_of(study, parent=True)
+    client = client_of(study)
+    (model,) = client.search_logged_models([parent.info.experiment_id])
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"sqlite:///{study / 'mlflow.db'}")
+    loaded = mlflow.pyfunc.load_model(str(folder))
+    examples = pd.read_parquet(next((study / "dataset" / "examples.parquet").glob("*/*")))
+    tokens = examples.filter(regex=r"^token_\d+$").to_numpy()
+    predicted = loaded.predict(tokens)[:, :17].argmax(axis=1)
+    evaluation = json.loads((study / "transformer" / "evaluation.json").read_text())
+    test = (examples["split"] == "test").to_numpy()
+    accuracy = (predicted == examples["answer"].to_numpy())[test].mean()
+    assert accuracy == pytest.approx(evaluation["test_accuracy"])
+
+
+def test_a_second_session_is_a_second_run_and_keeps_what_is_trained(study):
+    before = {p.name: p.read_bytes() for p in (study / "saes" / "trained").iterdir()}
+    first = {r.info.run_id for r in runs_of(study, parent=True)}
+    run(study, pipeline_names=["sae_training"])
+    after = {p.name: p.read_bytes() for p in (study / "saes" / "trained").iterdir()}
+    # the seconds it took are in the file: equal bytes were not trained again
+    assert after == before
+    runs = runs_of(study, parent=True)
+    assert len(runs) == len(first) + 1
+    assert {r.info.status for r in runs} == {"FINISHED"}
+
+
+def test_a_torn_partition_is_trained_again_to_the_same_weights(study):
+    from husai.sae import load_sae
+
+    path = next((study / "saes" / "trained").iterdir())
+    whole = load_sae(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    run(study, pipeline_names=["sae_training"])
+    assert (load_sae(path).W_dec == whole.W_dec).all()
+
+
+def test_a_failed_run_is_marked_with_its_traceback(study, tmp_path):
+    import shutil
+
+    shutil.copytree(study, tmp_path / "copy", ignore=shutil.ignore_patterns("ml*"))
+    path = next((tmp_path / "copy" / "activations").glob("*resid_post*.safetensors"))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(Exception, match="not a whole safetensors file"):
+        run(tmp_path / "copy", pipeline_names=["sae_training"])
+    (failed,) = runs_of(tmp_path / "copy", parent=True)
+    assert failed.info.status == "FAILED"
+    assert "not a whole safetensors file" in failed.data.tags["error"]
+    artifacts = client_of(tmp_path / "copy").list_artifacts(failed.info.run_id)
+    assert "traceback.txt" in {item.path for item in artifacts}
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"task": {"modulus": 1}}, r"task\.modulus = 1"),
+        ({"task": {"train_fraction": 0.9}}, r"train_fraction.* sum"),
+        ({"task": {"modolus": 7}}, r"task\.modolus = 7: no such field"),
+        ({"tusk": {"modulus": 7}}, r"tusk = .*no such parameter"),
+        ({"transformer": {"n_heads": 3}}, r"n_heads = 3 does not divide d_model = 32"),
+        ({"transformer": {"d_vocab": 114}}, r"d_vocab = 114"),
+        ({"activations": {"hook_names": ["blocks.0.hook_resid"]}}, "no hook 'blocks.0.hook_resid'"),
+        ({"activations": {"positions": [5]}}, r"positions: 5 is outside the context of 3"),
+        ({"campaign": {"plan": {"d_sae": [2]}}}, r"k: 3 is more than d_sae = 2"),
+        ({"campaign": {"plan": {"hook_name": "blocks.0.hook_mlp_out"}}}, "is not extracted"),
+        ({"campaign": {"compute": {"backend": "slurm"}}}, r"campaign\.compute\.backend = 'slurm'"),
+        ({"sae_training": {"batch_size": 5000}}, r"batch_size: 5000 is more than the 260 rows"),
+        ({"sae_training": {"steps": -1}}, r"sae_training\.steps = -1"),
+    ],
+)
+def test_bad_input_is_one_error_before_anything_runs(tmp_path, params, message):
+    with pytest.raises(KedroCliError, match=message):
+        run(tmp_path, params)
+    assert not runs_of(tmp_path, parent=True)
+    assert [path for path in tmp_path.rglob("*.parquet")] == []
