@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kedro.framework.cli.utils import KedroCliError
+import click
 from kedro.framework.hooks import hook_impl
 from pydantic import ValidationError
 
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
+
+
+class StudyError(click.ClickException):
+    """Bad input: the command line prints the message without a traceback and exits with 2."""
+
+    exit_code = 2
 
 
 class StudyChecks:
@@ -28,7 +34,7 @@ class StudyChecks:
         types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
         problems = parameter_problems(context.config_loader["parameters"], types)
         if problems:
-            raise KedroCliError("\n".join(problems))
+            raise StudyError("\n".join(problems))
 
     @hook_impl(tryfirst=True)  # before a run is opened for it in MLflow
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -41,7 +47,7 @@ class StudyChecks:
         try:
             check_study(groups)
         except InputError as error:
-            raise KedroCliError(str(error)) from error
+            raise StudyError(str(error)) from error
 
 
 def check_study(groups: dict[str, Any]) -> None:

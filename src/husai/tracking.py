@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks import hook_impl
 from pydantic import Field
 
+from husai.checks import StudyError
 from husai.config import Config
 from husai.provenance import git_commit
 from husai.storage import TensorFile
@@ -62,6 +63,9 @@ class TrackingConfig(Config):
     enabled: bool = Field(default=True, description="off: nothing is tracked")
     tracking_uri: str | None = Field(
         default=None, description="a server's URI; None: a SQLite file in data_dir"
+    )
+    tracking_uri_variable: str | None = Field(
+        default=None, description="environment variable that holds the server's URI"
     )
     artifact_location: str | None = Field(
         default=None, description="where artifacts go; None: beside the SQLite file"
@@ -90,6 +94,7 @@ class MlflowHook:
     def __init__(self) -> None:
         self._tracking = TrackingConfig(enabled=False)
         self._project_path = Path()
+        self._server: str | None = None
         self._client: MlflowClient | None = None
         self._catalog: DataCatalog | None = None
         self._run_id = ""
@@ -101,6 +106,15 @@ class MlflowHook:
     def after_context_created(self, context: KedroContext) -> None:
         """Read the tracking configuration of the environment."""
         self._tracking = TrackingConfig.model_validate(context.config_loader["mlflow"])
+        self._server = self._tracking.tracking_uri
+        variable = self._tracking.tracking_uri_variable
+        if self._tracking.enabled and variable is not None:
+            self._server = os.environ.get(variable)
+            if not self._server:
+                raise StudyError(
+                    f"environment variable {variable} is not set: runs of this environment are "
+                    "tracked on a server, give its address, for example http://127.0.0.1:5000"
+                )
         self._project_path = Path(context.project_path)
 
     @hook_impl
@@ -206,8 +220,8 @@ class MlflowHook:
 
     def _locations(self) -> tuple[str, str | None]:
         """Give the tracking URI and where a new experiment's artifacts go."""
-        if self._tracking.tracking_uri:
-            return self._tracking.tracking_uri, self._tracking.artifact_location
+        if self._server:
+            return self._server, self._tracking.artifact_location
         # MLflow wants an absolute path; the catalog's paths are relative to the project
         folder = (self._project_path / self._tracking.data_dir).resolve()
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from kedro.framework.cli.utils import KedroCliError
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+
+from husai.checks import StudyError
 
 PROJECT = Path(__file__).parents[2]
 
@@ -200,7 +201,7 @@ def test_a_failed_run_is_marked_with_its_traceback(study, tmp_path):
     ],
 )
 def test_bad_input_is_one_error_before_anything_runs(tmp_path, params, message):
-    with pytest.raises(KedroCliError, match=message):
+    with pytest.raises(StudyError, match=message):
         run(tmp_path, params)
     assert not runs_of(tmp_path, parent=True)
-    assert [path for path in tmp_path.rglob("*.parquet")] == []
+    assert list(tmp_path.rglob("*.parquet")) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,11 +49,12 @@ def check_extraction(model: TransformerBridge, n_ctx: int, config: ExtractionCon
     known = model.hook_dict
     for name in config.hook_names:
         if name not in known:
-            alike = [hook for hook in sorted(known) if hook.split(".")[-1] == name.split(".")[-1]]
-            options = alike or sorted(known)
+            last = name.split(".")[-1]
+            alike = [hook for hook in sorted(known) if hook.split(".")[-1] == last]
+            alike = alike or get_close_matches(name, known, n=6, cutoff=0.0)
             raise InputError(
-                f"activations.hook_names: no hook '{name}' in the model; "
-                f"there are: {', '.join(options)}"
+                f"activations.hook_names: no hook '{name}' in the model; the closest of "
+                f"{len(known)} are: {', '.join(alike)}"
             )
     for position in config.positions:
         if not -n_ctx <= position < n_ctx:

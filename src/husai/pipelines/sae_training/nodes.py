@@ -17,6 +17,8 @@ from husai.storage import TensorFile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+else:
+    Figure = object  # Kedro resolves the hints of every node; matplotlib is slow to import
 
 
 def plan(campaign: CampaignConfig) -> pd.DataFrame:
