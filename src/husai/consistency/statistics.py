@@ -6,7 +6,10 @@ mean of the pair scores is a U-statistic of the seeds, and its spread is estimat
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
+from math import comb, factorial, prod, sqrt
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -136,8 +139,7 @@ def seed_interval(
     total = W.sum() / 2
     mean = float(total / n_pairs)
     if method == "jackknife":
-        without = (total - W.sum(axis=1)) / ((n - 1) * (n - 2) / 2)
-        se = float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
+        se = float(pseudo_values(W).std(ddof=1) / sqrt(n))
         half = float(stats.t.ppf((1 + level) / 2, n - 1)) * se
         low, high = mean - half, mean + half
     else:
@@ -161,3 +163,269 @@ def _bootstrap_means(
         counts.sum(axis=1) ** 2 - np.square(counts).sum(axis=1)
     )
     return means
+
+
+def pseudo_values(scores: ArrayLike) -> NDArray[np.float64]:
+    """Jackknife pseudo-values ``S U - (S-1) U_(s)`` of the mean pair score, one a seed.
+
+    Their mean is the score and their spread is the seeds' own: what a seed adds. Needs three.
+
+    Raises
+    ------
+    InputError
+        When the matrix is unfit or holds fewer than three seeds.
+    """
+    W = pair_matrix(scores)
+    n = len(W)
+    if n < 3:
+        raise InputError(f"scores: {n} seeds; a jackknife over seeds needs at least three")
+    total = W.sum() / 2
+    without = (total - W.sum(axis=1)) / comb(n - 1, 2)
+    return np.asarray(n * total / comb(n, 2) - (n - 1) * without)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of the mean pair scores of two groups of seeds.
+
+    Attributes
+    ----------
+    difference
+        Mean of A minus mean of B; None when a group has no pair.
+    low, high, se
+        Interval over seeds and standard error; None below three seeds a group.
+    effect
+        Hedges' g on the jackknife pseudo-values: the difference in units of a seed's spread.
+        None where nothing varies.
+    level, paired, n_a, n_b
+        What it rests on.
+    reason
+        Why something is None.
+    """
+
+    difference: float | None
+    low: float | None
+    high: float | None
+    se: float | None
+    effect: float | None
+    level: float
+    paired: bool
+    n_a: int
+    n_b: int
+    reason: str
+
+
+def seed_difference(
+    scores_a: ArrayLike, scores_b: ArrayLike, *, level: float = 0.95, paired: bool = False
+) -> Difference:
+    """Difference of two groups' mean pair scores with an interval over seeds.
+
+    Unpaired: jackknife variances added, t with Welch's degrees of freedom. Paired (seed s of A and
+    seed s of B had the same initialisation or data order): jackknife of the difference, S-1
+    degrees of freedom.
+
+    Parameters
+    ----------
+    scores_a, scores_b
+        ``[S_a, S_a]`` and ``[S_b, S_b]`` symmetric pair scores.
+    level
+        Confidence level.
+    paired
+        Whether the seeds of the two groups belong together in order.
+
+    Raises
+    ------
+    InputError
+        When a matrix or the level is unfit, or paired groups differ in size.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level: {level}; give a number between 0 and 1")
+    A, B = pair_matrix(scores_a, "scores_a"), pair_matrix(scores_b, "scores_b")
+    n_a, n_b = len(A), len(B)
+    if paired and n_a != n_b:
+        raise InputError(f"paired: groups of {n_a} and {n_b} seeds cannot be paired")
+    if min(n_a, n_b) < 2:
+        reason = "a group has one seed: no pair to compare"
+        return Difference(None, None, None, None, None, level, paired, n_a, n_b, reason)
+    means = [float(W.sum() / (len(W) * (len(W) - 1))) for W in (A, B)]
+    difference = means[0] - means[1]
+    if min(n_a, n_b) < 3:
+        reason = "a group has two seeds: its spread over seeds cannot be seen"
+        return Difference(difference, None, None, None, None, level, paired, n_a, n_b, reason)
+    x, y = pseudo_values(A), pseudo_values(B)
+    if paired:
+        delta = x - y
+        se = float(delta.std(ddof=1) / sqrt(n_a))
+        freedom = float(n_a - 1)
+        pooled, scale = float(delta.std(ddof=1)), 1 - 3 / (4 * freedom - 1)
+    else:
+        v_a, v_b = x.var(ddof=1) / n_a, y.var(ddof=1) / n_b
+        se = sqrt(v_a + v_b)
+        welch = v_a**2 / (n_a - 1) + v_b**2 / (n_b - 1)
+        freedom = float((v_a + v_b) ** 2 / welch) if welch > 0 else float(min(n_a, n_b) - 1)
+        total = n_a + n_b - 2
+        pooled = sqrt(((n_a - 1) * x.var(ddof=1) + (n_b - 1) * y.var(ddof=1)) / total)
+        scale = 1 - 3 / (4 * total - 1)  # Hedges' correction for few seeds
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * se
+    effect = difference / pooled * scale if pooled > 0 else None
+    return Difference(
+        difference, difference - half, difference + half, se, effect, level, paired, n_a, n_b, ""
+    )
+
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """A test that permutes seed labels.
+
+    Attributes
+    ----------
+    statistic, value
+        Its name and observed value.
+    p_value
+        Share of relabellings at least as extreme, the observed one included.
+    least_p
+        The smallest p-value these group sizes can give: .1 for three seeds against three.
+    n_permutations, exact
+        Relabellings, and whether they were all of them.
+    """
+
+    statistic: str
+    value: float
+    p_value: float
+    least_p: float
+    n_permutations: int
+    exact: bool
+
+
+Statistic = Literal["difference", "separation"]
+
+
+def seed_permutation_test(
+    scores: ArrayLike,
+    labels: Sequence[object],
+    *,
+    statistic: Statistic = "difference",
+    n_permutations: int = 20_000,
+    seed: int = 0,
+) -> PermutationTest:
+    """Test whether groups of seeds differ, by permuting which SAE belongs to which group.
+
+    Under the null all SAEs are exchangeable. ``"difference"``: mean pair score within the first
+    group minus within the second, two-sided. ``"separation"``: mean within groups minus mean
+    across, one-sided (do SAEs of one kind find one another more than others?).
+
+    Parameters
+    ----------
+    scores
+        ``[S, S]`` symmetric pair scores of **all** SAEs, across groups too.
+    labels
+        ``[S]`` group of each SAE.
+    statistic
+        See above; ``"difference"`` takes two groups.
+    n_permutations
+        Relabellings when there are more than that in all; else all of them are taken.
+    seed
+        Seed of the relabellings.
+
+    Raises
+    ------
+    InputError
+        When labels do not fit the matrix, groups are fewer than two, or one has a single SAE.
+    """
+    W = pair_matrix(scores)
+    if statistic not in get_args(Statistic):
+        raise InputError(f"statistic: {statistic!r}; choose from {get_args(Statistic)}")
+    if len(labels) != len(W):
+        raise InputError(f"labels: {len(labels)} for {len(W)} SAEs")
+    names = list(dict.fromkeys(labels))
+    code = np.array([names.index(label) for label in labels])
+    sizes = np.bincount(code, minlength=len(names))
+    if len(names) < 2 or sizes.min() < 2:
+        raise InputError(
+            f"labels: groups of {dict(zip(names, sizes.tolist(), strict=True))} SAEs; "
+            "a comparison needs two groups of at least two"
+        )
+    if statistic == "difference" and len(names) != 2:
+        raise InputError(f"labels: {len(names)} groups; a difference is between two")
+    total = factorial(len(code)) // prod(factorial(int(size)) for size in sizes)
+    exact = total <= n_permutations
+    rng = np.random.default_rng(seed)
+    candidates: Iterator[NDArray[np.int64]] = (
+        _relabellings(sizes) if exact else (rng.permutation(code) for _ in range(n_permutations))
+    )
+    observed = _label_statistic(W, code, statistic)
+    values = np.array([_label_statistic(W, one, statistic) for one in candidates])
+    extreme = abs(values) >= abs(observed) - 1e-12
+    if statistic == "separation":
+        extreme = values >= observed - 1e-12
+    count = int(extreme.sum()) if exact else int(extreme.sum()) + 1
+    n = len(values) if exact else len(values) + 1
+    # groups of one size can be swapped whole, which changes nothing but the sign
+    twins = prod(factorial(int(c)) for c in np.bincount(sizes))
+    return PermutationTest(statistic, observed, count / n, max(twins / total, 1 / n), n, exact)
+
+
+def _relabellings(sizes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """All ways to deal the labels, each once."""
+    n = int(sizes.sum())
+
+    def deal(
+        free: tuple[int, ...], group: int, code: NDArray[np.int64]
+    ) -> Iterator[NDArray[np.int64]]:
+        if group == len(sizes) - 1:
+            done = code.copy()
+            done[list(free)] = group
+            yield done
+            return
+        for chosen in combinations(free, int(sizes[group])):
+            filled = code.copy()
+            filled[list(chosen)] = group
+            yield from deal(tuple(i for i in free if i not in chosen), group + 1, filled)
+
+    yield from deal(tuple(range(n)), 0, np.zeros(n, dtype=np.int64))
+
+
+def _label_statistic(W: NDArray[np.float64], code: NDArray[np.int64], statistic: str) -> float:
+    same = code[:, None] == code[None, :]
+    np.fill_diagonal(same, False)
+    if statistic == "separation":
+        return float(W[same].mean() - W[code[:, None] != code[None, :]].mean())
+    first, second = same & (code == 0)[:, None], same & (code == 1)[:, None]
+    return float(W[first].mean() - W[second].mean())
+
+
+Adjustment = Literal["holm", "bh", "by"]
+
+
+def adjust_p(
+    p_values: Sequence[float | None] | NDArray[np.float64], *, method: Adjustment = "bh"
+) -> list[float | None]:
+    """Correct p-values for many comparisons; those that are None or NaN stay None.
+
+    ``"holm"`` bounds the chance of any false finding (Holm 1979); ``"bh"`` the share of false
+    ones among the findings (Benjamini & Hochberg 1995), ``"by"`` under any dependence.
+
+    Raises
+    ------
+    InputError
+        When the method is unknown or a value is outside [0, 1].
+    """
+    if method not in get_args(Adjustment):
+        raise InputError(f"method: {method!r}; choose from {get_args(Adjustment)}")
+    p = np.array([np.nan if value is None else float(value) for value in p_values])
+    known = np.flatnonzero(~np.isnan(p))
+    if ((p[known] < 0) | (p[known] > 1)).any():
+        raise InputError("p_values: a value is outside [0, 1]")
+    adjusted: list[float | None] = [None] * len(p)
+    if not len(known):
+        return adjusted
+    if method == "holm":
+        order = known[np.argsort(p[known], kind="stable")]
+        steps = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1))
+        values = dict(zip(order.tolist(), np.minimum(steps, 1.0).tolist(), strict=True))
+    else:
+        corrected = stats.false_discovery_control(p[known], method=method)
+        values = dict(zip(known.tolist(), corrected.tolist(), strict=True))
+    for index, value in values.items():
+        adjusted[index] = float(value)
+    return adjusted
