@@ -24,5 +24,7 @@ def create_pipeline() -> Pipeline:
                 name="describe_activations",
             ),
         ],
+        namespace="activation_extraction",  # one box in Kedro-Viz until it is opened
+        prefix_datasets_with_namespace=False,
         tags="activations",
     )

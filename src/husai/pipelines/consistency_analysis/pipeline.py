@@ -24,5 +24,7 @@ def create_pipeline() -> Pipeline:
                 name="compare_saes",
             ),
         ],
+        namespace="consistency_analysis",  # one box in Kedro-Viz until it is opened
+        prefix_datasets_with_namespace=False,
         tags="consistency",
     )

@@ -24,5 +24,7 @@ def create_pipeline() -> Pipeline:
                 name="count_labels",
             ),
         ],
+        namespace="data_generation",  # one box in Kedro-Viz until it is opened
+        prefix_datasets_with_namespace=False,
         tags="data",
     )

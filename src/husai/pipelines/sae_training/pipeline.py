@@ -32,5 +32,7 @@ def create_pipeline() -> Pipeline:
                 name="plot_learning_curves",
             ),
         ],
+        namespace="sae_training",  # one box in Kedro-Viz until it is opened
+        prefix_datasets_with_namespace=False,
         tags="saes",
     )

@@ -47,5 +47,7 @@ def create_pipeline() -> Pipeline:
                 name="plot_training",
             ),
         ],
+        namespace="transformer_training",  # one box in Kedro-Viz until it is opened
+        prefix_datasets_with_namespace=False,
         tags="transformer",
     )
