@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field, field_validator
 
 from husai.activations.rows import Activations, check_activations
@@ -15,6 +14,7 @@ from husai.errors import InputError
 from husai.progress import progress_bar
 
 if TYPE_CHECKING:
+    import torch
     from transformer_lens.model_bridge import TransformerBridge
 
 
@@ -107,6 +107,8 @@ def extract_activations(
         When a hook does not exist, does not fire, has no position axis, or gives non-finite
         values.
     """
+    import torch
+
     n_rows, n_ctx = tokens.shape
     check_extraction(model, n_ctx, config)
     device = next(model.parameters()).device

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from husai.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 SPLITS = ("train", "val", "test")
 
@@ -65,6 +67,8 @@ class Activations:
             "shape": list(self.values.shape),
             "model": dict(self.model),
         }
+        import torch
+
         return {"activations": self.values, "split": self.split.to(torch.uint8)}, header
 
     @classmethod
@@ -88,6 +92,8 @@ class Activations:
         InputError
             When the tensor is missing, is not a finite matrix, or the split does not fit it.
         """
+        import torch
+
         if "activations" not in tensors:
             raise InputError(
                 f"{origin}: no tensor named 'activations' (it holds {sorted(tensors)}); "
@@ -113,6 +119,8 @@ def check_activations(activations: Activations, origin: str) -> Activations:
     InputError
         Naming ``origin``, what is wrong, and for non-finite values the first row that has one.
     """
+    import torch
+
     values, split = activations.values, activations.split
     if values.ndim != 2 or not values.numel():
         raise InputError(

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from husai.config import Config
 from husai.errors import InputError
-from husai.sae import SAEConfig
+from husai.sae.config import SAEConfig
 
 # what tells the SAEs of a group apart is their seeds alone
 SEED_FIELDS = ("init_seed", "data_seed")

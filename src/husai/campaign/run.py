@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -16,15 +17,10 @@ from husai import __version__
 from husai.activations import Activations, activation_key
 from husai.campaign.plan import records, row_config
 from husai.errors import InputError
-from husai.sae import (
-    BankTrainingConfig,
-    SAEConfig,
-    TrainedSAE,
-    group_into_banks,
-    load_sae,
-    train_bank,
-)
-from husai.sae.train import prepare_rows
+from husai.sae.config import BankTrainingConfig, SAEConfig
+
+if TYPE_CHECKING:
+    from husai.sae import TrainedSAE
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +57,9 @@ def train_plan(
     sae_id, sae, reused
         Reused ones first.
     """
+    from husai.sae import group_into_banks, train_bank
+    from husai.sae.train import prepare_rows
+
     keys = [
         activation_key(hook_name, position)
         for hook_name, position in zip(plan["hook_name"], plan["position"], strict=True)
@@ -122,6 +121,8 @@ def _bank_name(ids: Sequence[str], training: BankTrainingConfig, fingerprint: st
 
 
 def _kept(store_dir: Path | None, sae_id: str) -> TrainedSAE | None:
+    from husai.sae import load_sae
+
     path = None if store_dir is None else store_dir / f"{sae_id}.safetensors"
     if path is None or not path.is_file():
         return None

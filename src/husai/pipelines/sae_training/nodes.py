@@ -12,13 +12,17 @@ from husai.activations import activation_key
 from husai.campaign import CampaignConfig, plan_saes, train_plan
 from husai.errors import InputError
 from husai.pipelines.activation_extraction.nodes import load_activations
-from husai.sae import BankTrainingConfig, TrainedSAE, from_tensors, to_tensors
+from husai.sae.config import BankTrainingConfig
 from husai.storage import TensorFile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from husai.sae import TrainedSAE
 else:
-    Figure = object  # Kedro resolves the hints of every node; matplotlib is slow to import
+    Figure = TrainedSAE = (
+        object  # Kedro resolves the hints of every node; matplotlib is slow to import
+    )
 
 
 def plan(campaign: CampaignConfig) -> pd.DataFrame:
@@ -34,6 +38,8 @@ def train(
     store: Path,
 ) -> Iterator[dict[str, TensorFile]]:
     """Train every planned SAE in banks; each is saved as soon as its bank has finished."""
+    from husai.sae import to_tensors
+
     keys = {
         activation_key(hook_name, position)
         for hook_name, position in zip(sae_plan["hook_name"], sae_plan["position"], strict=True)
@@ -66,6 +72,8 @@ def load_saes(
     sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]]
 ) -> dict[str, TrainedSAE]:
     """Load the SAEs of the plan; partitions of other plans are left alone."""
+    from husai.sae import from_tensors
+
     missing = [sae_id for sae_id in sae_plan["sae_id"] if sae_id not in saes]
     if missing:
         raise InputError(

@@ -16,7 +16,8 @@ from husai.transformer.config import TransformerConfig, TransformerTrainingConfi
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 else:
-    Figure = object  # Kedro resolves the hints of every node; matplotlib is slow to import
+    # Kedro resolves the hints of every node; matplotlib is slow to import
+    Figure = object
 
 
 def train(
