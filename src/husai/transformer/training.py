@@ -6,7 +6,7 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from husai.tasks.modular import SPLITS, ModularDataset
 from husai.transformer.checkpoints import CheckpointStore
 from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
 from husai.transformer.functional import functional_logits, has_functional_form
+from husai.transformer.kernel import compiled_loss, has_compiled_form
 from husai.transformer.model import TrainedTransformer, build_transformer, named_parameters
 
 HISTORY_COLUMNS = (
@@ -152,6 +153,8 @@ class _Run:
         ).hexdigest()
         self.tokens = torch.tensor(tokens).to(self.device)
         self.answers = torch.tensor(dataset.answers()).to(self.device)
+        self.a = self.tokens[:, self.vocabulary.position_a].contiguous()
+        self.b = self.tokens[:, self.vocabulary.position_b].contiguous()
         self.rows = {split: torch.tensor(r).to(self.device) for split, r in rows.items()}
 
         self.model = build_transformer(
@@ -173,26 +176,35 @@ class _Run:
         self.last_learning_rate = 0.0
         self.history: list[dict[str, float]] = []
         self.stopped: str | None = None
-        self.logits = self._choose_forward()
+        self.forward = self._choose_forward()
 
-    def _choose_forward(self) -> Callable[[Tensor], Tensor]:
-        """Return the function from rows to answer logits: functional or hooked."""
-        if self.config.fast_path and has_functional_form(self.model_config):
-            a = self.tokens[:, self.vocabulary.position_a].contiguous()
-            b = self.tokens[:, self.vocabulary.position_b].contiguous()
+    def _choose_forward(self) -> str:
+        """Name the way losses are computed: compiled, functional, or hooked."""
+        if not (self.config.fast_path and has_functional_form(self.model_config)):
+            return "hooked"
+        return "compiled" if has_compiled_form(self.model_config, self.device) else "functional"
 
-            def functional(rows: Tensor) -> Tensor:
-                return functional_logits(
-                    self.parameters, a[rows], b[rows], self.vocabulary, self.model_config
-                )
-
-            return functional
-
-        def hooked(rows: Tensor) -> Tensor:
+    def logits(self, rows: Tensor) -> Tensor:
+        """Answer logits of some rows, [n, d_vocab]."""
+        if self.forward == "hooked":
             logits: Tensor = self.model(self.tokens[rows])
             return logits[:, self.vocabulary.answer_position]
+        return functional_logits(
+            self.parameters, self.a[rows], self.b[rows], self.vocabulary, self.model_config
+        )
 
-        return hooked
+    def loss(self, rows: Tensor) -> Tensor:
+        """Mean cross-entropy over some rows."""
+        if self.forward == "compiled":
+            return compiled_loss(
+                self.parameters,
+                self.a[rows],
+                self.b[rows],
+                self.answers[rows],
+                self.vocabulary,
+                self.model_config,
+            )
+        return answer_loss(self.logits(rows), self.answers[rows])
 
     # --- the loop -------------------------------------------------------------------------
 
@@ -231,8 +243,7 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.last_learning_rate
             self.optimizer.zero_grad(set_to_none=True)
-            loss = answer_loss(self.logits(batch), self.answers[batch])
-            torch.autograd.backward(loss)
+            torch.autograd.backward(self.loss(batch))
             self.optimizer.step()
             self.step += 1
 
@@ -247,7 +258,8 @@ class _Run:
             return
         # drawn on the CPU: one seed means one order on every device
         order = torch.randperm(rows.shape[0], generator=self.order).to(self.device)
-        yield from torch.split(rows[order], self.config.batch_size)
+        # (a, b) order within a batch, for the compiled loss' cache
+        yield from (b.sort().values for b in torch.split(rows[order], self.config.batch_size))
 
     @torch.no_grad()
     def _record(self) -> None:
@@ -366,6 +378,7 @@ class _Run:
             "seconds": self.seconds,
             "epochs": self.epoch,
             "stopped": self.stopped,
+            "forward": self.forward,
             "device": str(self.device),
             "hardware": hardware_name(self.device),
             "threads": torch.get_num_threads(),

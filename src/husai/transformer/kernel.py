@@ -1,0 +1,320 @@
+"""The training step's inner part, compiled: loss and gradients over all rows on the CPU.
+
+Between attention and the output everything but the ReLU is linear, so the products that do not
+depend on the row are done first:
+
+- the MLP's input and the direct path to the logits read the residual stream through
+  ``R = [W_in; W_U]``, and attention writes into it, so ``R W_O`` applied to each operand's value
+  gives a table of what (operand, head) adds to the neurons and logits. A row is then a weighted
+  sum of ``2 n_heads`` table rows instead of a product with ``W_O``, ``W_in`` and ``W_U``;
+- the neurons reach the logits through ``W_U W_out``, one product instead of two.
+
+The weights of a row's softmax sum to 1, so the fixed positions' share goes into a constant and the
+tables hold differences from it. Same function, same gradients, about a third of the arithmetic.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from husai.tasks.modular import Vocabulary
+from husai.transformer.config import TransformerConfig
+from husai.transformer.functional import attention_terms, has_functional_form
+
+# rows worked on at a time: their neurons (block * d_mlp floats) should stay in the cache
+_BLOCK_ROWS = 1024
+_HEADS_AT_ONCE = 4
+
+
+def has_compiled_form(config: TransformerConfig, device: torch.device) -> bool:
+    """Say whether :func:`compiled_loss` covers a model: CPU, ReLU, one layer, no normalisation."""
+    return device.type == "cpu" and config.act_fn == "relu" and has_functional_form(config)
+
+
+def compiled_loss(
+    parameters: Mapping[str, Tensor],
+    a: Tensor,
+    b: Tensor,
+    answers: Tensor,
+    vocabulary: Vocabulary,
+    config: TransformerConfig,
+) -> Tensor:
+    """Mean cross-entropy at the answer position, differentiable once in the parameters.
+
+    Parameters
+    ----------
+    parameters
+        The model's float32 parameters on the CPU under the names of its ``state_dict``.
+    a, b, answers
+        int64 [n] each; fastest when sorted by ``a``.
+    vocabulary, config
+        The tokens and the model's shape.
+
+    Returns
+    -------
+    Tensor
+        The loss in nats, float64, from a float64 log-softmax.
+    """
+    terms = attention_terms(parameters, vocabulary, config.n_heads)
+    block = "blocks.0."
+    W_O = parameters[block + "attn.o.weight"]
+    W_U = parameters["unembed.weight"]
+    read = torch.cat([parameters[block + "mlp.in.weight"], W_U])  # [d_mlp + d_vocab, d_model]
+    d_mlp = config.d_mlp
+
+    # what a unit of each head's value adds to neurons and logits, [n_heads, d_head, features]
+    through_heads = (read @ W_O).T.reshape(config.n_heads, -1, read.shape[0])
+    padding = -config.n_heads % _HEADS_AT_ONCE
+    tables = [
+        F.pad(
+            torch.einsum("phd,hdf->phf", value - terms.value_fixed, through_heads),
+            (0, 0, 0, padding),
+        )
+        for value in (terms.value_a, terms.value_b)
+    ]
+    scores = [
+        F.pad(score - terms.score_fixed, (0, padding)) for score in (terms.score_a, terms.score_b)
+    ]
+    resid_fixed = (
+        terms.resid_pre + parameters[block + "attn.o.bias"] + W_O @ terms.value_fixed.flatten()
+    )
+    constant = torch.cat(
+        [
+            read[:d_mlp] @ resid_fixed + parameters[block + "mlp.in.bias"],
+            W_U @ (resid_fixed + parameters[block + "mlp.out.bias"]),
+        ]
+    )
+    neurons_to_logits = W_U @ parameters[block + "mlp.out.weight"]
+    loss: Tensor = _RowsLoss.apply(  # type: ignore[no-untyped-call]
+        *scores,
+        *tables,
+        constant,
+        neurons_to_logits,
+        a,
+        b,
+        answers,
+    )
+    return loss
+
+
+class _RowsLoss(torch.autograd.Function):
+    """Loss over all rows from the tables. Computes the gradients on the way, block by block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        score_a: Tensor,
+        score_b: Tensor,
+        table_a: Tensor,
+        table_b: Tensor,
+        constant: Tensor,
+        neurons_to_logits: Tensor,
+        a: Tensor,
+        b: Tensor,
+        answers: Tensor,
+    ) -> Tensor:
+        n = a.shape[0]
+        d_vocab, d_mlp = neurons_to_logits.shape
+        threads = torch.get_num_threads()
+        inputs = (score_a, score_b, table_a, table_b, constant)
+        s_a, s_b, t_a, t_b, base = (t.detach().contiguous().numpy() for t in inputs)
+        M = neurons_to_logits.detach()
+        # each thread adds into its own copy, so that sums have one order for a thread count
+        sums = [torch.zeros((threads, *t.shape)) for t in inputs]
+        totals = [t.numpy() for t in sums]
+        dM = torch.zeros_like(M)
+        rows_a, rows_b = a.numpy(), b.numpy()
+
+        size = min(n, _BLOCK_ROWS)
+        neurons = torch.empty((size, d_mlp))
+        dneurons = torch.empty((size, d_mlp))
+        logits = torch.empty((size, d_vocab))
+        wide = torch.empty((size, d_vocab), dtype=torch.float64)
+        pattern = np.empty((size, 2, s_a.shape[1]), np.float32)
+        total = torch.zeros((), dtype=torch.float64)
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            m = stop - start
+            rows = (rows_a[start:stop], rows_b[start:stop], pattern)
+            x, y, dx = neurons[:m], logits[:m], dneurons[:m]
+            x_array, y_array = x.numpy(), y.numpy()
+            _in_threads(_mix, threads, m, s_a, s_b, t_a, t_b, base, *rows, x_array, y_array)
+            y.addmm_(x, M.T)
+            total += _loss_and_gradient(y, wide[:m], answers[start:stop], n)
+            dM.addmm_(y.T, x)
+            torch.mm(y, M, out=dx)
+            _in_threads(_unmix, threads, m, t_a, t_b, *rows, x_array, dx.numpy(), y_array, *totals)
+        ctx.save_for_backward(*(t[0] if threads == 1 else t.sum(0) for t in sums), dM)
+        return total / n
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        scale = float(grad_outputs[0])
+        gradients = ctx.saved_tensors
+        if scale != 1.0:
+            gradients = tuple(scale * gradient for gradient in gradients)
+        return (*gradients, None, None, None)
+
+
+def _loss_and_gradient(logits: Tensor, wide: Tensor, answers: Tensor, n: int) -> Tensor:
+    """Sum of the rows' losses; ``logits`` become the gradient of the mean over ``n`` rows.
+
+    ``wide`` is float64 room of the same shape, for the log-softmax.
+    """
+    wide.copy_(logits)
+    wide -= wide.amax(1, keepdim=True)
+    chosen = answers.unsqueeze(1)
+    picked = wide.gather(1, chosen)
+    partition = wide.exp_().sum(1, keepdim=True)
+    loss = (partition.log() - picked).sum()
+    wide /= partition
+    wide.scatter_add_(1, chosen, picked.new_full((), -1.0).expand_as(picked))
+    torch.mul(wide, 1.0 / n, out=wide)
+    logits.copy_(wide)
+    return loss
+
+
+def _in_threads(function: Callable[..., None], threads: int, n: int, *arguments: Any) -> None:
+    """Call ``function(thread, first_row, last_row, *arguments)`` for each thread's share of n rows.
+
+    Plain threads around code that holds no lock, not numba's own pool: that one waits by spinning
+    and so fights with torch's over the same cores.
+    """
+    bounds = [t * n // threads for t in range(threads + 1)]
+    others = [
+        _pool(os.getpid()).submit(function, t, bounds[t], bounds[t + 1], *arguments)
+        for t in range(1, threads)
+    ]
+    function(0, bounds[0], bounds[1], *arguments)
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """One pool a process: a forked child inherits the object but none of its threads."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="husai-kernel")
+
+
+# The loops below take four heads at once, so that a row's features pass through the registers
+# once for every four heads; the tables come padded with heads of zeros.
+
+
+@numba.njit(nogil=True, fastmath=True, cache=True)
+def _mix(
+    thread: int,
+    first: int,
+    last: int,
+    score_a: Any,
+    score_b: Any,
+    table_a: Any,
+    table_b: Any,
+    base: Any,
+    a: Any,
+    b: Any,
+    pattern: Any,
+    neurons: Any,
+    logits: Any,
+) -> None:
+    """Softmax over (a, b, fixed), then the weighted sum of table rows; ReLU on the neurons."""
+    n_features = base.shape[0]
+    d_mlp = neurons.shape[1]
+    zero = np.float32(0)
+    z = np.empty(n_features, np.float32)
+    for i in range(first, last):
+        for h in range(score_a.shape[1]):
+            s_a, s_b = score_a[a[i], h], score_b[b[i], h]
+            top = max(s_a, s_b, zero)
+            e_a, e_b = math.exp(s_a - top), math.exp(s_b - top)
+            partition = e_a + e_b + math.exp(-top)
+            pattern[i, 0, h] = e_a / partition
+            pattern[i, 1, h] = e_b / partition
+        for f in range(n_features):
+            z[f] = base[f]
+        for h in range(0, score_a.shape[1], 4):
+            u0, u1 = table_a[a[i], h], table_a[a[i], h + 1]
+            u2, u3 = table_a[a[i], h + 2], table_a[a[i], h + 3]
+            v0, v1 = table_b[b[i], h], table_b[b[i], h + 1]
+            v2, v3 = table_b[b[i], h + 2], table_b[b[i], h + 3]
+            p, q = pattern[i, 0, h : h + 4], pattern[i, 1, h : h + 4]
+            p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
+            q0, q1, q2, q3 = q[0], q[1], q[2], q[3]
+            for f in range(n_features):
+                z[f] += (p0 * u0[f] + p1 * u1[f] + p2 * u2[f] + p3 * u3[f]) + (
+                    q0 * v0[f] + q1 * v1[f] + q2 * v2[f] + q3 * v3[f]
+                )
+        for f in range(d_mlp):
+            neurons[i, f] = z[f] if z[f] > zero else zero
+        for f in range(n_features - d_mlp):
+            logits[i, f] = z[d_mlp + f]
+
+
+@numba.njit(nogil=True, fastmath=True, cache=True)
+def _unmix(
+    thread: int,
+    first: int,
+    last: int,
+    table_a: Any,
+    table_b: Any,
+    a: Any,
+    b: Any,
+    pattern: Any,
+    neurons: Any,
+    dneurons: Any,
+    dlogits: Any,
+    dscore_a: Any,
+    dscore_b: Any,
+    dtable_a: Any,
+    dtable_b: Any,
+    dbase: Any,
+) -> None:
+    """Gradients of :func:`_mix`, added into the thread's own sums ([threads, ...])."""
+    n_heads, n_features = table_a.shape[1:]
+    d_mlp = neurons.shape[1]
+    zero = np.float32(0)
+    g = np.empty(n_features, np.float32)
+    for i in range(first, last):
+        for f in range(d_mlp):
+            g[f] = dneurons[i, f] if neurons[i, f] > zero else zero
+        for f in range(n_features - d_mlp):
+            g[d_mlp + f] = dlogits[i, f]
+        for f in range(n_features):
+            dbase[thread, f] += g[f]
+        for h in range(0, n_heads, 4):
+            u0, u1 = table_a[a[i], h], table_a[a[i], h + 1]
+            u2, u3 = table_a[a[i], h + 2], table_a[a[i], h + 3]
+            v0, v1 = table_b[b[i], h], table_b[b[i], h + 1]
+            v2, v3 = table_b[b[i], h + 2], table_b[b[i], h + 3]
+            m0 = m1 = m2 = m3 = k0 = k1 = k2 = k3 = zero
+            for f in range(n_features):
+                m0 += u0[f] * g[f]
+                m1 += u1[f] * g[f]
+                m2 += u2[f] * g[f]
+                m3 += u3[f] * g[f]
+                k0 += v0[f] * g[f]
+                k1 += v1[f] * g[f]
+                k2 += v2[f] * g[f]
+                k3 += v3[f] * g[f]
+            dp, dq = (m0, m1, m2, m3), (k0, k1, k2, k3)
+            for j in range(4):
+                w_a, w_b = pattern[i, 0, h + j], pattern[i, 1, h + j]
+                # softmax over (a, b, fixed); the fixed positions' weight has no gradient
+                mean = w_a * dp[j] + w_b * dq[j]
+                dscore_a[thread, a[i], h + j] += w_a * (dp[j] - mean)
+                dscore_b[thread, b[i], h + j] += w_b * (dq[j] - mean)
+                du, dv = dtable_a[thread, a[i], h + j], dtable_b[thread, b[i], h + j]
+                for f in range(n_features):
+                    du[f] += w_a * g[f]
+                for f in range(n_features):
+                    dv[f] += w_b * g[f]
