@@ -8,15 +8,23 @@ from husai.transformer.model import (
     load_transformer,
     save_transformer,
 )
+from husai.transformer.progress_measures import (
+    FourierStructure,
+    fourier_structure,
+    progress_measures,
+)
 from husai.transformer.training import train_transformer
 
 __all__ = [
     "CheckpointStore",
+    "FourierStructure",
     "TrainedTransformer",
     "TransformerConfig",
     "TransformerTrainingConfig",
     "build_transformer",
+    "fourier_structure",
     "load_transformer",
+    "progress_measures",
     "save_transformer",
     "train_transformer",
 ]

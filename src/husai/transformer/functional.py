@@ -100,6 +100,25 @@ def attention_terms(
     )
 
 
+class AnswerActivations(NamedTuple):
+    """Activations of the one-layer model at the answer position.
+
+    Attributes
+    ----------
+    resid_mid, resid_post
+        Residual stream between attention and MLP, and after the MLP, [n, d_model].
+    post
+        Neurons after the nonlinearity, [n, d_mlp].
+    logits
+        [n, d_vocab].
+    """
+
+    resid_mid: Tensor
+    post: Tensor
+    resid_post: Tensor
+    logits: Tensor
+
+
 def functional_logits(
     parameters: Mapping[str, Tensor],
     a: Tensor,
@@ -107,7 +126,18 @@ def functional_logits(
     vocabulary: Vocabulary,
     config: TransformerConfig,
 ) -> Tensor:
-    """Answer logits of the one-layer model without normalisation.
+    """Answer logits of the one-layer model, [n, d_vocab]; see :func:`answer_activations`."""
+    return answer_activations(parameters, a, b, vocabulary, config).logits
+
+
+def answer_activations(
+    parameters: Mapping[str, Tensor],
+    a: Tensor,
+    b: Tensor,
+    vocabulary: Vocabulary,
+    config: TransformerConfig,
+) -> AnswerActivations:
+    """Activations at the answer position of the one-layer model without normalisation.
 
     Parameters
     ----------
@@ -122,16 +152,12 @@ def functional_logits(
 
     Returns
     -------
-    Tensor
-        Logits at the answer position, [n, d_vocab]; differentiable in the parameters.
+    AnswerActivations
+        Equal to the hooked model's; differentiable in the parameters.
     """
     terms = attention_terms(parameters, vocabulary, config.n_heads)
     scores = torch.stack(
-        [
-            terms.score_a[a],
-            terms.score_b[b],
-            terms.score_fixed.expand(a.shape[0], -1),
-        ]
+        [terms.score_a[a], terms.score_b[b], terms.score_fixed.expand(a.shape[0], -1)]
     )
     pattern = scores.softmax(0).unsqueeze(-1)
     z = (
@@ -149,4 +175,6 @@ def functional_logits(
     mlp_out = F.linear(
         post, parameters[block + "mlp.out.weight"], parameters[block + "mlp.out.bias"]
     )
-    return F.linear(resid_mid + mlp_out, parameters["unembed.weight"])
+    resid_post = resid_mid + mlp_out
+    logits = F.linear(resid_post, parameters["unembed.weight"])
+    return AnswerActivations(resid_mid, post, resid_post, logits)

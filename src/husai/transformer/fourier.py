@@ -1,0 +1,310 @@
+"""Fourier analysis on Z_p: the basis, key frequencies, and the plane each frequency spans.
+
+A function on Z_p is a constant plus waves of frequency k = 1 … (p-1)/2, one cosine and one sine
+each; k and p - k are the same wave. Modular addition is learned as rotations: the model holds
+``cos(2πk a/p)`` and ``sin(2πk a/p)`` for a few *key* frequencies and forms ``cos 2πk(a+b)/p`` and
+``sin 2πk(a+b)/p`` from them (Nanda et al., arXiv 2301.05217, section 4). Within a frequency's
+plane the phase is not identifiable, so ground truth here is a plane, never a direction.
+
+Numpy in, numpy out. Tables have the elements of Z_p as rows, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from husai.errors import InputError
+from husai.tasks.modular import Operation, compute_answers, make_vocabulary
+
+Array = npt.NDArray[np.float64]
+Variable = Literal["answer", "a", "b"]
+
+
+def frequencies(modulus: int) -> npt.NDArray[np.int64]:
+    """All frequencies of Z_p, 1 … (p-1)/2.
+
+    Raises
+    ------
+    InputError
+        When p is even or below 3: the frequency p/2 has a cosine and no sine, so it spans a line
+        and not a plane.
+    """
+    if modulus < 3 or modulus % 2 == 0:
+        raise InputError(
+            f"modulus = {modulus}: frequencies span planes only for odd moduli of at least 3"
+        )
+    return np.arange(1, (modulus - 1) // 2 + 1, dtype=np.int64)
+
+
+def fourier_basis(modulus: int) -> Array:
+    """Return the real orthonormal Fourier basis of functions on Z_p.
+
+    Row 0 is the constant ``1/sqrt(p)``; row ``2k - 1`` is ``sqrt(2/p) cos(2πk x/p)`` and row
+    ``2k`` is ``sqrt(2/p) sin(2πk x/p)``, k = 1 … (p-1)/2. For even p the last row is the
+    alternating ``(-1)^x / sqrt(p)``.
+
+    Parameters
+    ----------
+    modulus
+        p, at least 2.
+
+    Returns
+    -------
+    numpy.ndarray
+        [p, p], rows orthonormal.
+    """
+    if modulus < 2:
+        raise InputError(f"modulus = {modulus}; it must be at least 2")
+    x = np.arange(modulus)
+    basis = np.empty((modulus, modulus))
+    basis[0] = 1 / np.sqrt(modulus)
+    for k in range(1, (modulus - 1) // 2 + 1):
+        # (k x) mod p keeps the angle small, so that rows are orthogonal to rounding at any p
+        angle = 2 * np.pi * ((k * x) % modulus) / modulus
+        basis[2 * k - 1] = np.sqrt(2 / modulus) * np.cos(angle)
+        basis[2 * k] = np.sqrt(2 / modulus) * np.sin(angle)
+    if modulus % 2 == 0:
+        basis[-1] = (1 - 2.0 * (x % 2)) / np.sqrt(modulus)
+    return basis
+
+
+def basis_names(modulus: int) -> list[str]:
+    """Name the rows of :func:`fourier_basis`: ``constant``, ``cos 1``, ``sin 1``, …"""
+    names = ["constant"]
+    for k in range(1, (modulus - 1) // 2 + 1):
+        names += [f"cos {k}", f"sin {k}"]
+    return names if modulus % 2 else [*names, "alternating"]
+
+
+def basis_norms(table: npt.ArrayLike) -> Array:
+    """Norm of each Fourier component of a table, [p].
+
+    Parameters
+    ----------
+    table
+        [p, d]: a vector for each element of Z_p, such as the embedding's number rows.
+    """
+    values = np.asarray(table, dtype=np.float64)
+    return np.linalg.norm(fourier_basis(values.shape[0]) @ values, axis=1)
+
+
+def frequency_powers(table: npt.ArrayLike) -> Array:
+    """Squared norm of each frequency's two components, [(p-1)/2], in order of frequency."""
+    squares = basis_norms(table) ** 2
+    n = len(frequencies(squares.shape[0]))
+    return squares[1 : 2 * n : 2] + squares[2 : 2 * n + 1 : 2]
+
+
+def key_frequencies(table: npt.ArrayLike, min_share: float | None = None) -> list[int]:
+    """Frequencies that stand out in a table, ascending.
+
+    A frequency is key when it holds at least ``min_share`` of the squared norm of the table
+    without its constant. Use the neuron-logit map ``W_U W_out`` of a grokked model, as Nanda et
+    al. do (arXiv 2301.05217, section 4.1), or its embedding.
+
+    Parameters
+    ----------
+    table
+        [p, d].
+    min_share
+        In (0, 1). None is twice the share that each of the (p-1)/2 frequencies has in white
+        noise, and at least 2 %.
+
+    Returns
+    -------
+    list of int
+        Possibly empty: white noise has no key frequency.
+    """
+    powers = frequency_powers(table)
+    if min_share is None:
+        min_share = max(2 / len(powers), 0.02)
+    elif not 0 < min_share < 1:
+        raise InputError(f"min_share = {min_share}; it must lie between 0 and 1")
+    total = powers.sum()
+    if total == 0:
+        return []
+    return [int(k) + 1 for k in np.flatnonzero(powers / total >= min_share)]
+
+
+def canonical_frequencies(wanted: Sequence[int], modulus: int) -> list[int]:
+    """Bring frequencies into 1 … (p-1)/2 (k and p - k are one), without repeats, ascending."""
+    frequencies(modulus)
+    folded = set()
+    for k in wanted:
+        residue = int(k) % modulus
+        if residue == 0:
+            raise InputError(f"frequency {k} is the constant modulo {modulus}")
+        folded.add(min(residue, modulus - residue))
+    return sorted(folded)
+
+
+def value_table(
+    values: npt.ArrayLike,
+    modulus: int,
+    operation: Operation = "addition",
+    variable: Variable = "answer",
+) -> Array:
+    """Mean of the values for each element of Z_p.
+
+    Parameters
+    ----------
+    values
+        [p*p, d] activations of all pairs in (a, b) order, averaged over the pairs that share the
+        variable; or [p, d], a table already, returned as it is.
+    modulus, operation
+        p and the task's operation, which says what the answer of a pair is.
+    variable
+        What to group the pairs by: their answer, a or b.
+
+    Returns
+    -------
+    numpy.ndarray
+        [p, d] in float64.
+
+    Raises
+    ------
+    InputError
+        When the number of rows is neither p nor p², or the operation is multiplication, whose
+        waves live on the multiplicative group and not on Z_p.
+    """
+    refuse_multiplication(operation)
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or array.shape[0] not in (modulus, modulus**2):
+        raise InputError(
+            f"values has shape {array.shape}; with modulus {modulus} it needs {modulus} rows (one "
+            f"a number) or {modulus**2} rows (all pairs in (a, b) order)"
+        )
+    if array.shape[0] == modulus:
+        return array
+    grid = array.reshape(modulus, modulus, -1)
+    if variable == "a":
+        return grid.mean(1)
+    if variable == "b":
+        return grid.mean(0)
+    a, b = np.divmod(np.arange(modulus**2, dtype=np.int64), modulus)
+    answers = compute_answers(a, b, make_vocabulary(modulus, operation))
+    # each answer has exactly p pairs
+    order = np.argsort(answers, kind="stable")
+    return array[order].reshape(modulus, modulus, -1).mean(1)
+
+
+def frequency_planes(
+    values: npt.ArrayLike,
+    wanted: Sequence[int],
+    modulus: int,
+    operation: Operation = "addition",
+    variable: Variable = "answer",
+) -> Array:
+    """Return the plane of each frequency: the ground truth that features are held against.
+
+    The plane of k is spanned by the value's regression coefficients on ``cos(2πk s/p)`` and
+    ``sin(2πk s/p)``, where s is the answer, a or b.
+
+    Parameters
+    ----------
+    values
+        [p*p, d] activations of all pairs in (a, b) order, or a table [p, d] such as the number
+        rows of the embedding.
+    wanted
+        Frequencies; k and p - k are the same one.
+    modulus, operation, variable
+        As in :func:`value_table`; the last two matter for activations only.
+
+    Returns
+    -------
+    numpy.ndarray
+        [n_frequencies, 2, d] in the order of ``canonical_frequencies(wanted)``; each plane's two
+        rows are orthonormal, their rotation within the plane arbitrary.
+
+    Raises
+    ------
+    InputError
+        When a frequency's two coefficient vectors span no plane (they are zero or parallel).
+    """
+    table = value_table(values, modulus, operation, variable)
+    basis = fourier_basis(modulus)
+    planes = []
+    for k in canonical_frequencies(wanted, modulus):
+        coefficients = basis[2 * k - 1 : 2 * k + 1] @ table
+        _, singular, directions = np.linalg.svd(coefficients, full_matrices=False)
+        if len(singular) < 2 or singular[1] <= 1e-9 * max(np.linalg.norm(table), singular[0]):
+            raise InputError(
+                f"frequency {k} spans no plane in these values (singular values {singular})"
+            )
+        planes.append(directions)
+    return np.stack(planes)
+
+
+def fraction_explained(
+    values: npt.ArrayLike,
+    wanted: Sequence[int],
+    modulus: int,
+    operation: Operation = "addition",
+    variable: Variable | Literal["pair"] = "answer",
+) -> float:
+    """Share of the values' variance that lies at some frequencies, in [0, 1].
+
+    Parameters
+    ----------
+    values
+        [p*p, d] activations of all pairs in (a, b) order, or a table [p, d].
+    wanted
+        Frequencies; k and p - k are the same one.
+    modulus, operation
+        p and the task's operation.
+    variable
+        For activations: "answer", "a" or "b" count ``cos k s`` and ``sin k s`` of that variable;
+        "pair" counts all products of {1, cos ka, sin ka} with {1, cos kb, sin kb} but the
+        constant, the form of a neuron in Nanda et al., arXiv 2301.05217, section 4.2.
+
+    Returns
+    -------
+    float
+        Sum over the frequencies of the squared norm of the components, over the squared norm of
+        the values about their mean. White noise gives about 2 n / (p - 1) for a table.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    chosen = canonical_frequencies(wanted, modulus)
+    table = value_table(array, modulus, operation, "answer" if variable == "pair" else variable)
+    total = float(((array - array.mean(0)) ** 2).sum())
+    if total == 0:
+        raise InputError("values are constant: there is no variance to explain")
+    basis = fourier_basis(modulus)
+    if variable == "pair":
+        if array.shape[0] == modulus:
+            raise InputError("variable = 'pair' needs the activations of all pairs, not a table")
+        grid = array.reshape(modulus, modulus, -1)
+        waves = basis[[0, *(row for k in chosen for row in (2 * k - 1, 2 * k))]]
+        components = np.einsum("xa,yb,abd->xyd", waves, waves, grid, optimize=True)
+        power = (components**2).sum(-1)
+        explained = 0.0
+        for i in range(1, waves.shape[0], 2):
+            explained += power[0, i : i + 2].sum() + power[i : i + 2, 0].sum()
+            explained += power[i : i + 2, i : i + 2].sum()
+        return float(explained) / total
+    powers = frequency_powers(table)
+    pairs_per_row = array.shape[0] // modulus
+    return float(pairs_per_row * powers[np.asarray(chosen, dtype=np.int64) - 1].sum()) / total
+
+
+def gini(values: npt.ArrayLike) -> float:
+    """Gini coefficient of non-negative values: 0 when equal, (n-1)/n when one holds everything."""
+    x = np.sort(np.asarray(values, dtype=np.float64).ravel())
+    total = x.sum()
+    if x.size == 0 or x[0] < 0 or total == 0:
+        raise InputError("a Gini coefficient needs non-negative values with a positive sum")
+    ranks = np.arange(1, x.size + 1)
+    return float(((2 * ranks - x.size - 1) * x).sum() / (x.size * total))
+
+
+def refuse_multiplication(operation: Operation) -> None:
+    """Raise when the additive Fourier basis is not the one the operation calls for."""
+    if operation == "multiplication":
+        raise InputError(
+            "operation = 'multiplication': its structure is that of the multiplicative group, to "
+            "which the Fourier basis of Z_p says nothing; use addition or subtraction"
+        )
