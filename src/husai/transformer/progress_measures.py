@@ -158,9 +158,9 @@ def progress_measures(
       embedding and of ``W_L = W_U W_out``;
     - ``sum_squared_weights``: over all parameters;
     - ``logits_explained``: share of the logits' variance (means over classes and over pairs
-      removed) at ``cos 2πk(s-c)/p``; ``mlp_post_explained``: share of the neurons' variance at the products
-      of key waves of a and b; ``resid_post_explained``: share of the residual stream's variance
-      at key waves of the answer.
+      removed) at ``cos 2πk(s-c)/p``;
+    - ``mlp_post_explained``: share of the neurons' variance at products of key waves of a and b;
+    - ``resid_post_explained``: share of the residual stream's variance at key waves of the answer.
 
     Parameters
     ----------

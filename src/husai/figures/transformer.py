@@ -1,0 +1,177 @@
+"""Figures of the transformer: how it grokked, and the waves it computes with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from husai.errors import InputError
+
+if TYPE_CHECKING:
+    from husai.transformer.progress_measures import FourierStructure
+
+# Okabe and Ito's palette: told apart with any colour vision; line styles carry it in grey print
+_BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+_SPLIT_STYLE = {"train": (_BLUE, "-"), "val": (_GREEN, ":"), "test": (_ORANGE, "--")}
+_FONT = 8.0
+
+
+def progress_figure(history: pd.DataFrame, measures: pd.DataFrame) -> Figure:
+    """Loss, accuracy and progress measures over training, with the grokking delay marked.
+
+    Parameters
+    ----------
+    history
+        A :class:`~husai.transformer.TrainedTransformer`'s curves.
+    measures
+        What :func:`~husai.transformer.progress_measures` gave.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Six panels over one axis of epochs.
+    """
+    if history.empty or measures.empty:
+        raise InputError("history and measures need at least one row each")
+    figure = Figure(figsize=(7.2, 7.6), layout="constrained")
+    axes = figure.subplots(3, 2, sharex=True)
+    (loss, accuracy), (circuit, explained), (sparsity, weights) = axes
+
+    for split, (colour, style) in _SPLIT_STYLE.items():
+        if history[f"{split}_loss"].notna().any():
+            loss.plot(history["epoch"], history[f"{split}_loss"], style, color=colour, label=split)
+            accuracy.plot(
+                history["epoch"], history[f"{split}_accuracy"], style, color=colour, label=split
+            )
+    loss.set(title="Loss", ylabel="cross-entropy (nats)", yscale="log")
+    accuracy.set(title="Accuracy", ylabel="fraction right", ylim=(-0.03, 1.05))
+
+    _lines(
+        circuit,
+        measures,
+        {
+            "restricted_loss": "restricted: key waves only",
+            "trig_loss": "trig: cos k(s−c) only",
+            "excluded_loss": "excluded: key waves removed (train)",
+        },
+    )
+    circuit.set(title="Losses through the key waves", ylabel="cross-entropy (nats)", yscale="log")
+    _lines(
+        explained,
+        measures,
+        {
+            "logits_explained": "logits",
+            "mlp_post_explained": "neurons",
+            "resid_post_explained": "residual stream",
+        },
+    )
+    explained.set(
+        title="Variance at the key waves", ylabel="fraction explained", ylim=(-0.03, 1.05)
+    )
+    _lines(sparsity, measures, {"gini_W_E": "$W_E$", "gini_W_L": "$W_L = W_U W_{out}$"})
+    sparsity.set(title="Sparsity in the Fourier basis", ylabel="Gini coefficient", ylim=(0, 1.0))
+    _lines(weights, measures, {"sum_squared_weights": ""})
+    weights.set(title="Sum of squared weights", ylabel="sum of squares", ylim=(0, None))
+
+    _mark_delay(accuracy, history, axes.ravel().tolist())
+    for axis in axes.ravel():
+        _plain(axis)
+        if len(axis.get_legend_handles_labels()[1]) > 1:
+            axis.legend(fontsize=_FONT - 1, frameon=False, handlelength=2.4)
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch", fontsize=_FONT)
+        axis.set_xlim(0, float(history["epoch"].max()))
+    return figure
+
+
+def fourier_figure(structure: FourierStructure) -> Figure:
+    """Fourier norms of the embedding and of the neuron-logit map, key frequencies marked.
+
+    Parameters
+    ----------
+    structure
+        From :func:`~husai.transformer.fourier_structure`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Two panels over frequencies 1 … (p-1)/2, cosine and sine side by side.
+    """
+    p = structure.modulus
+    k = np.arange(1, (p - 1) // 2 + 1)
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    panels = (
+        ("Embedding $W_E$", "W_E", structure.W_E_norms),
+        ("Neuron-logit map $W_L = W_U W_{out}$", "W_L", structure.W_L_norms),
+    )
+    for axis, (title, name, norms) in zip(axes, panels, strict=True):
+        for offset, rows, colour, label in (
+            (-0.2, norms[1:p:2], _BLUE, "cos"),
+            (0.2, norms[2:p:2], _ORANGE, "sin"),
+        ):
+            axis.bar(k + offset, rows, 0.4, color=colour, label=label)
+        top = float(norms[1:].max())
+        for key in structure.key_frequencies:
+            height = float(norms[2 * key - 1 : 2 * key + 1].max())
+            axis.annotate(
+                str(key),
+                (key, height),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=_FONT,
+                fontweight="bold",
+            )
+        share = structure.explained[name]
+        axis.set(ylim=(0, top * 1.18), ylabel="norm")
+        axis.set_title(f"{title}: key frequencies hold {share:.0%} of the variance")
+        _plain(axis)
+    axes[0].legend(fontsize=_FONT, frameon=False, ncols=2)
+    axes[1].set_xlabel(f"frequency k of $\\mathbb{{Z}}_{{{p}}}$", fontsize=_FONT)
+    axes[1].set_xlim(0, k[-1] + 1)
+    return figure
+
+
+def _lines(axis: Axes, table: pd.DataFrame, columns: dict[str, str]) -> None:
+    styles = ((_BLUE, "-"), (_ORANGE, "--"), (_PURPLE, "-."))
+    for (column, label), (colour, style) in zip(columns.items(), styles, strict=False):
+        axis.plot(table["epoch"], table[column], style, color=colour, label=label or None)
+
+
+def _mark_delay(axis: Axes, history: pd.DataFrame, everywhere: list[Axes]) -> None:
+    """Draw the first epochs at 99 % train and test accuracy, and the distance between them."""
+    from husai.transformer.training import grokking_summary
+
+    summary = grokking_summary(history)
+    train, test = summary["epoch_train_99"], summary["epoch_test_99"]
+    for epoch in (train, test):
+        if epoch is not None:
+            for other in everywhere:
+                other.axvline(epoch, color=_GREY, linewidth=0.7, linestyle=(0, (1, 2)))
+    if train is None or test is None:
+        return
+    axis.annotate("", (test, 0.5), (train, 0.5), arrowprops={"arrowstyle": "<->", "color": "black"})
+    ratio = summary["grokking_delay_ratio"]
+    times = "" if ratio is None else f" ({ratio:.1f}×)"
+    axis.annotate(
+        f"grokking delay\n{summary['grokking_delay_epochs']} epochs{times}",
+        ((train + test) / 2, 0.5),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=_FONT - 0.5,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8},
+    )
+
+
+def _plain(axis: Axes) -> None:
+    axis.title.set_fontsize(_FONT + 1)
+    axis.yaxis.label.set_fontsize(_FONT)
+    axis.tick_params(labelsize=_FONT - 1)
+    axis.spines[["top", "right"]].set_visible(False)
