@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 from husai.consistency import (
     ConsistencyConfig,
     SAERecord,
+    adjust_p,
+    code_consistency,
     consistency_report,
+    match_features,
     pw_mcc,
     seed_interval,
     shared_fraction,
@@ -151,3 +155,146 @@ def test_records_that_do_not_fit_are_errors() -> None:
         consistency_report([planted(0, W_enc=np.ones((N, D)))])
     with pytest.raises(InputError, match="covariance"):
         consistency_report([planted(0), planted(1)], covariance=np.eye(3))
+
+
+def codes_of(record: SAERecord, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    codes = np.maximum(rows @ record.W_dec.T, 0.0)
+    codes[codes < np.sort(codes, axis=1)[:, [-4]]] = 0.0
+    return np.asarray(codes)
+
+
+def value(table: Any, column: str, **chosen: Any) -> float:
+    for name, wanted in chosen.items():
+        table = table[table[name] == wanted]
+    assert len(table) == 1, f"{len(table)} rows"
+    return float(table[column].iloc[0])
+
+
+def test_codes_are_read_on_the_decoders_match() -> None:
+    rows = np.random.default_rng(1).standard_normal((300, D))
+    records = [planted(s, noise=0.02) for s in range(3)]
+    records = [replace(r, codes=codes_of(r, rows)) for r in records]
+    report = consistency_report(records, ConsistencyConfig(null_draws=2, code_null_draws=3))
+    full = {"space": "full"}
+    assert value(report.groups, "mean", score="code_jaccard", **full) > 0.8
+    assert value(report.groups, "mean", score="activation_mcc", **full) > 0.8
+    assert value(report.groups, "mean", score="code_cka", **full) > 0.9
+    shuffled = value(report.groups, "shuffled_mean", score="activation_mcc", **full)
+    assert 0 < shuffled < 0.4  # a maximum over many is not 0 by chance
+    chance = value(report.groups, "chance_mean", score="code_jaccard", **full)
+    assert 0.02 < chance < 0.3
+    a, b = records[0], records[1]
+    assert a.codes is not None
+    assert b.codes is not None
+    norms = [np.linalg.norm(r.W_dec, axis=1) for r in (a, b)]
+    direct = code_consistency(
+        a.codes * norms[0], b.codes * norms[1], match_features(a.W_dec, b.W_dec)
+    )
+    for score in ("jaccard", "correlation", "r2"):
+        got = value(report.pairs, "value", score=f"code_{score}", id_a=a.id, id_b=b.id)
+        assert got == pytest.approx(getattr(direct, score))
+    assert report.saes["l0"].to_numpy(dtype=float) == pytest.approx(4.0, abs=0.6)
+    assert len(report.strata) > 0
+    assert report.strata["n_features"].sum() == 3 * N
+    other = replace(records[0], codes=np.zeros((5, N)))
+    with pytest.raises(InputError, match="rows"):
+        consistency_report([other, *records[1:]])
+    with pytest.raises(InputError, match="latents"):
+        consistency_report([replace(records[0], codes=np.zeros((300, 3))), records[1]])
+
+
+def test_planes_give_a_table_of_truth_beside_its_nulls() -> None:
+    rng = np.random.default_rng(3)
+    axes = np.linalg.qr(rng.standard_normal((D, 6)))[0].T.reshape(3, 2, D)
+    angles = np.arange(8) * np.pi / 4
+    circle = np.concatenate(
+        [np.outer(np.cos(angles), p[0]) + np.outer(np.sin(angles), p[1]) for p in axes[:2]]
+    )
+    records = [SAERecord(f"s{s}", "topk", s, circle[rng.permutation(16)], k=2) for s in range(3)]
+    covariance = axes.reshape(6, D).T @ axes.reshape(6, D)
+    report = consistency_report(
+        records, ConsistencyConfig(null_draws=9), covariance=covariance, planes=axes
+    )
+    truth = report.truth
+    assert value(truth, "mean", measure="recall") == pytest.approx(2 / 3)
+    assert value(truth, "mean", measure="in_plane") == 1.0
+    assert value(truth, "isotropic_mean", measure="in_plane") < 0.2
+    assert value(truth, "isotropic_p", measure="in_plane") == pytest.approx(0.1)
+    assert value(truth, "data_aware_mean", measure="mean_rho") > value(
+        truth, "isotropic_mean", measure="mean_rho"
+    )
+    assert len(report.planes) == 9
+    assert list(report.planes.query("id == 's0'")["n_features"]) == [8, 8, 0]
+    assert report.saes["plane_recall"].to_numpy() == pytest.approx(2 / 3)
+    assert (report.saes["gt_mcc_phase_min"] <= report.saes["gt_mcc_phase_max"]).all()
+    json.dumps(report.summary, allow_nan=False)
+
+
+def test_sparse_features_of_an_untrained_model_are_a_null() -> None:
+    trained = [planted(s, noise=0.05) for s in range(3)]
+    rng = np.random.default_rng(4)
+    random = [SAERecord(f"u{s}", "topk", s, rng.standard_normal((N, D)), k=4) for s in range(3)]
+    report = consistency_report(trained, ConsistencyConfig(null_draws=3), untrained=random)
+    chosen = {"score": "pw_mcc", "signed": False, "space": "full"}
+    mean = value(report.groups, "mean", **chosen)
+    null = value(report.groups, "untrained_mean", **chosen)
+    assert null == pytest.approx(value(report.groups, "isotropic_mean", **chosen), abs=0.05)
+    assert value(report.groups, "untrained_difference", **chosen) == pytest.approx(mean - null)
+    assert value(report.groups, "untrained_corrected", **chosen) == pytest.approx(
+        (mean - null) / (1 - null)
+    )
+    assert value(report.groups, "untrained_p", **chosen) < 0.05
+    with pytest.raises(InputError, match="same settings"):
+        consistency_report(trained, untrained=[planted(0, "relu")])
+
+
+def test_groups_are_compared_over_seeds() -> None:
+    close = [planted(s, "relu", noise=0.05, l0=4.0) for s in range(3)]
+    loose = [planted(s, "topk", noise=0.6, l0=4.2) for s in range(3)]
+    config = ConsistencyConfig(null_draws=2, across_groups=True)
+    report = consistency_report(close + loose, config)
+    line = report.comparisons.query("score == 'pw_mcc' and not signed").iloc[0]
+    assert line["group_a"].startswith("relu")
+    assert line["low"] > 0
+    assert line["least_p"] == pytest.approx(0.1)
+    assert line["permutation_p"] == pytest.approx(0.1)
+    assert bool(line["matched_l0"])
+    across = report.pairs.query("not within and score == 'pw_mcc' and not signed")
+    assert len(across) == 9
+    alone = consistency_report(close + loose, ConsistencyConfig(null_draws=2))
+    assert alone.pairs["within"].all()
+    assert alone.comparisons["permutation_p"].isna().all()
+    same = alone.comparisons.query("score == 'pw_mcc' and not signed").iloc[0]
+    assert same["difference"] == pytest.approx(line["difference"])
+
+
+def test_adjusted_p_values_are_those_of_the_family() -> None:
+    records = [planted(s, a) for a in ("batch_topk", "relu", "topk") for s in range(3)]
+    report = consistency_report(records, ConsistencyConfig(null_draws=4))
+    family = report.groups.query("score == 'pw_mcc' and not signed")
+    assert len(family) == 3
+    expected = adjust_p(family["isotropic_p"].astype(float).tolist())
+    assert family["isotropic_p_adjusted"].astype(float).tolist() == pytest.approx(expected)
+
+
+def test_seeds_together_and_retention() -> None:
+    report = consistency_report(
+        [planted(s, noise=0.05) for s in range(4)], ConsistencyConfig(null_draws=2)
+    )
+    line = report.seeds.iloc[0]
+    assert line["path_method"] == "exact"
+    assert line["path_mean"] >= line["pair_mean"]
+    assert line["cycle_fraction"] == 1.0
+    assert line["cycle_isotropic"] < 0.8
+    assert list(report.retention["hops"]) == [1, 2, 3]
+    assert (report.retention["retention"] == 1.0).all()
+
+
+def test_any_number_of_workers_gives_the_same_tables() -> None:
+    records = [planted(s) for s in range(3)]
+    one = consistency_report(records, ConsistencyConfig(null_draws=3), covariance=covariance())
+    two = consistency_report(
+        records, ConsistencyConfig(null_draws=3, workers=3), covariance=covariance()
+    )
+    for name, table in one.tables().items():
+        assert table.equals(two.tables()[name]), name

@@ -15,12 +15,8 @@ from husai.consistency.codes import (
 )
 from husai.consistency.matching import Match, match_features
 from husai.consistency.nulls import NullDistribution, null_between, null_scores
-from husai.consistency.report import (
-    ConsistencyConfig,
-    ConsistencyReport,
-    SAERecord,
-    consistency_report,
-)
+from husai.consistency.records import ConsistencyConfig, SAERecord
+from husai.consistency.report import ConsistencyReport, consistency_report
 from husai.consistency.scores import (
     MMCS,
     PAIR_SCORES,
@@ -56,6 +52,7 @@ from husai.consistency.statistics import (
     PermutationTest,
     SeedInterval,
     adjust_p,
+    mean_interval,
     pseudo_values,
     seed_difference,
     seed_interval,
@@ -116,6 +113,7 @@ __all__ = [
     "match_activations",
     "match_all",
     "match_features",
+    "mean_interval",
     "mmcs",
     "nearest_features",
     "null_between",

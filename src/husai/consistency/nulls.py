@@ -6,7 +6,7 @@ dictionaries of 2,048 features in 128 dimensions), so every score stands beside 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -151,6 +151,7 @@ def null_scores(
     n_draws: int = 40,
     seed: int = 0,
     workers: int = 1,
+    rank: int | None = None,
 ) -> dict[str, NullDistribution]:
     """Score independent pairs of random dictionaries.
 
@@ -175,6 +176,13 @@ def null_scores(
         Seed of the draws.
     workers
         Threads.
+    rank
+        Dimensions of the subspaces that ``"subspace_overlap"`` compares.
+
+    Returns
+    -------
+    dict
+        By name; a score that is not defined for these sizes is left out.
 
     Raises
     ------
@@ -196,21 +204,40 @@ def null_scores(
         if root.shape[1] != d:
             raise InputError(f"covariance: of {root.shape[1]} dimensions, dictionaries of {d}")
 
-    def one(draw: int) -> list[float]:
+    def one(draw: int) -> list[float | None]:
         rng = np.random.default_rng([seed, draw])
         A = random_dictionary(n_a, d, rng, root)
         B = random_dictionary(n_b, d, rng, root)
-        pair = DictionaryPair(A, B, signed=signed)
+        pair = DictionaryPair(A, B, signed=signed, rank=rank)
         return [PAIR_SCORES[name].compute(pair) for name in scores]
 
     with ThreadPoolExecutor(max(1, workers)) as pool:  # scipy's assignment releases the GIL
-        values = np.array(list(pool.map(one, range(n_draws))))
-    return {
-        name: NullDistribution(
-            kind, name, signed, values[:, column], perfect=PAIR_SCORES[name].perfect
-        )
-        for column, name in enumerate(scores)
-    }
+        values = list(pool.map(one, range(n_draws)))
+    return _defined(kind, signed, scores, values, independent=True)
+
+
+def _defined(
+    kind: str,
+    signed: bool,
+    scores: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    independent: bool,
+) -> dict[str, NullDistribution]:
+    """Gather ``values[draw][score]``, leaving out scores that some draw does not define."""
+    found = {}
+    for column, name in enumerate(scores):
+        defined = [row[column] for row in values if row[column] is not None]
+        if len(defined) == len(values):
+            found[name] = NullDistribution(
+                kind,
+                name,
+                signed,
+                np.array(defined, dtype=np.float64),
+                independent,
+                PAIR_SCORES[name].perfect,
+            )
+    return found
 
 
 def null_between(
@@ -250,14 +277,8 @@ def null_between(
     if unknown:
         raise InputError(f"scores: {unknown} are not known; choose from {sorted(PAIR_SCORES)}")
     chosen = list(combinations(range(len(dictionaries)), 2)) if pairs is None else list(pairs)
-    values: Mapping[str, list[float]] = {name: [] for name in scores}
+    values = []
     for i, j in chosen:
         pair = DictionaryPair(dictionaries[i], dictionaries[j], signed=signed)
-        for name in scores:
-            values[name].append(PAIR_SCORES[name].compute(pair))
-    return {
-        name: NullDistribution(
-            kind, name, signed, np.array(values[name]), False, PAIR_SCORES[name].perfect
-        )
-        for name in scores
-    }
+        values.append([PAIR_SCORES[name].compute(pair) for name in scores])
+    return _defined(kind, signed, scores, values, independent=False)

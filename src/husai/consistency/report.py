@@ -2,119 +2,57 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field
 
-from husai.config import Config
-from husai.consistency.matching import Match, unit_rows
-from husai.consistency.nulls import NullDistribution, NullKind, null_scores
-from husai.consistency.scores import (
-    PAIR_SCORES,
-    DictionaryPair,
-    partner_of,
-    shared_fraction,
+from husai.consistency.groups import (
+    NullCache,
+    Row,
+    adjust_groups,
+    by_score,
+    compare_groups,
+    group_head,
+    group_scores,
+    score_matrix,
+    seeds_together,
 )
-from husai.consistency.statistics import seed_interval
+from husai.consistency.pairs import (
+    LiveCodes,
+    ScoredPair,
+    group_members,
+    live_codes,
+    score_pair,
+)
+from husai.consistency.records import (
+    ConsistencyConfig,
+    LiveSAE,
+    SAERecord,
+    check_records,
+    live_latents,
+    live_sae,
+    with_firing_rates,
+)
+from husai.consistency.scores import PAIR_SCORES
+from husai.consistency.seeds import Matches, align_seeds, reproducibility_by_firing_rate
+from husai.consistency.statistics import mean_interval, seed_difference, seed_interval
 from husai.consistency.subspace import DataSpan, data_span
+from husai.consistency.truth import (
+    PHASE_CHANCE,
+    axis_gt_mcc,
+    orthonormal_planes,
+    plane_measures,
+    plane_recovery,
+)
 from husai.errors import InputError
 
 SCHEMA_VERSION = 1
-
-# Scores that have no null of their own borrow one. The decoder's half of the shared fraction
-# bounds the whole from above. The encoder's rows do not live in the data's space, so the
-# data-aware null says nothing about them.
-_NULL_OF = {"shared_fraction": "shared_decoder", "pw_mcc_encoder": "pw_mcc"}
-_WITHOUT_NULL = {("pw_mcc_encoder", "data_aware")}
-
-
-class ConsistencyConfig(Config):
-    """How a set of SAEs is compared."""
-
-    dead: Literal["keep", "drop"] = Field(
-        default="keep", description="whether latents that never fire take part in the match"
-    )
-    shared_threshold: float = Field(
-        default=0.7, gt=0, le=1, description="least cosine of a shared or reproduced feature"
-    )
-    data_variance: float = Field(
-        default=0.99, gt=0, le=1, description="variance that the data's subspace holds"
-    )
-    null_draws: int = Field(default=40, ge=1, description="random pairs behind each null")
-    level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of intervals")
-    seed: int = Field(default=0, ge=0, description="seed of the nulls")
-    workers: int = Field(default=1, ge=1, description="threads")
-
-
-@dataclass(frozen=True)
-class SAERecord:
-    """What the comparison needs to know of one SAE.
-
-    Attributes
-    ----------
-    id
-        Unique name.
-    architecture, k, l1_coefficient
-        Its kind and its sparsity setting.
-    seed
-        The seed that was varied.
-    W_dec
-        ``[d_sae, d]`` decoder, a feature a row.
-    W_enc
-        ``[d, d_sae]`` encoder as the SAE holds it, or None.
-    W_dec_init
-        ``[d_sae, d]`` initial decoder, or None.
-    converged
-        Whether its convergence gate is passed; None when unknown.
-    cosine_to_init
-        Mean cosine of the decoder to its own initialisation, or None.
-    firing_rate
-        ``[d_sae]`` share of rows on which each latent fires, or None.
-    l0, fvu
-        Mean number of latents that fire and fraction of variance unexplained, or None.
-    group
-        SAEs of one group differ in the seed only; made from the settings when empty.
-    """
-
-    id: str
-    architecture: str
-    seed: int
-    W_dec: NDArray[np.floating[Any]]
-    W_enc: NDArray[np.floating[Any]] | None = None
-    W_dec_init: NDArray[np.floating[Any]] | None = None
-    k: float | None = None
-    l1_coefficient: float | None = None
-    converged: bool | None = None
-    cosine_to_init: float | None = None
-    firing_rate: NDArray[np.floating[Any]] | None = None
-    l0: float | None = None
-    fvu: float | None = None
-    group: str = ""
-
-    @property
-    def d_sae(self) -> int:
-        """Width."""
-        return int(self.W_dec.shape[0])
-
-    @property
-    def group_name(self) -> str:
-        """The group's name: architecture, width and sparsity setting."""
-        if self.group:
-            return self.group
-        parts = [self.architecture, f"d_sae={self.d_sae}"]
-        if self.k is not None:
-            parts.append(f"k={self.k:g}")
-        if self.l1_coefficient is not None:
-            parts.append(f"l1={self.l1_coefficient:g}")
-        return " ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -126,92 +64,48 @@ class ConsistencyReport:
     saes
         A row per SAE: settings, gate, live latents, share of its decoder inside the data's span.
     pairs
-        A row per pair of SAEs of a group, space, score and sign.
+        A row per pair of SAEs, space, score and sign, with the score's own chance level where it
+        has a closed form.
     groups
         A row per group, space, score and sign: mean, interval over seeds, and for each null its
-        mean, sd, corrected score, p-value and z.
+        mean, sd, corrected score, p-value, adjusted p-value and z.
+    comparisons
+        A row per pair of groups, space, score and sign: difference over seeds.
+    seeds
+        A row per group and space: path, tree, cycle consistency.
+    retention
+        A row per group, space and number of hops.
     features
-        A row per SAE and latent: in how many other seeds it came back, and how well.
+        A row per SAE, space and latent: in how many other seeds it came back, and how well.
+    strata
+        Features summed up by how often they fire; empty when firing rates are not known.
+    planes
+        A row per SAE and plane; empty when no planes were given.
+    truth
+        A row per group and measure of plane recovery, with interval and nulls; empty likewise.
     summary
-        Nested plain values with ``schema_version``.
+        Nested plain values with ``schema_version``; no NaN.
     """
 
     saes: pd.DataFrame
     pairs: pd.DataFrame
     groups: pd.DataFrame
+    comparisons: pd.DataFrame
+    seeds: pd.DataFrame
+    retention: pd.DataFrame
     features: pd.DataFrame
+    strata: pd.DataFrame
+    planes: pd.DataFrame
+    truth: pd.DataFrame
     summary: dict[str, Any]
 
-
-@dataclass(frozen=True)
-class _Live:
-    """One SAE's rows that take part, in one space."""
-
-    record: SAERecord
-    index: NDArray[np.int64]
-    decoder: NDArray[np.float64]
-    encoder: NDArray[np.float64] | None
-    init: NDArray[np.float64] | None
-
-
-def live_latents(record: SAERecord, dead: Literal["keep", "drop"]) -> NDArray[np.int64]:
-    """Indices of the latents that take part.
-
-    Rows of zeros have no direction and never take part. With ``"drop"`` neither do latents whose
-    firing rate is zero.
-
-    Raises
-    ------
-    InputError
-        When ``"drop"`` is asked for and the firing rate is not known, or its length is wrong.
-    """
-    live = np.asarray(record.W_dec).any(axis=1)
-    if dead == "drop":
-        if record.firing_rate is None:
-            raise InputError(
-                f"{record.id}: firing_rate is not known, so its dead latents cannot be dropped; "
-                'give it or choose dead="keep"'
-            )
-        if np.shape(record.firing_rate) != (record.d_sae,):
-            raise InputError(
-                f"{record.id}: firing_rate has shape {np.shape(record.firing_rate)}, "
-                f"not ({record.d_sae},)"
-            )
-        live &= np.asarray(record.firing_rate) > 0
-    return np.flatnonzero(live)
-
-
-def check_records(records: Sequence[SAERecord]) -> None:
-    """Check that the SAEs can be compared, before any work.
-
-    Raises
-    ------
-    InputError
-        When there is none, an id occurs twice, dimensions differ, or a shape does not fit.
-    """
-    if not records:
-        raise InputError("records: no SAE to compare; give at least one")
-    seen: set[str] = set()
-    for record in records:
-        if record.id in seen:
-            raise InputError(f"records: the id {record.id!r} occurs twice")
-        seen.add(record.id)
-        unit_rows(record.W_dec, f"{record.id}: W_dec")
-        d = record.W_dec.shape[1]
-        if d != records[0].W_dec.shape[1]:
-            raise InputError(
-                f"{record.id}: its decoder has {d} dimensions and {records[0].id}'s "
-                f"{records[0].W_dec.shape[1]}; compare SAEs of one space"
-            )
-        if record.W_enc is not None and np.shape(record.W_enc) != (d, record.d_sae):
-            raise InputError(
-                f"{record.id}: W_enc has shape {np.shape(record.W_enc)}, not {(d, record.d_sae)}"
-            )
-        if record.W_dec_init is not None and np.shape(record.W_dec_init) != (record.d_sae, d):
-            raise InputError(
-                f"{record.id}: W_dec_init has shape {np.shape(record.W_dec_init)}, "
-                f"not {(record.d_sae, d)}"
-            )
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the tables by name, those that are empty left out."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, pd.DataFrame) and len(value)
+        }
 
 
 def consistency_report(
@@ -219,6 +113,8 @@ def consistency_report(
     config: ConsistencyConfig | None = None,
     *,
     covariance: ArrayLike | None = None,
+    planes: ArrayLike | None = None,
+    untrained: Sequence[SAERecord] = (),
 ) -> ConsistencyReport:
     """Compare all SAEs of each group, against every null, over seeds.
 
@@ -231,6 +127,11 @@ def consistency_report(
     covariance
         ``[d, d]`` covariance of the activations: adds the data-aware null and the scores within
         the data's subspace.
+    planes
+        ``[n_planes, 2, d]`` ground-truth planes at this hook: adds plane recovery.
+    untrained
+        SAEs of the same settings trained on an untrained model's activations: adds the
+        ``untrained`` null to the groups of the same name, in the full space.
 
     Raises
     ------
@@ -239,304 +140,234 @@ def consistency_report(
     """
     config = config or ConsistencyConfig()
     check_records(records)
+    d = records[0].W_dec.shape[1]
+    records = with_firing_rates(records)
     spaces: dict[str, DataSpan | None] = {"full": None}
     if covariance is not None:
-        if np.shape(covariance) != (records[0].W_dec.shape[1],) * 2:
+        if np.shape(covariance) != (d, d):
             raise InputError(
-                f"covariance: shape {np.shape(covariance)}, "
-                f"decoders of {records[0].W_dec.shape[1]} dimensions"
+                f"covariance: shape {np.shape(covariance)}, decoders of {d} dimensions"
             )
         spaces["data"] = data_span(covariance, variance=config.data_variance)
-    groups: dict[str, list[SAERecord]] = defaultdict(list)
-    for record in records:
-        groups[record.group_name].append(record)
-
-    nulls = _NullCache(config, covariance, spaces)
-    pair_rows: list[dict[str, Any]] = []
-    group_rows: list[dict[str, Any]] = []
-    feature_tables: list[pd.DataFrame] = []
+    members = group_members(records)
+    nulls = NullCache(config, covariance, spaces)
+    gathered = _Gathered()
     with ThreadPoolExecutor(config.workers) as pool:
-        for name in sorted(groups):
-            members = groups[name]
-            for space, span in spaces.items():
-                live = [_live(record, config, span) for record in members]
-                rows, init_rows, matches = _group_pairs(live, space, config, pool)
-                pair_rows += rows
-                group_rows += _group_scores(name, live, space, rows, init_rows, nulls, config)
-                feature_tables.append(_feature_table(name, live, space, matches, config))
-    pairs = pd.DataFrame(pair_rows)
-    table = pd.DataFrame(group_rows)
-    features = pd.concat(feature_tables, ignore_index=True)
+        codes = _all_codes(members, config, pool)
+        for space, span in spaces.items():
+            live = {
+                name: [live_sae(record, config.dead, span) for record in group]
+                for name, group in members.items()
+            }
+            for name, group in live.items():
+                scored = _score_within(group, space, config, pool, codes)
+                gathered.add_group(name, group, space, scored, nulls, config, codes)
+            if config.across_groups:
+                gathered.pairs += _score_across(live, space, config, pool)
+    groups = pd.DataFrame(gathered.groups)
+    if untrained:
+        groups = _add_untrained(groups, gathered.pairs, untrained, config)
+    groups = adjust_groups(groups)
+    full = {
+        name: [live_sae(record, config.dead) for record in group] for name, group in members.items()
+    }
+    pairs = pd.DataFrame(gathered.pairs)
+    features = pd.concat(gathered.features, ignore_index=True)
     saes = _sae_table(records, spaces.get("data"), config)
-    return ConsistencyReport(saes, pairs, table, features, _summary(saes, table, spaces, config))
-
-
-def _live(record: SAERecord, config: ConsistencyConfig, span: DataSpan | None) -> _Live:
-    index = live_latents(record, config.dead)
-
-    def place(rows: NDArray[Any] | None) -> NDArray[np.float64] | None:
-        if rows is None or not len(index):
-            return None
-        chosen = unit_rows(rows[index])
-        return chosen if span is None else span.project(chosen)
-
-    decoder = place(record.W_dec)
-    return _Live(
-        record,
-        index,
-        np.zeros((0, record.W_dec.shape[1])) if decoder is None else decoder,
-        place(None if record.W_enc is None else record.W_enc.T),
-        place(record.W_dec_init),
+    plane_table, truth = _truth_tables(full, planes, nulls, config)
+    if len(plane_table):
+        saes = saes.merge(_plane_columns(full, planes, config), on="id", how="left")
+    strata = pd.DataFrame()
+    if "firing_rate" in features and (features["n_other_seeds"] > 0).any():
+        strata = reproducibility_by_firing_rate(features, by=["group", "space"])
+    return ConsistencyReport(
+        saes=saes,
+        pairs=pairs,
+        groups=groups,
+        comparisons=compare_groups(pairs, full, config),
+        seeds=pd.DataFrame(gathered.seeds),
+        retention=pd.DataFrame(gathered.retention),
+        features=features,
+        strata=strata,
+        planes=plane_table,
+        truth=truth,
+        summary=_summary(saes, groups, truth, spaces, config),
     )
 
 
-_Matches = dict[tuple[int, int], Match]
+_Codes = Mapping[str, LiveCodes | None]
 
 
-def _group_pairs(
-    live: Sequence[_Live], space: str, config: ConsistencyConfig, pool: ThreadPoolExecutor
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], _Matches]:
-    """Score all pairs of a group, and the pairs of their initialisations."""
-    pairs = list(combinations(range(len(live)), 2))
-
-    def one(
-        pair: tuple[int, int],
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Match | None]:
-        return _score_pair(live[pair[0]], live[pair[1]], space, config)
-
-    rows: list[dict[str, Any]] = []
-    inits: list[dict[str, Any]] = []
-    matches: _Matches = {}
-    for pair, (scored, init, match) in zip(pairs, pool.map(one, pairs), strict=True):
-        rows += scored
-        inits += init
-        if match is not None:
-            matches[pair] = match
-    return rows, inits, matches
-
-
-def _score_pair(
-    a: _Live, b: _Live, space: str, config: ConsistencyConfig
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Match | None]:
-    """Every score of two SAEs, of their initialisations, and the absolute match."""
-    flags = [a.record.converged, b.record.converged]
-    head = {
-        "group": a.record.group_name,
-        "id_a": a.record.id,
-        "id_b": b.record.id,
-        "seed_a": a.record.seed,
-        "seed_b": b.record.seed,
-        "space": space,
-        "n_a": len(a.index),
-        "n_b": len(b.index),
-        "converged": _all_converged(flags),
-    }
-
-    def row(score: str, signed: bool, value: float | None, reason: str = "") -> dict[str, Any]:
-        value = np.nan if value is None else value
-        return {**head, "score": score, "signed": signed, "value": value, "reason": reason}
-
-    if not len(a.index) or not len(b.index):
-        empty = a.record.id if not len(a.index) else b.record.id
-        reason = f"{empty} has no live latent"
-        return [row(s, g, None, reason) for s in PAIR_SCORES for g in (False, True)], [], None
-    rows, inits = [], []
-    absolute = None
-    for signed in (False, True):
-        pair = DictionaryPair(a.decoder, b.decoder, signed=signed)
-        rows += [row(name, signed, score.compute(pair)) for name, score in PAIR_SCORES.items()]
-        if not signed:
-            absolute = pair.match
-        if a.encoder is not None and b.encoder is not None:
-            shared = shared_fraction(
-                a.decoder,
-                a.encoder,
-                b.decoder,
-                b.encoder,
-                signed=signed,
-                threshold=config.shared_threshold,
-                decoder_match=pair.match,
-            )
-            rows.append(row("shared_fraction", signed, shared.fraction))
-            rows.append(row("pw_mcc_encoder", signed, shared.encoder.mean))
-        if a.init is not None and b.init is not None:
-            pair = DictionaryPair(a.init, b.init, signed=signed)
-            inits += [row(name, signed, score.compute(pair)) for name, score in PAIR_SCORES.items()]
-    return rows, inits, absolute
-
-
-def _all_converged(flags: Sequence[bool | None]) -> bool | None:
-    """False when one is not converged, None when one is unknown, else True."""
-    if any(flag is False for flag in flags):
-        return False
-    return None if any(flag is None for flag in flags) else True
-
-
-class _NullCache:
-    """Nulls by shape, so that groups of one shape share them."""
-
-    def __init__(
-        self,
-        config: ConsistencyConfig,
-        covariance: ArrayLike | None,
-        spaces: Mapping[str, DataSpan | None],
-    ) -> None:
-        self._config, self._spaces = config, spaces
-        self._covariance = None if covariance is None else np.asarray(covariance, dtype=np.float64)
-        self._known: dict[tuple[Any, ...], dict[str, NullDistribution]] = {}
-        self.kinds: list[NullKind] = ["isotropic"]
-        if covariance is not None:
-            self.kinds.append("data_aware")
-
-    def __call__(
-        self, kind: NullKind, n: int, d: int, space: str, signed: bool
-    ) -> dict[str, NullDistribution]:
-        key = (kind, n, d, space if kind == "data_aware" else "", signed)
-        if key not in self._known:
-            span, covariance = self._spaces[space], self._covariance
-            if kind == "data_aware" and span is not None and covariance is not None:
-                covariance = span.basis @ covariance @ span.basis.T
-            self._known[key] = null_scores(
-                n,
-                n,
-                d,
-                kind=kind,
-                scores=list(PAIR_SCORES),
-                signed=signed,
-                covariance=covariance if kind == "data_aware" else None,
-                n_draws=self._config.null_draws,
-                seed=self._config.seed,
-                workers=self._config.workers,
-            )
-        return self._known[key]
-
-
-def _group_scores(
-    name: str,
-    live: Sequence[_Live],
-    space: str,
-    rows: Sequence[dict[str, Any]],
-    init_rows: Sequence[dict[str, Any]],
-    nulls: _NullCache,
+def _all_codes(
+    members: Mapping[str, Sequence[SAERecord]],
     config: ConsistencyConfig,
-) -> list[dict[str, Any]]:
-    """One row per score and sign of a group: mean, interval, nulls, gate."""
-    first = live[0].record
-    flags = [one.record.converged for one in live]
-    n = round(float(np.mean([len(one.index) for one in live])))
-    head = {
-        "group": name,
-        "architecture": first.architecture,
-        "d_sae": first.d_sae,
-        "k": first.k,
-        "l1_coefficient": first.l1_coefficient,
-        "space": space,
-        "dimensions": live[0].decoder.shape[1],
-        "n_live": n,
-        "n_seeds": len(live),
-        "converged": _all_converged(flags),
-        "n_converged": sum(flag is True for flag in flags),
-    }
-    if len(live) < 2:
-        reason = "one seed: no pair to compare"
-        return [
-            {**head, "score": score, "signed": signed, "reason": reason}
-            for score in PAIR_SCORES
-            for signed in (False, True)
-        ]
-    positions = {one.record.id: i for i, one in enumerate(live)}
-    result = []
-    for (score, signed), values in _by_score(rows).items():
-        null_name = _NULL_OF.get(score, score)
-        if not PAIR_SCORES[null_name].symmetric:
-            continue  # a direction has no meaning among seeds of one group
-        line = {**head, "score": score, "signed": signed}
-        bad = next((row["reason"] for row in values if row["reason"]), "")
-        if bad:
-            result.append({**line, "reason": bad})
-            continue
-        W = np.zeros((len(live), len(live)))
-        for row in values:
-            i, j = positions[row["id_a"]], positions[row["id_b"]]
-            W[i, j] = W[j, i] = row["value"]
-        interval = seed_interval(
-            W, level=config.level, bounds=PAIR_SCORES[null_name].bounds(signed)
-        )
-        line |= {
-            "mean": interval.mean,
-            "low": interval.low,
-            "high": interval.high,
-            "se": interval.se,
-            "n_pairs": interval.n_pairs,
-            "interval": interval.method,
-            "reason": interval.reason,
-        }
-        if interval.mean is not None:
-            for kind in nulls.kinds:
-                if (score, kind) in _WITHOUT_NULL:
-                    continue
-                null = nulls(kind, n, live[0].decoder.shape[1], space, signed)[null_name]
-                line |= _null_columns(kind, null, interval.mean)
-            init = [
-                row["value"]
-                for row in init_rows
-                if (row["score"], row["signed"]) == (null_name, signed)
-            ]
-            if init:
-                perfect = PAIR_SCORES[null_name].perfect
-                null = NullDistribution("init", score, signed, np.array(init), False, perfect)
-                line |= _null_columns("init", null, interval.mean)
-        result.append(line)
-    return result
+    pool: ThreadPoolExecutor,
+) -> _Codes:
+    live = [live_sae(record, config.dead) for group in members.values() for record in group]
+    made = pool.map(lambda one: live_codes(one, config), live)
+    return {one.record.id: codes for one, codes in zip(live, made, strict=True)}
 
 
-def _by_score(
-    rows: Sequence[dict[str, Any]],
-) -> dict[tuple[str, bool], list[dict[str, Any]]]:
-    """Gather rows by score and sign, in the order in which they came."""
-    found: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        found[row["score"], row["signed"]].append(row)
-    return found
+class _Gathered:
+    """Rows of the tables while the groups are worked through."""
+
+    def __init__(self) -> None:
+        self.pairs: list[Row] = []
+        self.groups: list[Row] = []
+        self.seeds: list[Row] = []
+        self.retention: list[Row] = []
+        self.features: list[pd.DataFrame] = []
+
+    def add_group(
+        self,
+        name: str,
+        live: Sequence[LiveSAE],
+        space: str,
+        scored: Mapping[tuple[int, int], ScoredPair],
+        nulls: NullCache,
+        config: ConsistencyConfig,
+        codes: _Codes,
+    ) -> None:
+        rows = [row for pair in scored.values() for row in pair.rows]
+        inits = [row for pair in scored.values() for row in pair.init_rows]
+        matches = {key: pair.match for key, pair in scored.items() if pair.match is not None}
+        self.pairs += rows
+        group_codes = [codes[one.record.id] for one in live]
+        self.groups += group_scores(name, live, space, rows, inits, nulls, config, group_codes)
+        seeds, retention = seeds_together(name, live, space, matches, nulls, config)
+        self.seeds.append(seeds)
+        self.retention += retention
+        self.features.append(feature_table(name, live, space, matches, config))
 
 
-def _null_columns(kind: str, null: NullDistribution, score: float) -> dict[str, float | None]:
-    return {
-        f"{kind}_mean": null.mean,
-        f"{kind}_sd": null.sd,
-        f"{kind}_corrected": null.corrected(score) if null.informative else None,
-        f"{kind}_p": null.p_value(score),
-        f"{kind}_z": null.z(score),
-    }
+def _score_within(
+    live: Sequence[LiveSAE],
+    space: str,
+    config: ConsistencyConfig,
+    pool: ThreadPoolExecutor,
+    codes: _Codes,
+) -> dict[tuple[int, int], ScoredPair]:
+    keys = list(combinations(range(len(live)), 2))
+
+    def one(key: tuple[int, int]) -> ScoredPair:
+        a, b = live[key[0]], live[key[1]]
+        return score_pair(a, b, space, config, (codes[a.record.id], codes[b.record.id]))
+
+    return dict(zip(keys, pool.map(one, keys), strict=True))
 
 
-def _feature_table(
-    name: str, live: Sequence[_Live], space: str, matches: _Matches, config: ConsistencyConfig
+def _score_across(
+    live: Mapping[str, Sequence[LiveSAE]],
+    space: str,
+    config: ConsistencyConfig,
+    pool: ThreadPoolExecutor,
+) -> list[Row]:
+    keys = [(a, b) for one, other in combinations(live, 2) for a in live[one] for b in live[other]]
+    made = pool.map(lambda key: score_pair(key[0], key[1], space, config), keys)
+    return [row for scored in made for row in scored.rows]
+
+
+def _add_untrained(
+    groups: pd.DataFrame,
+    pairs: Sequence[Row],
+    untrained: Sequence[SAERecord],
+    config: ConsistencyConfig,
 ) -> pd.DataFrame:
-    """A row per SAE and live latent: similarity to its partner in each other seed, summed up."""
+    """Add columns ``untrained_*``: the same scores of SAEs trained on an untrained model.
+
+    ``untrained_difference`` is trained minus untrained, with an interval over the seeds of both,
+    Hedges' g and a t-test's p-value.
+    """
+    check_records(untrained)
+    extra: dict[int, Row] = {}
+    for name, members in group_members(with_firing_rates(untrained)).items():
+        if name not in set(groups["group"]):
+            raise InputError(
+                f"untrained: no trained group {name!r}; train both with the same settings"
+            )
+        live = [live_sae(record, config.dead) for record in members]
+        codes = [live_codes(one, config) for one in live]
+        rows = [
+            row
+            for i, j in combinations(range(len(live)), 2)
+            for row in score_pair(live[i], live[j], "full", config, (codes[i], codes[j])).rows
+        ]
+        found = by_score(rows)
+        trained = by_score([r for r in pairs if r["group"] == name and r["space"] == "full"])
+        chosen = groups[(groups["group"] == name) & (groups["space"] == "full")]
+        for index, line in chosen.iterrows():
+            key = (str(line["score"]), bool(line["signed"]))
+            if key in found and key in trained:
+                extra[int(str(index))] = _untrained_columns(
+                    key[0], trained[key], found[key], config
+                )
+    columns = pd.DataFrame.from_dict(extra, orient="index")
+    return groups.join(columns)
+
+
+def _untrained_columns(
+    score: str, trained: Sequence[Row], untrained: Sequence[Row], config: ConsistencyConfig
+) -> Row:
+    ids = [
+        list(dict.fromkeys([row[side] for row in rows for side in ("id_a", "id_b")]))
+        for rows in (trained, untrained)
+    ]
+    matrices = [score_matrix(rows, i) for rows, i in zip((trained, untrained), ids, strict=True)]
+    if any(np.isnan(W).any() for W in matrices):
+        return {"untrained_reason": "a pair score is not defined"}
+    mean = seed_interval(matrices[1]).mean
+    got = seed_difference(matrices[0], matrices[1], level=config.level)
+    row: Row = {
+        "untrained_mean": mean,
+        "untrained_difference": got.difference,
+        "untrained_low": got.low,
+        "untrained_high": got.high,
+        "untrained_effect": got.effect,
+        "untrained_p": got.p_value,
+        "untrained_reason": got.reason,
+    }
+    perfect = PAIR_SCORES[score].perfect if score in PAIR_SCORES else 1.0
+    if mean is not None and got.difference is not None and abs(perfect - mean) > 1e-12:
+        row["untrained_corrected"] = got.difference / (perfect - mean)
+    return row
+
+
+def feature_table(
+    name: str, live: Sequence[LiveSAE], space: str, matches: Matches, config: ConsistencyConfig
+) -> pd.DataFrame:
+    """A row per SAE and live latent: how it came back in the other seeds of its group."""
+    aligned = None
+    if len(live) > 1 and len(matches) == len(live) * (len(live) - 1) // 2:
+        aligned = align_seeds(matches, threshold=config.shared_threshold).features
     tables = []
     for position, one in enumerate(live):
-        found = np.zeros((len(live), len(one.index)))
-        for (i, j), match in matches.items():
-            if position == i:
-                found[j] = partner_of(match)[1]
-            elif position == j:
-                found[i, match.b_index] = match.similarity
-        others = np.delete(found, position, axis=0)
-        table = pd.DataFrame({"latent": one.index})
-        table.insert(0, "id", one.record.id)
-        table.insert(0, "group", name)
-        table["space"] = space
-        table["n_other_seeds"] = len(others)
-        table["n_seeds_found"] = (others >= config.shared_threshold).sum(axis=0)
-        if len(others):
-            table["similarity_mean"] = others.mean(axis=0)
-            table["similarity_min"] = others.min(axis=0)
-            table["similarity_max"] = others.max(axis=0)
-        if one.record.firing_rate is not None:
-            table["firing_rate"] = np.asarray(one.record.firing_rate)[one.index]
+        record = one.record
+        table = pd.DataFrame(
+            {
+                "group": name,
+                "id": record.id,
+                "latent": one.index,
+                "space": space,
+                "n_other_seeds": 0,
+            }
+        )
+        if aligned is not None:
+            own = aligned[aligned["seed"] == position].drop(columns=["seed", "feature"])
+            table = table.drop(columns="n_other_seeds").join(own.reset_index(drop=True))
+        if record.firing_rate is not None:
+            table["firing_rate"] = np.asarray(record.firing_rate, dtype=np.float64)[one.index]
+        if one.init is not None:
+            table["cosine_to_init"] = _row_cosines(one.decoder, one.init)
+        if one.encoder is not None:
+            table["cosine_to_encoder"] = _row_cosines(one.decoder, one.encoder)
+        table["converged"] = pd.array([record.converged] * len(table), dtype="boolean")
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _row_cosines(A: NDArray[np.float64], B: NDArray[np.float64]) -> NDArray[np.float64]:
+    scale = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1)
+    return np.asarray((A * B).sum(axis=1) / np.maximum(scale, 1e-300))
 
 
 def _sae_table(
@@ -548,6 +379,9 @@ def _sae_table(
         inside = None
         if span is not None and len(live):
             inside = float(span.inside(record.W_dec[live]).mean())
+        dead = None
+        if record.firing_rate is not None:
+            dead = int((np.asarray(record.firing_rate) <= 0).sum())
         rows.append(
             {
                 "group": record.group_name,
@@ -558,6 +392,7 @@ def _sae_table(
                 "l1_coefficient": record.l1_coefficient,
                 "seed": record.seed,
                 "n_live": len(live),
+                "n_dead": dead,
                 "l0": record.l0,
                 "fvu": record.fvu,
                 "converged": record.converged,
@@ -565,12 +400,90 @@ def _sae_table(
                 "inside_data": inside,
             }
         )
+    table = pd.DataFrame(rows)
+    table["converged"] = table["converged"].astype("boolean")
+    return table
+
+
+_MEASURES = ("recall", "covered", "mean_purity", "in_plane", "mean_rho", "gt_mcc")
+
+
+def _plane_columns(
+    live: Mapping[str, Sequence[LiveSAE]], planes: ArrayLike | None, config: ConsistencyConfig
+) -> pd.DataFrame:
+    """Plane measures and the one-dimensional score of each SAE, for the table of SAEs."""
+    axes = orthonormal_planes(planes if planes is not None else [])
+    rows: list[Row] = []
+    for group in live.values():
+        for one in group:
+            if not len(one.index):
+                continue
+            measures = plane_measures(one.decoder, axes, config.plane_threshold)
+            phase = axis_gt_mcc(one.decoder, axes, seed=config.seed)
+            rows.append(
+                {
+                    "id": one.record.id,
+                    **{f"plane_{name}": measures[name] for name in _MEASURES},
+                    "gt_mcc_phase_mean": phase.phase_mean,
+                    "gt_mcc_phase_min": phase.phase_min,
+                    "gt_mcc_phase_max": phase.phase_max,
+                    "gt_mcc_phase_chance": PHASE_CHANCE,
+                }
+            )
     return pd.DataFrame(rows)
+
+
+def _truth_tables(
+    live: Mapping[str, Sequence[LiveSAE]],
+    planes: ArrayLike | None,
+    nulls: NullCache,
+    config: ConsistencyConfig,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A row per SAE and plane; and a row per group and measure with interval and nulls."""
+    if planes is None:
+        return pd.DataFrame(), pd.DataFrame()
+    axes = orthonormal_planes(planes)
+    tables, rows = [], []
+    for name, group in live.items():
+        head = group_head(name, group, "full")
+        values: list[dict[str, float]] = []
+        for one in group:
+            if not len(one.index):
+                continue
+            got = plane_recovery(one.decoder, axes, threshold=config.plane_threshold)
+            table = got.planes.copy()
+            table.insert(0, "id", one.record.id)
+            table.insert(0, "group", name)
+            tables.append(table)
+            values.append(plane_measures(one.decoder, axes, config.plane_threshold))
+        for measure in _MEASURES:
+            line: Row = {**head, "measure": measure}
+            if not values:
+                rows.append({**line, "reason": "no SAE has a live latent"})
+                continue
+            interval = mean_interval([v[measure] for v in values], level=config.level)
+            line |= {
+                "mean": interval.mean,
+                "low": None if interval.low is None else max(0.0, interval.low),
+                "high": None if interval.high is None else min(1.0, interval.high),
+                "reason": interval.reason,
+            }
+            for kind in nulls.kinds:
+                null = nulls.planes(kind, max(1, head["n_live"]), axes)
+                line |= {
+                    f"{kind}_mean": null.mean(measure),
+                    f"{kind}_sd": null.sd(measure),
+                    f"{kind}_p": null.p_value(measure, float(interval.mean or 0.0)),
+                }
+            rows.append(line)
+    joined = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return joined, pd.DataFrame(rows)
 
 
 def _summary(
     saes: pd.DataFrame,
     groups: pd.DataFrame,
+    truth: pd.DataFrame,
     spaces: Mapping[str, DataSpan | None],
     config: ConsistencyConfig,
 ) -> dict[str, Any]:
@@ -580,23 +493,26 @@ def _summary(
         "config": config.model_dump(),
         "n_saes": len(saes),
         "n_groups": int(saes["group"].nunique()),
-        "n_converged": int((saes["converged"] == True).sum()),  # noqa: E712 - unknown is None
+        "n_converged": int(saes["converged"].fillna(False).sum()),
+        "n_convergence_unknown": int(saes["converged"].isna().sum()),
         "data_subspace": None
         if data is None
         else {"dimensions": data.rank, "variance": data.variance},
         "groups": plain_rows(groups),
+        "truth": plain_rows(truth),
     }
 
 
 def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a table's rows as plain values, with None for what is missing (JSON has no NaN)."""
-    convert: Callable[[Any], Any] = lambda v: (  # noqa: E731
-        None if v is None or v is pd.NA or (isinstance(v, float) and np.isnan(v)) else v
-    )
     return [
-        {
-            str(key): convert(value.item() if isinstance(value, np.generic) else value)
-            for key, value in row.items()
-        }
-        for row in table.to_dict("records")
+        {str(key): _plain(value) for key, value in row.items()} for row in table.to_dict("records")
     ]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or value is pd.NA:
+        return None
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -196,6 +196,9 @@ class DictionaryPair:
         ``[n_a, d]`` and ``[n_b, d]``; rows are features, normalised here.
     signed
         Use the cosine itself instead of its absolute value.
+    rank
+        Dimensions of the subspaces that are compared; half of what both dictionaries can span
+        when None.
 
     Raises
     ------
@@ -203,9 +206,13 @@ class DictionaryPair:
         When an input is not a finite matrix or the dimensions differ.
     """
 
-    def __init__(self, A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> None:
+    def __init__(
+        self, A: ArrayLike, B: ArrayLike, *, signed: bool = False, rank: int | None = None
+    ) -> None:
         self.A, self.B = unit_pair(A, B)
         self.signed = signed
+        limit = min(len(self.A) - 1, len(self.B) - 1, self.A.shape[1])
+        self.rank = max(1, limit // 2) if rank is None else min(rank, limit)
 
     @cached_property
     def match(self) -> Match:
@@ -284,8 +291,9 @@ def dictionary_directions(dictionary: ArrayLike, rank: int) -> NDArray[np.float6
             f"rank: {rank}; {len(rows)} centred rows of {rows.shape[1]} numbers have at most "
             f"{limit} directions"
         )
-    _, _, directions = np.linalg.svd(rows, full_matrices=False)
-    return np.asarray(directions[:rank])
+    # the d × d product: a dictionary has many more rows than dimensions
+    _, directions = np.linalg.eigh(rows.T @ rows)
+    return np.asarray(directions[:, ::-1][:, :rank].T)
 
 
 def subspace_overlap(A: ArrayLike, B: ArrayLike, rank: int) -> float:
@@ -416,17 +424,39 @@ def orderedness(match: Match) -> Orderedness | None:
 
 @dataclass(frozen=True)
 class PairScore:
-    """A score that two dictionaries have by their directions alone, so chance has one too."""
+    """A score that two dictionaries have by their directions alone, so chance has one too.
 
-    compute: Callable[[DictionaryPair], float]
+    Attributes
+    ----------
+    compute
+        From the pair; None where the score is not defined for these sizes.
+    perfect
+        Score of a dictionary against itself: 1 for a similarity, 0 for a distance.
+    symmetric
+        Whether A to B is B to A.
+    centred
+        Whether it runs from -1 whatever the sign convention.
+    unbounded
+        Whether it falls without limit.
+    """
+
+    compute: Callable[[DictionaryPair], float | None]
     perfect: float = 1.0
     symmetric: bool = True
+    centred: bool = False
+    unbounded: bool = False
 
     def bounds(self, signed: bool) -> tuple[float, float]:
         """What the score can be at all."""
         if self.perfect == 0:
             return (0.0, float("inf"))
-        return (-1.0 if signed else 0.0, 1.0)
+        if self.unbounded:
+            return (-float("inf"), 1.0)
+        return (-1.0 if signed or self.centred else 0.0, 1.0)
+
+
+def _overlap(pair: DictionaryPair) -> float | None:
+    return subspace_overlap(pair.A, pair.B, pair.rank) if pair.rank >= 1 else None
 
 
 def _shared_decoder(pair: DictionaryPair) -> float:
@@ -447,6 +477,12 @@ PAIR_SCORES: dict[str, PairScore] = {
     "distance_l1": PairScore(lambda pair: _lp(pair, 1), perfect=0.0),
     "distance_l2": PairScore(lambda pair: _lp(pair, 2), perfect=0.0),
     "distance_linf": PairScore(lambda pair: _lp(pair, np.inf), perfect=0.0),
+    "subspace_overlap": PairScore(_overlap),
+    "decoder_cka": PairScore(decoder_cka),
+    "decoder_svcca": PairScore(decoder_svcca),
+    "orderedness": PairScore(
+        lambda pair: None if (got := orderedness(pair.match)) is None else got.rho, centred=True
+    ),
 }
 
 

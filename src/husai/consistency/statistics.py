@@ -6,7 +6,7 @@ mean of the pair scores is a U-statistic of the seeds, and its spread is estimat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import comb, factorial, prod, sqrt
@@ -36,7 +36,7 @@ class SeedInterval:
     n_seeds, n_pairs
         What it rests on.
     method
-        ``"jackknife"`` or ``"bootstrap"``.
+        ``"jackknife"`` or ``"bootstrap"`` of pair scores, ``"t"`` of scores of single SAEs.
     reason
         Why something is None; empty when all is defined.
     """
@@ -194,6 +194,8 @@ class Difference:
         Mean of A minus mean of B; None when a group has no pair.
     low, high, se
         Interval over seeds and standard error; None below three seeds a group.
+    p_value
+        Two-sided t-test of no difference, by the same standard error; None where undefined.
     effect
         Hedges' g on the jackknife pseudo-values: the difference in units of a seed's spread.
         None where nothing varies.
@@ -207,6 +209,7 @@ class Difference:
     low: float | None
     high: float | None
     se: float | None
+    p_value: float | None
     effect: float | None
     level: float
     paired: bool
@@ -246,12 +249,12 @@ def seed_difference(
         raise InputError(f"paired: groups of {n_a} and {n_b} seeds cannot be paired")
     if min(n_a, n_b) < 2:
         reason = "a group has one seed: no pair to compare"
-        return Difference(None, None, None, None, None, level, paired, n_a, n_b, reason)
+        return Difference(None, None, None, None, None, None, level, paired, n_a, n_b, reason)
     means = [float(W.sum() / (len(W) * (len(W) - 1))) for W in (A, B)]
     difference = means[0] - means[1]
     if min(n_a, n_b) < 3:
         reason = "a group has two seeds: its spread over seeds cannot be seen"
-        return Difference(difference, None, None, None, None, level, paired, n_a, n_b, reason)
+        return Difference(difference, None, None, None, None, None, level, paired, n_a, n_b, reason)
     x, y = pseudo_values(A), pseudo_values(B)
     if paired:
         delta = x - y
@@ -269,8 +272,47 @@ def seed_difference(
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * se
     effect = difference / pooled * scale if pooled > 0 else None
     return Difference(
-        difference, difference - half, difference + half, se, effect, level, paired, n_a, n_b, ""
+        difference=difference,
+        low=difference - half,
+        high=difference + half,
+        se=se,
+        p_value=float(2 * stats.t.sf(abs(difference) / se, freedom)) if se > 0 else None,
+        effect=effect,
+        level=level,
+        paired=paired,
+        n_a=n_a,
+        n_b=n_b,
+        reason="",
     )
+
+
+def mean_interval(values: ArrayLike, *, level: float = 0.95) -> SeedInterval:
+    """Interval for the mean of a score that every SAE has by itself (plane recall, FVU).
+
+    Seeds are independent, so this is the t interval; below two there is none.
+
+    Parameters
+    ----------
+    values
+        ``[S]``, one a seed.
+    level
+        Confidence level.
+
+    Raises
+    ------
+    InputError
+        When the values are not finite or there is none.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
+        raise InputError("values: give at least one finite number a seed")
+    n, mean = len(x), float(x.mean())
+    if n < 2:
+        reason = "one seed: its spread cannot be seen"
+        return SeedInterval(mean, None, None, None, level, n, 0, "t", reason)
+    se = float(x.std(ddof=1) / sqrt(n))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * se
+    return SeedInterval(mean, mean - half, mean + half, se, level, n, 0, "t", "")
 
 
 @dataclass(frozen=True)
@@ -397,9 +439,7 @@ def _label_statistic(W: NDArray[np.float64], code: NDArray[np.int64], statistic:
 Adjustment = Literal["holm", "bh", "by"]
 
 
-def adjust_p(
-    p_values: Sequence[float | None] | NDArray[np.float64], *, method: Adjustment = "bh"
-) -> list[float | None]:
+def adjust_p(p_values: Iterable[float | None], *, method: Adjustment = "bh") -> list[float | None]:
     """Correct p-values for many comparisons; those that are None or NaN stay None.
 
     ``"holm"`` bounds the chance of any false finding (Holm 1979); ``"bh"`` the share of false
