@@ -308,8 +308,12 @@ class MlflowHook:
             uri = mlflow.get_tracking_uri()
             mlflow.set_tracking_uri(self._locations()[0])
             try:
+                model = self._client_().create_logged_model(
+                    self._experiment_id, name=name, source_run_id=self._run_id
+                )
                 Model.log(
                     artifact_path=None,
+                    model_id=model.model_id,
                     name=name,
                     flavor=mlflow.pyfunc,
                     run_id=self._run_id,

@@ -10,7 +10,6 @@ from husai.activations import (
     Activations,
     ExtractionConfig,
     activation_statistics,
-    covariance,
     extract_activations,
 )
 from husai.errors import InputError
@@ -90,11 +89,6 @@ def test_statistics_of_a_planted_spectrum():
     assert found["dims_99_variance"] == 4
     assert found["total_variance"] == pytest.approx(4 * 9, rel=1e-4)
     assert found["norm_of_mean"] == pytest.approx(5 * np.sqrt(10), rel=1e-4)
-
-
-def test_covariance_is_numpys():
-    values = np.random.default_rng(1).standard_normal((50, 6)) @ np.diag([3, 2, 1, 1, 0.5, 0.1])
-    np.testing.assert_allclose(covariance(values), np.cov(values.T, bias=True), atol=1e-12)
 
 
 def test_file_round_trip_keeps_all(tmp_path):

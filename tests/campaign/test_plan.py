@@ -53,12 +53,14 @@ def test_ids_change_with_anything_that_changes_the_training():
 
 @pytest.mark.parametrize(
     ("vary", "init", "data"),
-    [("init", [0, 1, 2], [7, 7, 7]), ("data", [7, 7, 7], [0, 1, 2]), ("both", [0, 1, 2], [0, 1, 2])],
+    [
+        ("init", [0, 1, 2], [7, 7, 7]),
+        ("data", [7, 7, 7], [0, 1, 2]),
+        ("both", [0, 1, 2], [0, 1, 2]),
+    ],
 )
 def test_seeds_vary_what_they_are_told_to(vary, init, data):
-    plan = make_plan(
-        vary=vary, fixed_seed=7, d_sae=(16,), architectures={"topk": {"k": (4,)}}
-    )
+    plan = make_plan(vary=vary, fixed_seed=7, d_sae=(16,), architectures={"topk": {"k": (4,)}})
     assert plan["init_seed"].tolist() == init
     assert plan["data_seed"].tolist() == data
 
@@ -70,7 +72,12 @@ def test_rows_give_their_configurations_back_after_parquet(tmp_path):
     for before, after in zip(records(plan), records(again), strict=True):
         assert row_config(before) == row_config(after)
     relu = row_config(records(again)[0])
-    assert (relu.architecture, relu.k, relu.l1_coefficient, relu.init) == ("relu", None, 1.0, "data")
+    assert (relu.architecture, relu.k, relu.l1_coefficient, relu.init) == (
+        "relu",
+        None,
+        1.0,
+        "data",
+    )
 
 
 @pytest.mark.parametrize(

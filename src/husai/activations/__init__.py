@@ -2,7 +2,7 @@
 
 from husai.activations.extraction import ExtractionConfig, extract_activations
 from husai.activations.rows import Activations, activation_key, check_activations
-from husai.activations.statistics import activation_statistics, covariance
+from husai.activations.statistics import activation_statistics
 
 __all__ = [
     "Activations",
@@ -10,6 +10,5 @@ __all__ = [
     "activation_key",
     "activation_statistics",
     "check_activations",
-    "covariance",
     "extract_activations",
 ]

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from husai.activations.rows import SPLITS, Activations
-
-
-def covariance(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Covariance ``[d, d]`` of rows ``[n_rows, d]``, divided by ``n_rows``."""
-    # float64: the smallest eigenvalues are many orders below the largest
-    rows = np.asarray(values, dtype=np.float64)
-    centred = rows - rows.mean(axis=0)
-    product: NDArray[np.float64] = centred.T @ centred / len(rows)
-    return product
 
 
 def activation_statistics(activations: Activations) -> dict[str, str | int | float]:
@@ -34,8 +22,10 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
         Euclidean norm of the rows), ``norm_of_mean``, ``total_variance`` (sum over dimensions),
         ``effective_rank_entropy``, ``participation_ratio``, ``dims_99_variance``.
     """
+    # float64: the smallest eigenvalues are many orders below the largest
     values = activations.values.numpy().astype(np.float64)
-    variances = np.clip(np.linalg.eigvalsh(covariance(values))[::-1], 0.0, None)
+    spectrum = np.linalg.eigvalsh(np.cov(values, rowvar=False, bias=True))
+    variances = np.clip(np.atleast_1d(spectrum)[::-1], 0.0, None)
     total = float(variances.sum())
     shares = variances / total if total > 0 else np.zeros_like(variances)
     positive = shares[shares > 0]

@@ -8,8 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from husai.activations import activation_key, covariance
-from husai.consistency import ConsistencyConfig, SAERecord, consistency_report
+from husai.activations import activation_key
+from husai.consistency import (
+    ConsistencyConfig,
+    SAERecord,
+    activation_covariance,
+    consistency_report,
+)
 from husai.errors import InputError
 from husai.pipelines.activation_extraction.nodes import load_activations
 from husai.pipelines.sae_training.nodes import load_saes
@@ -26,7 +31,9 @@ def compare(
     """Compare the SAEs of every group across their seeds, beside every null."""
     rows = load_activations(activations, plan_key(sae_plan))
     report = consistency_report(
-        sae_records(sae_plan, saes), consistency, covariance=covariance(rows.values.numpy())
+        sae_records(sae_plan, saes),
+        consistency,
+        covariance=activation_covariance(rows.values.numpy()),
     )
     summary = {
         **report.summary,
