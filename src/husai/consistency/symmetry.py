@@ -1,0 +1,190 @@
+"""Which symmetries of the task a dictionary has.
+
+Modular addition does not change when a and b are swapped, when both are shifted (the answer shifts
+with them), or when both are multiplied by a unit of Z_p. A dictionary *has* a symmetry g when the
+codes of the moved inputs, ``f(g(a, b))``, are its own codes up to a permutation of latents. One
+seed's dictionary may also be mapped to another's. Both are asked of the codes, by matching
+correlations, and stand beside what relabelling the inputs at random gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd, isqrt
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from husai.consistency.codes import Codes, code_blocks, match_activations
+from husai.errors import InputError
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """A map of the inputs.
+
+    Attributes
+    ----------
+    name, kind
+        ``kind`` is ``"swap"``, ``"translation"`` or ``"multiplication"``.
+    rows
+        ``[p²]``: row of the image of each input, inputs in (a, b) order.
+    answer_kept
+        Whether ``a + b`` stays the same for every input.
+    """
+
+    name: str
+    kind: str
+    rows: NDArray[np.int64]
+    answer_kept: bool
+
+
+def _grid(p: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    a, b = np.divmod(np.arange(p * p), p)
+    return a, b
+
+
+def _map(name: str, kind: str, a: NDArray[np.int64], b: NDArray[np.int64], p: int) -> Symmetry:
+    here = sum(_grid(p)) % p
+    return Symmetry(name, kind, (a % p) * p + b % p, bool((((a + b) % p) == here).all()))
+
+
+def task_symmetries(
+    p: int,
+    *,
+    shifts: Sequence[tuple[int, int]] | None = None,
+    units: Sequence[int] | None = None,
+) -> list[Symmetry]:
+    """Exact symmetries of addition modulo p.
+
+    Parameters
+    ----------
+    p
+        Modulus, at least 3.
+    shifts
+        Translations ``(s, t)`` of (a, b). By default (1, -1), which keeps the answer, and (1, 0),
+        (1, 1), (p // 2, 0), which move it.
+    units
+        Multipliers. By default -1, which keeps every frequency's plane, and 2, 3, 5 as far as
+        they are units, which move frequency k to another.
+
+    Raises
+    ------
+    InputError
+        When p is too small or a multiplier is no unit of Z_p.
+    """
+    if p < 3:
+        raise InputError(f"p: {p}; give a modulus of at least 3")
+    a, b = _grid(p)
+    found = [_map("swap", "swap", b, a, p)]
+    for s, t in shifts if shifts is not None else [(1, -1), (1, 0), (1, 1), (p // 2, 0)]:
+        found.append(_map(f"translate ({s:+d}, {t:+d})", "translation", a + s, b + t, p))
+    chosen = (
+        units if units is not None else [-1, *(u for u in (2, 3, 5) if u < p and gcd(u, p) == 1)]
+    )
+    for u in chosen:
+        if gcd(u, p) != 1:
+            raise InputError(f"units: {u} is not a unit modulo {p}")
+        found.append(_map(f"multiply by {u}", "multiplication", a * u, b * u, p))
+    return found
+
+
+def detect_symmetries(
+    codes: Codes,
+    symmetries: Sequence[Symmetry],
+    *,
+    other: Codes | None = None,
+    n_null: int = 9,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score how far each symmetry maps a dictionary to itself, or to another seed's.
+
+    Parameters
+    ----------
+    codes
+        ``[p², d_sae]`` codes of the complete grid of inputs in (a, b) order.
+    symmetries
+        From :func:`task_symmetries`.
+    other
+        Codes of another SAE on the same grid: then ``f(g(x))`` is matched with them.
+    n_null
+        Random relabellings ``(a, b) → (π(a), π(b))`` of Z_p. They keep the grid and break the
+        arithmetic, so they show what the matching finds in the marginals alone.
+    seed
+        Seed of the relabellings.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``symmetry``, ``kind``, ``answer_kept``, ``score`` (mean matched correlation, from -1 to
+        1), ``exact_fraction`` (matched latents with correlation at least .99), ``identity_score``
+        (no map at all: 1 for the same SAE), ``null_mean``, ``null_sd``, ``p`` (Monte Carlo),
+        ``retained`` (``(score - null) / (identity - null)``: 1 when the map costs nothing),
+        ``n_dead``, ``reason``.
+
+    Raises
+    ------
+    InputError
+        When the rows are not a complete grid of the symmetries' modulus, or the two SAEs' rows
+        do not correspond.
+    """
+    if not symmetries:
+        raise InputError("symmetries: none given")
+    if n_null < 1:
+        raise InputError(f"n_null: {n_null}; give at least 1")
+    own = _stack(codes)
+    target = own if other is None else _stack(other)
+    n_inputs = len(symmetries[0].rows)
+    p = isqrt(n_inputs)
+    for name, matrix in (("codes", own), ("other", target)):
+        if matrix.shape[0] != n_inputs:
+            raise InputError(
+                f"{name}: {matrix.shape[0]} rows; symmetries modulo {p} need the complete grid of "
+                f"{n_inputs} inputs in (a, b) order"
+            )
+    identity = match_activations(own, target)
+    a, b = _grid(p)
+    rng = np.random.default_rng(seed)
+    null = []
+    for _ in range(n_null if identity.mean is not None else 0):
+        relabel = rng.permutation(p)
+        null.append(match_activations(own[relabel[a] * p + relabel[b]], target).mean or 0.0)
+    drawn = np.array(null)
+    rows = []
+    for symmetry in symmetries:
+        line = {
+            "symmetry": symmetry.name,
+            "kind": symmetry.kind,
+            "answer_kept": symmetry.answer_kept,
+            "n_dead": identity.n_dead_a,
+        }
+        if identity.mean is None:
+            rows.append({**line, "reason": identity.reason})
+            continue
+        got = match_activations(own[symmetry.rows], target)
+        score = 0.0 if got.mean is None else got.mean
+        room = identity.mean - float(drawn.mean())
+        rows.append(
+            {
+                **line,
+                "score": score,
+                "exact_fraction": float((got.correlation >= 0.99).mean()),
+                "identity_score": identity.mean,
+                "null_mean": float(drawn.mean()),
+                "null_sd": float(drawn.std(ddof=1)) if n_null > 1 else None,
+                "p": float((1 + (drawn >= score).sum()) / (1 + n_null)),
+                "retained": (score - float(drawn.mean())) / room if room > 1e-9 else None,
+                "reason": "" if room > 1e-9 else "the identity does no better than relabelling",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _stack(codes: Codes) -> sparse.csr_array:
+    blocks = list(code_blocks(codes))
+    if not blocks:
+        raise InputError("codes: no rows")
+    return sparse.csr_array(sparse.vstack(blocks, format="csr"))
