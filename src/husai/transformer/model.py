@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -134,7 +136,11 @@ class TrainedTransformer:
             "model_config": self.model_config.model_dump(mode="json"),
             "training_config": self.training_config.model_dump(mode="json"),
             "vocabulary": self.vocabulary.model_dump(mode="json"),
-            "history": {name: self.history[name].tolist() for name in self.history.columns},
+            # a list, for JSON objects have no order; None, for JSON has no NaN
+            "history": [
+                [name, [None if math.isnan(v) else v for v in self.history[name].tolist()]]
+                for name in self.history.columns
+            ],
             "summary": self.summary,
         }
 
@@ -153,7 +159,12 @@ class TrainedTransformer:
             model_config=TransformerConfig.model_validate(header["model_config"]),
             training_config=TransformerTrainingConfig.model_validate(header["training_config"]),
             vocabulary=Vocabulary.model_validate(header["vocabulary"]),
-            history=pd.DataFrame(header["history"]),
+            history=pd.DataFrame(
+                {
+                    name: np.asarray(values, dtype=np.int64 if name == "epoch" else np.float64)
+                    for name, values in header["history"]
+                }
+            ),
             summary=dict(header["summary"]),
         )
 

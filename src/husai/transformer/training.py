@@ -328,7 +328,7 @@ class _Run:
         resume["rng.order"] = self.order.get_state()
         # float64 tensors, so that the curves come back exactly
         table = pd.DataFrame(self.history, columns=list(HISTORY_COLUMNS))
-        resume["history"] = torch.from_numpy(table.to_numpy(dtype=np.float64))
+        resume["history"] = torch.tensor(table.to_numpy(dtype=np.float64))
         store.save(
             self.epoch,
             weights,

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+
+from husai.errors import InputError
+from husai.transformer.fourier import (
+    basis_names,
+    canonical_frequencies,
+    fourier_basis,
+    fraction_explained,
+    frequencies,
+    frequency_planes,
+    frequency_powers,
+    gini,
+    key_frequencies,
+)
+
+P = 29
+
+
+def waves(keys, x, p=P):
+    return np.stack([f(2 * np.pi * k * x / p) for k in keys for f in (np.cos, np.sin)], axis=1)
+
+
+def planted_table(rng, keys, d=40, p=P):
+    """An embedding with the waves of some frequencies along random directions, plus a mean."""
+    return waves(keys, np.arange(p), p) @ rng.normal(size=(2 * len(keys), d)) + rng.normal(size=d)
+
+
+def grid(p=P):
+    return np.divmod(np.arange(p * p), p)
+
+
+@pytest.mark.parametrize("p", [2, 3, 8, 29, 113])
+def test_basis_is_orthonormal_and_named(p):
+    basis = fourier_basis(p)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(p), atol=1e-12)
+    assert len(basis_names(p)) == p
+
+
+def test_rows_are_where_their_names_say():
+    basis, names = fourier_basis(P), basis_names(P)
+    x = np.arange(P)
+    for k in frequencies(P):
+        for name, function in (("cos", np.cos), ("sin", np.sin)):
+            row = basis[names.index(f"{name} {k}")]
+            expected = function(2 * np.pi * k * x / P)
+            np.testing.assert_allclose(row, expected / np.linalg.norm(expected), atol=1e-12)
+
+
+def test_all_frequencies_and_none_twice():
+    assert frequencies(113).tolist() == list(range(1, 57))
+    assert canonical_frequencies([3, P - 3, -3, P + 3], P) == [3]
+    with pytest.raises(InputError, match="frequency 29 is the constant"):
+        canonical_frequencies([P], P)
+    for even in (2, 8, 1):
+        with pytest.raises(InputError, match=f"modulus = {even}"):
+            frequencies(even)
+
+
+def test_planted_embedding_is_explained_and_found():
+    rng = np.random.default_rng(0)
+    table = planted_table(rng, (2, 5, 14))
+    assert fraction_explained(table, [2, 5, 14], P) == pytest.approx(1, abs=1e-12)
+    assert fraction_explained(table, [1, 3], P) == pytest.approx(0, abs=1e-12)
+    assert key_frequencies(table) == [2, 5, 14]
+    # k and p - k are one wave: naming it either way is the same claim
+    assert fraction_explained(table, [P - 2, 5, 14, P - 14], P) == pytest.approx(1, abs=1e-12)
+
+
+def test_random_embedding_scores_chance():
+    rng = np.random.default_rng(1)
+    p, d = 113, 512
+    table = rng.normal(size=(p, d))
+    found = fraction_explained(table, [1, 20, 30, 41, 56], p)
+    assert found == pytest.approx(2 * 5 / (p - 1), rel=0.15)
+    assert key_frequencies(table) == []
+
+
+def test_powers_are_those_of_the_fft():
+    rng = np.random.default_rng(2)
+    table = rng.normal(size=(P, 6))
+    spectrum = np.abs(np.fft.fft(table, axis=0)) ** 2 / P
+    expected = (2 * spectrum[1 : (P - 1) // 2 + 1]).sum(1)  # k and p - k carry the same power
+    np.testing.assert_allclose(frequency_powers(table), expected)
+
+
+@pytest.mark.parametrize(("operation", "sign"), [("addition", 1), ("subtraction", -1)])
+def test_activations_at_waves_of_the_answer(operation, sign):
+    rng = np.random.default_rng(3)
+    a, b = grid()
+    directions = rng.normal(size=(4, 24))
+    values = waves((3, 8), a + sign * b) @ directions
+    assert fraction_explained(values, [3, 8], P, operation) == pytest.approx(1)
+    # the same waves are products of waves of a and b, and hold nothing of a or b alone
+    assert fraction_explained(values, [3, 8], P, operation, "pair") == pytest.approx(1)
+    assert fraction_explained(values, [3, 8], P, operation, "a") == pytest.approx(0, abs=1e-12)
+    other = "subtraction" if operation == "addition" else "addition"
+    assert fraction_explained(values, [3, 8], P, other) == pytest.approx(0, abs=1e-12)
+    planes = frequency_planes(values, [8, 3], P, operation)
+    for plane, span in zip(planes, (directions[:2], directions[2:]), strict=True):
+        np.testing.assert_allclose(plane @ plane.T, np.eye(2), atol=1e-12)
+        np.testing.assert_allclose(span @ plane.T @ plane, span, atol=1e-9)
+
+
+def test_variance_is_shared_out_exactly():
+    rng = np.random.default_rng(4)
+    a, b = grid()
+    parts = [
+        waves((4,), a) @ rng.normal(size=(2, 16)),
+        waves((4,), b) @ rng.normal(size=(2, 16)),
+        waves((4,), a + b) @ rng.normal(size=(2, 16)),
+        waves((6,), a + b) @ rng.normal(size=(2, 16)),
+    ]
+    values = sum(parts) + rng.normal(size=16)
+    powers = np.array([(part**2).sum() for part in parts])
+    shares = powers / powers.sum()
+    assert fraction_explained(values, [4], P, variable="a") == pytest.approx(shares[0])
+    assert fraction_explained(values, [4], P, variable="b") == pytest.approx(shares[1])
+    assert fraction_explained(values, [4], P) == pytest.approx(shares[2])
+    assert fraction_explained(values, [4, 6], P) == pytest.approx(shares[2] + shares[3])
+    assert fraction_explained(values, [4], P, variable="pair") == pytest.approx(shares[:3].sum())
+
+
+def test_planes_of_an_embedding_survive_rotation_of_phase():
+    rng = np.random.default_rng(5)
+    directions = rng.normal(size=(2, 20))
+    x = np.arange(P)
+    first = frequency_planes(waves((7,), x) @ directions, [7], P)
+    shifted = frequency_planes(waves((7,), x + 11) @ directions, [P - 7], P)
+    projection, other = (planes[0].T @ planes[0] for planes in (first, shifted))
+    np.testing.assert_allclose(projection, other, atol=1e-12)
+
+
+def test_no_plane_where_there_is_none():
+    table = np.cos(2 * np.pi * 3 * np.arange(P) / P)[:, None] * np.ones(5)
+    with pytest.raises(InputError, match="frequency 3 spans no plane"):
+        frequency_planes(table, [3], P)
+
+
+def test_multiplication_and_wrong_shapes_are_refused():
+    with pytest.raises(InputError, match="multiplicative group"):
+        fraction_explained(np.zeros((P * P, 3)), [1], P, "multiplication")
+    with pytest.raises(InputError, match=r"needs 29 rows .* or 841 rows"):
+        frequency_planes(np.zeros((P + 1, 3)), [1], P)
+
+
+def test_gini_against_its_definition():
+    rng = np.random.default_rng(6)
+    x = rng.exponential(size=30)
+    brute = np.abs(x[:, None] - x[None, :]).mean() / (2 * x.mean())
+    assert gini(x) == pytest.approx(brute)
+    assert gini(np.ones(9)) == pytest.approx(0)
+    assert gini([0, 0, 0, 5]) == pytest.approx(0.75)
