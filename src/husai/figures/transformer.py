@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from husai.errors import InputError
 
 if TYPE_CHECKING:
-    from husai.transformer.progress_measures import FourierStructure
+    from husai.transformer.measures import FourierStructure
 
 # Okabe and Ito's palette: told apart with any colour vision; line styles carry it in grey print
 _BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
@@ -28,7 +28,7 @@ def progress_figure(history: pd.DataFrame, measures: pd.DataFrame) -> Figure:
     history
         A :class:`~husai.transformer.TrainedTransformer`'s curves.
     measures
-        What :func:`~husai.transformer.progress_measures` gave.
+        What :func:`~husai.transformer.measures` gave.
 
     Returns
     -------

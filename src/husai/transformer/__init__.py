@@ -2,18 +2,18 @@
 
 from husai.transformer.checkpoints import CheckpointStore
 from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
+from husai.transformer.measures import (
+    FourierStructure,
+    fourier_structure,
+    progress_measures,
+)
 from husai.transformer.model import (
     TrainedTransformer,
     build_transformer,
     load_transformer,
     save_transformer,
 )
-from husai.transformer.progress_measures import (
-    FourierStructure,
-    fourier_structure,
-    progress_measures,
-)
-from husai.transformer.training import train_transformer
+from husai.transformer.training import evaluate_transformer, train_transformer
 
 __all__ = [
     "CheckpointStore",
@@ -22,6 +22,7 @@ __all__ = [
     "TransformerConfig",
     "TransformerTrainingConfig",
     "build_transformer",
+    "evaluate_transformer",
     "fourier_structure",
     "load_transformer",
     "progress_measures",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from husai.errors import InputError
 from husai.storage import read_header, read_tensors, write_tensors
+from husai.transformer.config import TransformerConfig
 
 _RESUME = "resume.safetensors"
 _EPOCH = re.compile(r"epoch_(\d+)\.safetensors")
@@ -47,6 +48,14 @@ class CheckpointStore:
     def load(self, epoch: int) -> dict[str, Tensor]:
         """Read the weights after ``epoch`` epochs: a state dict on the CPU."""
         return read_tensors(self.path(epoch))[0]
+
+    def model_config(self) -> TransformerConfig:
+        """Shape of the model whose checkpoints these are."""
+        epochs = self.epochs()
+        if not epochs:
+            raise InputError(f"{self.directory}: there is no checkpoint here")
+        identity = read_header(self.path(epochs[-1]))["identity"]
+        return TransformerConfig.model_validate(identity["transformer"])
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Yield (epoch, state dict) in the order of training, one in memory at a time."""

@@ -6,7 +6,7 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from husai.errors import InputError
 from husai.progress import progress_bar
-from husai.tasks.modular import SPLITS, ModularDataset
+from husai.tasks.modular import SPLITS, ModularDataset, Split, Vocabulary
 from husai.transformer.checkpoints import CheckpointStore
 from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
 from husai.transformer.functional import functional_logits, has_functional_form
@@ -267,17 +267,7 @@ class _Run:
         logits = torch.cat(
             [self.logits(rows) for rows in torch.split(everything, _EVALUATION_ROWS)]
         )
-        # metrics in float64: a late train loss is below float32's resolution of a mean
-        log_probs = logits.to(torch.float64).log_softmax(-1)
-        losses = -log_probs.gather(1, self.answers.unsqueeze(1)).squeeze(1)
-        correct = (logits.argmax(-1) == self.answers).to(torch.float64)
-        row: dict[str, float] = {"epoch": float(self.epoch)}
-        for split in SPLITS:
-            rows = self.rows[split]
-            row[f"{split}_loss"] = float(losses[rows].mean()) if rows.numel() else math.nan
-        for split in SPLITS:
-            rows = self.rows[split]
-            row[f"{split}_accuracy"] = float(correct[rows].mean()) if rows.numel() else math.nan
+        row = {"epoch": float(self.epoch), **split_metrics(logits, self.answers, self.rows)}
         squares = sum(float(p.to(torch.float64).square().sum()) for p in self.trained.values())
         row["weight_norm"] = math.sqrt(squares)
         row["learning_rate"] = self.last_learning_rate
@@ -392,6 +382,70 @@ class _Run:
             history=history,
             summary=summary,
         )
+
+
+@torch.no_grad()
+def evaluate_transformer(
+    transformer: TrainedTransformer, dataset: ModularDataset, device: str = "cpu"
+) -> dict[str, float | None]:
+    """Measure a trained model on every split, through the hooked model.
+
+    Parameters
+    ----------
+    transformer
+        For instance from :func:`~husai.transformer.load_transformer`.
+    dataset
+        Examples in the model's own vocabulary.
+    device
+        cpu, cuda, cuda:N or auto.
+
+    Returns
+    -------
+    dict
+        ``train_loss`` (mean cross-entropy in nats), ``train_accuracy``, and so on for ``val`` and
+        ``test``; None for a split without rows.
+
+    Raises
+    ------
+    InputError
+        When the dataset's vocabulary is not the model's.
+    """
+    if dataset.vocabulary != transformer.vocabulary:
+        raise InputError(
+            f"the dataset is {_describe(dataset.vocabulary)}, but the model was trained on "
+            f"{_describe(transformer.vocabulary)}"
+        )
+    where = resolve_device(device)
+    model = transformer.build(where)
+    position = dataset.vocabulary.answer_position
+    tokens = torch.tensor(dataset.tokens()).to(where)
+    answers = torch.tensor(dataset.answers())
+    parts = [model(chunk)[:, position].cpu() for chunk in torch.split(tokens, _EVALUATION_ROWS)]
+    rows = {split: torch.tensor(dataset.rows(split)) for split in SPLITS}
+    metrics = split_metrics(torch.cat(parts), answers, rows)
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
+
+
+def split_metrics(
+    logits: Tensor, answers: Tensor, rows: Mapping[Split, Tensor]
+) -> dict[str, float]:
+    """Mean loss and accuracy of each split, NaN for one without rows.
+
+    In float64: a late train loss is below float32's resolution of a mean.
+    """
+    log_probs = logits.to(torch.float64).log_softmax(-1)
+    losses = -log_probs.gather(1, answers.unsqueeze(1)).squeeze(1)
+    correct = (logits.argmax(-1) == answers).to(torch.float64)
+    metrics = {}
+    for quantity, values in (("loss", losses), ("accuracy", correct)):
+        for split in SPLITS:
+            chosen = values[rows[split]]
+            metrics[f"{split}_{quantity}"] = float(chosen.mean()) if chosen.numel() else math.nan
+    return metrics
+
+
+def _describe(vocabulary: Vocabulary) -> str:
+    return f"{vocabulary.operation} mod {vocabulary.modulus} ({vocabulary.token_format})"
 
 
 def grokking_summary(history: pd.DataFrame, threshold: float = 0.99) -> dict[str, Any]:

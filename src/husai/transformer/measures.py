@@ -7,6 +7,7 @@ frequencies of the last one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from husai.errors import InputError
 from husai.progress import progress_bar
 from husai.tasks.modular import ModularDataset, Vocabulary, compute_answers, encode
+from husai.transformer.checkpoints import CheckpointStore
 from husai.transformer.config import TransformerConfig
 from husai.transformer.fourier import (
     Array,
@@ -139,7 +141,7 @@ def fourier_structure(
 def progress_measures(
     checkpoints: Iterable[tuple[int, Mapping[str, Tensor]]],
     dataset: ModularDataset,
-    model_config: TransformerConfig,
+    model_config: TransformerConfig | None = None,
     *,
     key: Sequence[int] | None = None,
     progress: bool = False,
@@ -170,7 +172,7 @@ def progress_measures(
     dataset
         What the model was trained on: operation, formats and the train rows.
     model_config
-        The model's shape.
+        The model's shape; None asks the checkpoint store.
     key
         Key frequencies; None takes those of the last checkpoint's neuron-logit map.
     progress
@@ -179,13 +181,14 @@ def progress_measures(
     Returns
     -------
     pandas.DataFrame
-        A row per checkpoint. ``attrs["key_frequencies"]`` lists the frequencies used.
+        A row per checkpoint. ``attrs["key_frequencies"]`` lists the frequencies used. When none
+        stands out in the last checkpoint (the model has not grokked), the list is empty and the
+        measures that need them are NaN.
 
     Raises
     ------
     InputError
-        Without checkpoints; for multiplication or an even modulus; when no frequency stands out
-        in the last checkpoint.
+        Without checkpoints or the model's shape; for multiplication or an even modulus.
     """
     vocabulary = dataset.vocabulary
     refuse_multiplication(vocabulary.operation)
@@ -194,8 +197,12 @@ def progress_measures(
     series = list(checkpoints)
     if not series:
         raise InputError("there is no checkpoint to measure")
+    if model_config is None:
+        if not isinstance(checkpoints, CheckpointStore):
+            raise InputError("model_config is needed: only a CheckpointStore knows it by itself")
+        model_config = checkpoints.model_config()
     if key is None:
-        chosen = list(fourier_structure(series[-1][1], vocabulary, model_config).key_frequencies)
+        chosen = key_frequencies(_number_tables(series[-1][1], vocabulary, model_config)[1])
     else:
         chosen = canonical_frequencies(key, p)
     train = dataset.rows("train")
@@ -211,20 +218,22 @@ def progress_measures(
         for epoch, state in series:
             tables = tables_of(state)
             W_E, W_L = _number_tables(state, vocabulary, model_config)
-            key_part = _key_part(tables.logits, chosen, vocabulary)
-            restricted = tables.logits.mean(0) + key_part  # [answer, class]
-            excluded = tables.logits[train_pairs] - key_part[answers[train_pairs]]
-            trig, logits_explained = _logit_waves(tables.logits, chosen, vocabulary)
-            every = np.arange(p)
-            rows.append(
-                {
-                    "epoch": epoch,
-                    "restricted_loss": _cross_entropy(restricted, every),
+            row = dict.fromkeys(MEASURES, math.nan)
+            row |= {
+                "epoch": epoch,
+                "gini_W_E": gini(basis_norms(W_E)[1:]),
+                "gini_W_L": gini(basis_norms(W_L)[1:]),
+                "sum_squared_weights": _sum_of_squares(state),
+            }
+            if chosen:
+                key_part = _key_part(tables.logits, chosen, vocabulary)
+                restricted = tables.logits.mean(0) + key_part  # [answer, class]
+                excluded = tables.logits[train_pairs] - key_part[answers[train_pairs]]
+                trig, logits_explained = _logit_waves(tables.logits, chosen, vocabulary)
+                row |= {
+                    "restricted_loss": _cross_entropy(restricted, np.arange(p)),
                     "excluded_loss": _cross_entropy(excluded, answers[train_pairs]),
-                    "trig_loss": _cross_entropy(trig, every),
-                    "gini_W_E": gini(basis_norms(W_E)[1:]),
-                    "gini_W_L": gini(basis_norms(W_L)[1:]),
-                    "sum_squared_weights": _sum_of_squares(state),
+                    "trig_loss": _cross_entropy(trig, np.arange(p)),
                     "logits_explained": logits_explained,
                     "mlp_post_explained": fraction_explained(
                         tables.post, chosen, p, operation, "pair"
@@ -233,7 +242,7 @@ def progress_measures(
                         tables.resid_post, chosen, p, operation
                     ),
                 }
-            )
+            rows.append(row)
             bar.update()
     table = pd.DataFrame(rows, columns=list(MEASURES))
     table.attrs["key_frequencies"] = chosen
