@@ -144,19 +144,6 @@ def _replace_top(key: Any, index: Any, new_key: float, new_index: int) -> None:
     index[place] = new_index
 
 
-@njit(cache=True)
-def _any_above(values: Any, limit: Any, absolute: bool) -> bool:
-    """Whether any entry exceeds its limit; written so that the compiler vectorises it."""
-    hit = np.int32(0)
-    if absolute:
-        for c in range(len(values)):
-            hit |= np.int32(abs(values[c]) > limit[c])
-    else:
-        for c in range(len(values)):
-            hit |= np.int32(values[c] > limit[c])
-    return hit != 0
-
-
 @njit(cache=True, nogil=True)
 def _update_rows(
     block: Any, absolute: bool, offset: Any, key: Any, index: Any, columns: Any, a: int, z: int
@@ -165,14 +152,21 @@ def _update_rows(
     for i in range(a, z):
         row = block[i]
         threshold = key[i, 0]
-        limit = np.empty(_CHUNK, np.float32)
         for start in range(0, n_cols, _CHUNK):
             values = row[start : start + _CHUNK]
             shift = offset[start : start + _CHUNK]
-            for c in range(len(values)):
-                limit[c] = threshold + shift[c]
-            if not _any_above(values, limit, absolute):
-                continue
+            # Most chunks hold nothing to keep. Asking that first, with a fixed length and no
+            # branch, is what the compiler turns into vector instructions.
+            if len(values) == _CHUNK:
+                hit = np.int32(0)
+                if absolute:
+                    for c in range(_CHUNK):
+                        hit |= np.int32(abs(values[c]) - shift[c] > threshold)
+                else:
+                    for c in range(_CHUNK):
+                        hit |= np.int32(values[c] - shift[c] > threshold)
+                if hit == 0:
+                    continue
             for c in range(len(values)):
                 value = abs(values[c]) if absolute else values[c]
                 value -= shift[c]
@@ -185,19 +179,28 @@ def _update_rows(
 def _update_columns(
     block: Any, absolute: bool, key: Any, index: Any, first_row: int, left: int, right: int
 ) -> None:
-    threshold = key[left:right, 0].copy()
+    thresholds = key[left:right, 0].copy()
     for i in range(len(block)):
         row = block[i, left:right]
         for start in range(0, len(row), _CHUNK):
             values = row[start : start + _CHUNK]
-            if not _any_above(values, threshold[start : start + _CHUNK], absolute):
-                continue
+            limits = thresholds[start : start + _CHUNK]
+            if len(values) == _CHUNK:
+                hit = np.int32(0)
+                if absolute:
+                    for c in range(_CHUNK):
+                        hit |= np.int32(abs(values[c]) > limits[c])
+                else:
+                    for c in range(_CHUNK):
+                        hit |= np.int32(values[c] > limits[c])
+                if hit == 0:
+                    continue
             for c in range(len(values)):
                 value = abs(values[c]) if absolute else values[c]
-                if value > threshold[start + c]:
+                if value > limits[c]:
                     j = left + start + c
                     _replace_top(key[j], index[j], value, first_row + i)
-                    threshold[start + c] = key[j, 0]
+                    limits[c] = key[j, 0]
 
 
 def update_row_lists(
