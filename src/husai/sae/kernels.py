@@ -3,18 +3,23 @@
 Past the encoder product a step needs only the active latents: ``k`` of ``d_sae`` per row. The
 kernels here select them, reconstruct from them, sort them by latent, and give each latent its
 gradient, its Adam update and its norm in one visit. They do the arithmetic of
-:mod:`husai.sae.dense`, which they are tested against.
+:mod:`husai.sae.dense`, which they are tested against; :mod:`husai.sae.sparse` strings them
+together.
 
-Everything runs on one thread per team of SAEs and releases the GIL, so threads share nothing and
-the result does not depend on their timing. Shapes: ``N`` SAEs, ``F`` latents, ``d`` input width,
-``B`` rows a batch, ``G`` SAEs in a team, ``R`` rows in a block, ``P`` nested prefixes (1 without
-nesting).
+Each runs on one thread and releases the GIL, so the result does not depend on the timing of
+threads. Shapes: ``N`` SAEs, ``F`` latents, ``d`` input width, ``B`` rows a batch, ``G`` SAEs in a
+team (neighbours that share their batches), ``R`` rows in a block, ``P`` nested prefixes (1 without
+nesting). ``i`` counts SAEs of the bank, ``g`` those of a team.
+
+Arguments are plain arrays, not records: compiling is three times as long with records.
 """
+
+# numpy's and Python's numbers take turns in one variable, as compiled code may
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -24,9 +29,6 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-
-ALL, ROW, BATCH, THRESHOLD = 0, 1, 2, 3
-NONE, AUXK, GHOST = 0, 1, 2
 
 LATENT_BLOCK = 64
 """Latents whose gradients are held between accumulation and update: few enough to stay in cache."""
@@ -40,111 +42,12 @@ DENSE_FROM = 10
 TINY = np.float32(1e-30)
 """Moments below it are set to 0: denormal numbers would slow every latent that does not fire."""
 
+ZERO = np.float32(0.0)
+
 # sums may be reordered and fused, but NaN and infinity must stay visible
 _jit = njit(
     cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy"
 )
-
-
-class State(NamedTuple):
-    """A bank's tensors as arrays; see :class:`husai.sae.bank.SAEBank`."""
-
-    W_enc: F32
-    b_enc: F32
-    W_dec: F32
-    b_dec: F32
-    log_threshold: F32
-    m_W_enc: F32
-    m_b_enc: F32
-    m_W_dec: F32
-    m_b_dec: F32
-    m_log_threshold: F32
-    v_W_enc: F32
-    v_b_enc: F32
-    v_W_dec: F32
-    v_b_dec: F32
-    v_log_threshold: F32
-    running_threshold: F64
-    since_fired: I64
-    stopped_at: I64
-    level: I64
-    """Where the search for BatchTopK's cut starts; changes its cost, never its result."""
-
-
-class Settings(NamedTuple):
-    """What all steps of a run share."""
-
-    selection: int
-    method: int
-    prefixes: I64
-    dead_rows: float
-    aux_coefficient: float
-    k_aux: int
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    clip: float
-    unit_norm: bool
-    threshold_beta: float
-    bandwidth: F64
-
-
-class Codes(NamedTuple):
-    """Active latents of a batch in row order, per SAE of a team."""
-
-    start: I64  # [G, B + 1]
-    latent: I32  # [G, capacity]
-    value: F32  # [G, capacity]
-    bits: I32  # the same memory as value
-    gradient: F32  # [capacity], of the loss with respect to the pre-activation
-
-
-class Ordered(NamedTuple):
-    """The same entries in latent order, for one SAE at a time."""
-
-    start: I64  # [F + 1]
-    row: I32  # [capacity]
-    value: F32
-    gradient: F32
-
-
-class Scratch(NamedTuple):
-    """Working memory of one thread."""
-
-    x: F32  # [B, d]
-    pre: F32  # [R * G * F]
-    bits: I32  # the same memory: non-negative floats sort as their bits do
-    bias: F32  # [G, F]
-    edge: F32  # [G, F], jumprelu's θ − ε/2: where its kernel begins
-    main: Codes
-    aux: Codes
-    row_of: I32  # [G, capacity], of a batch's candidates
-    error: F32  # [P, B, d]: x̂ − x, then its sums over the prefixes that hold a latent
-    aux_error: F32  # [B, d]
-    chunk_max: I32  # [F]
-    chosen: I32  # [F + 1]
-    candidate_bits: I32  # [F + 1]
-    candidate: I32  # [F + 1]
-    dead: I32  # [G, F]
-    dead_slot: I32  # [F], where a latent stands among the dead, −1 for live ones
-    ordered: Ordered
-    aux_ordered: Ordered
-    g_enc: F32  # [LATENT_BLOCK, d], [F, d] when gradients are clipped
-    g_dec: F32
-    g_b: F32  # [F]
-    g_threshold: F32  # [F]
-    g_b_dec: F32  # [d]
-    norms: F32  # [F], of decoder rows
-    fired: I64  # [F], rows on which a latent was active
-    group: F32  # [P, d]
-    dense_f: F32  # [R * F], empty where no dense products are made
-    dense_enc: F32  # [F, d]
-    dense_dec: F32  # [F, d]
-    dense_sum: F32  # [F], sum of the activations of each latent
-    ghost_enc: F32  # [F, d], by place among the dead
-    ghost_dec: F32  # [F, d]
-    ghost_b: F32  # [F]
 
 
 @_jit
@@ -198,63 +101,20 @@ def _cut(bits: I32, n: int, k: int, hint: int) -> tuple[int, int]:
 
 
 @_jit
-def _keep_top(s: Scratch, n: int, k: int, hint: int) -> tuple[int, int]:
+def _keep_top(bits: I32, latent: I32, n: int, k: int, hint: int) -> tuple[int, int]:
     """Move the ``k`` largest of ``n`` candidates to the front, their order unchanged."""
     if n <= k:
         return n, hint
-    cut, ties = _cut(s.candidate_bits, n, k, hint)
+    cut, ties = _cut(bits, n, k, hint)
     kept = 0
     for i in range(n):
-        value, j = s.candidate_bits[i], s.candidate[i]
+        value, j = bits[i], latent[i]
         tie = value == cut and ties > 0
         ties -= np.int64(tie)
-        s.candidate_bits[kept] = value
-        s.candidate[kept] = j
+        bits[kept] = value
+        latent[kept] = j
         kept += np.int64(value > cut or tie)
     return kept, cut
-
-
-@_jit
-def _candidates(s: Scratch, base: int, F: int, n_chunks: int, level: int) -> int:
-    """List the values of a row above a level, skipping chunks that hold none."""
-    n_chosen = 0
-    level32 = np.int32(level)
-    for c in range(n_chunks):
-        s.chosen[n_chosen] = c
-        n_chosen += np.int64(s.chunk_max[c] > level32)
-    n = 0
-    for q in range(n_chosen):
-        j = np.int64(s.chosen[q])
-        while j < F:
-            value = s.bits[base + j]
-            s.candidate_bits[n] = value
-            s.candidate[n] = j
-            n += np.int64(value > level32)
-            j += n_chunks
-    return n
-
-
-@_jit
-def _chunk_maxima(s: Scratch, base: int, F: int, n_chunks: int) -> None:
-    """Chunk c holds latents c, c + n_chunks, …, so that the maxima are plain vector operations."""
-    for c in range(n_chunks):
-        s.chunk_max[c] = s.bits[base + c]
-    begin = n_chunks
-    while begin < F:
-        for c in range(min(n_chunks, F - begin)):
-            s.chunk_max[c] = max(s.chunk_max[c], s.bits[base + begin + c])
-        begin += n_chunks
-
-
-@_jit
-def _positive(s: Scratch, base: int, F: int) -> int:
-    n = 0
-    for j in range(F):
-        value = s.bits[base + j]
-        s.candidate_bits[n] = value
-        s.candidate[n] = j
-        n += np.int64(value > 0)
-    return n
 
 
 @_jit
@@ -267,300 +127,582 @@ def _chunks(F: int, per_row: int) -> int:
 
 
 @_jit
-def _append(s: Scratch, codes: Codes, g: int, begin: int, n: int) -> int:
-    for i in range(n):
-        codes.latent[g, begin + i] = s.candidate[i]
-        codes.bits[g, begin + i] = s.candidate_bits[i]
+def _chunk_maxima(bits: I32, base: int, F: int, n_chunks: int, chunk_max: I32) -> None:
+    """Chunk c holds latents c, c + n_chunks, …, so that the maxima are plain vector operations."""
+    for c in range(n_chunks):
+        chunk_max[c] = bits[base + c]
+    begin = n_chunks
+    while begin < F:
+        for c in range(min(n_chunks, F - begin)):
+            chunk_max[c] = max(chunk_max[c], bits[base + begin + c])
+        begin += n_chunks
+
+
+@_jit
+def _candidates(
+    bits: I32,
+    base: int,
+    F: int,
+    n_chunks: int,
+    level: int,
+    chunk_max: I32,
+    chosen: I32,
+    candidate_bits: I32,
+    candidate: I32,
+) -> int:
+    """List the values of a row above a level, skipping chunks whose maximum is not."""
+    level32 = np.int32(level)
+    n = 0
+    if n_chunks == F:
+        for j in range(F):
+            value = bits[base + j]
+            candidate_bits[n] = value
+            candidate[n] = j
+            n += np.int64(value > level32)
+        return n
+    n_chosen = 0
+    for c in range(n_chunks):
+        chosen[n_chosen] = c
+        n_chosen += np.int64(chunk_max[c] > level32)
+    for q in range(n_chosen):
+        j = np.int64(chosen[q])
+        while j < F:
+            value = bits[base + j]
+            candidate_bits[n] = value
+            candidate[n] = j
+            n += np.int64(value > level32)
+            j += n_chunks
+    return n
+
+
+@_jit
+def _collect_dead(
+    bits: I32,
+    base: int,
+    dead: I32,
+    g: int,
+    n_dead: int,
+    k_aux: int,
+    begin: int,
+    candidate_bits: I32,
+    candidate: I32,
+    out_latent: I32,
+    out_bits: I32,
+) -> int:
+    """Append the ``k_aux`` largest positive pre-activations among a row's dead latents."""
+    n = 0
+    for q in range(n_dead):
+        j = dead[g, q]
+        value = bits[base + j]
+        candidate_bits[n] = value
+        candidate[n] = j
+        n += np.int64(value > 0)
+    n, _ = _keep_top(candidate_bits, candidate, n, k_aux, 0)
+    for q in range(n):
+        out_latent[g, begin + q] = candidate[q]
+        out_bits[g, begin + q] = candidate_bits[q]
     return begin + n
 
 
 @_jit
-def _collect_dead(s: Scratch, g: int, base: int, n_dead: int, k_aux: int, begin: int) -> int:
-    """Append the ``k_aux`` largest positive pre-activations among a row's dead latents."""
-    n = 0
-    for q in range(n_dead):
-        j = s.dead[g, q]
-        value = s.bits[base + j]
-        s.candidate_bits[n] = value
-        s.candidate[n] = j
-        n += np.int64(value > 0)
-    n, _ = _keep_top(s, n, k_aux, 0)
-    return _append(s, s.aux, g, begin, n)
+def _add_bias(pre: F32, base: int, F: int, bias: F32, g: int) -> None:
+    for j in range(F):
+        value = pre[base + j] + bias[g, j]
+        # a NaN becomes 0; it reaches b_dec, and so the next step's loss
+        pre[base + j] = value if value > ZERO else ZERO
 
 
 @_jit
-def _prune_batch(s: Scratch, g: int, n: int, target: int) -> tuple[int, int]:
+def prepare_team(
+    rows: F32, batch: I64, i0: int, W_enc: F32, b_enc: F32, b_dec: F32, x: F32, bias: F32
+) -> None:
+    """Gather the batch into ``x [B, d]`` and set ``bias [G, F] = b_enc − W_enc · b_dec``.
+
+    With that bias the encoder product of the raw rows serves SAEs with different ``b_dec``.
+    """
+    G, F = bias.shape
+    d = x.shape[1]
+    for r in range(len(batch)):
+        at = batch[r]
+        for c in range(d):
+            x[r, c] = rows[at, c]
+    for g in range(G):
+        i = i0 + g
+        for j in range(F):
+            total = ZERO
+            for c in range(d):
+                total += W_enc[i, j, c] * b_dec[i, c]
+            bias[g, j] = b_enc[i, j] - total
+
+
+@_jit
+def list_dead(since_fired: I64, i: int, dead_rows: float, dead: I32, g: int) -> int:
+    """List the latents that have not fired for ``dead_rows`` rows into ``dead[g]``."""
+    n = 0
+    for j in range(since_fired.shape[1]):
+        dead[g, n] = j
+        n += np.int64(since_fired[i, j] >= dead_rows)
+    return n
+
+
+@_jit
+def encode_row(
+    x: F32,
+    stacked: F32,
+    bias: F32,
+    pending: I64,
+    k: I64,
+    pre: F32,
+    bits: I32,
+    chunk_max: I32,
+    chosen: I32,
+    candidate_bits: I32,
+    candidate: I32,
+    start: I64,
+    latent: I32,
+    value_bits: I32,
+    dead: I32,
+    n_dead: I64,
+    k_aux: int,
+    aux_start: I64,
+    aux_latent: I32,
+    aux_bits: I32,
+) -> None:
+    """Encode a batch and keep the ``k`` largest positive values of each row (TopK).
+
+    Exact: the k-th largest chunk maximum bounds the k-th largest value from below, so the k
+    largest are all among the candidates above it.
+
+    Parameters
+    ----------
+    x, stacked, bias
+        Rows ``[B, d]``, the team's encoders ``[G * F, d]``, biases ``[G, F]``.
+    pending, k
+        Which SAEs of the team train ``[G]``, and how many latents each keeps per row.
+    pre, bits
+        Memory for a block of pre-activations ``[R * G * F]``, and the same memory as integers:
+        non-negative floats sort as their bits do.
+    chunk_max, chosen, candidate_bits, candidate
+        Memory for a row ``[F + 1]``.
+    start, latent, value_bits
+        The codes, row by row: ``[G, B + 1]``, ``[G, capacity]``.
+    dead, n_dead, k_aux, aux_start, aux_latent, aux_bits
+        Dead latents ``[G, F + 1]`` and the AuxK codes, likewise.
+    """
+    B = x.shape[0]
+    G, F = bias.shape
+    count = np.zeros(G, np.int64)
+    aux_count = np.zeros(G, np.int64)
+    level = np.zeros(G, np.int64)
+    cut = np.zeros(G, np.int64)
+    for r0 in range(0, B, ROW_BLOCK):
+        rows = min(ROW_BLOCK, B - r0)
+        np.dot(x[r0 : r0 + rows], stacked.T, pre[: rows * G * F].reshape(rows, G * F))
+        for g in range(G):
+            if pending[g] == 0:
+                continue
+            n_chunks = _chunks(F, k[g])
+            for r in range(rows):
+                base = (r * G + g) * F
+                _add_bias(pre, base, F, bias, g)
+                if n_dead[g] > 0:
+                    aux_start[g, r0 + r] = aux_count[g]
+                    aux_count[g] = _collect_dead(
+                        bits,
+                        base,
+                        dead,
+                        g,
+                        n_dead[g],
+                        k_aux,
+                        aux_count[g],
+                        candidate_bits,
+                        candidate,
+                        aux_latent,
+                        aux_bits,
+                    )
+                low = np.int64(0)
+                if n_chunks < F:
+                    _chunk_maxima(bits, base, F, n_chunks, chunk_max)
+                    low, _, _ = _bracket(chunk_max, n_chunks, k[g], k[g] // 4, level[g])
+                    level[g] = low
+                n = _candidates(
+                    bits,
+                    base,
+                    F,
+                    n_chunks,
+                    low,
+                    chunk_max,
+                    chosen,
+                    candidate_bits,
+                    candidate,
+                )
+                n, cut[g] = _keep_top(candidate_bits, candidate, n, k[g], cut[g])
+                begin = count[g]
+                start[g, r0 + r] = begin
+                for q in range(n):
+                    latent[g, begin + q] = candidate[q]
+                    value_bits[g, begin + q] = candidate_bits[q]
+                count[g] = begin + n
+    for g in range(G):
+        start[g, B] = count[g]
+        aux_start[g, B] = aux_count[g]
+
+
+@_jit
+def _prune_batch(
+    value_bits: I32, latent: I32, row_of: I32, g: int, n: int, target: int
+) -> tuple[int, int]:
     """Keep the ``target`` largest candidates of a batch, their order unchanged."""
-    bits = s.main.bits[g]
+    bits = value_bits[g]
     cut, ties = _cut(bits, n, target, 0)
     kept = 0
-    for i in range(n):
-        value = bits[i]
+    for q in range(n):
+        value = bits[q]
         tie = value == cut and ties > 0
         ties -= np.int64(tie)
         bits[kept] = value
-        s.main.latent[g, kept] = s.main.latent[g, i]
-        s.row_of[g, kept] = s.row_of[g, i]
+        latent[g, kept] = latent[g, q]
+        row_of[g, kept] = row_of[g, q]
         kept += np.int64(value > cut or tie)
     return kept, cut
 
 
 @_jit
-def _encode_team(
-    state: State, settings: Settings, s: Scratch, i0: int, i1: int, k: I64, n_dead: I64, dense: I64
+def encode_batch(
+    x: F32,
+    stacked: F32,
+    bias: F32,
+    pending: I64,
+    k: I64,
+    pre: F32,
+    bits: I32,
+    chunk_max: I32,
+    chosen: I32,
+    candidate_bits: I32,
+    candidate: I32,
+    start: I64,
+    latent: I32,
+    value_bits: I32,
+    dead: I32,
+    n_dead: I64,
+    k_aux: int,
+    aux_start: I64,
+    aux_latent: I32,
+    aux_bits: I32,
+    row_of: I32,
+    first_level: I64,
+    i0: int,
 ) -> None:
-    """Encode the batch for SAEs ``i0 … i1 − 1`` and select their active latents.
+    """Encode a batch and keep its ``B·k`` largest positive values (BatchTopK).
 
-    One product per block of rows serves the whole team. Fills ``s.main`` and ``s.aux``;
-    ``dense[g]`` becomes 1 for a SAE with too many active latents for the sparse path.
+    Lists what is above a level taken from the step before, and starts again from 0 where that
+    was too high, so the level changes the cost and never the result.
+
+    Parameters
+    ----------
+    x, stacked, bias, pending, k, pre, bits, chunk_max, chosen, candidate_bits, candidate
+        As in :func:`encode_row`.
+    start, latent, value_bits, dead, n_dead, k_aux, aux_start, aux_latent, aux_bits
+        As in :func:`encode_row`.
+    row_of
+        Memory for the candidates' rows ``[G, capacity]``.
+    first_level, i0
+        Where to list from, by SAE of the bank ``[N]``; set for the next step.
     """
-    B, d = s.x.shape
-    G, F = i1 - i0, state.W_enc.shape[1]
-    selection = settings.selection
-    stacked = state.W_enc[i0:i1].reshape(G * F, d).T
-    capacity = s.main.latent.shape[1]
-    # what is still to be selected, where each list stands, and from which level it lists
-    pending = np.ones(G, np.int64)
+    B = x.shape[0]
+    G, F = bias.shape
+    capacity = latent.shape[1]
+    todo = pending.copy()
     count = np.zeros(G, np.int64)
     aux_count = np.zeros(G, np.int64)
-    level = np.zeros(G, np.int64)
-    hint_a = np.zeros(G, np.int64)
-    hint_b = np.zeros(G, np.int64)
-    for g in range(G):
-        i = i0 + g
-        pending[g] = np.int64(state.stopped_at[i] < 0)
-        if selection == BATCH:
-            level[g] = state.level[i]
-        for j in range(F):
-            total = np.float32(0.0)
-            for c in range(d):
-                total += state.W_enc[i, j, c] * state.b_dec[i, c]
-            s.bias[g, j] = state.b_enc[i, j] - total
-            if selection == THRESHOLD:
-                half = np.float32(0.5 * settings.bandwidth[i])
-                s.edge[g, j] = np.float32(math.exp(state.log_threshold[i, j])) - half
-    while pending.sum() > 0:
+    level = first_level[i0 : i0 + G].copy()
+    while todo.sum() > 0:
         for r0 in range(0, B, ROW_BLOCK):
             rows = min(ROW_BLOCK, B - r0)
-            pre = s.pre[: rows * G * F].reshape(rows, G * F)
-            np.dot(s.x[r0 : r0 + rows], stacked, pre)
+            np.dot(x[r0 : r0 + rows], stacked.T, pre[: rows * G * F].reshape(rows, G * F))
             for g in range(G):
-                if pending[g] == 0 or dense[g] == 1:
+                if todo[g] == 0:
                     continue
-                per_row = max(1, k[g])
-                n_chunks = _chunks(F, per_row if selection == ROW else max(1, per_row // 4))
-                target = B * k[g]
+                n_chunks = _chunks(F, max(1, k[g] // 4))
                 for r in range(rows):
                     base = (r * G + g) * F
-                    s.main.start[g, r0 + r] = count[g]
-                    if selection == THRESHOLD:
-                        for j in range(F):
-                            s.pre[base + j] += s.bias[g, j]
-                    else:
-                        for j in range(F):
-                            value = s.pre[base + j] + s.bias[g, j]
-                            # a NaN becomes 0; it reaches b_dec, and so the next step's loss
-                            value = value if value > np.float32(0.0) else np.float32(0.0)
-                            s.pre[base + j] = value
-                    if settings.method == AUXK and n_dead[g] > 0:
-                        s.aux.start[g, r0 + r] = aux_count[g]
+                    _add_bias(pre, base, F, bias, g)
+                    if n_dead[g] > 0:
+                        aux_start[g, r0 + r] = aux_count[g]
                         aux_count[g] = _collect_dead(
-                            s, g, base, n_dead[g], settings.k_aux, aux_count[g]
+                            bits,
+                            base,
+                            dead,
+                            g,
+                            n_dead[g],
+                            k_aux,
+                            aux_count[g],
+                            candidate_bits,
+                            candidate,
+                            aux_latent,
+                            aux_bits,
                         )
-                    if selection == ROW:
-                        if n_chunks == F:
-                            n = _positive(s, base, F)
-                        else:
-                            # the k-th largest maximum bounds the k-th largest value from below
-                            _chunk_maxima(s, base, F, n_chunks)
-                            low, _, _ = _bracket(s.chunk_max, n_chunks, k[g], k[g] // 4, hint_a[g])
-                            hint_a[g] = low
-                            n = _candidates(s, base, F, n_chunks, low)
-                        n, hint_b[g] = _keep_top(s, n, k[g], hint_b[g])
-                        count[g] = _append(s, s.main, g, count[g], n)
-                        continue
-                    if selection == THRESHOLD:
-                        for j in range(F):
-                            value = s.pre[base + j] - s.edge[g, j]
-                            s.pre[base + j] = value if value > np.float32(0.0) else np.float32(0.0)
-                    if n_chunks == F:
-                        n = 0
-                        for j in range(F):
-                            value_bits = s.bits[base + j]
-                            s.candidate_bits[n] = value_bits
-                            s.candidate[n] = j
-                            n += np.int64(value_bits > level[g])
-                    else:
-                        _chunk_maxima(s, base, F, n_chunks)
-                        n = _candidates(s, base, F, n_chunks, level[g])
-                    if count[g] + n > capacity:
-                        if selection != BATCH:
-                            dense[g] = 1
-                            break
+                    if n_chunks < F:
+                        _chunk_maxima(bits, base, F, n_chunks, chunk_max)
+                    if count[g] + F > capacity:
                         # nothing below the target-th largest so far can be among the largest
-                        count[g], level[g] = _prune_batch(s, g, count[g], target)
-                        kept = 0
-                        for q in range(n):
-                            if s.candidate_bits[q] > level[g]:
-                                s.candidate_bits[kept] = s.candidate_bits[q]
-                                s.candidate[kept] = s.candidate[q]
-                                kept += 1
-                        n = kept
+                        count[g], level[g] = _prune_batch(
+                            value_bits, latent, row_of, g, count[g], B * k[g]
+                        )
+                    n = _candidates(
+                        bits,
+                        base,
+                        F,
+                        n_chunks,
+                        level[g],
+                        chunk_max,
+                        chosen,
+                        candidate_bits,
+                        candidate,
+                    )
+                    begin = count[g]
                     for q in range(n):
-                        s.row_of[g, count[g] + q] = r0 + r
-                    count[g] = _append(s, s.main, g, count[g], n)
+                        row_of[g, begin + q] = r0 + r
+                        latent[g, begin + q] = candidate[q]
+                        value_bits[g, begin + q] = candidate_bits[q]
+                    count[g] = begin + n
         for g in range(G):
-            if pending[g] == 0:
+            if todo[g] == 0:
                 continue
-            pending[g] = 0
-            s.main.start[g, B] = count[g]
-            s.aux.start[g, B] = aux_count[g]
-            if selection == BATCH:
-                target = B * k[g]
-                if count[g] < target and level[g] > 0:
-                    # started too high: list everything positive
-                    pending[g], count[g], aux_count[g], level[g] = 1, 0, 0, 0
-                else:
-                    _finish_batch(state, s, i0 + g, g, count[g], level[g], target)
+            target = B * k[g]
+            n = count[g]
+            if n < target and level[g] > 0:
+                count[g], aux_count[g], level[g] = 0, 0, 0
+                continue
+            todo[g] = 0
+            aux_start[g, B] = aux_count[g]
+            wanted = target + target // 4
+            if n > wanted:
+                first_level[i0 + g], _, _ = _bracket(
+                    value_bits[g], n, wanted, target // 16, level[g]
+                )
+            else:
+                # the list fell short of the margin: start about a fifth lower
+                first_level[i0 + g] = max(level[g] - (1 << 21), 0)
+            n, _ = _prune_batch(value_bits, latent, row_of, g, n, target)
+            position = 0
+            for r in range(B):
+                start[g, r] = position
+                while position < n and row_of[g, position] == r:
+                    position += 1
+            start[g, B] = n
 
 
 @_jit
-def _finish_batch(
-    state: State, s: Scratch, i: int, g: int, n: int, level: int, target: int
+def encode_positive(
+    x: F32,
+    stacked: F32,
+    bias: F32,
+    pending: I64,
+    edge: F32,
+    shifted: bool,
+    dense: I64,
+    pre: F32,
+    bits: I32,
+    chunk_max: I32,
+    chosen: I32,
+    candidate_bits: I32,
+    candidate: I32,
+    start: I64,
+    latent: I32,
+    value_bits: I32,
+    dead: I32,
+    n_dead: I64,
+    k_aux: int,
+    aux_start: I64,
+    aux_latent: I32,
+    aux_bits: I32,
 ) -> None:
-    """Keep the target largest of a batch and set the row starts and the next step's level."""
-    B = s.x.shape[0]
-    wanted = target + target // 4
-    if n > wanted:
-        state.level[i], _, _ = _bracket(s.main.bits[g], n, wanted, target // 16, level)
-    else:
-        # the list fell short of the margin: start about a fifth lower
-        state.level[i] = max(level - (1 << 21), 0)
-    n, _ = _prune_batch(s, g, n, target)
-    position = 0
-    for r in range(B):
-        s.main.start[g, r] = position
-        while position < n and s.row_of[g, position] == r:
-            position += 1
-    s.main.start[g, B] = n
+    """Encode a batch and list every positive value (relu), or what is above ``edge`` (jumprelu).
+
+    jumprelu's values are listed as their distance from the edge. A SAE whose list would not fit
+    gets ``dense[g] = 1`` and no list.
+
+    Parameters
+    ----------
+    x, stacked, bias, pending, pre, bits, chunk_max, chosen, candidate_bits, candidate
+        As in :func:`encode_row`.
+    edge, shifted
+        θ − ε/2 per latent ``[G, F]``; whether to use it.
+    dense
+        Set to 0 or 1 ``[G]``.
+    start, latent, value_bits, dead, n_dead, k_aux, aux_start, aux_latent, aux_bits
+        As in :func:`encode_row`.
+    """
+    B = x.shape[0]
+    G, F = bias.shape
+    capacity = latent.shape[1]
+    count = np.zeros(G, np.int64)
+    aux_count = np.zeros(G, np.int64)
+    n_chunks = _chunks(F, max(1, F // 64))
+    dense[:] = 0
+    for r0 in range(0, B, ROW_BLOCK):
+        rows = min(ROW_BLOCK, B - r0)
+        busy = 0
+        for g in range(G):
+            busy += pending[g] * (1 - dense[g])
+        if busy == 0:
+            break
+        np.dot(x[r0 : r0 + rows], stacked.T, pre[: rows * G * F].reshape(rows, G * F))
+        for g in range(G):
+            if pending[g] == 0 or dense[g] == 1:
+                continue
+            for r in range(rows):
+                base = (r * G + g) * F
+                if shifted:
+                    for j in range(F):
+                        pre[base + j] += bias[g, j]
+                else:
+                    _add_bias(pre, base, F, bias, g)
+                if n_dead[g] > 0:
+                    aux_start[g, r0 + r] = aux_count[g]
+                    aux_count[g] = _collect_dead(
+                        bits,
+                        base,
+                        dead,
+                        g,
+                        n_dead[g],
+                        k_aux,
+                        aux_count[g],
+                        candidate_bits,
+                        candidate,
+                        aux_latent,
+                        aux_bits,
+                    )
+                if shifted:
+                    for j in range(F):
+                        value = pre[base + j] - edge[g, j]
+                        pre[base + j] = value if value > ZERO else ZERO
+                if n_chunks < F:
+                    _chunk_maxima(bits, base, F, n_chunks, chunk_max)
+                n = _candidates(
+                    bits, base, F, n_chunks, 0, chunk_max, chosen, candidate_bits, candidate
+                )
+                begin = count[g]
+                start[g, r0 + r] = begin
+                # judged on the rows so far, so that a dense batch is found out early
+                if begin + n > capacity or (
+                    r0 + r >= 63 and (begin + n) * B > capacity * 2 * (r0 + r + 1)
+                ):
+                    dense[g] = 1
+                    break
+                for q in range(n):
+                    latent[g, begin + q] = candidate[q]
+                    value_bits[g, begin + q] = candidate_bits[q]
+                count[g] = begin + n
+    for g in range(G):
+        start[g, B] = count[g]
+        aux_start[g, B] = aux_count[g]
+
+
+@_jit
+def set_edges(log_threshold: F32, i0: int, bandwidth: F64, edge: F32) -> None:
+    """``edge = θ − ε/2`` of a team ``[G, F]``: where jumprelu's kernel begins."""
+    G, F = edge.shape
+    for g in range(G):
+        half = np.float32(0.5 * bandwidth[i0 + g])
+        for j in range(F):
+            edge[g, j] = np.float32(math.exp(log_threshold[i0 + g, j])) - half
+
+
+@_jit
+def set_norms(W_dec: F32, i: int, norms: F32) -> None:
+    """Norms of decoder rows ``[F]``."""
+    for j in range(len(norms)):
+        total = ZERO
+        for c in range(W_dec.shape[2]):
+            total += W_dec[i, j, c] * W_dec[i, j, c]
+        norms[j] = np.sqrt(total)
 
 
 @_jit
 def _add_weighted(
-    W: F32, i: int, codes: Codes, g: int, begin: int, end: int, out: F32, p: int
+    W: F32, i: int, latent: I32, value: F32, g: int, begin: int, end: int, out: F32, r: int
 ) -> None:
-    """``out[p] += Σ value · W[i, latent]`` over the entries ``begin … end − 1``."""
+    """``out[r] += Σ value · W[i, latent]`` over the entries ``begin … end − 1``."""
     d = out.shape[1]
     q = begin
     while q + 4 <= end:
-        j0, j1 = codes.latent[g, q], codes.latent[g, q + 1]
-        j2, j3 = codes.latent[g, q + 2], codes.latent[g, q + 3]
-        v0, v1 = codes.value[g, q], codes.value[g, q + 1]
-        v2, v3 = codes.value[g, q + 2], codes.value[g, q + 3]
+        j0, j1, j2, j3 = latent[g, q], latent[g, q + 1], latent[g, q + 2], latent[g, q + 3]
+        v0, v1, v2, v3 = value[g, q], value[g, q + 1], value[g, q + 2], value[g, q + 3]
         for c in range(d):
-            out[p, c] += v0 * W[i, j0, c] + v1 * W[i, j1, c] + v2 * W[i, j2, c] + v3 * W[i, j3, c]
+            out[r, c] += v0 * W[i, j0, c] + v1 * W[i, j1, c] + v2 * W[i, j2, c] + v3 * W[i, j3, c]
         q += 4
     while q < end:
-        j, v = codes.latent[g, q], codes.value[g, q]
+        j, v = latent[g, q], value[g, q]
         for c in range(d):
-            out[p, c] += v * W[i, j, c]
+            out[r, c] += v * W[i, j, c]
         q += 1
 
 
 @_jit
-def _dot_row(W: F32, i: int, j: int, error: F32, p: int, r: int) -> np.float32:
-    total = np.float32(0.0)
-    for c in range(W.shape[2]):
-        total += W[i, j, c] * error[p, r, c]
-    return total
+def reconstruct(
+    i: int,
+    g: int,
+    x: F32,
+    W_dec: F32,
+    b_dec: F32,
+    norms: F32,
+    penalty: float,
+    start: I64,
+    latent: I32,
+    value: F32,
+    gradient: F32,
+    error: F32,
+) -> tuple[float, float, float, float]:
+    """Reconstruct a batch from its codes; errors, and the gradients of the pre-activations.
 
-
-@_jit
-def _reconstruct(
-    state: State, settings: Settings, s: Scratch, i: int, g: int, penalty: float
-) -> tuple[float, float, int, float]:
-    """Reconstruct from the selected latents; errors, and the gradients of the activations.
+    Parameters
+    ----------
+    i, g
+        The SAE in the bank and in its team.
+    x, W_dec, b_dec, norms, penalty
+        Rows ``[B, d]``, decoders ``[N, F, d]``, their biases and norms, λ of the L1 penalty.
+    start, latent, value
+        The codes.
+    gradient, error
+        Filled: per entry, and ``x̂ − x`` as ``[1, B, d]``.
 
     Returns
     -------
-    reconstruction, cost, n_active, smallest
-        Mean squared error over prefixes, rows and elements; mean L1 or L0 per row; active
-        entries; smallest activation (infinity without any).
+    reconstruction, cost, l0, smallest
+        Mean squared error over rows and elements; L1 per row; active latents per row; smallest
+        activation, infinity without any.
     """
-    B, d = s.x.shape
-    prefixes = settings.prefixes
-    P = len(prefixes)
-    threshold = settings.selection == THRESHOLD
-    scale = np.float32(2.0 / (d * B * P))
+    B, d = x.shape
+    scale = np.float32(2.0 / (d * B))
     pen = np.float32(penalty / (d * B))
-    squared, cost, n_active, smallest = 0.0, 0.0, 0, np.inf
-    half = np.float32(0.5 * settings.bandwidth[i])
+    row = error[0]
+    squared, cost, smallest, n_active = 0.0, 0.0, np.inf, 0
     for r in range(B):
-        begin, end = s.main.start[g, r], s.main.start[g, r + 1]
-        for q in range(begin, end):
-            value = s.main.value[g, q]
-            if threshold:
-                # listed by its distance from θ − ε/2; give its activation, 0 below θ
-                value += s.edge[g, s.main.latent[g, q]]
-                s.main.gradient[q] = value
-                value = value if s.main.value[g, q] > half else np.float32(0.0)
-                s.main.value[g, q] = value
-                active = value > np.float32(0.0)
-                cost += np.float64(active)
-            else:
-                active = value > np.float32(0.0)
-                cost += value * s.norms[s.main.latent[g, q]]
-            n_active += np.int64(active)
-            if active and value < smallest:
-                smallest = np.float64(value)
+        begin, end = start[g, r], start[g, r + 1]
         for c in range(d):
-            s.error[0, r, c] = state.b_dec[i, c] - s.x[r, c]
-        if P == 1:
-            row = s.error[0]
-            _add_weighted(state.W_dec, i, s.main, g, begin, end, row, r)
-            total = np.float32(0.0)
-            for c in range(d):
-                total += s.error[0, r, c] * s.error[0, r, c]
-            squared += total
-        else:
-            s.group[:] = np.float32(0.0)
-            for q in range(begin, end):
-                j, v = s.main.latent[g, q], s.main.value[g, q]
-                p = _prefix_of(prefixes, j)
-                for c in range(d):
-                    s.group[p, c] += v * state.W_dec[i, j, c]
-            for p in range(P):
-                total = np.float32(0.0)
-                for c in range(d):
-                    before = s.error[0, r, c] if p == 0 else s.error[p - 1, r, c]
-                    value = before + s.group[p, c]
-                    s.error[p, r, c] = value
-                    total += value * value
-                squared += total
-            # a latent of group p is in the reconstructions of prefixes p … P − 1
-            for p in range(P - 2, -1, -1):
-                for c in range(d):
-                    s.error[p, r, c] += s.error[p + 1, r, c]
+            row[r, c] = b_dec[i, c] - x[r, c]
+        _add_weighted(W_dec, i, latent, value, g, begin, end, row, r)
+        total = ZERO
+        for c in range(d):
+            total += row[r, c] * row[r, c]
+        squared += total
+        n_active += end - begin
         for q in range(begin, end):
-            j = s.main.latent[g, q]
-            p = _prefix_of(prefixes, j) if P > 1 else 0
-            to_value = scale * _dot_row(state.W_dec, i, j, s.error, p, r)
-            if threshold:
-                theta = s.edge[g, j] + half
-                if abs(s.main.gradient[q] - theta) < half:
-                    # rectangle kernel of width ε (arXiv 2407.14435, eqs. 11 and 12)
-                    slope = (theta * to_value + pen) / (np.float32(2.0) * half)
-                    s.g_threshold[j] -= slope * theta
-            else:
-                to_value += pen * s.norms[j]
-            if s.main.value[g, q] <= np.float32(0.0):
-                to_value = np.float32(0.0)
-            s.main.gradient[q] = to_value
-    return squared / (d * B * P), cost / B, n_active, smallest
+            j = latent[g, q]
+            dot = ZERO
+            for c in range(d):
+                dot += W_dec[i, j, c] * row[r, c]
+            gradient[q] = scale * dot + pen * norms[j]
+            cost += value[g, q] * norms[j]
+            smallest = min(smallest, np.float64(value[g, q]))
+    return squared / (d * B), cost / B, n_active / B, smallest
 
 
 @_jit
-def _prefix_of(prefixes: I64, j: int) -> int:
+def prefix_of(prefixes: I64, j: int) -> int:
+    """First prefix that holds latent ``j``."""
     p = 0
     while j >= prefixes[p]:
         p += 1
@@ -568,15 +710,262 @@ def _prefix_of(prefixes: I64, j: int) -> int:
 
 
 @_jit
-def _residual_variance(s: Scratch) -> float:
-    """Mean over rows of ‖r − r̄‖² of the residual r = x − x̂."""
-    P, B, d = s.error.shape
+def reconstruct_nested(
+    i: int,
+    g: int,
+    x: F32,
+    W_dec: F32,
+    b_dec: F32,
+    norms: F32,
+    penalty: float,
+    start: I64,
+    latent: I32,
+    value: F32,
+    gradient: F32,
+    error: F32,
+    prefixes: I64,
+    group: F32,
+) -> tuple[float, float, float, float]:
+    """Reconstruct with every nested prefix (Matryoshka, arXiv 2503.17547); see `reconstruct`.
+
+    ``error [P, B, d]`` ends as sums: row p adds the errors of prefixes p … P − 1, those that a
+    latent whose first prefix is p takes part in. The last row is the error of the whole.
+    ``group [P, d]`` is memory.
+    """
+    B, d = x.shape
+    P = len(prefixes)
+    scale = np.float32(2.0 / (d * B * P))
+    pen = np.float32(penalty / (d * B))
+    squared, cost, smallest, n_active = 0.0, 0.0, np.inf, 0
+    for r in range(B):
+        begin, end = start[g, r], start[g, r + 1]
+        group[:] = ZERO
+        for q in range(begin, end):
+            j, v = latent[g, q], value[g, q]
+            p = prefix_of(prefixes, j)
+            for c in range(d):
+                group[p, c] += v * W_dec[i, j, c]
+        for p in range(P):
+            total = ZERO
+            for c in range(d):
+                before = b_dec[i, c] - x[r, c] if p == 0 else error[p - 1, r, c]
+                after = before + group[p, c]
+                error[p, r, c] = after
+                total += after * after
+            squared += total
+        for p in range(P - 2, -1, -1):
+            for c in range(d):
+                error[p, r, c] += error[p + 1, r, c]
+        n_active += end - begin
+        for q in range(begin, end):
+            j = latent[g, q]
+            p = prefix_of(prefixes, j)
+            dot = ZERO
+            for c in range(d):
+                dot += W_dec[i, j, c] * error[p, r, c]
+            gradient[q] = scale * dot + pen * norms[j]
+            cost += value[g, q] * norms[j]
+            smallest = min(smallest, np.float64(value[g, q]))
+    return squared / (d * B * P), cost / B, n_active / B, smallest
+
+
+@_jit
+def reconstruct_jump(
+    i: int,
+    g: int,
+    x: F32,
+    W_dec: F32,
+    b_dec: F32,
+    edge: F32,
+    bandwidth: float,
+    penalty: float,
+    start: I64,
+    latent: I32,
+    value: F32,
+    gradient: F32,
+    error: F32,
+    g_threshold: F32,
+) -> tuple[float, float, float, float]:
+    """Reconstruct with jumprelu; see `reconstruct`. The cost is L0.
+
+    ``value`` comes as the distance from the edge and leaves as the activation, 0 below θ.
+    ``g_threshold [F]`` gets the gradient of log θ by the rectangle kernel of width ε (arXiv
+    2407.14435, eqs. 11 and 12).
+    """
+    B, d = x.shape
+    scale = np.float32(2.0 / (d * B))
+    pen = np.float32(penalty / (d * B))
+    half = np.float32(0.5 * bandwidth)
+    width = np.float32(bandwidth)
+    row = error[0]
+    squared, n_active = 0.0, 0
+    g_threshold[:] = ZERO
+    for r in range(B):
+        begin, end = start[g, r], start[g, r + 1]
+        for q in range(begin, end):
+            distance = value[g, q]
+            # kept aside until the error is known
+            gradient[q] = distance
+            active = distance > half
+            value[g, q] = distance + edge[g, latent[g, q]] if active else ZERO
+            n_active += np.int64(active)
+        for c in range(d):
+            row[r, c] = b_dec[i, c] - x[r, c]
+        _add_weighted(W_dec, i, latent, value, g, begin, end, row, r)
+        total = ZERO
+        for c in range(d):
+            total += row[r, c] * row[r, c]
+        squared += total
+        for q in range(begin, end):
+            j = latent[g, q]
+            dot = ZERO
+            for c in range(d):
+                dot += W_dec[i, j, c] * row[r, c]
+            to_value = scale * dot
+            distance = gradient[q]
+            if distance < width:
+                theta = edge[g, j] + half
+                g_threshold[j] -= theta * (theta * to_value + pen) / width
+            gradient[q] = to_value if distance > half else ZERO
+    return squared / (d * B), n_active / B, n_active / B, np.inf
+
+
+@_jit
+def dense_pass(
+    i: int,
+    g: int,
+    x: F32,
+    W_enc: F32,
+    bias: F32,
+    W_dec: F32,
+    b_dec: F32,
+    norms: F32,
+    edge: F32,
+    bandwidth: float,
+    penalty: float,
+    pre: F32,
+    bits: I32,
+    f_memory: F32,
+    error: F32,
+    dense_enc: F32,
+    dense_dec: F32,
+    dense_sum: F32,
+    g_b: F32,
+    g_threshold: F32,
+    fired: I64,
+    candidate_bits: I32,
+    candidate: I32,
+    dead: I32,
+    n_dead: int,
+    k_aux: int,
+    aux_start: I64,
+    aux_latent: I32,
+    aux_bits: I32,
+) -> tuple[float, float, float, float]:
+    """Relu (``bandwidth = 0``) or jumprelu through dense products, block of rows by block.
+
+    The same results as listing and reconstructing, for batches with many active latents. Fills
+    ``error``, the gradients' sums ``dense_enc``, ``dense_dec`` ``[F, d]``, the activations' sums
+    ``dense_sum``, ``g_b``, ``g_threshold``, ``fired`` ``[F]`` and the AuxK codes.
+    """
+    B, d = x.shape
+    F = W_enc.shape[1]
+    jump = bandwidth > 0
+    scale = np.float32(2.0 / (d * B))
+    pen = np.float32(penalty / (d * B))
+    half, width = np.float32(0.5 * bandwidth), np.float32(bandwidth)
+    squared, cost, n_active, aux_count = 0.0, 0.0, 0, 0
+    for j in range(F):
+        dense_sum[j] = ZERO
+        g_b[j] = ZERO
+        g_threshold[j] = ZERO
+        fired[j] = 0
+    for r0 in range(0, B, ROW_BLOCK):
+        rows = min(ROW_BLOCK, B - r0)
+        block = x[r0 : r0 + rows]
+        p = pre[: rows * F].reshape(rows, F)
+        f = f_memory[: rows * F].reshape(rows, F)
+        np.dot(block, W_enc[i].T, p)
+        for r in range(rows):
+            for j in range(F):
+                p[r, j] += bias[g, j]
+            if n_dead > 0:
+                aux_start[g, r0 + r] = aux_count
+                aux_count = _collect_dead(
+                    bits,
+                    r * F,
+                    dead,
+                    g,
+                    n_dead,
+                    k_aux,
+                    aux_count,
+                    candidate_bits,
+                    candidate,
+                    aux_latent,
+                    aux_bits,
+                )
+            if jump:
+                for j in range(F):
+                    f[r, j] = p[r, j] if p[r, j] > edge[g, j] + half else ZERO
+            else:
+                for j in range(F):
+                    f[r, j] = p[r, j] if p[r, j] > ZERO else ZERO
+            active, paid = 0, ZERO
+            for j in range(F):
+                on = np.int64(f[r, j] > ZERO)
+                fired[j] += on
+                active += on
+                dense_sum[j] += f[r, j]
+                paid += f[r, j] * norms[j]
+            n_active += active
+            cost += np.float64(active) if jump else np.float64(paid)
+        block_error = np.dot(f, W_dec[i])
+        for r in range(rows):
+            total = ZERO
+            for c in range(d):
+                value = block_error[r, c] + b_dec[i, c] - block[r, c]
+                block_error[r, c] = value
+                error[0, r0 + r, c] = value
+                total += value * value
+            squared += total
+        sums = np.dot(f.T, block_error)
+        if r0 == 0:
+            dense_dec[:] = sums
+        else:
+            dense_dec += sums
+        np.dot(block_error, W_dec[i].T, f)
+        for r in range(rows):
+            for j in range(F):
+                to_value = scale * f[r, j]
+                limit = ZERO
+                if jump:
+                    limit = edge[g, j] + half
+                    if abs(p[r, j] - limit) < half:
+                        g_threshold[j] -= limit * (limit * to_value + pen) / width
+                else:
+                    to_value += pen * norms[j]
+                to_value = to_value if p[r, j] > limit else ZERO
+                f[r, j] = to_value
+                g_b[j] += to_value
+        sums = np.dot(f.T, block)
+        if r0 == 0:
+            dense_enc[:] = sums
+        else:
+            dense_enc += sums
+    aux_start[g, B] = aux_count
+    return squared / (d * B), cost / B, n_active / B, np.inf
+
+
+@_jit
+def residual_variance(error: F32) -> float:
+    """Mean over rows of ‖r − r̄‖² of the residual r = x − x̂, from ``error [P, B, d]``."""
+    P, B, d = error.shape
     squared = 0.0
     mean = np.zeros(d, np.float64)
     for r in range(B):
-        total = np.float32(0.0)
+        total = ZERO
         for c in range(d):
-            value = s.error[P - 1, r, c]
+            value = error[P - 1, r, c]
             total += value * value
             mean[c] += value
         squared += total
@@ -586,287 +975,409 @@ def _residual_variance(s: Scratch) -> float:
 
 
 @_jit
-def _auxk(state: State, s: Scratch, i: int, g: int) -> float:
+def auxk(
+    i: int,
+    g: int,
+    W_dec: F32,
+    error: F32,
+    start: I64,
+    latent: I32,
+    value: F32,
+    gradient: F32,
+    aux_error: F32,
+) -> tuple[float, float]:
     """AuxK (Gao et al., arXiv 2406.04093, §2.3): dead latents reconstruct the residual.
 
-    Returns the mean squared error per row; gradients stay unscaled.
+    Fills ``gradient``, unscaled, and ``aux_error [1, B, d]``.
+
+    Returns
+    -------
+    auxiliary, variance
+        Mean squared error per row over the residual's variance, and that variance; 0 and 0
+        where there is no residual.
     """
-    P, B, d = s.error.shape
+    P, B, d = error.shape
+    whole = aux_error[0]
     squared = 0.0
     for r in range(B):
-        begin, end = s.aux.start[g, r], s.aux.start[g, r + 1]
+        begin, end = start[g, r], start[g, r + 1]
         for c in range(d):
-            s.aux_error[r, c] = s.error[P - 1, r, c]
-        _add_weighted(state.W_dec, i, s.aux, g, begin, end, s.aux_error, r)
-        total = np.float32(0.0)
+            whole[r, c] = error[P - 1, r, c]
+        _add_weighted(W_dec, i, latent, value, g, begin, end, whole, r)
+        total = ZERO
         for c in range(d):
-            total += s.aux_error[r, c] * s.aux_error[r, c]
+            total += whole[r, c] * whole[r, c]
         squared += total
         for q in range(begin, end):
-            j = s.aux.latent[g, q]
-            dot = np.float32(0.0)
+            j = latent[g, q]
+            dot = ZERO
             for c in range(d):
-                dot += state.W_dec[i, j, c] * s.aux_error[r, c]
-            s.aux.gradient[q] = dot
-    return squared / B
+                dot += W_dec[i, j, c] * whole[r, c]
+            gradient[q] = dot
+    variance = residual_variance(error)
+    if variance > 0:
+        return squared / B / variance, variance
+    return 0.0, 0.0
 
 
 @_jit
-def _order(codes: Codes, g: int, B: int, F: int, out: Ordered) -> None:
-    """Sort entries by latent, rows ascending within each: a fixed order of summation."""
-    for j in range(F + 1):
-        out.start[j] = 0
-    n = codes.start[g, B]
-    for q in range(n):
-        out.start[codes.latent[g, q] + 1] += 1
-    for j in range(F):
-        out.start[j + 1] += out.start[j]
-    for r in range(B):
-        for q in range(codes.start[g, r], codes.start[g, r + 1]):
-            j = codes.latent[g, q]
-            at = out.start[j]
-            out.row[at] = r
-            out.value[at] = codes.value[g, q]
-            out.gradient[at] = codes.gradient[q]
-            out.start[j] = at + 1
-    for j in range(F, 0, -1):
-        out.start[j] = out.start[j - 1]
-    out.start[0] = 0
-
-
-@_jit
-def _gather_latent(
-    entries: Ordered, j: int, error: F32, x: F32, g_dec: F32, g_enc: F32, slot: int
-) -> None:
-    """``g_dec += Σ value · error[row]`` and ``g_enc += Σ gradient · x[row]`` over its entries."""
-    d = x.shape[1]
-    q, end = entries.start[j], entries.start[j + 1]
-    while q + 4 <= end:
-        r0, r1 = entries.row[q], entries.row[q + 1]
-        r2, r3 = entries.row[q + 2], entries.row[q + 3]
-        v0, v1 = entries.value[q], entries.value[q + 1]
-        v2, v3 = entries.value[q + 2], entries.value[q + 3]
-        for c in range(d):
-            g_dec[slot, c] += (
-                v0 * error[r0, c] + v1 * error[r1, c] + v2 * error[r2, c] + v3 * error[r3, c]
-            )
-        v0, v1 = entries.gradient[q], entries.gradient[q + 1]
-        v2, v3 = entries.gradient[q + 2], entries.gradient[q + 3]
-        for c in range(d):
-            g_enc[slot, c] += v0 * x[r0, c] + v1 * x[r1, c] + v2 * x[r2, c] + v3 * x[r3, c]
-        q += 4
-    while q < end:
-        r, v, w = entries.row[q], entries.value[q], entries.gradient[q]
-        for c in range(d):
-            g_dec[slot, c] += v * error[r, c]
-            g_enc[slot, c] += w * x[r, c]
-        q += 1
-
-
-@_jit
-def _gradients(
-    state: State,
-    settings: Settings,
-    s: Scratch,
+def ghost(
     i: int,
-    lo: int,
-    hi: int,
-    penalty: float,
-    aux_scale: float,
-    dense: bool,
-    with_aux: bool,
-    with_ghost: bool,
-) -> None:
-    """Gradients of latents ``lo … hi − 1`` into rows ``0 …`` of ``s.g_enc`` and ``s.g_dec``."""
-    B, d = s.x.shape
-    P = len(settings.prefixes)
-    scale = np.float32(2.0 / (d * B * P))
-    pen = np.float32(penalty / (d * B)) if settings.selection != THRESHOLD else np.float32(0.0)
-    aux = np.float32(aux_scale)
-    for j in range(lo, hi):
-        slot = j - lo
-        if dense:
-            total = s.dense_sum[j]
-            for c in range(d):
-                s.g_dec[slot, c] = s.dense_dec[j, c]
-                s.g_enc[slot, c] = s.dense_enc[j, c]
-        else:
-            p = _prefix_of(settings.prefixes, j) if P > 1 else 0
-            for c in range(d):
-                s.g_dec[slot, c] = np.float32(0.0)
-                s.g_enc[slot, c] = np.float32(0.0)
-            _gather_latent(s.ordered, j, s.error[p], s.x, s.g_dec, s.g_enc, slot)
-            total, bias, fired = np.float32(0.0), np.float32(0.0), 0
-            for q in range(s.ordered.start[j], s.ordered.start[j + 1]):
-                total += s.ordered.value[q]
-                bias += s.ordered.gradient[q]
-                fired += np.int64(s.ordered.value[q] > np.float32(0.0))
-            s.g_b[j] = bias
-            s.fired[j] = fired
-        # the penalty's own gradient for the decoder: λ·Σ f · W / ‖W‖
-        along = pen * total / max(s.norms[j], TINY)
-        for c in range(d):
-            s.g_dec[slot, c] = scale * s.g_dec[slot, c] + along * state.W_dec[i, j, c]
-        if with_aux and s.aux_ordered.start[j + 1] > s.aux_ordered.start[j]:
-            bias = np.float32(0.0)
-            for q in range(s.aux_ordered.start[j], s.aux_ordered.start[j + 1]):
-                s.aux_ordered.value[q] *= aux
-                s.aux_ordered.gradient[q] *= aux
-                bias += s.aux_ordered.gradient[q]
-            _gather_latent(s.aux_ordered, j, s.aux_error, s.x, s.g_dec, s.g_enc, slot)
-            s.g_b[j] += bias
-        if with_ghost and s.dead_slot[j] >= 0:
-            at = s.dead_slot[j]
-            s.g_b[j] += s.ghost_b[at]
-            for c in range(d):
-                s.g_dec[slot, c] += s.ghost_dec[at, c]
-                s.g_enc[slot, c] += s.ghost_enc[at, c]
-        for c in range(d):
-            # pre-activations are of x − b_dec, the sums above of x
-            s.g_enc[slot, c] -= s.g_b[j] * state.b_dec[i, c]
-            s.g_b_dec[c] -= s.g_b[j] * state.W_enc[i, j, c]
-        if settings.unit_norm:
-            dot = np.float32(0.0)
-            for c in range(d):
-                dot += s.g_dec[slot, c] * state.W_dec[i, j, c]
-            for c in range(d):
-                s.g_dec[slot, c] -= dot * state.W_dec[i, j, c]
-
-
-@_jit
-def _ghost(state: State, settings: Settings, s: Scratch, i: int, g: int, n_dead: int) -> float:
+    g: int,
+    x: F32,
+    W_enc: F32,
+    bias: F32,
+    W_dec: F32,
+    error: F32,
+    dead: I32,
+    n_dead: int,
+    coefficient: float,
+    ghost_enc: F32,
+    ghost_dec: F32,
+    ghost_b: F32,
+    dead_slot: I32,
+) -> float:
     """Ghost gradients (Anthropic, January 2024): dead latents through exp(pre).
 
-    Their output, scaled to half the residual's norm, is compared with the residual. Fills
-    ``s.ghost_*``; gives the mean squared error per row over the residual's variance.
+    Their output, scaled to half the residual's norm, is compared with the residual. Fills the
+    gradients ``ghost_*`` by place among the dead, and ``dead_slot [F]`` with that place or −1.
+
+    Returns
+    -------
+    float
+        Mean squared error per row over the residual's variance.
     """
-    P, B, d = s.error.shape
-    W_enc = np.empty((n_dead, d), np.float32)
-    W_dec = np.empty((n_dead, d), np.float32)
+    P, B, d = error.shape
+    enc = np.empty((n_dead, d), np.float32)
+    dec = np.empty((n_dead, d), np.float32)
+    dead_slot[:] = -1
     for q in range(n_dead):
-        W_enc[q] = state.W_enc[i, s.dead[g, q]]
-        W_dec[q] = state.W_dec[i, s.dead[g, q]]
-    code = np.dot(s.x, W_enc.T)
+        j = dead[g, q]
+        dead_slot[j] = q
+        for c in range(d):
+            enc[q, c] = W_enc[i, j, c]
+            dec[q, c] = W_dec[i, j, c]
+    code = np.dot(x, enc.T)
     for r in range(B):
         for q in range(n_dead):
-            code[r, q] = np.float32(math.exp(code[r, q] + s.bias[g, s.dead[g, q]]))
-    guess = np.dot(code, W_dec)
-    variance = _residual_variance(s)
+            code[r, q] = np.float32(math.exp(code[r, q] + bias[g, dead[g, q]]))
+    guess = np.dot(code, dec)
+    variance = residual_variance(error)
+    factor = np.float32(2.0 * coefficient / (B * variance)) if variance > 0 else ZERO
     squared = 0.0
-    if variance > 0:
-        factor = np.float32(2.0 * settings.aux_coefficient / (B * variance))
-    else:
-        factor = np.float32(0.0)
     for r in range(B):
-        residual, size, total = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+        residual, size, total = ZERO, ZERO, ZERO
         for c in range(d):
-            residual += s.error[P - 1, r, c] * s.error[P - 1, r, c]
+            residual += error[P - 1, r, c] * error[P - 1, r, c]
             size += guess[r, c] * guess[r, c]
-        ratio = np.float32(0.5) * math.sqrt(residual) / max(math.sqrt(size), TINY)
+        ratio = np.float32(0.5) * np.sqrt(residual) / max(np.sqrt(size), TINY)
         for c in range(d):
-            value = ratio * guess[r, c] + s.error[P - 1, r, c]
+            value = ratio * guess[r, c] + error[P - 1, r, c]
             total += value * value
             guess[r, c] = factor * ratio * value
         squared += total
-    s.ghost_dec[:n_dead] = np.dot(code.T, guess)
-    to_pre = np.dot(guess, W_dec.T)
-    for q in range(n_dead):
-        s.ghost_b[q] = np.float32(0.0)
+    ghost_dec[:n_dead] = np.dot(code.T, guess)
+    to_pre = np.dot(guess, dec.T)
+    ghost_b[:] = ZERO
     for r in range(B):
         for q in range(n_dead):
             to_pre[r, q] *= code[r, q]
-            s.ghost_b[q] += to_pre[r, q]
-    s.ghost_enc[:n_dead] = np.dot(to_pre.T, s.x)
+            ghost_b[q] += to_pre[r, q]
+    ghost_enc[:n_dead] = np.dot(to_pre.T, x)
     return squared / B / variance if variance > 0 else 0.0
 
 
 @_jit
-def _dense_pass(
-    state: State,
-    settings: Settings,
-    s: Scratch,
-    i: int,
+def order_by_latent(
     g: int,
-    penalty: float,
-    n_dead: int,
-) -> tuple[float, float, int]:
-    """Run relu and jumprelu through dense products, block by block, to the same results.
+    start: I64,
+    latent: I32,
+    value: F32,
+    gradient: F32,
+    factor: float,
+    out_start: I64,
+    out_row: I32,
+    out_value: F32,
+    out_gradient: F32,
+) -> None:
+    """Sort entries by latent, rows ascending within each: a fixed order of summation.
 
-    Fills ``s.error``, ``s.dense_*``, ``s.g_b``, ``s.fired``, ``s.g_threshold`` and ``s.aux``.
+    Values and gradients are multiplied by ``factor`` on the way. ``out_start`` is ``[F + 1]``.
     """
-    B, d = s.x.shape
-    F = state.W_enc.shape[1]
-    threshold = settings.selection == THRESHOLD
-    scale = np.float32(2.0 / (d * B))
-    pen = np.float32(penalty / (d * B))
-    half = np.float32(0.5 * settings.bandwidth[i])
-    W_enc_T, W_dec = state.W_enc[i].T, state.W_dec[i]
-    squared, cost, n_active, aux_count = 0.0, 0.0, 0, 0
-    dense_enc, dense_dec = s.dense_enc, s.dense_dec
-    dense_enc[:] = np.float32(0.0)
-    dense_dec[:] = np.float32(0.0)
+    B = start.shape[1] - 1
+    F = len(out_start) - 1
+    factor32 = np.float32(factor)
+    out_start[:] = 0
+    for q in range(start[g, B]):
+        out_start[latent[g, q] + 1] += 1
     for j in range(F):
-        s.dense_sum[j] = np.float32(0.0)
-        s.g_b[j] = np.float32(0.0)
-        s.fired[j] = 0
-    for r0 in range(0, B, ROW_BLOCK):
-        rows = min(ROW_BLOCK, B - r0)
-        x = s.x[r0 : r0 + rows]
-        pre = s.pre[: rows * F].reshape(rows, F)
-        f = s.dense_f[: rows * F].reshape(rows, F)
-        np.dot(x, W_enc_T, pre)
-        for r in range(rows):
-            for j in range(F):
-                pre[r, j] += s.bias[g, j]
-            if settings.method == AUXK and n_dead > 0:
-                s.aux.start[g, r0 + r] = aux_count
-                aux_count = _collect_dead(s, g, r * F, n_dead, settings.k_aux, aux_count)
-            for j in range(F):
-                edge = s.edge[g, j] + half if threshold else np.float32(0.0)
-                value = pre[r, j] if pre[r, j] > edge else np.float32(0.0)
-                f[r, j] = value
-                s.dense_sum[j] += value
-                s.fired[j] += np.int64(value > np.float32(0.0))
-        error = np.dot(f, W_dec)
-        for r in range(rows):
-            total, paid = np.float32(0.0), np.float32(0.0)
-            for c in range(d):
-                value = error[r, c] + state.b_dec[i, c] - x[r, c]
-                error[r, c] = value
-                s.error[0, r0 + r, c] = value
-                total += value * value
-            active = np.int32(0)
-            for j in range(F):
-                active += np.int32(f[r, j] > np.float32(0.0))
-                paid += f[r, j] * s.norms[j]
-            squared += total
-            n_active += np.int64(active)
-            cost += np.float64(active) if threshold else np.float64(paid)
-        dense_dec += np.dot(f.T, error)
-        if threshold:
-            # f's memory is needed for the gradient, pre says what is active
-            np.dot(error, W_dec.T, f)
-            for r in range(rows):
-                for j in range(F):
-                    theta = s.edge[g, j] + half
-                    to_value = scale * f[r, j]
-                    if abs(pre[r, j] - theta) < half:
-                        slope = (theta * to_value + pen) / (np.float32(2.0) * half)
-                        s.g_threshold[j] -= slope * theta
-                    to_value = to_value if pre[r, j] > theta else np.float32(0.0)
-                    f[r, j] = to_value
-                    s.g_b[j] += to_value
-        else:
-            np.dot(error, W_dec.T, f)
-            for r in range(rows):
-                for j in range(F):
-                    to_value = scale * f[r, j] + pen * s.norms[j]
-                    to_value = to_value if pre[r, j] > np.float32(0.0) else np.float32(0.0)
-                    f[r, j] = to_value
-                    s.g_b[j] += to_value
-        dense_enc += np.dot(f.T, x)
-    s.aux.start[g, B] = aux_count
-    return squared / (d * B), cost / B, n_active
+        out_start[j + 1] += out_start[j]
+    for r in range(B):
+        for q in range(start[g, r], start[g, r + 1]):
+            j = latent[g, q]
+            at = out_start[j]
+            out_row[at] = r
+            out_value[at] = factor32 * value[g, q]
+            out_gradient[at] = factor32 * gradient[q]
+            out_start[j] = at + 1
+    for j in range(F, 0, -1):
+        out_start[j] = out_start[j - 1]
+    out_start[0] = 0
+
+
+@_jit
+def _gather_latent(
+    begin: int,
+    end: int,
+    row: I32,
+    value: F32,
+    gradient: F32,
+    error: F32,
+    p: int,
+    x: F32,
+    g_dec: F32,
+    g_enc: F32,
+    slot: int,
+) -> np.float32:
+    """``g_dec += Σ value · error[row]``, ``g_enc += Σ gradient · x[row]``; gives Σ gradient."""
+    d = x.shape[1]
+    bias = ZERO
+    q = begin
+    while q + 4 <= end:
+        r0, r1, r2, r3 = row[q], row[q + 1], row[q + 2], row[q + 3]
+        v0, v1, v2, v3 = value[q], value[q + 1], value[q + 2], value[q + 3]
+        w0, w1, w2, w3 = gradient[q], gradient[q + 1], gradient[q + 2], gradient[q + 3]
+        for c in range(d):
+            g_dec[slot, c] += (
+                v0 * error[p, r0, c]
+                + v1 * error[p, r1, c]
+                + v2 * error[p, r2, c]
+                + v3 * error[p, r3, c]
+            )
+        for c in range(d):
+            g_enc[slot, c] += w0 * x[r0, c] + w1 * x[r1, c] + w2 * x[r2, c] + w3 * x[r3, c]
+        bias += w0 + w1 + w2 + w3
+        q += 4
+    while q < end:
+        r, v, w = row[q], value[q], gradient[q]
+        for c in range(d):
+            g_dec[slot, c] += v * error[p, r, c]
+            g_enc[slot, c] += w * x[r, c]
+        bias += w
+        q += 1
+    return bias
+
+
+@_jit
+def gradients(
+    lo: int,
+    hi: int,
+    i: int,
+    x: F32,
+    W_enc: F32,
+    W_dec: F32,
+    b_dec: F32,
+    norms: F32,
+    l1: float,
+    unit_norm: bool,
+    prefixes: I64,
+    error: F32,
+    start: I64,
+    row: I32,
+    value: F32,
+    gradient: F32,
+    with_aux: bool,
+    aux_error: F32,
+    aux_start: I64,
+    aux_row: I32,
+    aux_value: F32,
+    aux_gradient: F32,
+    g_enc: F32,
+    g_dec: F32,
+    g_b: F32,
+    g_b_dec: F32,
+    fired: I64,
+) -> None:
+    """Gradients of latents ``lo … hi − 1``, whose rows of ``g_enc`` and ``g_dec`` start at 0.
+
+    Entries come in latent order. ``g_b [F]`` and ``fired [F]`` are set, ``g_b_dec [d]`` added to.
+    """
+    B, d = x.shape
+    P = len(prefixes)
+    scale = np.float32(2.0 / (d * B * P))
+    pen = np.float32(l1 / (d * B))
+    for j in range(lo, hi):
+        slot = j - lo
+        p = prefix_of(prefixes, j) if P > 1 else 0
+        for c in range(d):
+            g_dec[slot, c] = ZERO
+            g_enc[slot, c] = ZERO
+        begin, end = start[j], start[j + 1]
+        g_b[j] = _gather_latent(begin, end, row, value, gradient, error, p, x, g_dec, g_enc, slot)
+        total, count = ZERO, 0
+        for q in range(begin, end):
+            total += value[q]
+            count += np.int64(value[q] > ZERO)
+        fired[j] = count
+        # the penalty's own gradient for the decoder: λ·Σ f · W / ‖W‖
+        along = pen * total / max(norms[j], TINY)
+        for c in range(d):
+            g_dec[slot, c] = scale * g_dec[slot, c] + along * W_dec[i, j, c]
+        if with_aux:
+            g_b[j] += _gather_latent(
+                aux_start[j],
+                aux_start[j + 1],
+                aux_row,
+                aux_value,
+                aux_gradient,
+                aux_error,
+                0,
+                x,
+                g_dec,
+                g_enc,
+                slot,
+            )
+        _finish_latent(i, j, slot, W_enc, W_dec, b_dec, unit_norm, g_enc, g_dec, g_b, g_b_dec)
+
+
+@_jit
+def _finish_latent(
+    i: int,
+    j: int,
+    slot: int,
+    W_enc: F32,
+    W_dec: F32,
+    b_dec: F32,
+    unit_norm: bool,
+    g_enc: F32,
+    g_dec: F32,
+    g_b: F32,
+    g_b_dec: F32,
+) -> None:
+    """Account for b_dec inside the pre-activations; drop the decoder's parallel gradient."""
+    d = len(g_b_dec)
+    dot = ZERO
+    for c in range(d):
+        g_enc[slot, c] -= g_b[j] * b_dec[i, c]
+        g_b_dec[c] -= g_b[j] * W_enc[i, j, c]
+        dot += g_dec[slot, c] * W_dec[i, j, c]
+    if unit_norm:
+        for c in range(d):
+            g_dec[slot, c] -= dot * W_dec[i, j, c]
+
+
+@_jit
+def dense_gradients(
+    lo: int,
+    hi: int,
+    i: int,
+    x: F32,
+    W_enc: F32,
+    W_dec: F32,
+    b_dec: F32,
+    norms: F32,
+    l1: float,
+    unit_norm: bool,
+    dense_enc: F32,
+    dense_dec: F32,
+    dense_sum: F32,
+    with_aux: bool,
+    aux_error: F32,
+    aux_start: I64,
+    aux_row: I32,
+    aux_value: F32,
+    aux_gradient: F32,
+    g_enc: F32,
+    g_dec: F32,
+    g_b: F32,
+    g_b_dec: F32,
+) -> None:
+    """Like `gradients`, after :func:`dense_pass`."""
+    B, d = x.shape
+    scale = np.float32(2.0 / (d * B))
+    pen = np.float32(l1 / (d * B))
+    for j in range(lo, hi):
+        slot = j - lo
+        along = pen * dense_sum[j] / max(norms[j], TINY)
+        for c in range(d):
+            g_dec[slot, c] = scale * dense_dec[j, c] + along * W_dec[i, j, c]
+            g_enc[slot, c] = dense_enc[j, c]
+        if with_aux:
+            g_b[j] += _gather_latent(
+                aux_start[j],
+                aux_start[j + 1],
+                aux_row,
+                aux_value,
+                aux_gradient,
+                aux_error,
+                0,
+                x,
+                g_dec,
+                g_enc,
+                slot,
+            )
+        _finish_latent(i, j, slot, W_enc, W_dec, b_dec, unit_norm, g_enc, g_dec, g_b, g_b_dec)
+
+
+@_jit
+def add_ghost(
+    lo: int,
+    hi: int,
+    i: int,
+    W_enc: F32,
+    W_dec: F32,
+    b_dec: F32,
+    unit_norm: bool,
+    dead_slot: I32,
+    ghost_enc: F32,
+    ghost_dec: F32,
+    ghost_b: F32,
+    g_enc: F32,
+    g_dec: F32,
+    g_b: F32,
+    g_b_dec: F32,
+) -> None:
+    """Add what :func:`ghost` found to the gradients of latents ``lo … hi − 1``."""
+    d = len(g_b_dec)
+    for j in range(lo, hi):
+        at = dead_slot[j]
+        if at < 0:
+            continue
+        slot = j - lo
+        g_b[j] += ghost_b[at]
+        dot = ZERO
+        for c in range(d):
+            g_enc[slot, c] += ghost_enc[at, c] - ghost_b[at] * b_dec[i, c]
+            g_b_dec[c] -= ghost_b[at] * W_enc[i, j, c]
+            dot += ghost_dec[at, c] * W_dec[i, j, c]
+        along = dot if unit_norm else ZERO
+        for c in range(d):
+            g_dec[slot, c] += ghost_dec[at, c] - along * W_dec[i, j, c]
+
+
+@_jit
+def sum_errors(error: F32, g_b_dec: F32) -> None:
+    """The reconstruction's gradient of b_dec ``[d]``: all prefixes' errors, added up."""
+    P, B, d = error.shape
+    scale = np.float32(2.0 / (d * B * P))
+    g_b_dec[:] = ZERO
+    for r in range(B):
+        for c in range(d):
+            g_b_dec[c] += error[0, r, c]
+    for c in range(d):
+        g_b_dec[c] *= scale
+
+
+@_jit
+def square_sum(values: F32) -> float:
+    """Σ v² over a matrix, rows in float32 and their sum in float64."""
+    total = 0.0
+    for q in range(values.shape[0]):
+        row = ZERO
+        for c in range(values.shape[1]):
+            row += values[q, c] * values[q, c]
+        total += row
+    return total
 
 
 @_jit
@@ -878,281 +1389,272 @@ def _adam(
     j: int,
     g: F32,
     slot: int,
-    factor: float,
-    a: float,
-    b: float,
-    settings: Settings,
-    decay: float,
+    factor: np.float32,
+    a: np.float32,
+    b: np.float32,
+    beta1: np.float32,
+    beta2: np.float32,
+    epsilon: np.float32,
+    keep: np.float32,
 ) -> None:
-    """One row's Adam update: ``p −= a·m / (√v·b + ε) + decay·p``, bias corrections in a and b."""
-    beta1, beta2 = np.float32(settings.beta1), np.float32(settings.beta2)
-    rest1, rest2 = np.float32(1 - settings.beta1), np.float32(1 - settings.beta2)
-    a32, b32, f32 = np.float32(a), np.float32(b), np.float32(factor)
-    epsilon, keep = np.float32(settings.epsilon), np.float32(1 - decay)
+    """One row: ``p = keep·p − a·m / (√v·b + ε)``; a and b hold rate and bias corrections."""
+    one = np.float32(1.0)
     for c in range(parameter.shape[2]):
-        gradient = f32 * g[slot, c]
-        first = beta1 * m[i, j, c] + rest1 * gradient
-        second = beta2 * v[i, j, c] + rest2 * gradient * gradient
-        first = np.float32(0.0) if abs(first) < TINY else first
-        second = np.float32(0.0) if second < TINY else second
+        gradient = factor * g[slot, c]
+        first = beta1 * m[i, j, c] + (one - beta1) * gradient
+        second = beta2 * v[i, j, c] + (one - beta2) * gradient * gradient
+        first = ZERO if abs(first) < TINY else first
+        second = ZERO if second < TINY else second
         m[i, j, c] = first
         v[i, j, c] = second
-        parameter[i, j, c] = keep * parameter[i, j, c] - a32 * first / (
-            np.sqrt(second) * b32 + epsilon
-        )
+        parameter[i, j, c] = keep * parameter[i, j, c] - a * first / (np.sqrt(second) * b + epsilon)
 
 
 @_jit
-def _adam_vector(
+def update_latents(
+    lo: int,
+    hi: int,
+    i: int,
+    W_enc: F32,
+    m_W_enc: F32,
+    v_W_enc: F32,
+    W_dec: F32,
+    m_W_dec: F32,
+    v_W_dec: F32,
+    g_enc: F32,
+    g_dec: F32,
+    factor: float,
+    a: float,
+    b: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    decay: float,
+    unit_norm: bool,
+) -> None:
+    """Adam for encoder and decoder rows ``lo … hi − 1``, and norm 1 for the decoder's.
+
+    ``factor`` clips; ``a`` is rate / (1 − β₁ᵗ), ``b`` is 1 / √(1 − β₂ᵗ), ``decay`` is the rate
+    times AdamW's weight decay.
+    """
+    f32, a32, b32 = np.float32(factor), np.float32(a), np.float32(b)
+    beta1_32, beta2_32, e32 = np.float32(beta1), np.float32(beta2), np.float32(epsilon)
+    keep, one = np.float32(1.0 - decay), np.float32(1.0)
+    for j in range(lo, hi):
+        _adam(
+            W_enc,
+            m_W_enc,
+            v_W_enc,
+            i,
+            j,
+            g_enc,
+            j - lo,
+            f32,
+            a32,
+            b32,
+            beta1_32,
+            beta2_32,
+            e32,
+            keep,
+        )
+        _adam(
+            W_dec,
+            m_W_dec,
+            v_W_dec,
+            i,
+            j,
+            g_dec,
+            j - lo,
+            f32,
+            a32,
+            b32,
+            beta1_32,
+            beta2_32,
+            e32,
+            one,
+        )
+        if unit_norm:
+            total = ZERO
+            for c in range(W_dec.shape[2]):
+                total += W_dec[i, j, c] * W_dec[i, j, c]
+            inverse = one / max(np.sqrt(total), TINY)
+            for c in range(W_dec.shape[2]):
+                W_dec[i, j, c] *= inverse
+
+
+@_jit
+def update_vector(
+    i: int,
     parameter: F32,
     m: F32,
     v: F32,
-    i: int,
     g: F32,
     factor: float,
     a: float,
     b: float,
-    settings: Settings,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
 ) -> None:
-    beta1, beta2 = np.float32(settings.beta1), np.float32(settings.beta2)
-    rest1, rest2 = np.float32(1 - settings.beta1), np.float32(1 - settings.beta2)
-    a32, b32, f32 = np.float32(a), np.float32(b), np.float32(factor)
-    epsilon = np.float32(settings.epsilon)
+    """Adam for one SAE's row of ``parameter [N, n]``."""
+    f32, a32, b32 = np.float32(factor), np.float32(a), np.float32(b)
+    beta1_32, beta2_32, e32 = np.float32(beta1), np.float32(beta2), np.float32(epsilon)
+    one = np.float32(1.0)
     for j in range(parameter.shape[1]):
         gradient = f32 * g[j]
-        first = beta1 * m[i, j] + rest1 * gradient
-        second = beta2 * v[i, j] + rest2 * gradient * gradient
-        first = np.float32(0.0) if abs(first) < TINY else first
-        second = np.float32(0.0) if second < TINY else second
+        first = beta1_32 * m[i, j] + (one - beta1_32) * gradient
+        second = beta2_32 * v[i, j] + (one - beta2_32) * gradient * gradient
+        first = ZERO if abs(first) < TINY else first
+        second = ZERO if second < TINY else second
         m[i, j] = first
         v[i, j] = second
-        parameter[i, j] -= a32 * first / (np.sqrt(second) * b32 + epsilon)
+        parameter[i, j] -= a32 * first / (np.sqrt(second) * b32 + e32)
 
 
 @_jit
-def _update_latents(
-    state: State,
-    settings: Settings,
-    s: Scratch,
+def count_since_fired(since_fired: I64, i: int, fired: I64, B: int) -> None:
+    """Rows since each latent fired, after a batch of ``B``."""
+    for j in range(len(fired)):
+        since_fired[i, j] = 0 if fired[j] > 0 else since_fired[i, j] + B
+
+
+@_jit
+def step_latents(
     i: int,
-    lo: int,
-    hi: int,
-    factor: float,
+    g: int,
+    x: F32,
+    W_enc: F32,
+    m_W_enc: F32,
+    v_W_enc: F32,
+    b_enc: F32,
+    m_b_enc: F32,
+    v_b_enc: F32,
+    W_dec: F32,
+    m_W_dec: F32,
+    v_W_dec: F32,
+    b_dec: F32,
+    m_b_dec: F32,
+    v_b_dec: F32,
+    norms: F32,
+    l1: float,
+    unit_norm: bool,
+    prefixes: I64,
+    error: F32,
+    start: I64,
+    latent: I32,
+    value: F32,
+    gradient: F32,
+    order_start: I64,
+    order_row: I32,
+    order_value: F32,
+    order_gradient: F32,
+    with_aux: bool,
+    aux_scale: float,
+    aux_error: F32,
+    aux_start: I64,
+    aux_latent: I32,
+    aux_value: F32,
+    aux_gradient: F32,
+    aux_order_start: I64,
+    aux_order_row: I32,
+    aux_order_value: F32,
+    aux_order_gradient: F32,
+    g_enc: F32,
+    g_dec: F32,
+    g_b: F32,
+    g_b_dec: F32,
+    fired: I64,
+    since_fired: I64,
     a: float,
     b: float,
-    rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    decay: float,
 ) -> None:
-    d = s.x.shape[1]
-    decay = rate * settings.weight_decay
-    for j in range(lo, hi):
-        slot = j - lo
-        _adam(
-            state.W_enc,
-            state.m_W_enc,
-            state.v_W_enc,
-            i,
-            j,
-            s.g_enc,
-            slot,
-            factor,
-            a,
-            b,
-            settings,
-            decay,
-        )
-        _adam(
-            state.W_dec,
-            state.m_W_dec,
-            state.v_W_dec,
-            i,
-            j,
-            s.g_dec,
-            slot,
-            factor,
-            a,
-            b,
-            settings,
-            0.0,
-        )
-        if settings.unit_norm:
-            total = np.float32(0.0)
-            for c in range(d):
-                total += state.W_dec[i, j, c] * state.W_dec[i, j, c]
-            inverse = np.float32(1.0) / max(np.sqrt(total), TINY)
-            for c in range(d):
-                state.W_dec[i, j, c] *= inverse
+    """Everything after the reconstruction, for one SAE without clipping or ghost gradients.
 
-
-@_jit
-def _squares(values: F32, n: int) -> float:
-    total = 0.0
-    for q in range(n):
-        row = np.float32(0.0)
-        for c in range(values.shape[1]):
-            row += values[q, c] * values[q, c]
-        total += row
-    return total
-
-
-@_jit
-def run_team(
-    state: State,
-    settings: Settings,
-    s: Scratch,
-    rows: F32,
-    batches: I64,
-    i0: int,
-    i1: int,
-    first_step: int,
-    learning_rate: F64,
-    penalty: F64,
-    k: I64,
-    sums: F64,
-) -> None:
-    """Advance SAEs ``i0 … i1 − 1``, which share their batches, over the steps of ``batches``.
-
-    Parameters
-    ----------
-    state, settings, s
-        The bank, what is constant, and this thread's working memory.
-    rows
-        Scaled training rows ``[n, d]``.
-    batches
-        Row numbers ``[n_steps, B]``.
-    i0, i1
-        The team.
-    first_step
-        Steps done before, for Adam's bias corrections.
-    learning_rate, penalty, k
-        Settings ``[n_steps, N]``.
-    sums
-        ``[4, N]``: loss, reconstruction term, auxiliary loss and L0, added up over the steps.
-        A SAE whose loss is not finite gets ``stopped_at`` and is left as it was before the step.
+    Latents are visited in blocks of ``len(g_enc)``: gradient and update while both are in cache.
     """
-    n_steps, B = batches.shape
-    G, F, d = i1 - i0, state.W_enc.shape[1], state.W_enc.shape[2]
-    P = len(settings.prefixes)
-    n_dead = np.zeros(G, np.int64)
-    dense = np.zeros(G, np.int64)
-    block = F if settings.clip > 0 else min(F, LATENT_BLOCK)
-    for t in range(n_steps):
-        step = first_step + t
-        for r in range(B):
-            at = batches[t, r]
-            for c in range(d):
-                s.x[r, c] = rows[at, c]
-        for g in range(G):
-            dense[g] = 0
-            n_dead[g] = 0
-            if settings.method != NONE:
-                for j in range(F):
-                    s.dead[g, n_dead[g]] = j
-                    n_dead[g] += np.int64(state.since_fired[i0 + g, j] >= settings.dead_rows)
-        _encode_team(state, settings, s, i0, i1, k[t, i0:i1], n_dead, dense)
-        b = 1.0 / math.sqrt(1.0 - settings.beta2 ** (step + 1))
-        for g in range(G):
-            i = i0 + g
-            if state.stopped_at[i] >= 0:
-                continue
-            for j in range(F):
-                total = np.float32(0.0)
-                for c in range(d):
-                    total += state.W_dec[i, j, c] * state.W_dec[i, j, c]
-                s.norms[j] = np.sqrt(total)
-                s.g_threshold[j] = np.float32(0.0)
-            smallest = np.inf
-            if dense[g] == 1:
-                reconstruction, cost, n_active = _dense_pass(
-                    state, settings, s, i, g, penalty[t, i], n_dead[g]
-                )
-            else:
-                reconstruction, cost, n_active, smallest = _reconstruct(
-                    state, settings, s, i, g, penalty[t, i]
-                )
-            auxiliary, aux_scale = 0.0, 0.0
-            with_aux = settings.method == AUXK and n_dead[g] > 0
-            with_ghost = settings.method == GHOST and n_dead[g] > 0
-            if with_aux:
-                variance = _residual_variance(s)
-                auxiliary = _auxk(state, s, i, g)
-                if variance > 0:
-                    auxiliary /= variance
-                    aux_scale = 2.0 * settings.aux_coefficient / (B * variance)
-                else:
-                    auxiliary = 0.0
-                _order(s.aux, g, B, F, s.aux_ordered)
-            if with_ghost:
-                for j in range(F):
-                    s.dead_slot[j] = -1
-                for q in range(n_dead[g]):
-                    s.dead_slot[s.dead[g, q]] = q
-                auxiliary = _ghost(state, settings, s, i, g, n_dead[g])
-            loss = reconstruction + penalty[t, i] * cost / d
-            loss += settings.aux_coefficient * auxiliary
-            if not math.isfinite(loss):
-                state.stopped_at[i] = step
-                continue
-            sums[0, i] += loss
-            sums[1, i] += reconstruction
-            sums[2, i] += auxiliary
-            sums[3, i] += n_active / B
-            if dense[g] == 0:
-                _order(s.main, g, B, F, s.ordered)
-            scale = np.float32(2.0 / (d * B * P))
-            for c in range(d):
-                s.g_b_dec[c] = np.float32(0.0)
-            for r in range(B):
-                for c in range(d):
-                    s.g_b_dec[c] += s.error[0, r, c]
-            for c in range(d):
-                s.g_b_dec[c] *= scale
-            rate = learning_rate[t, i]
-            a = rate / (1.0 - settings.beta1 ** (step + 1))
-            factor = 1.0
-            for lo in range(0, F, block):
-                hi = min(lo + block, F)
-                _gradients(
-                    state,
-                    settings,
-                    s,
-                    i,
-                    lo,
-                    hi,
-                    penalty[t, i],
-                    aux_scale,
-                    dense[g] == 1,
-                    with_aux,
-                    with_ghost,
-                )
-                if settings.clip > 0:
-                    total64 = _squares(s.g_enc, F) + _squares(s.g_dec, F)
-                    for j in range(F):
-                        total64 += s.g_b[j] * s.g_b[j] + s.g_threshold[j] * s.g_threshold[j]
-                    for c in range(d):
-                        total64 += s.g_b_dec[c] * s.g_b_dec[c]
-                    factor = min(1.0, settings.clip / max(math.sqrt(total64), 1e-30))
-                _update_latents(state, settings, s, i, lo, hi, factor, a, b, rate)
-            _adam_vector(
-                state.b_enc, state.m_b_enc, state.v_b_enc, i, s.g_b, factor, a, b, settings
-            )
-            _adam_vector(
-                state.b_dec, state.m_b_dec, state.v_b_dec, i, s.g_b_dec, factor, a, b, settings
-            )
-            if settings.selection == THRESHOLD:
-                _adam_vector(
-                    state.log_threshold,
-                    state.m_log_threshold,
-                    state.v_log_threshold,
-                    i,
-                    s.g_threshold,
-                    factor,
-                    a,
-                    b,
-                    settings,
-                )
-            for j in range(F):
-                state.since_fired[i, j] = 0 if s.fired[j] > 0 else state.since_fired[i, j] + B
-            if settings.selection == BATCH and smallest < np.inf:
-                old = state.running_threshold[i]
-                mixed = settings.threshold_beta * old + (1 - settings.threshold_beta) * smallest
-                state.running_threshold[i] = smallest if old < 0 else mixed
+    F, B = W_enc.shape[1], x.shape[0]
+    order_by_latent(
+        g,
+        start,
+        latent,
+        value,
+        gradient,
+        1.0,
+        order_start,
+        order_row,
+        order_value,
+        order_gradient,
+    )
+    if with_aux:
+        order_by_latent(
+            g,
+            aux_start,
+            aux_latent,
+            aux_value,
+            aux_gradient,
+            aux_scale,
+            aux_order_start,
+            aux_order_row,
+            aux_order_value,
+            aux_order_gradient,
+        )
+    sum_errors(error, g_b_dec)
+    for lo in range(0, F, len(g_enc)):
+        hi = min(lo + len(g_enc), F)
+        gradients(
+            lo,
+            hi,
+            i,
+            x,
+            W_enc,
+            W_dec,
+            b_dec,
+            norms,
+            l1,
+            unit_norm,
+            prefixes,
+            error,
+            order_start,
+            order_row,
+            order_value,
+            order_gradient,
+            with_aux,
+            aux_error,
+            aux_order_start,
+            aux_order_row,
+            aux_order_value,
+            aux_order_gradient,
+            g_enc,
+            g_dec,
+            g_b,
+            g_b_dec,
+            fired,
+        )
+        update_latents(
+            lo,
+            hi,
+            i,
+            W_enc,
+            m_W_enc,
+            v_W_enc,
+            W_dec,
+            m_W_dec,
+            v_W_dec,
+            g_enc,
+            g_dec,
+            1.0,
+            a,
+            b,
+            beta1,
+            beta2,
+            epsilon,
+            decay,
+            unit_norm,
+        )
+    update_vector(i, b_enc, m_b_enc, v_b_enc, g_b, 1.0, a, b, beta1, beta2, epsilon)
+    update_vector(i, b_dec, m_b_dec, v_b_dec, g_b_dec, 1.0, a, b, beta1, beta2, epsilon)
+    count_since_fired(since_fired, i, fired, B)

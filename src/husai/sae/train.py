@@ -23,6 +23,7 @@ from husai.sae.dead import resample_dead_latents
 from husai.sae.dense import DenseEngine
 from husai.sae.metrics import evaluate
 from husai.sae.schedule import StepTable, batch_rows, step_table
+from husai.sae.sparse import SparseEngine
 from husai.sae.trained import TrainedSAE
 
 LossWith = Callable[[Callable[[torch.Tensor], torch.Tensor]], float]
@@ -197,6 +198,8 @@ def choose_device(training: BankTrainingConfig) -> torch.device:
         raise InputError("device: cuda was asked for and there is none; use auto or cpu")
     if training.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if training.engine == "sparse":
+        raise InputError("engine: sparse runs on the cpu only; use device cpu, or engine dense")
     return torch.device("cuda")
 
 
@@ -333,6 +336,12 @@ class _Run:
         metrics["train_seconds"] = self.seconds / len(self.bank)
         return TrainedSAE(**{**sae.__dict__, "metrics": metrics, "density": density})
 
+    def engine(self) -> Engine:
+        """Choose the engine: kernels on the CPU, stacked products elsewhere."""
+        if self.training.engine == "dense" or self.device.type != "cpu":
+            return DenseEngine(self.bank, self.rows.train, self.training, self.device)
+        return SparseEngine(self.bank, self.rows.train, self.training)
+
     def boundaries(self) -> list[int]:
         """Steps at which training pauses, ascending."""
         training = self.training
@@ -358,7 +367,7 @@ class _Run:
     def go(self, progress: bool) -> list[TrainedSAE]:
         """Train to the end."""
         training, bank = self.training, self.bank
-        engine: Engine = DenseEngine(bank, self.rows.train, training, self.device)
+        engine = self.engine()
         seeds = {config.data_seed for config in bank.configs}
         bar = progress_bar(
             training.steps * len(bank),
