@@ -206,27 +206,30 @@ def test_rank_correlation_is_spearman_and_respects_clusters():
     rng = np.random.default_rng(7)
     x = rng.standard_normal(30)
     y = x + rng.standard_normal(30)
-    found = rank_correlation(x, y)
+    found = rank_correlation(x, y, n_resamples=1000)
     assert found.value == pytest.approx(stats.spearmanr(x, y).statistic)
     assert found.low < found.value < found.high
     # every observation copied ten times: one cluster each, the interval must not shrink
     copied = rank_correlation(
-        np.repeat(x, 10), np.repeat(y, 10), cluster=np.repeat(np.arange(30), 10).tolist()
+        np.repeat(x, 10),
+        np.repeat(y, 10),
+        cluster=np.repeat(np.arange(30), 10).tolist(),
+        n_resamples=1000,
     )
     assert copied.n_clusters == 30
     assert copied.high - copied.low == pytest.approx(found.high - found.low, rel=0.15)
-    naive = rank_correlation(np.repeat(x, 10), np.repeat(y, 10))
+    naive = rank_correlation(np.repeat(x, 10), np.repeat(y, 10), n_resamples=300)
     assert naive.high - naive.low < 0.5 * (found.high - found.low)
 
 
 def test_rank_correlation_interval_covers():
     rng = np.random.default_rng(8)
     # bivariate normal: Spearman's ρ = 6/π·asin(r/2)
-    r, trials, inside = 0.6, 200, 0
+    r, trials, inside = 0.6, 150, 0
     expected = 6 / np.pi * np.arcsin(r / 2)
     for trial in range(trials):
         x, e = rng.standard_normal((2, 40))
-        found = rank_correlation(x, r * x + np.sqrt(1 - r**2) * e, n_resamples=300, seed=trial)
+        found = rank_correlation(x, r * x + np.sqrt(1 - r**2) * e, n_resamples=200, seed=trial)
         inside += found.low <= expected <= found.high
     # percentile intervals are a little short at n = 40
     assert 0.88 <= inside / trials <= 0.99
@@ -256,7 +259,9 @@ def test_calibrate_scores_slices():
             "world": np.where(np.arange(n) % 2, "b", "a"),
         }
     )
-    table = calibrate_scores(settings, ["good", "bad", "backwards_in_b"], within=["world"])
+    table = calibrate_scores(
+        settings, ["good", "bad", "backwards_in_b"], within=["world"], n_resamples=50
+    )
     value = table.set_index(["score", "slice", "value"])["rank_correlation"]
     assert value["good", "all", ""] == pytest.approx(1)
     assert abs(value["bad", "all", ""]) < 0.4
@@ -264,7 +269,7 @@ def test_calibrate_scores_slices():
     assert value["backwards_in_b", "world", "b"] == pytest.approx(-1)
     # an undefined score leaves its rows out
     settings.loc[::2, "good"] = np.nan
-    assert calibrate_scores(settings, ["good"])["n"][0] == n // 2
+    assert calibrate_scores(settings, ["good"], n_resamples=50)["n"][0] == n // 2
 
 
 def test_gate_calibration_counts():

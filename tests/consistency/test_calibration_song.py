@@ -33,8 +33,7 @@ def by_autograd(sae, rows, k, batches):
     return [p.detach().numpy() for p in (W_enc, b_enc, W_dec, b_dec)]
 
 
-@pytest.mark.parametrize("k", [None, 3])
-@pytest.mark.parametrize("d_sae", [16, 80])
+@pytest.mark.parametrize(("k", "d_sae"), [(None, 16), (3, 16), (3, 80)])
 def test_full_batch_equals_autograd(k, d_sae):
     rows, _ = planted_dictionary(song_world()).sample(700)
     architecture = "topk" if k else "standard"

@@ -540,7 +540,20 @@ def rank_correlation(
     if n_clusters < 5:
         reason = f"{n_clusters} independent clusters: too few to see their spread"
         return RankCorrelation(value, None, None, n, n_clusters, level, reason)
-    rng = np.random.default_rng(seed)
+    draws = _cluster_bootstrap(x, y, members, n_resamples, np.random.default_rng(seed))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return RankCorrelation(value, float(low), float(high), n, n_clusters, level, "")
+
+
+def _cluster_bootstrap(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    members: list[NDArray[np.int64]],
+    n_resamples: int,
+    rng: np.random.Generator,
+) -> list[float]:
+    """Spearman's correlation of resampled clusters; draws in which one side is constant drop."""
+    n_clusters = len(members)
     draws = []
     for _ in range(n_resamples):
         chosen = rng.integers(n_clusters, size=n_clusters)
@@ -548,8 +561,7 @@ def rank_correlation(
         drawn = _spearman(x[index], y[index])
         if drawn is not None:
             draws.append(drawn)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return RankCorrelation(value, float(low), float(high), n, n_clusters, level, "")
+    return draws
 
 
 def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:

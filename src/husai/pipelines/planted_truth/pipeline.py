@@ -1,0 +1,59 @@
+"""The pipeline that calibrates scores and trainers on planted truth."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from husai.pipelines.planted_truth.nodes import calibrate, plan, plot_calibration, score, train
+
+
+def create_pipeline() -> Pipeline:
+    """Planted worlds in; SAEs, scores beside the truth, and what each score is worth, out."""
+    return Pipeline(
+        [
+            Node(plan, inputs="params:planted_truth", outputs="planted_plan", name="plan_worlds"),
+            Node(
+                train,
+                inputs=["planted_plan", "params:planted_truth"],
+                outputs="planted_saes",
+                name="train_on_worlds",
+            ),
+            Node(
+                score,
+                inputs=["planted_plan", "planted_saes", "params:planted_truth"],
+                outputs=[
+                    "planted_settings",
+                    "planted_features",
+                    "planted_planes",
+                    "planted_checkpoints",
+                ],
+                name="score_beside_truth",
+            ),
+            Node(
+                calibrate,
+                inputs=[
+                    "planted_settings",
+                    "planted_features",
+                    "planted_planes",
+                    "planted_checkpoints",
+                    "params:planted_truth",
+                ],
+                outputs=["planted_calibration", "planted_detectors", "planted_summary"],
+                name="calibrate_scores",
+            ),
+            Node(
+                plot_calibration,
+                inputs=[
+                    "planted_settings",
+                    "planted_calibration",
+                    "planted_detectors",
+                    "planted_planes",
+                ],
+                outputs="planted_figure",
+                name="plot_calibration",
+            ),
+        ],
+        namespace="planted_truth",  # one box in Kedro-Viz until it is opened
+        prefix_datasets_with_namespace=False,
+        tags="planted_truth",
+    )
