@@ -12,8 +12,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from husai.consistency.codes import match_activations, shuffle_rows
-from husai.consistency.nulls import NullDistribution, NullKind, null_scores, random_dictionary
-from husai.consistency.pairs import OTHER_SCORES, LiveCodes
+from husai.consistency.nulls import (
+    NullDistribution,
+    NullKind,
+    null_scores_of_both_signs,
+    random_dictionary,
+)
+from husai.consistency.pairs import OTHER_SCORES, LiveCodes, Row
 from husai.consistency.records import ConsistencyConfig, LiveSAE, all_converged
 from husai.consistency.scores import PAIR_SCORES
 from husai.consistency.seeds import (
@@ -32,8 +37,6 @@ from husai.consistency.statistics import (
 )
 from husai.consistency.subspace import DataSpan
 from husai.consistency.truth import PlaneNull, plane_null
-
-Row = dict[str, Any]
 
 # Scores that have no null of their own borrow one. The decoder's half of the shared fraction
 # bounds the whole from above, and the best match of the encoders bounds the cosine of encoders
@@ -68,7 +71,7 @@ class NullCache:
     ) -> None:
         self._config, self._spaces = config, spaces
         self._covariance = None if covariance is None else np.asarray(covariance, dtype=np.float64)
-        self._known: dict[tuple[Any, ...], dict[str, NullDistribution]] = {}
+        self._known: dict[tuple[Any, ...], dict[bool, dict[str, NullDistribution]]] = {}
         self._planes: dict[tuple[str, int], PlaneNull] = {}
         self._cycles: dict[tuple[int, int, int], float] = {}
         self.kinds: list[NullKind] = ["isotropic"]
@@ -79,25 +82,24 @@ class NullCache:
         self, kind: NullKind, n: int, d: int, space: str, signed: bool
     ) -> dict[str, NullDistribution]:
         """Null scores of two random dictionaries of ``n`` features in ``d`` dimensions."""
-        key = (kind, n, d, space if kind == "data_aware" else "", signed)
+        key = (kind, n, d, space if kind == "data_aware" else "")
         if key not in self._known:
             span, covariance = self._spaces[space], self._covariance
             if kind == "data_aware" and span is not None and covariance is not None:
                 covariance = span.basis @ covariance @ span.basis.T
-            self._known[key] = null_scores(
+            self._known[key] = null_scores_of_both_signs(
                 n,
                 n,
                 d,
                 kind=kind,
                 scores=list(PAIR_SCORES),
-                signed=signed,
                 covariance=covariance if kind == "data_aware" else None,
                 n_draws=self._config.null_draws,
                 seed=self._config.seed,
                 workers=self._config.workers,
                 rank=self._config.subspace_rank,
             )
-        return self._known[key]
+        return self._known[key][signed]
 
     def planes(self, kind: NullKind, n: int, axes: NDArray[np.float64]) -> PlaneNull:
         """Plane recovery of random dictionaries of ``n`` features."""

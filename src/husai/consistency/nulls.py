@@ -6,7 +6,7 @@ dictionaries of 2,048 features in 128 dimensions), so every score stands beside 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from husai.consistency.scores import PAIR_SCORES, DictionaryPair
+from husai.consistency.scores import PAIR_SCORES, DictionaryPair, signed_and_absolute
 from husai.errors import InputError
 
 NullKind = Literal["isotropic", "data_aware"]
@@ -189,11 +189,70 @@ def null_scores(
     InputError
         On an unknown kind or score, sizes below 1, or a covariance that is missing or unfit.
     """
+    draw = _sampler(n_a, n_b, d, kind, covariance, n_draws, seed, scores)
+
+    def one(t: int) -> list[float | None]:
+        pair = DictionaryPair(*draw(t), signed=signed, rank=rank)
+        return [PAIR_SCORES[name].compute(pair) for name in scores]
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:  # assignments and products release the GIL
+        values = list(pool.map(one, range(n_draws)))
+    return _defined(kind, signed, scores, values, independent=True)
+
+
+def null_scores_of_both_signs(
+    n_a: int,
+    n_b: int,
+    d: int,
+    *,
+    kind: NullKind = "isotropic",
+    scores: Sequence[str] = ("pw_mcc", "mmcs"),
+    covariance: ArrayLike | None = None,
+    n_draws: int = 40,
+    seed: int = 0,
+    workers: int = 1,
+    rank: int | None = None,
+) -> dict[bool, dict[str, NullDistribution]]:
+    """The nulls of :func:`null_scores` for ``signed`` True and False, from the same draws.
+
+    Half the work of two calls: one pass of products serves both matches.
+
+    Raises
+    ------
+    InputError
+        As :func:`null_scores`.
+    """
+    draw = _sampler(n_a, n_b, d, kind, covariance, n_draws, seed, scores)
+
+    def one(t: int) -> list[list[float | None]]:
+        pairs = signed_and_absolute(*draw(t), rank=rank)
+        return [[PAIR_SCORES[name].compute(pair) for name in scores] for pair in pairs]
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        values = list(pool.map(one, range(n_draws)))
+    return {
+        sign: _defined(kind, sign, scores, [both[at] for both in values], independent=True)
+        for at, sign in enumerate((True, False))
+    }
+
+
+_Dictionaries = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _sampler(
+    n_a: int,
+    n_b: int,
+    d: int,
+    kind: str,
+    covariance: ArrayLike | None,
+    n_draws: int,
+    seed: int,
+    scores: Sequence[str],
+) -> Callable[[int], _Dictionaries]:
+    """Check what a null is asked for; return the function that makes its draw ``t``."""
     if kind not in get_args(NullKind):
         raise InputError(f"kind: {kind!r} is not a null; choose from {get_args(NullKind)}")
-    unknown = [name for name in scores if name not in PAIR_SCORES]
-    if unknown:
-        raise InputError(f"scores: {unknown} are not known; choose from {sorted(PAIR_SCORES)}")
+    _known(scores)
     if min(n_a, n_b, d, n_draws) < 1:
         raise InputError(f"sizes: n_a {n_a}, n_b {n_b}, d {d}, n_draws {n_draws}; give at least 1")
     root = None
@@ -204,16 +263,17 @@ def null_scores(
         if root.shape[1] != d:
             raise InputError(f"covariance: of {root.shape[1]} dimensions, dictionaries of {d}")
 
-    def one(draw: int) -> list[float | None]:
-        rng = np.random.default_rng([seed, draw])
-        A = random_dictionary(n_a, d, rng, root)
-        B = random_dictionary(n_b, d, rng, root)
-        pair = DictionaryPair(A, B, signed=signed, rank=rank)
-        return [PAIR_SCORES[name].compute(pair) for name in scores]
+    def draw(t: int) -> _Dictionaries:
+        rng = np.random.default_rng([seed, t])
+        return random_dictionary(n_a, d, rng, root), random_dictionary(n_b, d, rng, root)
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:  # scipy's assignment releases the GIL
-        values = list(pool.map(one, range(n_draws)))
-    return _defined(kind, signed, scores, values, independent=True)
+    return draw
+
+
+def _known(scores: Sequence[str]) -> None:
+    unknown = [name for name in scores if name not in PAIR_SCORES]
+    if unknown:
+        raise InputError(f"scores: {unknown} are not known; choose from {sorted(PAIR_SCORES)}")
 
 
 def _defined(
@@ -273,9 +333,7 @@ def null_between(
     """
     if len(dictionaries) < 2:
         raise InputError(f"dictionaries: {len(dictionaries)} given; a null needs at least a pair")
-    unknown = [name for name in scores if name not in PAIR_SCORES]
-    if unknown:
-        raise InputError(f"scores: {unknown} are not known; choose from {sorted(PAIR_SCORES)}")
+    _known(scores)
     chosen = list(combinations(range(len(dictionaries)), 2)) if pairs is None else list(pairs)
     values = []
     for i, j in chosen:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from husai.consistency.codes import (
@@ -18,9 +19,17 @@ from husai.consistency.codes import (
     cross_moments,
     match_activations,
 )
-from husai.consistency.matching import Match
+from husai.consistency.matching import Match, match_signed_and_absolute
 from husai.consistency.records import ConsistencyConfig, LiveSAE, SAERecord, all_converged
-from husai.consistency.scores import PAIR_SCORES, DictionaryPair, PairScore, shared_fraction
+from husai.consistency.scores import (
+    PAIR_SCORES,
+    DictionaryPair,
+    PairScore,
+    shared_fraction,
+    signed_and_absolute,
+)
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,14 +90,11 @@ class ScoredPair:
     ----------
     rows
         One per score and sign, for the table of pairs.
-    init_rows
-        The same of the two initialisations.
     match
         The absolute match on which all axes were read; None when a side has no live latent.
     """
 
-    rows: list[dict[str, Any]]
-    init_rows: list[dict[str, Any]]
+    rows: list[Row]
     match: Match | None
 
 
@@ -105,23 +111,28 @@ def score_pair(
         empty = a.record.id if not len(a.index) else b.record.id
         reason = f"{empty} has no live latent"
         rows = [_row(head, s, g, None, reason) for s in PAIR_SCORES for g in (False, True)]
-        return ScoredPair(rows, [], None)
-    rows, inits = [], []
-    absolute = None
-    for signed in (False, True):
-        pair = DictionaryPair(a.decoder, b.decoder, signed=signed, rank=config.subspace_rank)
-        rows += _decoder_rows(head, pair)
-        rows += _encoder_rows(head, a, b, pair, config)
-        if a.init is not None and b.init is not None and a.record.group_name == b.record.group_name:
-            started = DictionaryPair(a.init, b.init, signed=signed, rank=config.subspace_rank)
-            inits += _decoder_rows(head, started)
-        absolute = absolute or pair.match
-    if codes[0] is not None and codes[1] is not None and space == "full" and absolute is not None:
+        return ScoredPair(rows, None)
+    pairs = signed_and_absolute(a.decoder, b.decoder, rank=config.subspace_rank)
+    rows = [row for pair in pairs for row in _decoder_rows(head, pair)]
+    if a.encoder is not None and b.encoder is not None:
+        encoders = match_signed_and_absolute(a.encoder, b.encoder)
+        for pair, encoder in zip(pairs, encoders, strict=True):
+            rows += _encoder_rows(head, a.encoder, b.encoder, pair, encoder, config)
+    absolute = pairs[1].match
+    if codes[0] is not None and codes[1] is not None and space == "full":
         rows += _code_rows(head, codes[0], codes[1], absolute)
-    return ScoredPair(rows, inits, absolute)
+    return ScoredPair(rows, absolute)
 
 
-def _head(a: LiveSAE, b: LiveSAE, space: str) -> dict[str, Any]:
+def score_inits(a: LiveSAE, b: LiveSAE, space: str, config: ConsistencyConfig) -> list[Row]:
+    """Score the two initialisations as the trained decoders are; nothing where not known."""
+    if a.init is None or b.init is None:
+        return []
+    pairs = signed_and_absolute(a.init, b.init, rank=config.subspace_rank)
+    return [row for pair in pairs for row in _decoder_rows(_head(a, b, space), pair)]
+
+
+def _head(a: LiveSAE, b: LiveSAE, space: str) -> Row:
     names = a.record.group_name, b.record.group_name
     return {
         "group": names[0] if names[0] == names[1] else " | ".join(names),
@@ -138,13 +149,13 @@ def _head(a: LiveSAE, b: LiveSAE, space: str) -> dict[str, Any]:
 
 
 def _row(
-    head: dict[str, Any],
+    head: Row,
     score: str,
     signed: bool,
     value: float | None,
     reason: str = "",
     chance: float | None = None,
-) -> dict[str, Any]:
+) -> Row:
     if value is None and not reason:
         reason = "not defined for these sizes"
     return {
@@ -157,29 +168,33 @@ def _row(
     }
 
 
-def _decoder_rows(head: dict[str, Any], pair: DictionaryPair) -> list[dict[str, Any]]:
+def _decoder_rows(head: Row, pair: DictionaryPair) -> list[Row]:
     return [
         _row(head, name, pair.signed, score.compute(pair)) for name, score in PAIR_SCORES.items()
     ]
 
 
 def _encoder_rows(
-    head: dict[str, Any], a: LiveSAE, b: LiveSAE, pair: DictionaryPair, config: ConsistencyConfig
-) -> list[dict[str, Any]]:
-    if a.encoder is None or b.encoder is None:
-        return []
+    head: Row,
+    encoder_a: NDArray[np.float64],
+    encoder_b: NDArray[np.float64],
+    pair: DictionaryPair,
+    match: Match,
+    config: ConsistencyConfig,
+) -> list[Row]:
     shared = shared_fraction(
-        a.decoder,
-        a.encoder,
-        b.decoder,
-        b.encoder,
+        pair.A,
+        encoder_a,
+        pair.B,
+        encoder_b,
         signed=pair.signed,
         threshold=config.shared_threshold,
         decoder_match=pair.match,
+        encoder_match=match,
     )
-    norms = [np.maximum(np.linalg.norm(e, axis=1), 1e-300) for e in (a.encoder, b.encoder)]
+    norms = [np.maximum(np.linalg.norm(e, axis=1), 1e-300) for e in (encoder_a, encoder_b)]
     i, j = pair.match.a_index, pair.match.b_index
-    cosine = (a.encoder[i] * b.encoder[j]).sum(axis=1) / norms[0][i] / norms[1][j]
+    cosine = (encoder_a[i] * encoder_b[j]).sum(axis=1) / norms[0][i] / norms[1][j]
     if not pair.signed:
         # the side on which the decoders meet decides the sign, not the encoders themselves
         cosine = cosine * np.where(pair.match.cosine < 0, -1.0, 1.0)
@@ -190,9 +205,7 @@ def _encoder_rows(
     ]
 
 
-def _code_rows(
-    head: dict[str, Any], a: LiveCodes, b: LiveCodes, match: Match
-) -> list[dict[str, Any]]:
+def _code_rows(head: Row, a: LiveCodes, b: LiveCodes, match: Match) -> list[Row]:
     agree = code_consistency(a.codes, b.codes, match)
     cross = cross_moments(a.codes, b.codes)
     active = match_activations(cross)

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from husai.consistency.groups import (
     NullCache,
-    Row,
     adjust_groups,
     by_score,
     compare_groups,
@@ -25,9 +24,11 @@ from husai.consistency.groups import (
 )
 from husai.consistency.pairs import (
     LiveCodes,
+    Row,
     ScoredPair,
     group_members,
     live_codes,
+    score_inits,
     score_pair,
 )
 from husai.consistency.records import (
@@ -161,7 +162,8 @@ def consistency_report(
             }
             for name, group in live.items():
                 scored = _score_within(group, space, config, pool, codes)
-                gathered.add_group(name, group, space, scored, nulls, config, codes)
+                inits = _score_inits(group, space, config, pool)
+                gathered.add_group(name, group, space, scored, inits, nulls, config, codes)
             if config.across_groups:
                 gathered.pairs += _score_across(live, space, config, pool)
     groups = pd.DataFrame(gathered.groups)
@@ -224,12 +226,12 @@ class _Gathered:
         live: Sequence[LiveSAE],
         space: str,
         scored: Mapping[tuple[int, int], ScoredPair],
+        inits: Sequence[Row],
         nulls: NullCache,
         config: ConsistencyConfig,
         codes: _Codes,
     ) -> None:
         rows = [row for pair in scored.values() for row in pair.rows]
-        inits = [row for pair in scored.values() for row in pair.init_rows]
         matches = {key: pair.match for key, pair in scored.items() if pair.match is not None}
         self.pairs += rows
         group_codes = [codes[one.record.id] for one in live]
@@ -254,6 +256,20 @@ def _score_within(
         return score_pair(a, b, space, config, (codes[a.record.id], codes[b.record.id]))
 
     return dict(zip(keys, pool.map(one, keys), strict=True))
+
+
+def _score_inits(
+    live: Sequence[LiveSAE], space: str, config: ConsistencyConfig, pool: ThreadPoolExecutor
+) -> list[Row]:
+    """Score initialisations of neighbouring seeds, round in a ring: as many pairs as seeds.
+
+    They are draws of one generator, or one shared start; either way a ring shows it, and all
+    pairs would cost as much as all pairs of trained SAEs.
+    """
+    n = len(live)
+    ring = [(i, (i + 1) % n) for i in range(n if n > 2 else n - 1)]
+    made = pool.map(lambda key: score_inits(live[key[0]], live[key[1]], space, config), ring)
+    return [row for rows in made for row in rows]
 
 
 def _score_across(

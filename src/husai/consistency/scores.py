@@ -15,7 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from husai.consistency.matching import Match, match_features, unit_rows
+from husai.consistency.matching import (
+    Match,
+    match_features,
+    match_signed_and_absolute,
+    unit_rows,
+)
 from husai.errors import InputError
 
 # Numbers of a block of cosines: 64 MB of float64, so that the [n_a, n_b] matrix is never held.
@@ -199,18 +204,30 @@ class DictionaryPair:
     rank
         Dimensions of the subspaces that are compared; half of what both dictionaries can span
         when None.
+    match
+        Their match with this ``signed``, when it is already known.
 
     Raises
     ------
     InputError
-        When an input is not a finite matrix or the dimensions differ.
+        When an input is not a finite matrix, the dimensions differ, or the match does not fit.
     """
 
     def __init__(
-        self, A: ArrayLike, B: ArrayLike, *, signed: bool = False, rank: int | None = None
+        self,
+        A: ArrayLike,
+        B: ArrayLike,
+        *,
+        signed: bool = False,
+        rank: int | None = None,
+        match: Match | None = None,
     ) -> None:
         self.A, self.B = unit_pair(A, B)
         self.signed = signed
+        if match is not None:
+            if match.signed != signed:
+                raise InputError(f"match: made with signed={match.signed}, not {signed}")
+            self.match = match
         limit = min(len(self.A) - 1, len(self.B) - 1, self.A.shape[1])
         self.rank = max(1, limit // 2) if rank is None else min(rank, limit)
 
@@ -221,7 +238,16 @@ class DictionaryPair:
 
     @cached_property
     def nearest(self) -> Nearest:
-        """The nearest features, many to one."""
+        """The nearest features, many to one: the match knows them where there is one."""
+        if "match" in self.__dict__:
+            found = self.match
+            return Nearest(
+                found.a_nearest,
+                found.a_nearest_similarity,
+                found.b_nearest,
+                found.b_nearest_similarity,
+                self.signed,
+            )
         return nearest_features(self.A, self.B, signed=self.signed)
 
     @property
@@ -236,6 +262,25 @@ class DictionaryPair:
         if self.signed:
             return rows
         return rows * np.where(self.match.cosine < 0, -1.0, 1.0)[:, None]
+
+
+def signed_and_absolute(
+    A: ArrayLike, B: ArrayLike, *, rank: int | None = None
+) -> tuple[DictionaryPair, DictionaryPair]:
+    """Both conventions of one pair, their two matches from one pass of products.
+
+    Returns the signed pair and the absolute one.
+
+    Raises
+    ------
+    InputError
+        When an input is not a finite matrix or the dimensions differ.
+    """
+    signed, absolute = match_signed_and_absolute(A, B)
+    return (
+        DictionaryPair(A, B, signed=True, rank=rank, match=signed),
+        DictionaryPair(A, B, signed=False, rank=rank, match=absolute),
+    )
 
 
 def _mmcs_ab(pair: DictionaryPair) -> float:
@@ -518,6 +563,7 @@ def shared_fraction(
     signed: bool = True,
     threshold: float = SHARED_THRESHOLD,
     decoder_match: Match | None = None,
+    encoder_match: Match | None = None,
 ) -> SharedFeatures:
     """Fraction of features that two SAEs share.
 
@@ -535,13 +581,13 @@ def shared_fraction(
         Use the cosine itself (the paper) instead of its absolute value.
     threshold
         Least similarity of a shared feature.
-    decoder_match
-        The decoder's match with the same ``signed``, when it is already known.
+    decoder_match, encoder_match
+        The matches with the same ``signed``, where they are already known.
 
     Raises
     ------
     InputError
-        When shapes do not fit, or ``decoder_match`` was made with the other ``signed``.
+        When shapes do not fit, or a match was made with the other ``signed``.
     """
     for name, decoder, encoder in (("a", W_dec_a, W_enc_a), ("b", W_dec_b, W_enc_b)):
         if np.shape(decoder) != np.shape(encoder):
@@ -549,11 +595,13 @@ def shared_fraction(
                 f"W_enc_{name} has shape {np.shape(encoder)} and W_dec_{name} "
                 f"{np.shape(decoder)}: give both with one feature a row (W_enc.T)"
             )
+    for name, match in (("decoder_match", decoder_match), ("encoder_match", encoder_match)):
+        if match is not None and match.signed != signed:
+            raise InputError(f"{name}: made with signed={match.signed}, not {signed}")
     if decoder_match is None:
         decoder_match = match_features(W_dec_a, W_dec_b, signed=signed)
-    elif decoder_match.signed != signed:
-        raise InputError(f"decoder_match: made with signed={decoder_match.signed}, not {signed}")
-    encoder_match = match_features(W_enc_a, W_enc_b, signed=signed)
+    if encoder_match is None:
+        encoder_match = match_features(W_enc_a, W_enc_b, signed=signed)
     partner, similarity = partner_of(encoder_match)
     shared = (
         (partner[decoder_match.a_index] == decoder_match.b_index)

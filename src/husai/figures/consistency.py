@@ -1,0 +1,551 @@
+"""Figures of consistency: what comes back, beside what chance would bring back.
+
+Unconverged SAEs are drawn hollow and named with a dagger (†) in every figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from numpy.typing import ArrayLike, NDArray
+
+from husai.consistency.matching import Match, unit_rows
+from husai.errors import InputError
+
+# Okabe and Ito's palette: told apart with any colour vision; markers carry it in grey print
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":")
+GREY = "#666666"
+FONT = 8.0
+# One hue from light to dark: it keeps its order in grey print and for every colour vision.
+SEQUENTIAL = "cividis"
+DIVERGING = "PuOr_r"
+
+_NULLS = {
+    "isotropic": ("isotropic null", "_", "#000000"),
+    "data_aware": ("data-aware null", "x", "#CC79A7"),
+    "init": ("own initialisation", "1", "#666666"),
+    "untrained": ("untrained transformer", "+", "#E69F00"),
+}
+SCORE_NAMES = {
+    "pw_mcc": "PW-MCC",
+    "mmcs": "MMCS",
+    "shared_fraction": "shared fraction",
+    "shared_decoder": "share matched at .7",
+    "activation_mcc": "matched activation correlation",
+    "code_jaccard": "support Jaccard of matched codes",
+    "code_correlation": "correlation of matched codes",
+    "subspace_overlap": "subspace overlap",
+    "decoder_cka": "CKA of matched decoders",
+    "uniqueness": "uniqueness",
+}
+
+
+def score_name(score: str, signed: bool) -> str:
+    """Name a score for an axis, with its sign convention."""
+    return (
+        f"{SCORE_NAMES.get(score, score.replace('_', ' '))} ({'signed' if signed else 'absolute'})"
+    )
+
+
+def styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Give each name a colour and a marker of its own."""
+    return {
+        name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        for i, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def _unconverged(value: Any) -> bool:
+    """Whether a gate says no; unknown is not no."""
+    return value is not None and not pd.isna(value) and not bool(value)
+
+
+def tidy(axis: Axes) -> None:
+    """Take away what carries nothing."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=FONT)
+    axis.xaxis.label.set_fontsize(FONT)
+    axis.yaxis.label.set_fontsize(FONT)
+    axis.title.set_fontsize(FONT + 1)
+
+
+def plain_log(axis: Axes) -> None:
+    """Give a logarithmic x axis plain numbers, few enough to read."""
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    steps = (1, 2, 5) if high / low < 200 else (1,)
+    axis.xaxis.set_major_locator(LogLocator(10, subs=steps))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+
+
+def _need(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    missing = [column for column in columns if column not in table.columns]
+    if missing or table.empty:
+        raise InputError(f"{name}: {f'columns {missing} are missing' if missing else 'no row'}")
+
+
+def similarity_figure(
+    A: ArrayLike,
+    B: ArrayLike,
+    match: Match,
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    max_features: int = 512,
+    unconverged: bool = False,
+) -> Figure:
+    """Similarity of two dictionaries, ordered by the match, best pairs first.
+
+    A bright diagonal that fades says how many features come back; bright blocks off it say that
+    features come in families.
+
+    Parameters
+    ----------
+    A, B
+        ``[n_a, d]`` and ``[n_b, d]`` dictionaries.
+    match
+        Their match.
+    names
+        Of the two SAEs.
+    max_features
+        Show so many matched pairs, evenly spaced from best to worst, when there are more.
+    unconverged
+        Whether one of the two is not converged.
+    """
+    order = np.argsort(-match.similarity, kind="stable")
+    if len(order) > max_features:
+        order = order[np.linspace(0, len(order) - 1, max_features).round().astype(int)]
+    rows, columns = match.a_index[order], match.b_index[order]
+    cosine = unit_rows(A, "A")[rows] @ unit_rows(B, "B")[columns].T
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    shown = left.imshow(
+        cosine if match.signed else np.abs(cosine),
+        cmap=DIVERGING if match.signed else SEQUENTIAL,
+        vmin=-1 if match.signed else 0,
+        vmax=1,
+        interpolation="nearest",
+    )
+    kind = "cosine" if match.signed else "|cosine|"
+    bar = figure.colorbar(shown, ax=left, shrink=0.85)
+    bar.set_label(kind, size=FONT)
+    bar.ax.tick_params(labelsize=FONT)
+    mark = " †" if unconverged else ""
+    left.set(
+        xlabel=f"features of {names[1]}, matched",
+        ylabel=f"features of {names[0]}, best matched first",
+        title=f"{len(order)} of {len(match.similarity)} pairs{mark}",
+    )
+    off = np.abs(cosine) if not match.signed else cosine.copy()
+    np.fill_diagonal(off, -np.inf)
+    at = np.arange(len(order))
+    right.plot(at, match.similarity[order], color=COLOURS[0], label="matched")
+    if len(order) > 1:
+        right.plot(
+            at, off.max(axis=1), ".", ms=2.5, color=COLOURS[1], label="best other (of those shown)"
+        )
+    right.axhline(match.mean, color=GREY, ls="--", lw=0.9, label=f"mean {match.mean:.3f}")
+    right.set(
+        xlabel="pair, best matched first",
+        ylabel=kind,
+        ylim=(min(0, off[np.isfinite(off)].min(initial=0)), 1.02),
+    )
+    right.legend(fontsize=FONT - 1, frameon=False)
+    for axis in (left, right):
+        tidy(axis)
+    if unconverged:
+        _dagger(figure)
+    return figure
+
+
+def _dagger(figure: Figure) -> None:
+    figure.supxlabel(
+        "† SAEs not converged: what is shown may be unfinished training", size=FONT - 1
+    )
+
+
+def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = False) -> Figure:
+    """Score, interval over seeds and nulls of every group, by architecture and width.
+
+    Parameters
+    ----------
+    groups
+        ``groups`` of a report.
+    score, signed
+        Which score.
+    """
+    _need(groups, ["architecture", "d_sae", "space", "score", "signed", "group"], "groups")
+    chosen = groups[(groups["score"] == score) & (groups["signed"] == signed)]
+    if chosen.empty or "mean" not in chosen or chosen["mean"].isna().all():
+        raise InputError(f"groups: no defined {score} (signed={signed}) to show")
+    chosen = chosen.sort_values(["d_sae", "k", "architecture"], kind="stable")
+    spaces = list(dict.fromkeys(chosen["space"]))
+    look = styles(sorted(set(chosen["architecture"])))
+    settings = list(dict.fromkeys(zip(chosen["d_sae"], chosen["k"].fillna(-1), strict=True)))
+    place = {setting: i for i, setting in enumerate(settings)}
+    width = max(3.6, 0.55 * len(settings) + 1.6)
+    figure = Figure(figsize=(min(10.0, width * len(spaces)), 3.7), layout="constrained")
+    axes = figure.subplots(1, len(spaces), sharey=True, squeeze=False)[0]
+    several_k = len({k for _, k in settings}) > 1
+    for axis, space in zip(axes, spaces, strict=True):
+        part = chosen[chosen["space"] == space]
+        _score_panel(axis, part, look, place)
+        dims = sorted(set(part["dimensions"].dropna().astype(int))) if "dimensions" in part else []
+        where = "full space" if space == "full" else "within the data's subspace"
+        axis.set(
+            title=f"{where} ({', '.join(map(str, dims))} dims)" if dims else where,
+            xlabel="d_sae" + (", k" if several_k else ""),
+            xticks=range(len(settings)),
+        )
+        axis.set_xticklabels(
+            [
+                f"{int(w)}\n{'' if k < 0 else f'k={k:g}'}" if several_k else f"{int(w)}"
+                for w, k in settings
+            ]
+        )
+        tidy(axis)
+    axes[0].set_ylabel(score_name(score, signed), size=FONT)
+    handles = [
+        Line2D([], [], color=c, marker=m, ls="", label=name) for name, (c, m) in look.items()
+    ]
+    handles += [
+        Line2D([], [], color=c, marker=m, ls="", ms=8, label=label)
+        for kind, (label, m, c) in _NULLS.items()
+        if f"{kind}_mean" in chosen and chosen[f"{kind}_mean"].notna().any()
+    ]
+    if any(_unconverged(v) for v in chosen["converged"]):
+        handles.append(
+            Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="† not converged")
+        )
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False
+    )
+    return figure
+
+
+def _score_panel(
+    axis: Axes,
+    part: pd.DataFrame,
+    look: Mapping[str, tuple[str, str]],
+    place: Mapping[tuple[Any, Any], int],
+) -> None:
+    spread = np.linspace(-0.24, 0.24, len(look)) if len(look) > 1 else [0.0]
+    shift = dict(zip(look, spread, strict=True))
+    for row in part.to_dict("records"):
+        if pd.isna(row["mean"]):
+            continue
+        colour, marker = look[row["architecture"]]
+        k = -1 if pd.isna(row["k"]) else row["k"]
+        x = place[row["d_sae"], k] + shift[row["architecture"]]
+        hollow = _unconverged(row["converged"])
+        low, high = row.get("low"), row.get("high")
+        if low is not None and not pd.isna(low):
+            axis.plot([x, x], [low, high], color=colour, lw=1.4)
+        axis.plot(
+            x, row["mean"], marker, ms=5, color=colour, mfc="white" if hollow else colour, zorder=3
+        )
+        if hollow:
+            axis.annotate(
+                "†", (x, row["mean"]), (4, 2), textcoords="offset points", fontsize=FONT - 1
+            )
+        for kind, (_, mark, tone) in _NULLS.items():
+            value = row.get(f"{kind}_mean")
+            if value is not None and not pd.isna(value):
+                axis.plot(x, value, mark, ms=8, color=tone, mew=1.3)
+    axis.set_xlim(-0.6, len(place) - 0.4)
+
+
+def seed_matrix_figure(
+    pairs: pd.DataFrame,
+    *,
+    score: str = "pw_mcc",
+    signed: bool = False,
+    space: str = "full",
+    orders: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Score of every pair of seeds, a heat map for each group, on one scale.
+
+    Parameters
+    ----------
+    pairs
+        ``pairs`` of a report.
+    score, signed, space
+        Which score.
+    orders
+        Ids of each group in the order to show, for example the seed path.
+    """
+    _need(pairs, ["group", "id_a", "id_b", "space", "score", "signed", "value"], "pairs")
+    chosen = pairs[
+        (pairs["score"] == score) & (pairs["signed"] == signed) & (pairs["space"] == space)
+    ]
+    if "within" in chosen:
+        chosen = chosen[chosen["within"]]
+    if chosen.empty:
+        raise InputError(f"pairs: no {score} (signed={signed}) in space {space!r}")
+    names = list(dict.fromkeys(chosen["group"]))
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(2.35 * columns + 0.6, 2.3 * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    low, high = float(chosen["value"].min()), float(chosen["value"].max())
+    if high - low < 0.02:
+        low, high = low - 0.01, high + 0.01
+    shown = None
+    any_open = False
+    for axis, name in zip(axes.ravel(), names, strict=False):
+        part = chosen[chosen["group"] == name]
+        seeds = {
+            **dict(zip(part["id_a"], part["seed_a"], strict=True)),
+            **dict(zip(part["id_b"], part["seed_b"], strict=True)),
+        }
+        ids = list((orders or {}).get(name, sorted(seeds, key=lambda i: (seeds[i], i))))
+        at = {one: i for i, one in enumerate(ids)}
+        W = np.full((len(ids), len(ids)), np.nan)
+        for row in part.to_dict("records"):
+            i, j = at[row["id_a"]], at[row["id_b"]]
+            W[i, j] = W[j, i] = row["value"]
+        shown = axis.imshow(np.ma.masked_invalid(W), cmap=SEQUENTIAL, vmin=low, vmax=high)
+        if len(ids) <= 6:
+            _annotate(axis, W, (low + high) / 2)
+        hollow = any(_unconverged(v) for v in part.get("converged", ()))
+        any_open |= hollow
+        axis.set(xticks=range(len(ids)), yticks=range(len(ids)))
+        axis.set_xticklabels([seeds[i] for i in ids])
+        axis.set_yticklabels([seeds[i] for i in ids])
+        axis.set_title(name + (" †" if hollow else ""))
+        tidy(axis)
+        axis.title.set_fontsize(FONT)
+    for axis in axes.ravel()[len(names) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("seed", size=FONT)
+    if shown is not None:
+        bar = figure.colorbar(shown, ax=axes, shrink=0.8)
+        bar.set_label(score_name(score, signed), size=FONT)
+        bar.ax.tick_params(labelsize=FONT)
+    if any_open:
+        _dagger(figure)
+    return figure
+
+
+def _annotate(axis: Axes, W: NDArray[np.float64], middle: float) -> None:
+    for i, j in np.argwhere(~np.isnan(W)):
+        axis.text(
+            j,
+            i,
+            f"{W[i, j]:.2f}".replace("0.", "."),
+            ha="center",
+            va="center",
+            fontsize=FONT - 1.5,
+            color="white" if W[i, j] < middle else "black",
+        )
+
+
+def reproducibility_figure(
+    features: pd.DataFrame, *, space: str = "full", threshold: float = 0.7, max_points: int = 4000
+) -> Figure:
+    """How well each feature comes back in other seeds, against how often it fires.
+
+    Parameters
+    ----------
+    features
+        ``features`` of a report, with ``firing_rate``.
+    space
+        Which space.
+    threshold
+        Drawn as a line: above it a feature counts as found.
+    max_points
+        Points drawn a group; the strata use all of them.
+    """
+    _need(features, ["group", "space", "firing_rate", "similarity_mean"], "features")
+    chosen = features[(features["space"] == space) & features["similarity_mean"].notna()]
+    if chosen.empty:
+        raise InputError(f"features: none in space {space!r} was compared with another seed")
+    names = list(dict.fromkeys(chosen["group"]))
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(2.6 * columns + 0.4, 2.3 * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True)
+    rate = chosen["firing_rate"].to_numpy(dtype=np.float64)
+    floor = rate[rate > 0].min(initial=1.0) / 3
+    any_open = False
+    for axis, name in zip(axes.ravel(), names, strict=False):
+        part = chosen[chosen["group"] == name]
+        hollow = "converged" in part and any(_unconverged(v) for v in part["converged"])
+        any_open |= hollow
+        drawn = part.sample(min(len(part), max_points), random_state=0)
+        x = np.maximum(drawn["firing_rate"].to_numpy(dtype=np.float64), floor)
+        axis.plot(
+            x, drawn["similarity_mean"], ".", ms=2, alpha=0.35, color=COLOURS[5], rasterized=True
+        )
+        _strata(axis, part, floor)
+        axis.axhline(threshold, color=GREY, lw=0.8, ls="--")
+        axis.set(xscale="log", title=name + (" †" if hollow else ""), ylim=(0, 1.03))
+        tidy(axis)
+        axis.title.set_fontsize(FONT)
+    for axis in axes.ravel()[len(names) :]:
+        axis.set_visible(False)
+    figure.supxlabel(
+        "firing rate (share of rows; the leftmost column never fires)"
+        + ("\n† SAEs not converged" if any_open else ""),
+        size=FONT,
+    )
+    figure.supylabel("mean similarity to its match in other seeds", size=FONT)
+    figure.legend(
+        handles=[
+            Line2D(
+                [],
+                [],
+                color=COLOURS[0],
+                marker="o",
+                ms=3,
+                lw=1.6,
+                label="median and quartiles of a third of a decade",
+            ),
+            Line2D([], [], color=GREY, ls="--", label=f"{threshold:g}: counted as found"),
+        ],
+        loc="outside upper center",
+        ncols=2,
+        fontsize=FONT - 1,
+        frameon=False,
+    )
+    return figure
+
+
+def _strata(axis: Axes, part: pd.DataFrame, floor: float) -> None:
+    """Median and quartiles of each third of a decade of firing rate; silence apart."""
+    rate = np.maximum(part["firing_rate"].to_numpy(dtype=np.float64), floor)
+    y = part["similarity_mean"].to_numpy(dtype=np.float64)
+    stratum = np.where(rate > floor, np.floor(3 * np.log10(rate)), -np.inf)
+    for one in np.unique(stratum):
+        own = stratum == one
+        if own.sum() < 3:
+            continue
+        low, middle, high = np.quantile(y[own], [0.25, 0.5, 0.75])
+        x = float(np.exp(np.log(rate[own]).mean()))
+        axis.plot([x, x], [low, high], color=COLOURS[0], lw=1.6)
+        axis.plot(x, middle, "o", ms=4, color=COLOURS[0], mec="white", mew=0.5)
+
+
+def l0_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = False) -> Figure:
+    """Score against L0 for each architecture: the only fair way to compare architectures.
+
+    Parameters
+    ----------
+    groups
+        ``groups`` of a report, with ``l0``.
+    score, signed
+        Which score.
+    """
+    _need(groups, ["architecture", "l0", "space", "score", "signed", "mean"], "groups")
+    chosen = groups[
+        (groups["score"] == score)
+        & (groups["signed"] == signed)
+        & groups["l0"].notna()
+        & groups["mean"].notna()
+    ]
+    if chosen.empty:
+        raise InputError(f"groups: no defined {score} (signed={signed}) with an L0")
+    look = styles(sorted(set(chosen["architecture"])))
+    spaces = list(dict.fromkeys(chosen["space"]))
+    figure = Figure(figsize=(3.6 * len(spaces), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(spaces), sharey=True, squeeze=False)[0]
+    widths = sorted(set(chosen["d_sae"]))
+    strokes = {width: LINES[i % len(LINES)] for i, width in enumerate(widths)}
+    for axis, space in zip(axes, spaces, strict=True):
+        for (name, width), part in chosen[chosen["space"] == space].groupby(
+            ["architecture", "d_sae"], sort=True
+        ):
+            colour, marker = look[str(name)]
+            part = part.sort_values("l0")
+            axis.plot(part["l0"], part["mean"], strokes[width], color=colour, lw=1)
+            for row in part.to_dict("records"):
+                if not pd.isna(row.get("low")):
+                    axis.plot([row["l0"]] * 2, [row["low"], row["high"]], color=colour, lw=1)
+                face = "white" if _unconverged(row.get("converged")) else colour
+                axis.plot(row["l0"], row["mean"], marker, ms=4.5, color=colour, mfc=face)
+        axis.set(xlabel="L0", title="full space" if space == "full" else "data's subspace")
+        plain_log(axis)
+        tidy(axis)
+    axes[0].set_ylabel(score_name(score, signed), size=FONT)
+    handles = [Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in look.items()]
+    handles += [Line2D([], [], color=GREY, ls=s, label=f"d_sae {w}") for w, s in strokes.items()]
+    if any(_unconverged(v) for v in chosen.get("converged", ())):
+        handles.append(
+            Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="† not converged")
+        )
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False
+    )
+    return figure
+
+
+def training_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """PW-MCC and cosine to the initialisation over training, with the nulls.
+
+    Parameters
+    ----------
+    curves
+        For each group a table of :func:`husai.consistency.consistency_over_training`.
+    """
+    if not curves:
+        raise InputError("curves: none given")
+    for name, table in curves.items():
+        _need(table, ["step", "mean"], f"curves[{name!r}]")
+    look = styles(list(curves))
+    with_init = any("cosine_to_init" in table for table in curves.values())
+    figure = Figure(figsize=(7.2 if with_init else 3.9, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2 if with_init else 1, squeeze=False)[0]
+    for name, table in curves.items():
+        colour, marker = look[name]
+        step = table["step"].to_numpy(dtype=np.float64)
+        axes[0].plot(step, table["mean"], "-", marker=marker, ms=3.5, color=colour, label=name)
+        if "low" in table and table["low"].notna().any():
+            axes[0].fill_between(
+                step,
+                table["low"].to_numpy(dtype=np.float64),
+                table["high"].to_numpy(dtype=np.float64),
+                color=colour,
+                alpha=0.18,
+                lw=0,
+            )
+        for kind, stroke in (("isotropic", ":"), ("data_aware", "--")):
+            if f"{kind}_mean" in table:
+                axes[0].axhline(
+                    float(table[f"{kind}_mean"].iloc[0]), color=colour, ls=stroke, lw=0.9
+                )
+        if "cosine_to_init" in table:
+            axes[1].plot(step, table["cosine_to_init"], "-", marker=marker, ms=3.5, color=colour)
+    axes[0].set(
+        xlabel="training step", ylabel="PW-MCC", title="agreement between seeds", ylim=(0, 1.02)
+    )
+    if with_init:
+        axes[1].set(
+            xlabel="training step",
+            ylabel="mean |cosine| to own start",
+            title="what is left of the initialisation",
+            ylim=(0, 1.02),
+        )
+    for axis in axes:
+        axis.set_xscale("symlog", linthresh=10)
+        axis.set_xlim(left=0)
+        axis.xaxis.set_minor_locator(NullLocator())
+        tidy(axis)
+    handles = [Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in look.items()]
+    handles += [
+        Line2D([], [], color=GREY, ls=":", label="isotropic null"),
+        Line2D([], [], color=GREY, ls="--", label="data-aware null"),
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False
+    )
+    return figure

@@ -1,0 +1,309 @@
+"""Figures of one dictionary's geometry: activations, correlations, circles, symmetries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike, NDArray
+
+from husai.consistency.geometry import (
+    Coactivation,
+    SparsityPattern,
+    decoder_encoder_alignment,
+    effective_dimension,
+    neighbours,
+)
+from husai.consistency.truth import PlaneRecovery
+from husai.errors import InputError
+from husai.figures.consistency import (
+    COLOURS,
+    DIVERGING,
+    FONT,
+    GREY,
+    LINES,
+    plain_log,
+    styles,
+    tidy,
+)
+
+
+def activation_figure(patterns: Mapping[str, SparsityPattern]) -> Figure:
+    """How SAEs fire: activation sizes, firing rates of latents, and L0 of rows.
+
+    Parameters
+    ----------
+    patterns
+        For each SAE what :func:`husai.consistency.sparsity_pattern` gave.
+    """
+    if not patterns:
+        raise InputError("patterns: none given")
+    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+    sizes, rates, counts = figure.subplots(1, 3)
+    look = styles(list(patterns))
+    for i, (name, pattern) in enumerate(patterns.items()):
+        colour, stroke = look[name][0], LINES[i % len(LINES)]
+        share = pattern.histogram / max(1, pattern.histogram.sum())
+        dead = f" ({pattern.n_dead} dead)" if pattern.n_dead else ""
+        sizes.stairs(share, pattern.edges, color=colour, ls=stroke, label=name + dead)
+        rate = np.sort(pattern.latents["firing_rate"].to_numpy(dtype=np.float64))[::-1]
+        alive = rate[rate > 0]
+        rates.plot(np.arange(1, len(alive) + 1), alive, ls=stroke, color=colour)
+        l0 = np.flatnonzero(pattern.l0_counts)
+        counts.plot(l0, pattern.l0_counts[l0] / pattern.n_rows, ls=stroke, marker=".", color=colour)
+    sizes.set(xlabel="activation, where it fires", ylabel="share of activations")
+    rates.set(yscale="log", xlabel="latent, most frequent first", ylabel="firing rate")
+    counts.set(xlabel="L0 of a row", ylabel="share of rows")
+    counts.set_ylim(bottom=0)
+    plain_log(sizes)
+    plain_log(rates)
+    for axis in (sizes, rates, counts):
+        tidy(axis)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False)
+    return figure
+
+
+def correlation_figure(
+    correlation: ArrayLike,
+    *,
+    order: Sequence[int] | NDArray[np.int64] | None = None,
+    coactivation: Coactivation | None = None,
+    name: str = "",
+) -> Figure:
+    """Correlation of latents' activations, ordered so that families are blocks.
+
+    Parameters
+    ----------
+    correlation
+        ``[n, n]`` correlations within one SAE, or ``[n_a, n_b]`` between two in matched order.
+    order
+        Order of rows and columns (a tree's leaves, say); as given when None.
+    coactivation
+        Shown beside it where given: how often pairs fire together, over chance.
+    name
+        Of the SAE.
+    """
+    matrix = np.asarray(correlation, dtype=np.float64)
+    if matrix.ndim != 2 or not matrix.size or not np.isfinite(matrix).all():
+        raise InputError(f"correlation: shape {matrix.shape}; give a finite matrix")
+    if order is not None:
+        matrix = matrix[np.ix_(np.asarray(order), np.asarray(order))]
+    panels = 1 if coactivation is None else 2
+    figure = Figure(figsize=(3.7 * panels, 3.2), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    shown = axes[0].imshow(matrix, cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest")
+    axes[0].set(xlabel="latent", ylabel="latent", title=f"activation correlation {name}".strip())
+    bar = figure.colorbar(shown, ax=axes[0], shrink=0.85)
+    bar.ax.tick_params(labelsize=FONT)
+    if coactivation is not None:
+        hidden = (coactivation.together == 0) | np.eye(len(coactivation.latents), dtype=bool)
+        masked = np.ma.masked_where(hidden, coactivation.log_ratio)
+        limit = float(np.abs(coactivation.log_ratio[~hidden]).max(initial=1.0))
+        cells = axes[1].imshow(
+            masked, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest"
+        )
+        axes[1].set_facecolor("#DDDDDD")
+        axes[1].set(
+            xlabel="latent, most frequent first",
+            ylabel="latent",
+            title="firing together, over chance",
+        )
+        bar = figure.colorbar(cells, ax=axes[1], shrink=0.85)
+        bar.set_label("log2 ratio (grey: never together)", size=FONT)
+        bar.ax.tick_params(labelsize=FONT)
+    for axis in axes:
+        tidy(axis)
+    return figure
+
+
+def circle_figure(
+    recoveries: Mapping[str, PlaneRecovery],
+    *,
+    plane_names: Sequence[str] | None = None,
+    unconverged: Sequence[str] = (),
+    max_planes: int = 8,
+) -> Figure:
+    """How features tile each plane's circle: a row for each SAE, a column for each plane.
+
+    Filled points lie in the plane (rho at the threshold or above); crosses are features whose
+    best plane this is without lying in it. The circle has radius 1.
+
+    Parameters
+    ----------
+    recoveries
+        For each SAE what :func:`husai.consistency.plane_recovery` gave, of the same planes.
+    plane_names
+        Of the planes, for example ``["k = 4", …]``.
+    unconverged
+        Names of SAEs that are not converged.
+    max_planes
+        Show the first so many.
+    """
+    if not recoveries:
+        raise InputError("recoveries: none given")
+    counts = {len(one.planes) for one in recoveries.values()}
+    if len(counts) != 1:
+        raise InputError(f"recoveries: of {sorted(counts)} planes; give the same planes for all")
+    n = min(counts.pop(), max_planes)
+    names = list(plane_names) if plane_names is not None else [f"plane {k}" for k in range(n)]
+    figure = Figure(figsize=(1.55 * n + 0.7, 1.65 * len(recoveries) + 0.6), layout="constrained")
+    axes = figure.subplots(len(recoveries), n, squeeze=False)
+    turn = np.linspace(0, 2 * np.pi, 200)
+    for line, (name, got) in zip(axes, recoveries.items(), strict=True):
+        for k, axis in enumerate(line):
+            own = got.features[got.features["plane"] == k]
+            inside = own[own["in_plane"]]
+            rest = own[~own["in_plane"]]
+            axis.plot(np.cos(turn), np.sin(turn), color=GREY, lw=0.7)
+            axis.plot(
+                rest["rho"] * np.cos(rest["angle"]),
+                rest["rho"] * np.sin(rest["angle"]),
+                "x",
+                ms=3,
+                mew=0.7,
+                color=COLOURS[4],
+            )
+            for rho, angle in zip(inside["rho"], inside["angle"], strict=True):
+                axis.plot(
+                    [0, rho * np.cos(angle)], [0, rho * np.sin(angle)], color=COLOURS[5], lw=0.6
+                )
+            axis.plot(
+                inside["rho"] * np.cos(inside["angle"]),
+                inside["rho"] * np.sin(inside["angle"]),
+                "o",
+                ms=3.2,
+                color=COLOURS[0],
+            )
+            axis.set(xlim=(-1.12, 1.12), ylim=(-1.12, 1.12), aspect="equal", xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            table = got.planes.iloc[k]
+            gap = table["largest_gap"]
+            axis.set_xlabel(
+                f"{len(inside)} in plane"
+                + ("" if pd.isna(gap) else f", gap {np.degrees(float(gap)):.0f}°"),
+                size=FONT - 1,
+            )
+            if axis in axes[0]:
+                axis.set_title(names[k], size=FONT)
+            if k == 0:
+                axis.set_ylabel(name + (" †" if name in unconverged else ""), size=FONT)
+    handles = [
+        Line2D([], [], color=COLOURS[0], marker="o", ls="", ms=3.5, label="in the plane"),
+        Line2D([], [], color=COLOURS[4], marker="x", ls="", ms=4, label="nearest to it, not in it"),
+    ]
+    if unconverged:
+        handles.append(Line2D([], [], ls="", label="† not converged"))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=3, fontsize=FONT - 1, frameon=False
+    )
+    return figure
+
+
+def geometry_figure(
+    dictionaries: Mapping[str, tuple[ArrayLike, ArrayLike | None]], *, seed: int = 0
+) -> Figure:
+    """Dimensions filled, nearest neighbours, and decoder against encoder of several SAEs.
+
+    Parameters
+    ----------
+    dictionaries
+        ``{name: (W_dec [n, d], W_enc [d, n] or None)}``.
+    seed
+        Of the random dictionary drawn for comparison, of the first one's shape.
+    """
+    if not dictionaries:
+        raise InputError("dictionaries: none given")
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    spectrum, nearest, aligned = figure.subplots(1, 3)
+    shape = np.shape(next(iter(dictionaries.values()))[0])
+    random = np.random.default_rng(seed).standard_normal(shape)
+    look = styles(list(dictionaries))
+    drawn: list[tuple[str, ArrayLike, ArrayLike | None, str, str]] = [
+        (name, W, E, look[name][0], LINES[i % len(LINES)])
+        for i, (name, (W, E)) in enumerate(dictionaries.items())
+    ]
+    drawn.append(("random directions", random, None, GREY, ":"))
+    bins = np.linspace(0, 1, 41)
+    for name, W_dec, W_enc, colour, stroke in drawn:
+        got = effective_dimension(W_dec)
+        held = np.cumsum(got.eigenvalues) / got.eigenvalues.sum()
+        spectrum.plot(
+            np.arange(1, len(held) + 1),
+            held,
+            ls=stroke,
+            color=colour,
+            label=f"{name} ({got.participation_ratio:.1f})",
+        )
+        close = neighbours(W_dec, 1)["cosine"].abs()
+        nearest.stairs(np.histogram(close, bins)[0] / len(close), bins, color=colour, ls=stroke)
+        if W_enc is not None:
+            cosine = decoder_encoder_alignment(W_dec, W_enc)
+            edges = np.linspace(-1, 1, 41)
+            aligned.stairs(
+                np.histogram(cosine, edges)[0] / len(cosine), edges, color=colour, ls=stroke
+            )
+    spectrum.set(
+        xscale="log", xlabel="directions", ylabel="share of dictionary's variance", ylim=(0, 1.03)
+    )
+    nearest.set(xlabel="|cosine| to nearest own feature", ylabel="share of features")
+    aligned.set(xlabel="cosine of decoder and encoder", ylabel="share of latents")
+    for axis in (spectrum, nearest, aligned):
+        tidy(axis)
+    figure.legend(
+        loc="outside lower center",
+        ncols=3,
+        fontsize=FONT - 1,
+        frameon=False,
+        title="participation ratio in brackets",
+        title_fontsize=FONT - 1,
+    )
+    return figure
+
+
+def symmetry_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """How far each symmetry of the task maps a dictionary, beside relabelled inputs.
+
+    Parameters
+    ----------
+    tables
+        For each SAE (or pair) what :func:`husai.consistency.detect_symmetries` gave.
+    """
+    tables = {name: t for name, t in tables.items() if "score" in t and t["score"].notna().any()}
+    if not tables:
+        raise InputError("tables: no symmetry is defined")
+    names = list(dict.fromkeys(s for t in tables.values() for s in t["symmetry"]))
+    place = {name: i for i, name in enumerate(reversed(names))}
+    figure = Figure(figsize=(5.4, 0.34 * len(names) + 1.3), layout="constrained")
+    axis = figure.subplots()
+    look = styles(list(tables))
+    spread = np.linspace(0.18, -0.18, len(tables)) if len(tables) > 1 else np.zeros(1)
+    for shift, (name, table) in zip(spread, tables.items(), strict=True):
+        colour, marker = look[name]
+        y = np.array([place[s] for s in table["symmetry"]]) + shift
+        axis.hlines(y, table["null_mean"], table["score"], color=colour, lw=1)
+        axis.plot(table["null_mean"], y, "|", ms=7, color=colour)
+        axis.plot(table["score"], y, marker, ms=4.5, ls="", color=colour, label=name)
+        axis.axvline(float(table["identity_score"].iloc[0]), color=colour, ls=":", lw=0.8)
+    axis.set(
+        yticks=list(place.values()),
+        yticklabels=list(place),
+        xlabel="matched correlation of f(g(a, b)) with f(a, b)\n"
+        "(tick: inputs relabelled at random; dotted: no map)",
+        xlim=(min(0.0, min(float(t["null_mean"].min()) for t in tables.values())) - 0.02, 1.03),
+    )
+    tidy(axis)
+    axis.xaxis.label.set_fontsize(FONT - 1)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=FONT - 1, frameon=False)
+    return figure
+
+
+__all__ = [
+    "activation_figure",
+    "circle_figure",
+    "correlation_figure",
+    "geometry_figure",
+    "symmetry_figure",
+]

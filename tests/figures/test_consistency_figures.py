@@ -1,0 +1,139 @@
+"""Figures show the numbers they are given, and mark what is not converged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from husai.consistency import ConsistencyConfig, SAERecord, consistency_report, match_features
+from husai.figures import consistency as figures
+
+N, D = 12, 8
+
+
+def report_tables(unconverged: bool = False) -> dict[str, pd.DataFrame]:
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((N, D))
+    records = [
+        SAERecord(
+            f"{a}-{s}",
+            a,
+            s,
+            truth + 0.3 * rng.standard_normal((N, D)),
+            k=4,
+            l0=4.0 + s,
+            converged=not (unconverged and a == "relu"),
+            firing_rate=np.r_[0.0, rng.random(N - 1)],
+        )
+        for a in ("relu", "topk")
+        for s in range(3)
+    ]
+    report = consistency_report(records, ConsistencyConfig(null_draws=3), covariance=np.eye(D))
+    return report.tables()
+
+
+def words(figure: Figure) -> str:
+    """All text of a figure, drawn first so that it is laid out."""
+    figure.draw_without_rendering()
+    found = [text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text"))]  # type: ignore[attr-defined]
+    return "\n".join(found)
+
+
+def heights(figure: Figure) -> list[float]:
+    return [
+        float(y) for a in figure.axes for line in a.lines for y in np.atleast_1d(line.get_ydata())
+    ]
+
+
+def test_scores_and_their_nulls_are_drawn_where_they_are() -> None:
+    groups = report_tables()["groups"]
+    figure = figures.scores_figure(groups)
+    drawn = heights(figure)
+    chosen = groups.query("score == 'pw_mcc' and not signed")
+    for column in ("mean", "low", "high", "isotropic_mean", "data_aware_mean"):
+        for value in chosen[column].astype(float):
+            assert np.isclose(drawn, value).any(), column
+    text = words(figure)
+    assert "PW-MCC (absolute)" in text
+    assert "isotropic null" in text
+    assert "†" not in text
+    with pytest.raises(Exception, match="no defined"):
+        figures.scores_figure(groups, score="nonsense")
+
+
+def test_unconverged_is_marked_in_every_figure() -> None:
+    tables = report_tables(unconverged=True)
+    made = [
+        figures.scores_figure(tables["groups"]),
+        figures.l0_figure(tables["groups"]),
+        figures.seed_matrix_figure(tables["pairs"]),
+        figures.reproducibility_figure(tables["features"]),
+    ]
+    for figure in made:
+        assert "†" in words(figure)
+    for figure in made[:2]:
+        hollow = [
+            line for a in figure.axes for line in a.lines if line.get_markerfacecolor() == "white"
+        ]
+        assert len(hollow) == 2  # the relu group, in both spaces
+
+
+def test_similarity_is_ordered_by_the_match() -> None:
+    rng = np.random.default_rng(1)
+    A = rng.standard_normal((20, 6))
+    B = (A + 0.5 * rng.standard_normal((20, 6)))[rng.permutation(20)]
+    match = match_features(A, B)
+    figure = figures.similarity_figure(A, B, match)
+    image = np.asarray(figure.axes[0].images[0].get_array())
+    np.testing.assert_allclose(np.diag(image), np.sort(match.similarity)[::-1])
+    few = figures.similarity_figure(A, B, match, max_features=5, unconverged=True)
+    assert np.asarray(few.axes[0].images[0].get_array()).shape == (5, 5)
+    assert "†" in words(few)
+
+
+def test_seed_matrix_holds_each_pair_twice_and_follows_an_order() -> None:
+    pairs = report_tables()["pairs"]
+    orders = {"topk k4": ["topk-2", "topk-0", "topk-1"]}
+    name = next(g for g in pairs["group"].unique() if g.startswith("topk"))
+    figure = figures.seed_matrix_figure(pairs, orders={name: orders["topk k4"]})
+    axis = next(a for a in figure.axes if a.get_title() == name)
+    image = np.asarray(axis.images[0].get_array())
+    value = pairs.query(
+        "score == 'pw_mcc' and not signed and space == 'full'"
+        " and id_a == 'topk-0' and id_b == 'topk-2'"
+    )["value"].iloc[0]
+    assert image[0, 1] == pytest.approx(value)
+    assert image[1, 0] == pytest.approx(value)
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["2", "0", "1"]
+
+
+def test_reproducibility_shows_every_feature_and_needs_firing_rates() -> None:
+    features = report_tables()["features"]
+    figure = figures.reproducibility_figure(features)
+    clouds = [line for a in figure.axes for line in a.lines if line.get_marker() == "."]
+    assert sum(len(np.atleast_1d(line.get_xdata())) for line in clouds) == 2 * 3 * N
+    with pytest.raises(Exception, match="firing_rate"):
+        figures.reproducibility_figure(features.drop(columns="firing_rate"))
+
+
+def test_training_shows_score_nulls_and_what_is_left_of_the_start() -> None:
+    curve = pd.DataFrame(
+        {
+            "step": [0, 100, 1000],
+            "mean": [0.3, 0.5, 0.9],
+            "low": [0.25, 0.45, 0.85],
+            "high": [0.35, 0.55, 0.95],
+            "isotropic_mean": 0.31,
+            "data_aware_mean": 0.6,
+            "cosine_to_init": [1.0, 0.7, 0.2],
+        }
+    )
+    figure = figures.training_figure({"topk": curve})
+    assert len(figure.axes) == 2
+    drawn = heights(figure)
+    for value in (0.9, 0.31, 0.6, 0.2):
+        assert np.isclose(drawn, value).any()
+    with pytest.raises(Exception, match="none given"):
+        figures.training_figure({})

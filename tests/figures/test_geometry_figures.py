@@ -1,0 +1,84 @@
+"""Figures of geometry show what the measures say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from husai.consistency import (
+    coactivation,
+    detect_symmetries,
+    plane_recovery,
+    sparsity_pattern,
+    task_symmetries,
+)
+from husai.errors import InputError
+from husai.figures import geometry as figures
+
+
+def test_circles_show_each_feature_at_its_angle() -> None:
+    planes = np.eye(4).reshape(2, 2, 4)
+    angles = np.array([0.2, 2.0, 4.5])
+    circle = np.outer(np.cos(angles), planes[0, 0]) + np.outer(np.sin(angles), planes[0, 1])
+    stray = np.array([[1.0, 0.0, 1.1, 0.0]])
+    got = plane_recovery(np.r_[circle, stray], planes)
+    figure = figures.circle_figure(
+        {"a": got, "b": got}, plane_names=["k = 1", "k = 2"], unconverged=["b"]
+    )
+    assert len(figure.axes) == 4
+    points = next(line for line in figure.axes[0].lines if line.get_marker() == "o")
+    np.testing.assert_allclose(np.asarray(points.get_xdata(), dtype=float), np.cos(angles))
+    crosses = next(line for line in figure.axes[1].lines if line.get_marker() == "x")
+    assert len(np.atleast_1d(crosses.get_xdata())) == 1
+    assert "3 in plane" in figure.axes[0].get_xlabel()
+    assert figure.axes[2].get_ylabel() == "b †"
+    with pytest.raises(InputError, match="planes"):
+        figures.circle_figure({"a": got, "b": plane_recovery(circle, planes[:1])})
+
+
+def test_activations_add_up_and_the_dead_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.random((200, 10)) * (rng.random((200, 10)) < 0.3)
+    codes[:, 3] = 0.0
+    figure = figures.activation_figure({"one": sparsity_pattern(codes)})
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_texts()[0].get_text() == "one (1 dead)"
+    l0 = figure.axes[2].lines[0]
+    assert np.asarray(l0.get_ydata(), dtype=float).sum() == pytest.approx(1.0)
+
+
+def test_correlations_are_shown_in_the_order_asked_for() -> None:
+    rng = np.random.default_rng(1)
+    codes = rng.random((100, 4)) * (rng.random((100, 4)) < 0.5)
+    matrix = np.asarray(np.corrcoef(codes.T))
+    order = [2, 0, 3, 1]
+    figure = figures.correlation_figure(matrix, order=order, coactivation=coactivation(codes))
+    image = np.asarray(figure.axes[0].images[0].get_array())
+    np.testing.assert_allclose(image, matrix[np.ix_(order, order)])
+    with pytest.raises(InputError, match="finite"):
+        figures.correlation_figure(np.full((2, 2), np.nan))
+
+
+def test_geometry_names_the_dimension() -> None:
+    circle = np.stack([np.cos(np.arange(9)), np.sin(np.arange(9)), np.zeros(9)], axis=1)
+    figure = figures.geometry_figure({"flat": (circle, circle.T)})
+    figure.draw_without_rendering()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[0] == "flat (2.0)"
+    assert labels[1].startswith("random directions")
+
+
+def test_symmetries_are_drawn_beside_their_null() -> None:
+    p = 7
+    a, b = np.divmod(np.arange(p * p), p)
+    codes = np.stack([np.maximum(np.cos(2 * np.pi * (a + b + j) / p), 0) for j in range(p)], axis=1)
+    table = detect_symmetries(codes, task_symmetries(p), n_null=2)
+    figure = figures.symmetry_figure({"one": table})
+    axis = figure.axes[0]
+    assert [t.get_text() for t in axis.get_yticklabels()][-1] == "swap"
+    scores = next(line for line in axis.lines if line.get_label() == "one")
+    np.testing.assert_allclose(np.asarray(scores.get_xdata(), dtype=float), table["score"])
+    with pytest.raises(InputError, match="no symmetry"):
+        figures.symmetry_figure(
+            {"dead": detect_symmetries(np.zeros((p * p, 2)), task_symmetries(p))}
+        )
