@@ -53,7 +53,7 @@ def load_one(path: Path, name: str, format: str | None = None) -> ComparedSAE:
     format = format or detect_format(path)
     origin = {"path": str(path), "format": format, "files": describe_files(path)}
     if format == "dictionary":
-        W_dec, info = load_dictionary(path, format)
+        W_dec, _ = load_dictionary(path, format)
         _check_finite(path, "decoder", W_dec)
         return ComparedSAE(name, W_dec, origin={**origin, "dtype": str(W_dec.dtype)})
     sae = load_sae(path, format)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from husai.consistency.compare import (
     CompareConfig,
     Comparison,
@@ -11,54 +13,63 @@ from husai.consistency.compare import (
 )
 
 _TITLES = {
-    "pw_mcc": "PW-MCC (one to one)",
-    "mmcs": "MMCS (mean of both ways)",
-    "mmcs_a_to_b": "MMCS A to B",
-    "mmcs_b_to_a": "MMCS B to A",
-    "matched_fraction": "matched, cosine ≥ {threshold:g}",
+    "pw_mcc": "PW-MCC, one to one",
+    "mmcs": "MMCS, mean of both ways",
+    "mmcs_a_to_b": "MMCS, A to B",
+    "mmcs_b_to_a": "MMCS, B to A",
+    "matched_fraction": "matched ≥ {threshold:g}",
     "shared_fraction": "shared, dec and enc ≥ {threshold:g}",
     "pw_mcc_encoder": "PW-MCC of the encoders",
-    "code_jaccard": "support Jaccard of codes",
-    "code_correlation": "correlation of codes",
-    "code_r2": "R² of codes",
-    "activation_mcc": "matched by activation",
+    "code_jaccard": "codes: support Jaccard",
+    "code_correlation": "codes: correlation",
+    "code_r2": "codes: R²",
+    "activation_mcc": "matched by activations",
 }
+_BY_COSINE = ("pw_mcc", "mmcs", "matched", "shared")
+_WIDTH = 36
 
 
 def result_text(comparison: Comparison) -> str:
-    """The comparison as a table for people."""
+    """The comparison as a table for people: scores beside chance, matched and unmatched features.
+
+    Parameters
+    ----------
+    comparison
+        What to show.
+    """
     config = comparison.config
-    lines = ["SAEs"]
+    lines = ["SAEs", *_sae_lines(comparison)]
+    for pair in comparison.pairs:
+        lines += ["", f"A = {pair.a}   B = {pair.b}", *_score_lines(pair, config)]
+        lines += ["", *_match_lines(pair, config)]
+    if len(comparison.saes) > 2:
+        lines += ["", *_overall_lines(comparison)]
+    lines += ["", *_notes(comparison)]
+    return "\n".join(lines).rstrip()
+
+
+def _sae_lines(comparison: Comparison) -> list[str]:
     width = max(len(sae.id) for sae in comparison.saes)
+    convergence = {True: "converged", False: "NOT CONVERGED", None: "convergence unknown"}
+    lines = []
     for sae in comparison.saes:
         zero = len(sae.W_dec) - len(live_rows(sae))
-        convergence = {True: "converged", False: "NOT CONVERGED", None: "convergence unknown"}
         parts = [
             f"{len(sae.W_dec):,} features × {sae.W_dec.shape[1]}",
             str(sae.origin.get("format", "in memory")),
+            *([str(sae.origin["architecture"])] if "architecture" in sae.origin else []),
             "with encoder" if sae.W_enc is not None else "decoder only",
             convergence[sae.converged],
+            *([f"{zero:,} zero rows left out"] if zero else []),
         ]
-        if zero:
-            parts.append(f"{zero:,} zero rows left out")
         lines.append(f"  {sae.id:<{width}}  {', '.join(parts)}")
-    for pair in comparison.pairs:
-        lines += ["", f"A = {pair.a}   B = {pair.b}", *_score_lines(pair, config)]
-        lines += _match_lines(pair, config)
-    if len(comparison.saes) > 2:
-        lines += ["", *_overall_lines(comparison)]
-    if any(sae.converged is False for sae in comparison.saes):
-        lines += [
-            "",
-            "An SAE that is not converged still carries its initialisation: read with care.",
-        ]
-    return "\n".join(lines)
+    return lines
 
 
 def _title(name: str, signed: bool, config: CompareConfig) -> str:
     title = _TITLES[name].format(threshold=config.shared_threshold)
-    if name.startswith(("pw_mcc", "mmcs", "matched", "shared")):
-        return f"{title}, {'cosine' if signed else '|cosine|'}"
+    if name.startswith(_BY_COSINE) and name != "pw_mcc_encoder":
+        return f"{title}, {'signed' if signed else '|cosine|'}"
     return title
 
 
@@ -68,69 +79,108 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 def _score_lines(pair: PairComparison, config: CompareConfig) -> list[str]:
     kinds = list(dict.fromkeys(kind for row in pair.scores for kind in row["nulls"]))
-    head = f"  {'score':<42}{'value':>8}"
-    for kind in kinds:
-        head += f"   {'chance (' + kind.replace('_', '-') + ')':>24}{'corrected':>11}{'p':>8}"
-    lines = [head]
-    draws = {null["draws"] for row in pair.scores for null in row["nulls"].values()}
+    closed = any(row["chance"] is not None for row in pair.scores)
+    names = {"isotropic": "chance: random directions", "data_aware": "chance: drawn like the data"}
+    lines = []
+    if kinds:
+        above = "".join(f"   {names[kind]:<31}" for kind in kinds)
+        lines.append((" " * (_WIDTH + 11) + above).rstrip())
+    head = f"  {'score':<{_WIDTH}}{'value':>9}"
+    head += f"   {'mean ± sd':<16}{'corrected':>9}{'p':>6}" * len(kinds)
+    lines.append(head.rstrip() + ("   chance" if closed and not kinds else ""))
+    known = [row for row in pair.scores if row["value"] is not None]
+    lines += [_score_line(row, kinds, config) for row in known]
+    missing: dict[str, list[str]] = {}
     for row in pair.scores:
-        line = f"  {_title(row['score'], row['signed'], config):<42}{_number(row['value']):>8}"
-        for kind in kinds:
-            null = row["nulls"].get(kind)
-            if null is None:
-                continue
-            chance = _number(null["mean"])
-            if null["sd"] is not None:
-                chance += f" ± {null['sd']:.1e}"
-            line += (
-                f"   {chance:>24}{_number(null['corrected']):>11}{_number(null['p_value'], 3):>8}"
+        if row["value"] is None:
+            missing.setdefault(row["reason"], []).append(
+                _title(row["score"], row["signed"], config)
             )
-        if row["chance"] is not None:
-            line += f"   {_number(row['chance']):>24}"
-        if row["reason"]:
-            line += f"   ({row['reason']})"
-        lines.append(line)
-    if draws:
-        least = min(draws)
-        lines.append(
-            f"  chance from {least} random pair{'s' * (least != 1)}; "
-            f"the least p-value they can give is {1 / (1 + least):.3f}"
-        )
-    elif config.null_draws == 0:
-        lines.append(
-            "  chance was not computed (--null-draws 0): these scores cannot be judged alone"
-        )
+    lines += [f"  not known: {'; '.join(titles)} ({why})" for why, titles in missing.items()]
     return lines
 
 
+def _score_line(row: dict[str, Any], kinds: list[str], config: CompareConfig) -> str:
+    line = f"  {_title(row['score'], row['signed'], config):<{_WIDTH}}{_number(row['value']):>9}"
+    if row["chance"] is not None:
+        return f"{line}   {row['chance']:.4f}, in closed form"
+    for kind in kinds:
+        null = row["nulls"].get(kind)
+        if null is None:
+            line += " " * 34
+            continue
+        chance = _number(null["mean"])
+        if null["sd"] is not None:
+            chance += f" ± {null['sd']:.4f}"
+        p = _number(null["p_value"], 3)
+        line += f"   {chance:<16}{_number(null['corrected']):>9}{p:>6}"
+    return line.rstrip()
+
+
 def _match_lines(pair: PairComparison, config: CompareConfig) -> list[str]:
-    lines = []
+    """How many features the best match leaves without a partner."""
+    head = "".join(f"{f'≥ {threshold:g}':>10}" for threshold in config.thresholds)
+    lines = [f"  {'features at a similarity of':<{_WIDTH}}{head}"]
     for match in (pair.absolute, pair.signed):
-        name = "cosine" if match.signed else "|cosine|"
+        name = "signed" if match.signed else "|cosine|"
         proof = (
-            "optimal" if match.certified else f"NOT PROVED OPTIMAL, within {match.gap_bound:.2g}"
+            "optimal" if match.certified else f"not proved optimal: off by ≤ {match.gap_bound:.2g}"
         )
-        counts = "; ".join(
-            f"≥ {row['threshold']:g}: {row['matched']:,} matched, "
-            f"{row['unmatched_a']:,} of A and {row['unmatched_b']:,} of B unmatched"
-            for row in threshold_counts(match, config.thresholds)
-        )
-        lines.append(f"  match by {name} ({proof}): {counts}")
+        counts = threshold_counts(match, config.thresholds)
+        for title, key in (
+            (f"matched by {name}", "matched"),
+            ("  of A unmatched", "unmatched_a"),
+            ("  of B unmatched", "unmatched_b"),
+        ):
+            line = f"  {title:<{_WIDTH}}" + "".join(f"{row[key]:>10,}" for row in counts)
+            lines.append(line + (f"   {proof}" if key == "matched" else ""))
     return lines
 
 
 def _overall_lines(comparison: Comparison) -> list[str]:
     level = f"{comparison.config.level:.0%}"
     lines = [
-        f"All {len(comparison.pairs)} pairs of {len(comparison.saes)} SAEs "
-        f"(interval over SAEs, not pairs; jackknife, {level})"
+        f"Mean over all {len(comparison.pairs)} pairs of {len(comparison.saes)} SAEs "
+        f"[{level} jackknife interval over SAEs]"
     ]
+    missing = []
     for row in comparison.overall:
-        line = f"  {_title(row['score'], row['signed'], comparison.config):<42}"
-        line += f"{_number(row['mean']):>8}"
+        title = _title(row["score"], row["signed"], comparison.config)
+        if row["mean"] is None:
+            missing.append(title)
+            continue
+        line = f"  {title:<{_WIDTH}}{_number(row['mean']):>9}"
         if row["low"] is not None:
             line += f"   [{_number(row['low'])}, {_number(row['high'])}]"
-        elif row["reason"]:
-            line += f"   ({row['reason']})"
         lines.append(line)
+    if missing:
+        lines.append(f"  not known for every pair: {'; '.join(missing)}")
     return lines
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """What a reader has to know to judge the numbers."""
+    notes = []
+    nulls = [
+        null for pair in comparison.pairs for row in pair.scores for null in row["nulls"].values()
+    ]
+    if nulls:
+        draws = min(null["draws"] for null in nulls)
+        plural = "" if draws == 1 else "s"
+        notes.append(
+            f"Chance is the score of {draws} pair{plural} of random dictionaries of these sizes; "
+            f"its p cannot be below {1 / (1 + draws):.3f} (--null-draws). "
+            "corrected = (value - chance) / (1 - chance)."
+        )
+    else:
+        notes.append("Chance was left out: these scores cannot be judged without it.")
+    if len(comparison.saes) == 2:
+        notes.append("Two SAEs are one pair: give three or more for an interval over SAEs.")
+    if any(sae.converged is None for sae in comparison.saes):
+        notes.append(
+            "Convergence unknown: an SAE that is not converged still carries its initialisation, "
+            "which lowers (or, when shared, raises) every score."
+        )
+    if any(sae.converged is False for sae in comparison.saes):
+        notes.append("NOT CONVERGED: these scores are about the training run, not the features.")
+    return notes
