@@ -155,7 +155,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peers", action="store_true", help="measure scipy and lapx as well")
-    parser.add_argument("--checkpoint", default="", help="file to resume the largest case from")
+    parser.add_argument(
+        "--checkpoint", default="", help="file to keep a long case in; a resumed time is no result"
+    )
     parser.add_argument("--one", choices=("husai", "scipy", "lapx"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
