@@ -59,7 +59,9 @@ def progress_figure(history: pd.DataFrame, measures: pd.DataFrame) -> Figure:
             "excluded_loss": "excluded: key waves removed (train)",
         },
     )
-    circuit.set(title="Losses through the key waves", ylabel="cross-entropy (nats)", yscale="log")
+    circuit.set(title="Losses through the key waves", ylabel="cross-entropy (nats)")
+    if measures["restricted_loss"].notna().any():
+        circuit.set_yscale("log")
     _lines(
         explained,
         measures,
@@ -131,7 +133,7 @@ def fourier_figure(structure: FourierStructure) -> Figure:
         axis.set(ylim=(0, top * 1.18), ylabel="norm")
         axis.set_title(f"{title}: key frequencies hold {share:.0%} of the variance")
         _plain(axis)
-    axes[0].legend(fontsize=_FONT, frameon=False, ncols=2)
+    axes[1].legend(fontsize=_FONT, frameon=False, ncols=2, loc="upper center")
     axes[1].set_xlabel(f"frequency k of $\\mathbb{{Z}}_{{{p}}}$", fontsize=_FONT)
     axes[1].set_xlim(0, k[-1] + 1)
     return figure
@@ -139,6 +141,18 @@ def fourier_figure(structure: FourierStructure) -> Figure:
 
 def _lines(axis: Axes, table: pd.DataFrame, columns: dict[str, str]) -> None:
     styles = ((_BLUE, "-"), (_ORANGE, "--"), (_PURPLE, "-."))
+    if table[list(columns)].isna().all(axis=None):
+        axis.text(
+            0.5,
+            0.5,
+            "no frequency stands out:\nthe model has not grokked",
+            transform=axis.transAxes,
+            ha="center",
+            va="center",
+            fontsize=_FONT,
+            color=_GREY,
+        )
+        return
     for (column, label), (colour, style) in zip(columns.items(), styles, strict=False):
         axis.plot(table["epoch"], table[column], style, color=colour, label=label or None)
 
