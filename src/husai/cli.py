@@ -29,7 +29,7 @@ plain dictionary: an .npy or .safetensors matrix [features, d] with a feature a 
 activations of the same space. Every pair is compared:
 
   PW-MCC    mean cosine of the best one-to-one match of the decoders, which is found exactly
-  MMCS      mean cosine of each feature's nearest feature, many to one: always at least PW-MCC
+  MMCS      mean cosine of each feature's nearest feature, many to one: higher than PW-MCC
   matched   share of features whose partner in that match is closer than the threshold
   shared    the same, when the encoders' match names the same partner, as close (Paulo & Belrose)
 
@@ -47,7 +47,7 @@ examples:
   husai compare a.safetensors b.npy --fail-under 0.8     # for scripts: exit code 1 below .8
 
 exit codes: 0 done; 1 the score is below --fail-under; 2 bad input, with one line that says which
-file and what to do; 130 interrupted (run the same command again with --resume to go on).
+file and what to do; 130 interrupted (with --resume FOLDER the same command goes on from there).
 The JSON form is described in docs/compare.md.
 """
 
@@ -117,7 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume",
         type=Path,
         metavar="FOLDER",
-        help="keep the state of long matches here and go on from what is there",
+        help="keep the state of long matches in this folder, and go on from what is there; the "
+        "folder is removed when all is done",
     )
     compare.add_argument(
         "--max-passes",
@@ -157,6 +158,10 @@ def run_compare(options: argparse.Namespace) -> int:
         print(result_text(comparison))
         if options.json is not None:
             print("\nwritten: " + ", ".join(str(path) for path in written))
+    if options.resume is not None:
+        from husai.consistency.candidates import remove_checkpoints
+
+        remove_checkpoints(options.resume)
     if options.fail_under is not None:
         score = next(r["mean"] for r in comparison.overall if r["score"] == "pw_mcc")
         if score < options.fail_under:
@@ -187,7 +192,7 @@ def compare_files(options: argparse.Namespace) -> Comparison:
     rows, origin = None, None
     if options.activations is not None:
         rows, origin = load_activations(options.activations)
-    comparison = compare(
+    return compare(
         saes,
         config,
         activations=rows,
@@ -195,9 +200,6 @@ def compare_files(options: argparse.Namespace) -> Comparison:
         checkpoint=options.resume,
         progress=not options.quiet,
     )
-    if options.resume is not None and options.resume.is_dir() and not any(options.resume.iterdir()):
-        options.resume.rmdir()
-    return comparison
 
 
 def _check_writable(path: Path) -> None:

@@ -157,13 +157,14 @@ def test_data_aware_chance_is_higher_on_narrow_data() -> None:
 
 
 def test_nulls_are_fewer_for_wider_saes_and_never_none_by_default() -> None:
-    from husai.consistency.compare import _Nulls
+    from husai.consistency.compare import _Nulls, _Runs
 
-    nulls = _Nulls(CompareConfig(), 768, None)
+    nulls = _Nulls(_Runs(CompareConfig(), None, False), 768, None)
     assert nulls.draws(64, 64) == 40
     assert nulls.draws(131072, 131072) == 1
     assert 1 < nulls.draws(16384, 16384) < 40
-    assert _Nulls(CompareConfig(null_draws=0), 768, None)(64, 64) == {}
+    none = _Nulls(_Runs(CompareConfig(null_draws=0), None, False), 768, None)
+    assert none(64, 64) == {}
 
 
 def test_document_follows_the_published_schema_and_keeps_the_matching() -> None:

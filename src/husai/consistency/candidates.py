@@ -31,6 +31,7 @@ BLOCK_ROWS = 2048
 BLOCK_COLUMNS = 4096
 # Longest stretch of work that an interruption may lose.
 _SECONDS_BETWEEN_SAVES = 60.0
+_CHECKPOINT_KIND = "husai.matching_pass"
 
 
 @dataclass
@@ -232,12 +233,22 @@ class Checkpoint:
             for side, kept in (("rows", lists.rows), ("columns", lists.columns)):
                 tensors[f"{side}_key_{int(sign)}"] = torch.from_numpy(kept.key)
                 tensors[f"{side}_index_{int(sign)}"] = torch.from_numpy(kept.index)
-        write_tensors(self._path, tensors, {"about": self._about, "next_row": next_row})
+        header = {"kind": _CHECKPOINT_KIND, "about": self._about, "next_row": next_row}
+        write_tensors(self._path, tensors, header)
         self._saved = time.monotonic()
 
-    def remove(self) -> None:
-        """Remove the file: the match is done."""
-        self._path.unlink(missing_ok=True)
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints in a folder, and the folder when nothing else is in it."""
+    from husai.storage import read_header
+
+    if not folder.is_dir():
+        return
+    for path in folder.glob("*.safetensors"):
+        if read_header(path).get("kind") == _CHECKPOINT_KIND:
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def find_candidates(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from husai.consistency.nulls import (
     covariance_root,
     random_dictionary,
 )
-from husai.consistency.scores import shared_fraction
+from husai.consistency.scores import partner_of
 from husai.consistency.statistics import SeedInterval, seed_interval
 from husai.consistency.subspace import activation_covariance
 from husai.errors import InputError
@@ -35,6 +35,8 @@ from husai.errors import InputError
 # a minute or so on two cores. Chance varies less the wider the dictionaries.
 _NULL_OPERATIONS = 4e12
 _MOST_NULL_DRAWS, _LEAST_NULL_DRAWS = 40, 1
+# From here on a match takes seconds: it shows a bar, and can be resumed.
+_LONG_PAIRS = 8192**2
 # Widths up to which all pairs of latents are correlated at once ([n_a, n_b] float64 in memory).
 _CORRELATION_PAIRS = 4096**2
 # Beyond, latents are matched as rows of [latents, rows]; this many numbers are 2 GB.
@@ -173,7 +175,8 @@ def compare(
     activations_origin
         Plain values to be kept about them.
     checkpoint
-        Folder for the state of long matches, so that an interrupted comparison goes on.
+        Folder for the passes of long matches, so that an interrupted comparison goes on; its
+        files stay.
     progress
         Show progress bars.
 
@@ -193,12 +196,12 @@ def compare(
                 f"{saes[0].W_dec.shape[1]} numbers"
             )
         root = covariance_root(activation_covariance(np.asarray(activations)))
-    nulls = _Nulls(config, saes[0].W_dec.shape[1], root)
+    runs = _Runs(config, checkpoint, progress)
+    nulls = _Nulls(runs, saes[0].W_dec.shape[1], root)
     codes = _Codes(saes, activations)
     pairs = []
     for i, j in combinations(range(len(saes)), 2):
-        file = None if checkpoint is None else checkpoint / f"pair_{i}_{j}.safetensors"
-        pairs.append(_compare_pair(saes, live, i, j, config, nulls, codes, file, progress))
+        pairs.append(_compare_pair(saes, live, i, j, runs, nulls, codes))
     about = None
     if activations is not None:
         about = {**(activations_origin or {}), "n_rows": len(activations)}
@@ -266,22 +269,16 @@ def _compare_pair(
     live: Sequence[NDArray[np.int64]],
     i: int,
     j: int,
-    config: CompareConfig,
+    runs: _Runs,
     nulls: _Nulls,
     codes: _Codes,
-    checkpoint: Path | None,
-    progress: bool,
 ) -> PairComparison:
+    config = runs.config
     a, b = saes[i], saes[j]
     rows_a, rows_b = live[i], live[j]
     W_a, W_b = _rows(a.W_dec, rows_a), _rows(b.W_dec, rows_b)
     signed, absolute = match_signed_and_absolute(
-        W_a,
-        W_b,
-        max_passes=config.max_passes,
-        device=config.device,
-        checkpoint=checkpoint,
-        progress=progress,
+        W_a, W_b, **runs.options(len(W_a), len(W_b), f"decoders {i} and {j}")
     )
     scores = [
         _score_row(name, sign, value, nulls(len(rows_a), len(rows_b)).get((name, sign), {}))
@@ -294,21 +291,34 @@ def _compare_pair(
         missing = " and ".join(sae.id for sae in (a, b) if sae.W_enc is None)
         scores.append(_score_row("shared_fraction", True, None, {}, f"no encoder in {missing}"))
     else:
-        found = shared_fraction(
-            W_a,
+        encoder = match_features(
             _rows(a.W_enc.T, rows_a),
-            W_b,
             _rows(b.W_enc.T, rows_b),
-            threshold=config.shared_threshold,
-            decoder_match=signed,
+            signed=True,
+            **runs.options(len(W_a), len(W_b), f"encoders {i} and {j}"),
         )
-        shared = found.shared
+        shared = shared_pairs(signed, encoder, config.shared_threshold)
         # both cosines must reach the threshold, so the decoder's half bounds it from above
         null = nulls(len(rows_a), len(rows_b)).get(("matched_fraction", True), {})
-        scores.append(_score_row("shared_fraction", True, found.fraction, null))
-        scores.append(_score_row("pw_mcc_encoder", True, found.encoder.mean, {}))
+        fraction = float(shared.sum() / min(len(rows_a), len(rows_b)))
+        scores.append(_score_row("shared_fraction", True, fraction, null))
+        scores.append(_score_row("pw_mcc_encoder", True, encoder.mean, {}))
     scores += _code_scores(codes, i, j, rows_a, rows_b, absolute)
     return PairComparison(a.id, b.id, scores, signed, absolute, rows_a, rows_b, shared)
+
+
+def shared_pairs(decoder: Match, encoder: Match, threshold: float) -> NDArray[np.bool_]:
+    """``[m]``: pairs of the decoder's match that the encoder's match has too, both close.
+
+    Paulo & Belrose, arXiv 2501.16615; :func:`husai.consistency.shared_fraction` for matches that
+    are made already.
+    """
+    partner, similarity = partner_of(encoder)
+    return np.asarray(
+        (partner[decoder.a_index] == decoder.b_index)
+        & (decoder.similarity >= threshold)
+        & (similarity[decoder.a_index] >= threshold)
+    )
 
 
 def _rows(matrix: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -344,11 +354,37 @@ def _score_row(
     }
 
 
+class _MatchOptions(TypedDict):
+    max_passes: float
+    device: str
+    checkpoint: Path | None
+    progress: bool | str
+
+
+class _Runs:
+    """How the matches of one comparison are run."""
+
+    def __init__(self, config: CompareConfig, checkpoint: Path | None, progress: bool) -> None:
+        self.config, self._checkpoint, self._progress = config, checkpoint, progress
+
+    def options(self, n_a: int, n_b: int, name: str) -> _MatchOptions:
+        """Options of the match called ``name``; short ones show no bar and keep no file."""
+        long = n_a * n_b > _LONG_PAIRS
+        keep = long and self._checkpoint is not None
+        file = f"{name.replace(' ', '_')}.safetensors"
+        return {
+            "max_passes": self.config.max_passes,
+            "device": self.config.device,
+            "checkpoint": self._checkpoint / file if keep and self._checkpoint else None,
+            "progress": name if long and self._progress else False,
+        }
+
+
 class _Nulls:
     """Chance levels of the decoders' scores, one set for each pair of widths."""
 
-    def __init__(self, config: CompareConfig, d: int, root: NDArray[np.float64] | None) -> None:
-        self._config, self._d, self._root = config, d, root
+    def __init__(self, runs: _Runs, d: int, root: NDArray[np.float64] | None) -> None:
+        self._runs, self._config, self._d, self._root = runs, runs.config, d, root
         self._known: dict[tuple[int, int], dict[tuple[str, bool], dict[str, NullDistribution]]] = {}
 
     def draws(self, n_a: int, n_b: int) -> int:
@@ -375,15 +411,14 @@ class _Nulls:
                 rng = np.random.default_rng([self._config.seed, draw])
                 A = random_dictionary(n_a, self._d, rng, root).astype(np.float32)
                 B = random_dictionary(n_b, self._d, rng, root).astype(np.float32)
-                matches = match_signed_and_absolute(
-                    A, B, max_passes=self._config.max_passes, device=self._config.device
-                )
+                name = f"chance {kind} {n_a} {n_b} {draw}"
+                matches = match_signed_and_absolute(A, B, **self._runs.options(n_a, n_b, name))
                 scores = decoder_scores(*matches, self._config.shared_threshold)
                 for key, value in scores.items():
                     values.setdefault(key, []).append(value)
-            for (name, sign), found in values.items():
-                null = NullDistribution(kind, name, sign, np.array(found))
-                result.setdefault((name, sign), {})[kind] = null
+            for (score, sign), found in values.items():
+                null = NullDistribution(kind, score, sign, np.array(found))
+                result.setdefault((score, sign), {})[kind] = null
         return result
 
 

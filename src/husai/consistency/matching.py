@@ -126,7 +126,7 @@ def match_features(
     iterations: int = 200,
     device: str = "cpu",
     checkpoint: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Match:
     """Match the features of two dictionaries one to one.
 
@@ -160,10 +160,11 @@ def match_features(
     device
         ``"cpu"``, or the torch device on which products run.
     checkpoint
-        File for the state of the long first pass: an interrupted call with the same arguments
-        goes on from there; removed at the end (``"sparse"``).
+        File for the state of the long first pass, written about once a minute and when
+        interrupted: a later call with the same arguments goes on from there. It stays when the
+        match is done; remove it when it is of no more use (``"sparse"``).
     progress
-        Show a progress bar.
+        Show a progress bar; a string names it.
 
     Raises
     ------
@@ -196,7 +197,7 @@ def match_signed_and_absolute(
     tolerance: float = 1e-9,
     device: str = "cpu",
     checkpoint: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> tuple[Match, Match]:
     """Match by the cosine and by its absolute value, sharing the pass of products.
 
@@ -237,7 +238,7 @@ def _match(
     iterations: int,
     device: str,
     checkpoint: str | Path | None,
-    progress: bool,
+    progress: bool | str,
 ) -> list[Match]:
     if method not in get_args(Method):
         raise InputError(f"method: {method!r} is not known; choose from {get_args(Method)}")
@@ -290,7 +291,7 @@ def _by_products(
     tolerance: float,
     device: str,
     checkpoint: str | Path | None,
-    progress: bool,
+    progress: bool | str,
 ) -> list[Match]:
     """Match ``n_a <= n_b`` features by blocked products."""
     with _advancing(progress) as advance:
@@ -333,13 +334,11 @@ def _by_products(
                     certificate,
                 )
             )
-    if kept:
-        kept.remove()
     return matches
 
 
 @contextmanager
-def _advancing(progress: bool) -> Iterator[Callable[[float], None]]:
+def _advancing(progress: bool | str) -> Iterator[Callable[[float], None]]:
     """A progress bar over passes of the product; more work than one pass stretches it."""
     if not progress:
         yield lambda share: None
@@ -347,7 +346,8 @@ def _advancing(progress: bool) -> Iterator[Callable[[float], None]]:
     from husai.progress import progress_bar
 
     layout = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]{postfix}"
-    with progress_bar(1.0, "matching", unit="pass", bar_format=layout) as bar:
+    name = progress if isinstance(progress, str) else "matching"
+    with progress_bar(1.0, name, unit="pass", bar_format=layout) as bar:
 
         def advance(share: float) -> None:
             bar.total = max(bar.total or 1.0, bar.n + share)
