@@ -25,8 +25,8 @@ def make_plan(**changes: Any) -> pd.DataFrame:
 def test_grid_is_complete_and_ids_are_unique():
     plan = make_plan()
     found = set(zip(plan["group"], plan["init_seed"], strict=True))
-    names = [f"relu d{d} l1={l1}" for d in (16, 64) for l1 in ("1", "2.5")]
-    names += [f"topk d{d} k=4" for d in (16, 64)]
+    names = [f"relu d{d} l1_{l1}" for d in (16, 64) for l1 in ("1", "2.5")]
+    names += [f"topk d{d} k4" for d in (16, 64)]
     assert found == set(itertools.product(names, (0, 1, 2)))
     assert plan["sae_id"].is_unique
     assert (plan["data_seed"] == 0).all()

@@ -37,6 +37,11 @@ class Activations:
         user calls them.
     model
         Anything that identifies the model: its configuration, a name, a fingerprint.
+    planes
+        ``[n_planes, 2, d_in]`` orthonormal axes of the planes in which the true features are
+        known to lie at this hook, or None.
+    plane_names
+        Their names.
     """
 
     values: torch.Tensor
@@ -44,6 +49,8 @@ class Activations:
     hook_name: str
     position: int
     model: Mapping[str, Any] = field(default_factory=dict)
+    planes: torch.Tensor | None = None
+    plane_names: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -69,7 +76,11 @@ class Activations:
         }
         import torch
 
-        return {"activations": self.values, "split": self.split.to(torch.uint8)}, header
+        tensors = {"activations": self.values, "split": self.split.to(torch.uint8)}
+        if self.planes is not None:
+            tensors["planes"] = self.planes
+            header["plane_names"] = list(self.plane_names)
+        return tensors, header
 
     @classmethod
     def from_tensors(
@@ -107,6 +118,8 @@ class Activations:
             hook_name=str(header.get("hook_name", origin)),
             position=int(header.get("position", -1)),
             model=header.get("model", {}),
+            planes=tensors.get("planes"),
+            plane_names=tuple(header.get("plane_names", ())),
         )
         return check_activations(activations, origin)
 
@@ -130,6 +143,12 @@ def check_activations(activations: Activations, origin: str) -> Activations:
     if split.shape != values.shape[:1]:
         raise InputError(
             f"{origin}: {len(values)} rows of activations but split has shape {list(split.shape)}"
+        )
+    planes = activations.planes
+    if planes is not None and (planes.ndim != 3 or planes.shape[1:] != (2, values.shape[1])):
+        raise InputError(
+            f"{origin}: planes must be [n_planes, 2, {values.shape[1]}], "
+            f"got shape {list(planes.shape)}"
         )
     finite = torch.isfinite(values).all(dim=1)
     if not bool(finite.all()):

@@ -139,10 +139,11 @@ def _row(
     where = {"hook_name": config.hook_name, "position": config.position}
     content = {**sae.model_dump(mode="json"), **where}
     kind, value = next(iter(sparsity.items()))
-    name = f"{architecture} d{d_sae} {kind.removesuffix('_coefficient')}={value:g}"
+    label = f"k{value}" if kind == "k" else f"{kind.removesuffix('_coefficient')}_{value:g}"
+    name = f"{architecture} d{d_sae} {label}"
     same = {key: value for key, value in content.items() if key not in SEED_FIELDS}
     return {
-        "sae_id": f"{name.replace(' ', '-').replace('=', '_')}-s{seed}-{_digest(content)}",
+        "sae_id": f"{name.replace(' ', '-')}-s{seed}-{_digest(content)}",
         "group": name,
         "group_digest": _digest(same),
         "seed": seed,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,7 +16,13 @@ from husai.activations import (
     extract_activations,
 )
 from husai.activations.rows import SPLITS
+from husai.errors import InputError
 from husai.storage import TensorFile
+
+if TYPE_CHECKING:
+    from husai.transformer import TrainedTransformer
+
+logger = logging.getLogger(__name__)
 
 
 def extract(
@@ -28,6 +36,7 @@ def extract(
     trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
     tokens = examples.filter(regex=r"^token_\d+$").to_numpy(dtype="int64", copy=True)
     split = examples["split"].map({name: index for index, name in enumerate(SPLITS)})
+    frequencies = _key_frequencies(trained)
     extracted = extract_activations(
         trained.build(),
         torch.from_numpy(tokens),
@@ -38,7 +47,47 @@ def extract(
             "vocabulary": trained.vocabulary.model_dump(mode="json"),
         },
     )
-    return {rows.key: TensorFile(*rows.to_tensors()) for rows in extracted}
+    return {
+        rows.key: TensorFile(*_with_planes(rows, trained, frequencies).to_tensors())
+        for rows in extracted
+    }
+
+
+def _key_frequencies(trained: TrainedTransformer) -> tuple[int, ...]:
+    from husai.transformer import fourier_structure
+
+    try:
+        structure = fourier_structure(trained.state_dict, trained.vocabulary, trained.model_config)
+    except InputError as error:
+        logger.warning("no ground truth for these activations: %s", error)
+        return ()
+    if not structure.key_frequencies:
+        logger.warning("no ground truth for these activations: no frequency stands out")
+    return structure.key_frequencies
+
+
+def _with_planes(
+    rows: Activations, trained: TrainedTransformer, frequencies: tuple[int, ...]
+) -> Activations:
+    """Add the planes of the key frequencies, the truth that features are held against."""
+    import torch
+
+    from husai.transformer.fourier import frequency_planes
+
+    vocabulary = trained.vocabulary
+    if not frequencies:
+        return rows
+    if len(rows.values) != vocabulary.modulus**2:
+        logger.warning("no ground truth for %s: not every pair (a, b) is there", rows.key)
+        return rows
+    planes = frequency_planes(
+        rows.values.numpy(), frequencies, vocabulary.modulus, vocabulary.operation
+    )
+    return replace(
+        rows,
+        planes=torch.from_numpy(planes).float(),
+        plane_names=tuple(f"k = {k}" for k in frequencies),
+    )
 
 
 def describe(activations: Mapping[str, Callable[[], TensorFile]]) -> pd.DataFrame:
@@ -53,8 +102,6 @@ def load_all(partitions: Mapping[str, Callable[[], TensorFile]]) -> list[Activat
 
 def load_activations(partitions: Mapping[str, Callable[[], TensorFile]], key: str) -> Activations:
     """Load one partition, or say which there are."""
-    from husai.errors import InputError
-
     if key not in partitions:
         raise InputError(f"no activations of '{key}'; there are: {', '.join(sorted(partitions))}")
     file: Any = partitions[key]()

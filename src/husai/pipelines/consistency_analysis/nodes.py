@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -21,22 +22,35 @@ from husai.pipelines.sae_training.nodes import load_saes
 from husai.provenance import git_commit, versions
 from husai.storage import TensorFile
 
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from husai.sae import TrainedSAE
+else:
+    # Kedro resolves the hints of every node; these are slow to import
+    Figure = TrainedSAE = object
+
 
 def compare(
     sae_plan: pd.DataFrame,
     saes: Mapping[str, Callable[[], TensorFile]],
     activations: Mapping[str, Callable[[], TensorFile]],
     consistency: ConsistencyConfig,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, pd.DataFrame], dict[str, Any]]:
     """Compare the SAEs of every group across their seeds, beside every null."""
     rows = load_activations(activations, plan_key(sae_plan))
     report = consistency_report(
-        sae_records(sae_plan, saes),
+        sae_records(sae_plan, saes, rows.values),
         consistency,
         covariance=activation_covariance(rows.values.numpy()),
+        planes=None if rows.planes is None else rows.planes.numpy(),
     )
     summary = {
         **report.summary,
+        "metrics": group_metrics(report.groups),
         "provenance": {
             "plan": sae_plan["sae_id"].tolist(),
             "activations": {"key": rows.key, "fingerprint": rows.fingerprint},
@@ -45,7 +59,69 @@ def compare(
             **git_commit(Path(__file__).parent),
         },
     }
-    return report.saes, report.pairs, report.groups, report.features, summary
+    tables = report.tables()
+    named = [tables.pop(name) for name in ("groups", "pairs", "features")]
+    return named[0], named[1], named[2], tables, summary
+
+
+def group_metrics(groups: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Give each group's scores and their excess over chance, by name, for tracking."""
+    metrics: dict[str, dict[str, float]] = {}
+    wanted = groups[groups["score"].isin(["pw_mcc", "mmcs", "shared_fraction"])]
+    for row in wanted.to_dict("records"):
+        name = f"{row['score']}{'_signed' if row['signed'] else ''}_{row['space']}"
+        found = metrics.setdefault(row["group"], {})
+        for label, column in (
+            (name, "mean"),
+            (f"{name}_above_isotropic", "isotropic_corrected"),
+            (f"{name}_above_data_aware", "data_aware_corrected"),
+        ):
+            if pd.notna(row[column]):
+                found[label] = float(row[column])
+    return metrics
+
+
+def plot_scores(groups: pd.DataFrame) -> Figure:
+    """Draw every group's PW-MCC with its interval and nulls."""
+    from husai.figures.consistency import scores_figure
+
+    return scores_figure(groups)
+
+
+def plot_seeds(pairs: pd.DataFrame) -> Figure:
+    """Draw PW-MCC of every pair of seeds as heat maps."""
+    from husai.figures.consistency import seed_matrix_figure
+
+    return seed_matrix_figure(pairs)
+
+
+def plot_reproducibility(features: pd.DataFrame, consistency: ConsistencyConfig) -> Figure:
+    """Draw how well each feature comes back against how often it fires."""
+    from husai.figures.consistency import reproducibility_figure
+
+    return reproducibility_figure(features, threshold=consistency.shared_threshold)
+
+
+def plot_similarity(
+    groups: pd.DataFrame, sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]]
+) -> Figure:
+    """Draw two seeds' matched similarities, for the group that is furthest above chance."""
+    from husai.consistency import match_features
+    from husai.figures.consistency import similarity_figure
+
+    chosen = groups.query("score == 'pw_mcc' and not signed and space == 'full'")
+    best = chosen.sort_values("isotropic_corrected")["group"].iloc[-1]
+    of_group = sae_plan[sae_plan["group"] == best]
+    one, two = list(load_saes(of_group, saes).values())[:2]
+    A, B = one.W_dec.numpy(), two.W_dec.numpy()
+    ids = of_group["sae_id"].tolist()
+    return similarity_figure(
+        A,
+        B,
+        match_features(A, B),
+        names=(ids[0], ids[1]),
+        unconverged=not (one.metrics["converged"] and two.metrics["converged"]),
+    )
 
 
 def plan_key(sae_plan: pd.DataFrame) -> str:
@@ -60,7 +136,7 @@ def plan_key(sae_plan: pd.DataFrame) -> str:
 
 
 def sae_records(
-    sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]]
+    sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]], rows: torch.Tensor
 ) -> list[SAERecord]:
     """Give the comparison what it needs to know of every planned SAE that did not fail."""
     groups = dict(zip(sae_plan["sae_id"], sae_plan["group"], strict=True))
@@ -81,6 +157,7 @@ def sae_records(
                 W_enc=sae.W_enc.numpy(),
                 W_dec_init=sae.W_dec_init.numpy(),
                 firing_rate=sae.density.numpy(),
+                codes=partial(_code_blocks, sae, rows),
                 converged=bool(sae.metrics["converged"]),
                 cosine_to_init=sae.metrics["cosine_to_init"],
                 l0=sae.metrics["l0"],
@@ -88,3 +165,11 @@ def sae_records(
             )
         )
     return records
+
+
+def _code_blocks(sae: TrainedSAE, rows: torch.Tensor) -> Iterator[NDArray[np.float32]]:
+    """Encode the rows block by block: all codes of all SAEs would not fit in memory."""
+    import torch
+
+    for block in torch.split(rows, 4096):
+        yield sae.encode(block).numpy()

@@ -58,7 +58,11 @@ def measure_progress(
 
     trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
     folder = run_folder(checkpoints, examples, trained.model_config, trained.training_config)
-    return progress_measures(CheckpointStore(folder), ModularDataset(examples, trained.vocabulary))
+    return progress_measures(
+        CheckpointStore(folder),
+        ModularDataset(examples, trained.vocabulary),
+        trained.model_config,
+    )
 
 
 def plot_training(training_curves: pd.DataFrame, progress_measures: pd.DataFrame) -> Figure:
