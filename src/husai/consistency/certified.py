@@ -194,8 +194,10 @@ class CertifiedSearch:
     # -- the sparse problem ---------------------------------------------------------------------
 
     def _add(self, pairs: Int64) -> None:
-        """Add pairs, named ``i * n_b + j``, to the candidates."""
-        new = np.setdiff1d(pairs, self._edges)
+        """Add pairs, named ``i * n_b + j``, sorted and each once, to the candidates."""
+        place = np.searchsorted(self._edges, pairs)
+        place[place == len(self._edges)] = -1
+        new = pairs if not len(self._edges) else pairs[self._edges[place] != pairs]
         rows, columns = np.divmod(new, self._b.n)
         scores = self._a.cosines(self._b, rows, columns)
         if not self._signed:
@@ -264,7 +266,7 @@ class CertifiedSearch:
             left * self._b.n + self._rng.permutation(over)[: len(left)]
             for _ in range(_SPARE_PAIRINGS)
         ]
-        self._add(np.unique(np.concatenate(pairs)))
+        self._add(_each_once(np.concatenate(pairs)))
 
     def _place_the_rest(self) -> None:
         left = np.flatnonzero(self.column_of < 0)
@@ -358,7 +360,7 @@ class CertifiedSearch:
             share = len(rows) * len(columns) / (self._a.n * self._b.n)
             self._passes += share
             self._advance(share)
-        return np.unique(np.concatenate(found)), decided
+        return _each_once(np.concatenate(found)), decided
 
     def _check_exactly(self, rows: Int64, columns: Int64) -> Int64:
         """Check rows whose float32 products were too close to call, in float64."""
@@ -394,6 +396,12 @@ class CertifiedSearch:
         return np.asarray(cosines - self.u[i] - self.v[j])
 
 
+def _each_once(values: Int64) -> Int64:
+    """Sorted values, each once; millions of them, for which numpy's hashing ``unique`` is slow."""
+    values = np.sort(values)
+    return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
+
+
 def _kept(lists: TopLists, n_partners: int) -> Float64:
     """``[n]``: no partner that a list left out scores more than this; -inf if it kept all."""
     worst = lists.threshold.astype(np.float64)
@@ -405,4 +413,4 @@ def _pairs_of(candidates: Candidates, n_b: int) -> Int64:
     rows, columns = candidates.rows.index, candidates.columns.index
     by_row = np.arange(len(rows), dtype=np.int64)[:, None] * n_b + rows
     by_column = columns.astype(np.int64) * n_b + np.arange(len(columns), dtype=np.int64)[:, None]
-    return np.unique(np.concatenate([by_row.ravel(), by_column.ravel()]))
+    return _each_once(np.concatenate([by_row.ravel(), by_column.ravel()]))
