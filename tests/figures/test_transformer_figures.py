@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from husai.transformer.measures import MEASURES
 from husai.transformer.training import HISTORY_COLUMNS
 
 
-def history():
+def history() -> Any:
     epochs = np.arange(0, 100, 10)
     table = pd.DataFrame({name: np.linspace(1.0, 0.1, 10) for name in HISTORY_COLUMNS})
     table["epoch"] = epochs
@@ -20,19 +21,19 @@ def history():
     return table
 
 
-def measures():
+def measures() -> Any:
     table = pd.DataFrame({name: np.linspace(0.1, 0.9, 4) for name in MEASURES})
     table["epoch"] = [0, 30, 60, 90]
     return table
 
 
-def png(figure):
+def png(figure: Any) -> Any:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=50)
     return file.getvalue()
 
 
-def drawn(figure):
+def drawn(figure: Any) -> Any:
     """The data of every labelled line, by label."""
     return {
         line.get_label(): line.get_xydata()
@@ -42,7 +43,7 @@ def drawn(figure):
     }
 
 
-def test_progress_figure_draws_the_data_and_the_delay():
+def test_progress_figure_draws_the_data_and_the_delay() -> None:
     figure = progress_figure(history(), measures())
     lines = drawn(figure)
     np.testing.assert_allclose(lines["logits"], measures()[["epoch", "logits_explained"]])
@@ -52,12 +53,13 @@ def test_progress_figure_draws_the_data_and_the_delay():
     texts = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert any("50 epochs (3.5×)" in text for text in texts)
     for axis in figure.axes:
-        marked = {float(line.get_xdata()[0]) for line in axis.lines if len(line.get_xdata()) == 2}
+        data = [np.asarray(line.get_xdata(), dtype=float) for line in axis.lines]
+        marked = {x[0] for x in data if len(x) == 2}
         assert {20.0, 70.0} <= marked
     assert png(figure).startswith(b"\x89PNG")
 
 
-def test_progress_figure_of_a_run_that_did_not_grok():
+def test_progress_figure_of_a_run_that_did_not_grok() -> None:
     curves = history().assign(test_accuracy=0.1, val_loss=np.nan, val_accuracy=np.nan)
     table = measures()
     table[[c for c in MEASURES if "loss" in c or "explained" in c]] = np.nan
@@ -69,12 +71,12 @@ def test_progress_figure_of_a_run_that_did_not_grok():
     assert png(figure)
 
 
-def test_progress_figure_needs_rows():
+def test_progress_figure_needs_rows() -> None:
     with pytest.raises(InputError, match="at least one row"):
         progress_figure(history().iloc[:0], measures())
 
 
-def test_fourier_figure_marks_the_key_frequencies():
+def test_fourier_figure_marks_the_key_frequencies() -> None:
     p = 13
     rng = np.random.default_rng(0)
     norms = rng.uniform(1, 2, size=p)

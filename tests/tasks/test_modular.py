@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ def arithmetic(a: int, b: int, p: int, operation: Operation) -> int:
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("token_format", FORMATS)
 @pytest.mark.parametrize("p", [2, 7, 12])
-def test_every_pair_once_in_order_with_its_answer(p, token_format, operation):
+def test_every_pair_once_in_order_with_its_answer(
+    p: Any, token_format: Any, operation: Any
+) -> None:
     dataset = modular_dataset(
         ModularTaskConfig(
             modulus=p,
@@ -41,7 +44,7 @@ def test_every_pair_once_in_order_with_its_answer(p, token_format, operation):
 
 
 @pytest.mark.parametrize("token_format", FORMATS)
-def test_only_the_operand_positions_vary(token_format):
+def test_only_the_operand_positions_vary(token_format: Any) -> None:
     dataset = modular_dataset(ModularTaskConfig(modulus=11, token_format=token_format))
     vocabulary, tokens = dataset.vocabulary, dataset.tokens()
     for position in range(vocabulary.n_ctx):
@@ -55,7 +58,7 @@ def test_only_the_operand_positions_vary(token_format):
     assert vocabulary.token_names[tokens[0, vocabulary.answer_position]] == "="
 
 
-def test_written_out_formats():
+def test_written_out_formats() -> None:
     a, b = np.array([3]), np.array([9])
     p = 113
     assert encode(a, b, make_vocabulary(p)).tolist() == [[3, 9, p]]
@@ -72,7 +75,9 @@ def test_written_out_formats():
 @pytest.mark.parametrize(
     "fractions", [(0.3, 0.3, 0.4), (0.5, 0.1, 0.4), (1 / 3, 1 / 3, 1 / 3), (0.7, 0.0, 0.3)]
 )
-def test_sizes_add_up_and_are_within_one_of_the_fraction(fractions, sample_fraction):
+def test_sizes_add_up_and_are_within_one_of_the_fraction(
+    fractions: Any, sample_fraction: Any
+) -> None:
     config = ModularTaskConfig(
         modulus=23,
         train_fraction=fractions[0],
@@ -88,12 +93,12 @@ def test_sizes_add_up_and_are_within_one_of_the_fraction(fractions, sample_fract
         assert abs(len(part) - fraction * n) < 1
 
 
-def test_split_sizes_do_not_mistake_rounding_for_a_remainder():
+def test_split_sizes_do_not_mistake_rounding_for_a_remainder() -> None:
     assert split_sizes(10, (0.3, 0.3, 0.4)) == [3, 3, 4]
     assert split_sizes(7, (0.5, 0.5, 0.0)) == [4, 3, 0]
 
 
-def test_seed_decides_the_split_and_nothing_else():
+def test_seed_decides_the_split_and_nothing_else() -> None:
     first, again, other = (
         modular_dataset(ModularTaskConfig(modulus=19, seed=s)) for s in (4, 4, 5)
     )
@@ -103,7 +108,7 @@ def test_seed_decides_the_split_and_nothing_else():
     assert first.examples[columns].equals(other.examples[columns])
 
 
-def test_sub_sample_does_not_move_with_the_fractions():
+def test_sub_sample_does_not_move_with_the_fractions() -> None:
     def pairs(train: float) -> list[tuple[int, ...]]:
         config = ModularTaskConfig(
             modulus=19,
@@ -118,7 +123,7 @@ def test_sub_sample_does_not_move_with_the_fractions():
     assert pairs(0.5) == sorted(pairs(0.5))
 
 
-def test_label_distribution_counts_what_number_theory_says():
+def test_label_distribution_counts_what_number_theory_says() -> None:
     def totals(operation: Operation) -> dict[int, int]:
         dataset = modular_dataset(ModularTaskConfig(modulus=13, operation=operation))
         table = label_distribution(dataset.examples)
@@ -141,7 +146,7 @@ def test_label_distribution_counts_what_number_theory_says():
         ([3, -1, 113], r"tokens\[1\] = -1"),
     ],
 )
-def test_decode_refuses_what_is_no_example(tokens, message):
+def test_decode_refuses_what_is_no_example(tokens: Any, message: Any) -> None:
     with pytest.raises(InputError, match=message):
         decode(tokens, make_vocabulary(113))
 
@@ -157,12 +162,12 @@ def test_decode_refuses_what_is_no_example(tokens, message):
         ({"modulos": 7}, "modulos"),
     ],
 )
-def test_bad_configuration_names_the_field(values, message):
+def test_bad_configuration_names_the_field(values: Any, message: Any) -> None:
     with pytest.raises(ValidationError, match=message):
         ModularTaskConfig(**values)
 
 
-def test_an_empty_split_is_refused():
+def test_an_empty_split_is_refused() -> None:
     config = ModularTaskConfig(modulus=2, train_fraction=0.9, val_fraction=0.05, test_fraction=0.05)
     with pytest.raises(InputError, match=r"val_fraction = 0.05 of 4 examples"):
         modular_dataset(config)

@@ -1,7 +1,10 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
 from husai.errors import InputError
+from husai.tasks.modular import Operation
 from husai.transformer.fourier import (
     basis_names,
     canonical_frequencies,
@@ -17,27 +20,27 @@ from husai.transformer.fourier import (
 P = 29
 
 
-def waves(keys, x, p=P):
+def waves(keys: Any, x: Any, p: Any = P) -> Any:
     return np.stack([f(2 * np.pi * k * x / p) for k in keys for f in (np.cos, np.sin)], axis=1)
 
 
-def planted_table(rng, keys, d=40, p=P):
+def planted_table(rng: Any, keys: Any, d: Any = 40, p: Any = P) -> Any:
     """An embedding with the waves of some frequencies along random directions, plus a mean."""
     return waves(keys, np.arange(p), p) @ rng.normal(size=(2 * len(keys), d)) + rng.normal(size=d)
 
 
-def grid(p=P):
+def grid(p: Any = P) -> Any:
     return np.divmod(np.arange(p * p), p)
 
 
 @pytest.mark.parametrize("p", [2, 3, 8, 29, 113])
-def test_basis_is_orthonormal_and_named(p):
+def test_basis_is_orthonormal_and_named(p: Any) -> None:
     basis = fourier_basis(p)
     np.testing.assert_allclose(basis @ basis.T, np.eye(p), atol=1e-12)
     assert len(basis_names(p)) == p
 
 
-def test_rows_are_where_their_names_say():
+def test_rows_are_where_their_names_say() -> None:
     basis, names = fourier_basis(P), basis_names(P)
     x = np.arange(P)
     for k in frequencies(P):
@@ -47,7 +50,7 @@ def test_rows_are_where_their_names_say():
             np.testing.assert_allclose(row, expected / np.linalg.norm(expected), atol=1e-12)
 
 
-def test_all_frequencies_and_none_twice():
+def test_all_frequencies_and_none_twice() -> None:
     assert frequencies(113).tolist() == list(range(1, 57))
     assert canonical_frequencies([3, P - 3, -3, P + 3], P) == [3]
     with pytest.raises(InputError, match="frequency 29 is the constant"):
@@ -57,7 +60,7 @@ def test_all_frequencies_and_none_twice():
             frequencies(even)
 
 
-def test_planted_embedding_is_explained_and_found():
+def test_planted_embedding_is_explained_and_found() -> None:
     rng = np.random.default_rng(0)
     table = planted_table(rng, (2, 5, 14))
     assert fraction_explained(table, [2, 5, 14], P) == pytest.approx(1, abs=1e-12)
@@ -67,7 +70,7 @@ def test_planted_embedding_is_explained_and_found():
     assert fraction_explained(table, [P - 2, 5, 14, P - 14], P) == pytest.approx(1, abs=1e-12)
 
 
-def test_random_embedding_scores_chance():
+def test_random_embedding_scores_chance() -> None:
     rng = np.random.default_rng(1)
     p, d = 113, 512
     table = rng.normal(size=(p, d))
@@ -76,7 +79,7 @@ def test_random_embedding_scores_chance():
     assert key_frequencies(table) == []
 
 
-def test_powers_are_those_of_the_fft():
+def test_powers_are_those_of_the_fft() -> None:
     rng = np.random.default_rng(2)
     table = rng.normal(size=(P, 6))
     spectrum = np.abs(np.fft.fft(table, axis=0)) ** 2 / P
@@ -85,7 +88,7 @@ def test_powers_are_those_of_the_fft():
 
 
 @pytest.mark.parametrize(("operation", "sign"), [("addition", 1), ("subtraction", -1)])
-def test_activations_at_waves_of_the_answer(operation, sign):
+def test_activations_at_waves_of_the_answer(operation: Any, sign: Any) -> None:
     rng = np.random.default_rng(3)
     a, b = grid()
     directions = rng.normal(size=(4, 24))
@@ -94,7 +97,7 @@ def test_activations_at_waves_of_the_answer(operation, sign):
     # the same waves are products of waves of a and b, and hold nothing of a or b alone
     assert fraction_explained(values, [3, 8], P, operation, "pair") == pytest.approx(1)
     assert fraction_explained(values, [3, 8], P, operation, "a") == pytest.approx(0, abs=1e-12)
-    other = "subtraction" if operation == "addition" else "addition"
+    other: Operation = "subtraction" if operation == "addition" else "addition"
     assert fraction_explained(values, [3, 8], P, other) == pytest.approx(0, abs=1e-12)
     planes = frequency_planes(values, [8, 3], P, operation)
     for plane, span in zip(planes, (directions[:2], directions[2:]), strict=True):
@@ -102,7 +105,7 @@ def test_activations_at_waves_of_the_answer(operation, sign):
         np.testing.assert_allclose(span @ plane.T @ plane, span, atol=1e-9)
 
 
-def test_variance_is_shared_out_exactly():
+def test_variance_is_shared_out_exactly() -> None:
     rng = np.random.default_rng(4)
     a, b = grid()
     parts = [
@@ -121,7 +124,7 @@ def test_variance_is_shared_out_exactly():
     assert fraction_explained(values, [4], P, variable="pair") == pytest.approx(shares[:3].sum())
 
 
-def test_planes_of_an_embedding_survive_rotation_of_phase():
+def test_planes_of_an_embedding_survive_rotation_of_phase() -> None:
     rng = np.random.default_rng(5)
     directions = rng.normal(size=(2, 20))
     x = np.arange(P)
@@ -131,20 +134,20 @@ def test_planes_of_an_embedding_survive_rotation_of_phase():
     np.testing.assert_allclose(projection, other, atol=1e-12)
 
 
-def test_no_plane_where_there_is_none():
+def test_no_plane_where_there_is_none() -> None:
     table = np.cos(2 * np.pi * 3 * np.arange(P) / P)[:, None] * np.ones(5)
     with pytest.raises(InputError, match="frequency 3 spans no plane"):
         frequency_planes(table, [3], P)
 
 
-def test_multiplication_and_wrong_shapes_are_refused():
+def test_multiplication_and_wrong_shapes_are_refused() -> None:
     with pytest.raises(InputError, match="multiplicative group"):
         fraction_explained(np.zeros((P * P, 3)), [1], P, "multiplication")
     with pytest.raises(InputError, match=r"needs 29 rows .* or 841 rows"):
         frequency_planes(np.zeros((P + 1, 3)), [1], P)
 
 
-def test_gini_against_its_definition():
+def test_gini_against_its_definition() -> None:
     rng = np.random.default_rng(6)
     x = rng.exponential(size=30)
     brute = np.abs(x[:, None] - x[None, :]).mean() / (2 * x.mean())

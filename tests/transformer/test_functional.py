@@ -1,5 +1,7 @@
 """The fast path against the hooked model: same logits, same loss, same gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ SHAPES = [
 class Case:
     """A small model with no zero anywhere, its data, and gradients in float64 as the oracle."""
 
-    def __init__(self, token_format, act_fn, n_heads, modulus=11):
+    def __init__(self, token_format: Any, act_fn: Any, n_heads: Any, modulus: Any = 11) -> None:
         self.dataset = modular_dataset(
             ModularTaskConfig(modulus=modulus, token_format=token_format, seed=1)
         )
@@ -44,15 +46,15 @@ class Case:
         self.a = self.tokens[:, self.vocabulary.position_a].contiguous()
         self.b = self.tokens[:, self.vocabulary.position_b].contiguous()
 
-    def functional(self, rows=slice(None)):
+    def functional(self, rows: Any = slice(None)) -> Any:
         return functional_logits(
             self.parameters, self.a[rows], self.b[rows], self.vocabulary, self.config
         )
 
-    def hooked(self):
+    def hooked(self) -> Any:
         return self.model(self.tokens)[:, self.vocabulary.answer_position]
 
-    def compiled(self, rows=slice(None)):
+    def compiled(self, rows: Any = slice(None)) -> Any:
         return compiled_loss(
             self.parameters,
             self.a[rows],
@@ -62,14 +64,14 @@ class Case:
             self.config,
         )
 
-    def gradients(self, loss):
+    def gradients(self, loss: Any) -> Any:
         self.model.zero_grad()
-        loss.backward()
-        return {name: p.grad.clone() for name, p in self.parameters.items()}
+        torch.autograd.backward(loss)
+        return {n: p.grad.clone() for n, p in self.parameters.items() if p.grad is not None}
 
 
 @pytest.mark.parametrize(("token_format", "act_fn", "n_heads"), SHAPES)
-def test_functional_equals_hooked_in_float64(token_format, act_fn, n_heads):
+def test_functional_equals_hooked_in_float64(token_format: Any, act_fn: Any, n_heads: Any) -> None:
     case = Case(token_format, act_fn, n_heads)
     case.model.double()
     case.parameters = named_parameters(case.model)
@@ -84,7 +86,7 @@ def test_functional_equals_hooked_in_float64(token_format, act_fn, n_heads):
 
 
 @pytest.mark.parametrize(("token_format", "act_fn", "n_heads"), SHAPES[:1])
-def test_activations_are_those_of_the_hooks(token_format, act_fn, n_heads):
+def test_activations_are_those_of_the_hooks(token_format: Any, act_fn: Any, n_heads: Any) -> None:
     case = Case(token_format, act_fn, n_heads)
     with torch.no_grad():
         _, cache = case.model.run_with_cache(case.tokens)
@@ -99,7 +101,9 @@ def test_activations_are_those_of_the_hooks(token_format, act_fn, n_heads):
 
 @pytest.mark.parametrize("n_heads", [1, 4, 5, 10])
 @pytest.mark.parametrize("token_format", ["compact", "index_value", "alternating"])
-def test_compiled_loss_and_gradients_equal_the_hooked_models(token_format, n_heads):
+def test_compiled_loss_and_gradients_equal_the_hooked_models(
+    token_format: Any, n_heads: Any
+) -> None:
     case = Case(token_format, "relu", n_heads)
     found_loss = case.compiled()
     found = case.gradients(found_loss)
@@ -116,7 +120,7 @@ def test_compiled_loss_and_gradients_equal_the_hooked_models(token_format, n_hea
         assert difference < 1e-5 * (float(gradient.norm()) + 0.1 * scale), name
 
 
-def test_compiled_loss_in_blocks_of_rows_and_threads(monkeypatch):
+def test_compiled_loss_in_blocks_of_rows_and_threads(monkeypatch: Any) -> None:
     case = Case("compact", "relu", 4)
     whole = case.compiled()
     expected = case.gradients(whole)
@@ -138,7 +142,7 @@ def test_compiled_loss_in_blocks_of_rows_and_threads(monkeypatch):
         torch.set_num_threads(threads)
 
 
-def test_gradient_scales_with_the_loss():
+def test_gradient_scales_with_the_loss() -> None:
     case = Case("compact", "relu", 4)
     expected = case.gradients(case.compiled())
     found = case.gradients(3 * case.compiled())
@@ -146,20 +150,20 @@ def test_gradient_scales_with_the_loss():
         torch.testing.assert_close(found[name], 3 * gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_order_of_rows_does_not_matter():
+def test_order_of_rows_does_not_matter() -> None:
     case = Case("compact", "relu", 4)
     order = torch.randperm(len(case.answers), generator=torch.Generator().manual_seed(0))
     assert case.compiled(order).item() == pytest.approx(case.compiled().item(), rel=1e-6)
 
 
-def test_loss_of_a_sure_model_keeps_its_digits():
+def test_loss_of_a_sure_model_keeps_its_digits() -> None:
     # 1 - p is 1e-12 here: float32 would say 0
     logits = torch.tensor([[28.0, 0.0], [0.0, 28.0]])
     loss = answer_loss(logits, torch.tensor([0, 1]))
     assert float(loss) == pytest.approx(6.914e-13, rel=1e-3)
 
 
-def test_fast_path_knows_its_limits():
+def test_fast_path_knows_its_limits() -> None:
     assert has_functional_form(TransformerConfig())
     assert not has_functional_form(TransformerConfig(n_layers=2))
     assert not has_functional_form(TransformerConfig(normalization="LN"))

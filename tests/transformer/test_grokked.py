@@ -1,6 +1,7 @@
 """A small model that groks in seconds: its leaks, its waves and its progress measures."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from husai.errors import InputError
-from husai.tasks import ModularTaskConfig, modular_dataset
+from husai.tasks import ModularDataset, ModularTaskConfig, modular_dataset
 from husai.transformer import (
     CheckpointStore,
+    TrainedTransformer,
     TransformerConfig,
     TransformerTrainingConfig,
     build_transformer,
@@ -37,17 +39,17 @@ TRAINING = TransformerTrainingConfig(
 
 @dataclasses.dataclass
 class Grokked:
-    dataset: object
-    run: object
-    store: object
-    model: object
+    dataset: ModularDataset
+    run: TrainedTransformer
+    store: CheckpointStore
+    model: Any
 
-    def predictions(self, tokens):
+    def predictions(self, tokens: Any) -> Any:
         with torch.no_grad():
             return self.model(tokens)[:, -1].argmax(-1)
 
 
-def grok(token_format, directory):
+def grok(token_format: Any, directory: Any) -> Any:
     dataset = modular_dataset(
         ModularTaskConfig(
             modulus=P,
@@ -62,18 +64,20 @@ def grok(token_format, directory):
 
 
 @pytest.fixture(scope="module")
-def grokked(tmp_path_factory):
+def grokked(tmp_path_factory: Any) -> Any:
     return grok("compact", tmp_path_factory.mktemp("compact"))
 
 
 @pytest.fixture(scope="module", params=["compact", "index_value", "alternating"])
-def any_format(request, grokked, tmp_path_factory):
+def any_format(request: Any, grokked: Any, tmp_path_factory: Any) -> Any:
     if request.param == "compact":
         return grokked
     return grok(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_generalises_after_it_has_memorised_and_again_from_the_file(any_format, tmp_path):
+def test_generalises_after_it_has_memorised_and_again_from_the_file(
+    any_format: Any, tmp_path: Any
+) -> None:
     summary = any_format.run.summary
     assert summary["epoch_train_99"] is not None
     assert summary["final_test_accuracy"] >= 0.98
@@ -93,7 +97,7 @@ def test_generalises_after_it_has_memorised_and_again_from_the_file(any_format, 
         evaluate_transformer(loaded, other)
 
 
-def follows(predict, tokens, position, answers):
+def follows(predict: Any, tokens: Any, position: Any, answers: Any) -> Any:
     """How often the prediction is the number planted at a position, against the true answer."""
     planted = torch.randint(0, P, answers.shape, generator=torch.Generator().manual_seed(0))
     planted = torch.where(planted == answers, (planted + 1) % P, planted)
@@ -102,7 +106,7 @@ def follows(predict, tokens, position, answers):
     return float((predict(corrupted) == planted).double().mean())
 
 
-def test_prediction_follows_no_token_but_a_and_b(any_format):
+def test_prediction_follows_no_token_but_a_and_b(any_format: Any) -> None:
     vocabulary = any_format.dataset.vocabulary
     tokens = torch.tensor(any_format.dataset.tokens())
     answers = torch.tensor(any_format.dataset.answers())
@@ -134,7 +138,7 @@ def test_prediction_follows_no_token_but_a_and_b(any_format):
     assert float(right) > 0.98
 
 
-def test_the_leak_test_catches_a_leak():
+def test_the_leak_test_catches_a_leak() -> None:
     # the mistake itself: the answer stands where the loss is read
     dataset = modular_dataset(ModularTaskConfig(modulus=P))
     tokens, answers = torch.tensor(dataset.tokens()), torch.tensor(dataset.answers())
@@ -143,10 +147,11 @@ def test_the_leak_test_catches_a_leak():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(40):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(tokens)[:, -1], answers).backward()
+        loss = torch.nn.functional.cross_entropy(model(tokens)[:, -1], answers)
+        torch.autograd.backward(loss)
         optimizer.step()
 
-    def predict(corrupted):
+    def predict(corrupted: Any) -> Any:
         with torch.no_grad():
             return model(corrupted)[:, -1].argmax(-1)
 
@@ -156,18 +161,18 @@ def test_the_leak_test_catches_a_leak():
 # --- progress measures ----------------------------------------------------------------------
 
 
-def logits_of(grokked, state):
+def logits_of(grokked: Any, state: Any) -> Any:
     model = build_transformer(MODEL, P + 1, 3)
     model.load_state_dict(state)
     with torch.no_grad():
         return model(torch.tensor(grokked.dataset.tokens()))[:, -1, :P].double().numpy()
 
 
-def cross_entropy(logits, answers):
+def cross_entropy(logits: Any, answers: Any) -> Any:
     return float(torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(answers)))
 
 
-def test_losses_against_the_two_dimensional_fft(grokked):
+def test_losses_against_the_two_dimensional_fft(grokked: Any) -> None:
     """Restricted, excluded and trig loss by masking FFT coefficients of the hooked logits."""
     key = [3, 7, 10]
     epoch = grokked.store.epochs()[2]
@@ -206,7 +211,7 @@ def test_losses_against_the_two_dimensional_fft(grokked):
     assert row["logits_explained"] == pytest.approx(share, rel=1e-6)
 
 
-def test_all_frequencies_restrict_nothing_of_the_answer(grokked):
+def test_all_frequencies_restrict_nothing_of_the_answer(grokked: Any) -> None:
     everything = list(range(1, (P - 1) // 2 + 1))
     state = grokked.run.state_dict
     row = progress_measures([(1, state)], grokked.dataset, MODEL, key=everything).iloc[0]
@@ -217,7 +222,7 @@ def test_all_frequencies_restrict_nothing_of_the_answer(grokked):
     assert structure.explained["mlp_post"] > structure.explained["mlp_post_answer"]
 
 
-def test_measures_tell_memorising_from_generalising(grokked):
+def test_measures_tell_memorising_from_generalising(grokked: Any) -> None:
     measures = progress_measures(grokked.store, grokked.dataset)
     assert measures["epoch"].tolist() == grokked.store.epochs()
     first, last = measures.iloc[0], measures.iloc[-1]
@@ -235,7 +240,7 @@ def test_measures_tell_memorising_from_generalising(grokked):
     np.testing.assert_allclose(measures["sum_squared_weights"], expected, rtol=1e-6)
 
 
-def test_structure_of_the_grokked_model(grokked):
+def test_structure_of_the_grokked_model(grokked: Any) -> None:
     vocabulary = grokked.dataset.vocabulary
     structure = fourier_structure(grokked.run.state_dict, vocabulary, MODEL)
     assert 1 <= len(structure.key_frequencies) <= 8
@@ -255,7 +260,7 @@ def test_structure_of_the_grokked_model(grokked):
     assert inside > structure.explained["resid_post"] > 0.5
 
 
-def test_generic_shapes_are_measured_through_the_hooks():
+def test_generic_shapes_are_measured_through_the_hooks() -> None:
     dataset = modular_dataset(ModularTaskConfig(modulus=7, token_format="alternating"))
     shape = TransformerConfig(d_model=16, n_heads=2, d_mlp=24, n_layers=2, normalization="LN")
     state = build_transformer(shape, dataset.vocabulary.d_vocab, 4).state_dict()
@@ -265,7 +270,7 @@ def test_generic_shapes_are_measured_through_the_hooks():
     assert measures["mlp_post_explained"].iloc[0] < 1
 
 
-def test_hooked_and_functional_measures_agree(grokked, monkeypatch):
+def test_hooked_and_functional_measures_agree(grokked: Any, monkeypatch: Any) -> None:
     series = [(0, grokked.run.state_dict)]
     expected = progress_measures(series, grokked.dataset, MODEL, key=[2, 9])
     monkeypatch.setattr("husai.transformer.measures.has_functional_form", lambda config: False)
@@ -273,7 +278,7 @@ def test_hooked_and_functional_measures_agree(grokked, monkeypatch):
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
 
 
-def test_measures_refuse_what_they_cannot_say(grokked):
+def test_measures_refuse_what_they_cannot_say(grokked: Any) -> None:
     state = grokked.run.state_dict
     product = modular_dataset(ModularTaskConfig(modulus=P, operation="multiplication"))
     with pytest.raises(InputError, match="multiplicative group"):
@@ -287,7 +292,7 @@ def test_measures_refuse_what_they_cannot_say(grokked):
         progress_measures([(0, state)], grokked.dataset)
 
 
-def test_without_key_frequencies_the_measures_that_need_them_are_nan(grokked):
+def test_without_key_frequencies_the_measures_that_need_them_are_nan(grokked: Any) -> None:
     fresh = build_transformer(MODEL, P + 1, 3).state_dict()
     measures = progress_measures([(0, fresh)], grokked.dataset, MODEL)
     assert measures.attrs["key_frequencies"] == []

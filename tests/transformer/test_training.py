@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,11 +25,13 @@ from husai.transformer.training import grokking_summary, learning_rate_factor
 SMALL = TransformerConfig(d_model=16, n_heads=2, d_mlp=24)
 
 
-def small_dataset(**values):
+def small_dataset(**values: Any) -> Any:
     return modular_dataset(ModularTaskConfig(modulus=11, **values))
 
 
-def train(dataset=None, model=SMALL, checkpoint_dir=None, **values):
+def train(
+    dataset: Any = None, model: Any = SMALL, checkpoint_dir: Any = None, **values: Any
+) -> Any:
     values = {"max_epochs": 12, "evaluate_every": 4, "early_stopping": False} | values
     return train_transformer(
         dataset or small_dataset(),
@@ -39,7 +42,7 @@ def train(dataset=None, model=SMALL, checkpoint_dir=None, **values):
     )
 
 
-def same_run(first, second):
+def same_run(first: Any, second: Any) -> None:
     assert set(first.state_dict) == set(second.state_dict)
     for name, value in first.state_dict.items():
         assert torch.equal(value, second.state_dict[name]), name
@@ -60,7 +63,7 @@ def same_run(first, second):
     ],
 )
 @pytest.mark.parametrize("batch_size", [None, 25])
-def test_every_shape_learns_the_train_rows(model, batch_size):
+def test_every_shape_learns_the_train_rows(model: Any, batch_size: Any) -> None:
     run = train(model=model, batch_size=batch_size, max_epochs=60, learning_rate=1e-2)
     first, last = run.history.iloc[0], run.history.iloc[-1]
     assert first["train_loss"] == pytest.approx(math.log(12), rel=0.2)
@@ -68,7 +71,7 @@ def test_every_shape_learns_the_train_rows(model, batch_size):
     assert run.summary["forward"] == ("compiled" if model.normalization == "none" else "hooked")
 
 
-def test_fast_and_hooked_training_agree():
+def test_fast_and_hooked_training_agree() -> None:
     fast = train(fast_path=True, max_epochs=20)
     hooked = train(fast_path=False, max_epochs=20)
     assert (fast.summary["forward"], hooked.summary["forward"]) == ("compiled", "hooked")
@@ -76,14 +79,14 @@ def test_fast_and_hooked_training_agree():
         torch.testing.assert_close(fast.state_dict[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
-def test_one_step_is_adamw_by_hand():
+def test_one_step_is_adamw_by_hand() -> None:
     dataset = small_dataset()
     run = train(dataset, max_epochs=1, weight_decay=0.5, warm_up_steps=4, learning_rate=1e-2)
     model = build_transformer(SMALL, 12, 3)
     rows = dataset.rows("train")
     logits = model(torch.tensor(dataset.tokens()[rows]))[:, -1].double()
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(dataset.answers()[rows]))
-    loss.backward()
+    torch.autograd.backward(loss)
     weight = model.state_dict(keep_vars=True)["unembed.weight"]
     # first step of Adam: the bias-corrected moments are g and g²; warm-up: a quarter of the rate
     rate = 1e-2 / 4
@@ -93,7 +96,7 @@ def test_one_step_is_adamw_by_hand():
     )
 
 
-def test_only_train_rows_are_in_the_loss():
+def test_only_train_rows_are_in_the_loss() -> None:
     dataset = small_dataset()
     examples = dataset.examples.copy()
     held_out = examples["split"] != "train"
@@ -113,7 +116,7 @@ def test_only_train_rows_are_in_the_loss():
         ("all", {"mlp.in", "mlp.out", "attn.q", "attn.v", "attn.o"}),
     ],
 )
-def test_biases_that_are_not_trained_stay_zero(biases, moving):
+def test_biases_that_are_not_trained_stay_zero(biases: Any, moving: Any) -> None:
     run = train(model=SMALL.model_copy(update={"biases": biases}), max_epochs=3)
     nonzero = {
         name.removeprefix("blocks.0.").removesuffix(".bias")
@@ -124,7 +127,7 @@ def test_biases_that_are_not_trained_stay_zero(biases, moving):
     assert nonzero - {"attn.k"} == moving
 
 
-def test_curves_are_those_of_the_hooked_model():
+def test_curves_are_those_of_the_hooked_model() -> None:
     dataset = small_dataset()
     run = train(dataset, max_epochs=6, evaluate_every=6)
     with torch.no_grad():
@@ -143,7 +146,7 @@ def test_curves_are_those_of_the_hooked_model():
     assert run.summary["hardware"]
 
 
-def test_seeds_say_what_is_random():
+def test_seeds_say_what_is_random() -> None:
     same_run(train(batch_size=20), train(batch_size=20))
     weights = train(model=SMALL.model_copy(update={"seed": 1}), batch_size=20)
     order = train(batch_size=20, seed=1)
@@ -156,8 +159,8 @@ def test_seeds_say_what_is_random():
 # --- schedules and stopping -----------------------------------------------------------------
 
 
-def test_schedules_at_known_points():
-    def factors(steps, **values):
+def test_schedules_at_known_points() -> None:
+    def factors(steps: Any, **values: Any) -> Any:
         config = TransformerTrainingConfig(max_epochs=101, warm_up_steps=0, **values)
         return [learning_rate_factor(step, 1, config) for step in steps]
 
@@ -174,12 +177,12 @@ def test_schedules_at_known_points():
     assert rates == pytest.approx([0.1, 0.5, 1, 1])
 
 
-def test_learning_rate_is_in_the_history():
+def test_learning_rate_is_in_the_history() -> None:
     run = train(schedule="linear", warm_up_steps=0, max_epochs=9, evaluate_every=4)
     assert run.history["learning_rate"].tolist() == pytest.approx([0, 1e-3 * 5 / 8, 1e-3 / 8, 0])
 
 
-def curves(test_accuracy, train_accuracy):
+def curves(test_accuracy: Any, train_accuracy: Any) -> Any:
     n = len(test_accuracy)
     table = {"epoch": np.arange(n) * 10, "train_accuracy": train_accuracy}
     table["test_accuracy"] = test_accuracy
@@ -187,7 +190,7 @@ def curves(test_accuracy, train_accuracy):
     return pd.DataFrame(table | {name: [math.nan] * n for name in rest})
 
 
-def test_grokking_is_reported_by_its_delay():
+def test_grokking_is_reported_by_its_delay() -> None:
     summary = grokking_summary(curves([0, 0.1, 0.5, 0.97, 0.99], [0.1, 0.98, 0.99, 1, 1]))
     assert summary["epoch_train_99"] == 20
     assert summary["epoch_test_99"] == 40
@@ -199,11 +202,11 @@ def test_grokking_is_reported_by_its_delay():
     assert never["grokking_delay_epochs"] is None
 
 
-def test_early_stopping_waits_for_accuracy_that_stays(monkeypatch):
+def test_early_stopping_waits_for_accuracy_that_stays(monkeypatch: Any) -> None:
     accuracies = iter([0.0, 0.5, 0.995, 0.98, 0.995, 0.999, 1.0, 1.0, 1.0])
     record = training_module._Run._record
 
-    def scripted(run):
+    def scripted(run: Any) -> None:
         record(run)
         run.history[-1]["test_accuracy"] = next(accuracies)
 
@@ -221,10 +224,10 @@ class Interrupted(Exception):
     pass
 
 
-def interrupt_after(monkeypatch, epochs):
+def interrupt_after(monkeypatch: Any, epochs: Any) -> None:
     train_epoch = training_module._Run._train_epoch
 
-    def interrupted(run):
+    def interrupted(run: Any) -> None:
         if run.epoch == epochs:
             raise Interrupted
         train_epoch(run)
@@ -235,7 +238,9 @@ def interrupt_after(monkeypatch, epochs):
 @pytest.mark.parametrize(
     "values", [{}, {"batch_size": 17, "schedule": "cosine"}, {"fast_path": False}]
 )
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, values):
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    tmp_path: Any, monkeypatch: Any, values: Any
+) -> None:
     values = {"max_epochs": 23, "checkpoint_every": 5, "evaluate_every": 3} | values
     whole = train(checkpoint_dir=tmp_path / "whole", **values)
     with monkeypatch.context() as patch:
@@ -258,10 +263,12 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, values)
             assert torch.equal(value, second[name]), (epoch, name)
 
 
-def test_interruption_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+def test_interruption_while_writing_leaves_the_checkpoint_before(
+    tmp_path: Any, monkeypatch: Any
+) -> None:
     whole = train(max_epochs=8, checkpoint_every=2)
 
-    def failing(path, tensors, header):
+    def failing(path: Any, tensors: Any, header: Any) -> None:
         if path.name.startswith("resume") and header["epoch"] == 4:
             raise Interrupted
         write_tensors(path, tensors, header)
@@ -274,7 +281,7 @@ def test_interruption_while_writing_leaves_the_checkpoint_before(tmp_path, monke
     same_run(whole, train(max_epochs=8, checkpoint_every=2, checkpoint_dir=tmp_path))
 
 
-def test_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+def test_finished_run_is_not_trained_again(tmp_path: Any, monkeypatch: Any) -> None:
     first = train(checkpoint_dir=tmp_path)
     interrupt_after(monkeypatch, -1)
     monkeypatch.setattr(training_module._Run, "_train_epoch", None)
@@ -289,7 +296,7 @@ def test_finished_run_is_not_trained_again(tmp_path, monkeypatch):
         ({"dataset": modular_dataset(ModularTaskConfig(modulus=11, seed=3))}, "dataset_sha256"),
     ],
 )
-def test_another_runs_checkpoints_are_refused(tmp_path, change, message):
+def test_another_runs_checkpoints_are_refused(tmp_path: Any, change: Any, message: Any) -> None:
     train(checkpoint_dir=tmp_path)
     with pytest.raises(InputError, match=message):
         train(checkpoint_dir=tmp_path, **change)
@@ -298,7 +305,7 @@ def test_another_runs_checkpoints_are_refused(tmp_path, change, message):
 # --- files ----------------------------------------------------------------------------------
 
 
-def test_saved_model_comes_back_whole(tmp_path):
+def test_saved_model_comes_back_whole(tmp_path: Any) -> None:
     dataset = small_dataset(token_format="alternating")
     run = train(dataset)
     save_transformer(run, tmp_path / "model.safetensors")
@@ -313,7 +320,7 @@ def test_saved_model_comes_back_whole(tmp_path):
         assert torch.equal(loaded.build()(tokens), run.build()(tokens))
 
 
-def test_history_with_an_empty_split_survives_the_file(tmp_path):
+def test_history_with_an_empty_split_survives_the_file(tmp_path: Any) -> None:
     run = train(small_dataset(val_fraction=0, test_fraction=0.5))
     assert run.history["val_loss"].isna().all()
     save_transformer(run, tmp_path / "model.safetensors")
@@ -322,7 +329,7 @@ def test_history_with_an_empty_split_survives_the_file(tmp_path):
     )
 
 
-def test_foreign_file_is_refused(tmp_path):
+def test_foreign_file_is_refused(tmp_path: Any) -> None:
     write_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(2)}, {"kind": "activations"})
     with pytest.raises(InputError, match=r"other.safetensors: .*'activations'"):
         load_transformer(tmp_path / "other.safetensors")
@@ -344,12 +351,12 @@ def test_foreign_file_is_refused(tmp_path):
         (TransformerTrainingConfig, {"schedule": "exponential"}, "schedule"),
     ],
 )
-def test_bad_parameters_name_the_field(config, values, message):
+def test_bad_parameters_name_the_field(config: Any, values: Any, message: Any) -> None:
     with pytest.raises(ValidationError, match=message):
         config(**values)
 
 
-def test_vocabulary_must_match():
+def test_vocabulary_must_match() -> None:
     with pytest.raises(InputError, match=r"d_vocab = 100 .* the dataset has 12 tokens"):
         train(model=SMALL.model_copy(update={"d_vocab": 100}))
     assert (
@@ -357,18 +364,18 @@ def test_vocabulary_must_match():
     )
 
 
-def test_stopping_on_an_empty_split_is_refused():
+def test_stopping_on_an_empty_split_is_refused() -> None:
     dataset = small_dataset(val_fraction=0, test_fraction=0.5)
     with pytest.raises(InputError, match="stopping_split = 'val'"):
         train(dataset, early_stopping=True, stopping_split="val")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_missing_device_is_refused():
+def test_missing_device_is_refused() -> None:
     with pytest.raises(InputError, match="device = 'cuda'"):
         train(device="cuda")
 
 
-def test_divergence_stops_the_run():
+def test_divergence_stops_the_run() -> None:
     with pytest.raises(InputError, match=r"train loss is nan.*learning_rate"):
         train(learning_rate=1e30, max_epochs=8, evaluate_every=1)
