@@ -15,7 +15,7 @@ Arguments are plain arrays, not records: compiling is three times as long with r
 """
 
 # numpy's and Python's numbers take turns in one variable, as compiled code may
-# mypy: disable-error-code="assignment"
+# mypy: disable-error-code="assignment, return-value"
 
 from __future__ import annotations
 

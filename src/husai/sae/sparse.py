@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401  (numba's products use it: load before its threads are set)
 import torch
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
