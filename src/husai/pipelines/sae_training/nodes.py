@@ -65,7 +65,13 @@ def plot_learning_curves(
     """Draw loss, FVU, L0 and dead latents over training, by architecture and width."""
     from husai.figures.sae import learning_curves
 
-    return learning_curves(list(load_saes(sae_plan, saes).values()))
+    loaded = load_saes(sae_plan, saes)
+    return learning_curves(
+        {
+            str(group): [loaded[sae_id].history for sae_id in ids]
+            for group, ids in sae_plan.groupby("group", sort=False)["sae_id"]
+        }
+    )
 
 
 def load_saes(
