@@ -90,6 +90,19 @@ class HostProducts:
                 update_column_lists(block, not sign, lists.columns.part(start, stop), a)
 
 
+def check_device(device: str) -> None:
+    """Raise InputError unless ``device`` is ``"cpu"`` or a torch device that works here."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device: {device!r} cannot be used here ({reason})") from error
+
+
 class DeviceProducts:
     """Products, and the choice of the best, on a torch device such as ``cuda``.
 
@@ -111,12 +124,9 @@ class DeviceProducts:
     def __init__(self, a: UnitRows, b: UnitRows, device: str) -> None:
         import torch
 
-        try:
-            self._device = torch.device(device)
-            self._b_unit = torch.from_numpy(b.unit).to(self._device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"device: {device!r} cannot be used here ({reason})") from error
+        check_device(device)
+        self._device = torch.device(device)
+        self._b_unit = torch.from_numpy(b.unit).to(self._device)
         self._a = a
 
     def _product(self, rows: Any, columns: Any) -> Any:

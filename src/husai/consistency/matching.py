@@ -17,6 +17,7 @@ from husai.consistency.blocked import Float64, UnitRows, check_dictionary, inver
 from husai.consistency.candidates import (
     Candidates,
     Checkpoint,
+    check_device,
     find_candidates,
     products_on,
 )
@@ -248,6 +249,7 @@ def _match(
             f"temperature {temperature}, iterations {iterations}; all must be positive, the "
             "passes at least 1"
         )
+    check_device(device)
     a, b = UnitRows(A, "A"), UnitRows(B, "B")
     if a.d != b.d:
         raise InputError(

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import husai
+from husai.cli import main
+from husai.consistency.compare_document import schema
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three dictionaries that share half of their features, and activation rows."""
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((20, 16))
+    for s in range(3):
+        rows = np.concatenate([truth, rng.standard_normal((20, 16))])[rng.permutation(40)]
+        np.save(tmp_path / f"s{s}.npy", rows.astype(np.float32))
+    save_file({"W_dec": torch.from_numpy(rows).float()}, tmp_path / "s3.safetensors")
+    np.save(tmp_path / "rows.npy", rng.standard_normal((100, 16)).astype(np.float32))
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom husai.cli import main\n"
+        "try:\n    main({arguments})\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {{'numpy', 'torch', 'numba', 'pandas', 'scipy', 'kedro'}} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    for arguments in (["--version"], ["--help"], ["compare", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script.format(arguments=arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+    assert (
+        husai.__version__
+        in subprocess.run(
+            [sys.executable, "-m", "husai.cli", "--version"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+
+
+def test_compares_prints_and_writes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "out.json"
+    code, text, error = run(
+        capsys,
+        "compare",
+        *(folder / f"s{s}.npy" for s in range(3)),
+        "--json",
+        out,
+        "--activations",
+        folder / "rows.npy",
+        "--null-draws",
+        "2",
+    )
+    assert code == 0, error
+    assert "A = s0.npy   B = s2.npy" in text
+    assert "interval over SAEs" in text
+    assert "convergence unknown" in text
+    document = json.loads(out.read_text())
+    jsonschema.validate(document, schema())
+    assert len(document["pairs"]) == 3
+    assert document["saes"][0]["files"][0]["name"] == "s0.npy"
+    assert document["activations"]["n_rows"] == 100
+    assert str(folder) not in {sae["id"] for sae in document["saes"]}
+    quiet = run(
+        capsys,
+        "compare",
+        folder / "s0.npy",
+        folder / "s3.safetensors",
+        "--null-draws",
+        "0",
+        "--json",
+        out,
+        "--quiet",
+    )
+    assert quiet == (0, "", "")
+
+
+def test_fail_under_is_an_exit_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair: list[str | Path] = [folder / "s0.npy", folder / "s1.npy", "--null-draws", "0"]
+    assert run(capsys, "compare", *pair, "--fail-under", "0.5")[0] == 0
+    code, _, error = run(capsys, "compare", *pair, "--fail-under", "0.99")
+    assert code == 1
+    assert "below --fail-under 0.99" in error
+
+
+class Malice:
+    """A pickle that runs code when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def bad_inputs(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Name to a bad SAE and what the message must say."""
+    good = np.load(folder / "s0.npy")
+    (folder / "torn.npy").write_bytes((folder / "s0.npy").read_bytes()[:200])
+    (folder / "torn.safetensors").write_bytes((folder / "s3.safetensors").read_bytes()[:100])
+    broken = good.copy()
+    broken[3] = np.nan
+    np.save(folder / "nan.npy", broken)
+    np.save(folder / "narrow.npy", good[:, :7])
+    np.save(folder / "vector.npy", good[0])
+    np.save(folder / "objects.npy", np.array([Malice(folder / "ran_npy")]), allow_pickle=True)
+    (folder / "empty").mkdir()
+    (folder / "notes.txt").write_text("no SAE")
+    with (folder / "evil.pt").open("wb") as file:
+        pickle.dump(Malice(folder / "ran_pt"), file)
+    torch.save({"encoder.weight": Malice(folder / "ran_torch")}, folder / "evil_torch.pt")
+    (folder / "evil_dir").mkdir()
+    torch.save({"encoder.weight": Malice(folder / "ran_dir")}, folder / "evil_dir" / "ae.pt")
+    (folder / "evil_dir" / "config.json").write_text(
+        json.dumps({"trainer": {"dict_class": "AutoEncoder"}})
+    )
+    return {
+        "torn npy": (folder / "torn.npy", "torn.npy"),
+        "torn safetensors": (folder / "torn.safetensors", "torn.safetensors"),
+        "NaN rows": (folder / "nan.npy", "nan.npy"),
+        "mismatched d": (folder / "narrow.npy", "narrow.npy"),
+        "a vector": (folder / "vector.npy", "vector.npy"),
+        "objects": (folder / "objects.npy", "objects.npy"),
+        "empty directory": (folder / "empty", "empty"),
+        "unknown format": (folder / "notes.txt", "notes.txt"),
+        "pickle": (folder / "evil.pt", "evil.pt"),
+        "torch pickle": (folder / "evil_torch.pt", "evil_torch.pt"),
+        "pickle in a directory": (folder / "evil_dir", "evil_dir"),
+        "missing": (folder / "nowhere", "nowhere"),
+        "given twice": (folder / "s0.npy", "given twice"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "torn npy",
+        "torn safetensors",
+        "NaN rows",
+        "mismatched d",
+        "a vector",
+        "objects",
+        "empty directory",
+        "unknown format",
+        "pickle",
+        "torch pickle",
+        "pickle in a directory",
+        "missing",
+        "given twice",
+    ],
+)
+def test_bad_input_is_one_line_and_runs_nothing(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, message = bad_inputs(folder)[case]
+    code, out, error = run(capsys, "compare", folder / "s0.npy", path)
+    assert code == 2
+    assert out == ""
+    assert error.count("\n") == 1
+    assert error.startswith("husai compare: ")
+    assert message in error
+    assert not list(folder.glob("ran_*"))
+
+
+def test_bad_options_are_refused_before_the_work(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [folder / "s0.npy", folder / "s1.npy"]
+    for extra, message in (
+        (["--threshold", "1.5"], "shared_threshold: 1.5"),
+        (["--null-draws", "-1"], "null_draws: -1"),
+        (["--device", "nowhere"], "device"),
+        (["--json", str(folder / "missing" / "out.json")], "no such directory"),
+        (["--json", str(folder)], "a directory"),
+        (["--activations", str(folder / "s9.npy")], "s9.npy: no such file"),
+        (["--activations", str(folder / "notes.txt")], "notes.txt"),
+    ):
+        code, out, error = run(capsys, "compare", *pair, *extra)
+        assert code == 2, extra
+        assert out == ""
+        assert message in error
+        assert error.count("\n") == 1
+    code, _, error = run(capsys, "compare", pair[0])
+    assert code == 2
+    assert "only one SAE" in error
+
+
+def test_interruption_has_its_exit_code(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("husai.consistency.compare.match_signed_and_absolute", interrupted)
+    code, _, error = run(capsys, "compare", folder / "s0.npy", folder / "s1.npy")
+    assert code == 130
+    assert error == "husai: interrupted\n"
+
+
+def test_an_interrupted_comparison_is_resumed_and_cleans_up(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("husai.consistency.compare._LONG_PAIRS", 0)
+    monkeypatch.setattr("husai.consistency.matching._DENSE_PAIRS", 0)
+    command: list[str | Path] = [
+        "compare",
+        folder / "s0.npy",
+        folder / "s1.npy",
+        "--resume",
+        folder / "state",
+    ]
+    command += ["--null-draws", "1"]
+
+    from husai.consistency import certified
+
+    real = certified.CertifiedSearch.run
+
+    def interrupted(self: certified.CertifiedSearch) -> certified.Certificate:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(certified.CertifiedSearch, "run", interrupted)
+    assert run(capsys, *command)[0] == 130
+    assert [p.name for p in (folder / "state").iterdir()] == ["decoders_0_and_1.safetensors"]
+    (folder / "state" / "mine.txt").write_text("not a checkpoint")
+    monkeypatch.setattr(certified.CertifiedSearch, "run", real)
+    code, out, _ = run(capsys, *command)
+    assert code == 0
+    assert "PW-MCC" in out
+    assert [p.name for p in (folder / "state").iterdir()] == ["mine.txt"]
