@@ -421,7 +421,7 @@ def _sae_table(
     return table
 
 
-_MEASURES = ("recall", "covered", "mean_purity", "in_plane", "mean_rho", "gt_mcc")
+_MEASURES = ("recall", "covered", "mean_purity", "in_plane", "mean_rho", "mean_energy", "gt_mcc")
 
 
 def _plane_columns(

@@ -94,9 +94,14 @@ def seed_interval(
 
     ``"jackknife"``: leave one seed (all its pairs) out; ``se² = (S-1)/S Σ_s (U_(s) - Ū)²`` with
     the t quantile of S-1 degrees of freedom (Arvesen 1969 for U-statistics). Exact when seeds
-    differ in quality, ``W_st = μ + a_s + a_t``; too wide, never too narrow, when pairs carry noise
-    of their own. ``"bootstrap"`` resamples seeds and takes percentiles over pairs of different
-    seeds: it is too narrow with few seeds and is there to show it.
+    differ in quality, ``W_st = μ + a_s + a_t``; too wide when pairs carry noise of their own.
+    ``"bootstrap"`` resamples seeds and takes percentiles over pairs of different seeds: far too
+    narrow with few seeds, and there to show it.
+
+    Measured coverage of a nominal 95 % (``benchmarks/consistency_coverage.py``, over worlds of
+    simulated seeds): jackknife .93 to .99 at 3, 5 and 10 seeds, lowest where a few seeds fail
+    badly; bootstrap .49 to .76 at 3; the t interval that takes pairs for independent .45 at 10.
+    Three seeds give honest but wide intervals: three to nine times the width that ten give.
 
     Parameters
     ----------

@@ -205,7 +205,7 @@ class PlaneNull:
     kind
         ``"isotropic"`` or ``"data_aware"``.
     draws
-        A row per draw: recall, covered, mean_purity, in_plane, mean_rho, gt_mcc.
+        A row per draw: recall, covered, mean_purity, in_plane, mean_rho, mean_energy, gt_mcc.
     """
 
     kind: str
@@ -268,7 +268,11 @@ def plane_null(
 
 
 def plane_measures(dictionary: ArrayLike, planes: ArrayLike, threshold: float) -> dict[str, float]:
-    """The scalar measures of :func:`plane_recovery`, with ``mean_rho`` and ``gt_mcc``."""
+    """The scalar measures of :func:`plane_recovery`, with three more.
+
+    ``mean_rho`` over features; ``mean_energy``, their energy in the span of all planes (high with
+    low purity: features mix frequencies); ``gt_mcc`` against the axes.
+    """
     got = plane_recovery(dictionary, planes, threshold=threshold)
     axes = orthonormal_planes(planes)
     return {
@@ -277,6 +281,7 @@ def plane_measures(dictionary: ArrayLike, planes: ArrayLike, threshold: float) -
         "mean_purity": got.mean_purity,
         "in_plane": got.in_plane,
         "mean_rho": float(got.features["rho"].mean()),
+        "mean_energy": float(got.features["energy"].mean()),
         "gt_mcc": gt_mcc(dictionary, axes.reshape(-1, axes.shape[2])),
     }
 

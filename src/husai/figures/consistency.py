@@ -188,14 +188,17 @@ def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool =
     if chosen.empty or "mean" not in chosen or chosen["mean"].isna().all():
         raise InputError(f"groups: no defined {score} (signed={signed}) to show")
     chosen = chosen.sort_values(["d_sae", "k", "architecture"], kind="stable")
+    chosen = chosen.assign(sparsity=[_sparsity(row) for row in chosen.to_dict("records")])
+    # groups told apart by their name alone (another initialisation, say) are series of their own
+    same = chosen.duplicated(["architecture", "d_sae", "sparsity", "space"]).any()
+    chosen = chosen.assign(series=chosen["group" if same else "architecture"])
     spaces = list(dict.fromkeys(chosen["space"]))
-    look = styles(sorted(set(chosen["architecture"])))
-    settings = list(dict.fromkeys(zip(chosen["d_sae"], chosen["k"].fillna(-1), strict=True)))
+    look = styles(sorted(set(chosen["series"])))
+    settings = list(dict.fromkeys(zip(chosen["d_sae"], chosen["sparsity"], strict=True)))
     place = {setting: i for i, setting in enumerate(settings)}
     width = max(3.6, 0.55 * len(settings) + 1.6)
     figure = Figure(figsize=(min(10.0, width * len(spaces)), 3.7), layout="constrained")
     axes = figure.subplots(1, len(spaces), sharey=True, squeeze=False)[0]
-    several_k = len({k for _, k in settings}) > 1
     for axis, space in zip(axes, spaces, strict=True):
         part = chosen[chosen["space"] == space]
         _score_panel(axis, part, look, place)
@@ -203,15 +206,10 @@ def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool =
         where = "full space" if space == "full" else "within the data's subspace"
         axis.set(
             title=f"{where} ({', '.join(map(str, dims))} dims)" if dims else where,
-            xlabel="d_sae" + (", k" if several_k else ""),
+            xlabel="d_sae, sparsity",
             xticks=range(len(settings)),
         )
-        axis.set_xticklabels(
-            [
-                f"{int(w)}\n{'' if k < 0 else f'k={k:g}'}" if several_k else f"{int(w)}"
-                for w, k in settings
-            ]
-        )
+        axis.set_xticklabels([f"{int(w)}\n{label}" for w, label in settings])
         tidy(axis)
     axes[0].set_ylabel(score_name(score, signed), size=FONT)
     handles = [
@@ -232,6 +230,15 @@ def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool =
     return figure
 
 
+def _sparsity(row: Mapping[Any, Any]) -> str:
+    """A group's sparsity setting in few characters."""
+    for column, symbol in (("k", "k"), ("l1_coefficient", "λ")):
+        value = row.get(column)
+        if value is not None and not pd.isna(value):
+            return f"{symbol}={value:g}"
+    return ""
+
+
 def _score_panel(
     axis: Axes,
     part: pd.DataFrame,
@@ -243,9 +250,8 @@ def _score_panel(
     for row in part.to_dict("records"):
         if pd.isna(row["mean"]):
             continue
-        colour, marker = look[row["architecture"]]
-        k = -1 if pd.isna(row["k"]) else row["k"]
-        x = place[row["d_sae"], k] + shift[row["architecture"]]
+        colour, marker = look[row["series"]]
+        x = place[row["d_sae"], row["sparsity"]] + shift[row["series"]]
         hollow = _unconverged(row["converged"])
         low, high = row.get("low"), row.get("high")
         if low is not None and not pd.isna(low):
