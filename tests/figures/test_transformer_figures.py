@@ -82,6 +82,7 @@ def test_fourier_figure_marks_the_key_frequencies() -> None:
     norms = rng.uniform(1, 2, size=p)
     structure = FourierStructure(
         modulus=p,
+        operation="addition",
         key_frequencies=(2, 5),
         W_E_norms=norms,
         W_L_norms=3 * norms,

@@ -6,6 +6,7 @@ import pytest
 from husai.errors import InputError
 from husai.tasks.modular import Operation
 from husai.transformer.fourier import (
+    answer_indices,
     basis_names,
     canonical_frequencies,
     fourier_basis,
@@ -13,7 +14,9 @@ from husai.transformer.fourier import (
     frequencies,
     frequency_planes,
     frequency_powers,
+    frequency_rows,
     gini,
+    group_elements,
     key_frequencies,
 )
 
@@ -44,6 +47,7 @@ def test_rows_are_where_their_names_say() -> None:
     basis, names = fourier_basis(P), basis_names(P)
     x = np.arange(P)
     for k in frequencies(P):
+        assert frequency_rows(k, P) == [names.index(f"cos {k}"), names.index(f"sin {k}")]
         for name, function in (("cos", np.cos), ("sin", np.sin)):
             row = basis[names.index(f"{name} {k}")]
             expected = function(2 * np.pi * k * x / P)
@@ -55,9 +59,9 @@ def test_all_frequencies_and_none_twice() -> None:
     assert canonical_frequencies([3, P - 3, -3, P + 3], P) == [3]
     with pytest.raises(InputError, match="frequency 29 is the constant"):
         canonical_frequencies([P], P)
-    for even in (2, 8, 1):
-        with pytest.raises(InputError, match=f"modulus = {even}"):
-            frequencies(even)
+    assert frequencies(8).tolist() == [1, 2, 3, 4]
+    with pytest.raises(InputError, match="order = 1"):
+        frequencies(1)
 
 
 def test_planted_embedding_is_explained_and_found() -> None:
@@ -140,9 +144,46 @@ def test_no_plane_where_there_is_none() -> None:
         frequency_planes(table, [3], P)
 
 
-def test_multiplication_and_wrong_shapes_are_refused() -> None:
-    with pytest.raises(InputError, match="multiplicative group"):
-        fraction_explained(np.zeros((P * P, 3)), [1], P, "multiplication")
+def test_half_an_even_order_is_a_line() -> None:
+    x = np.arange(12)
+    table = np.outer((-1.0) ** x, np.ones(4)) + np.outer(np.cos(2 * np.pi * x / 12), np.arange(4))
+    powers = frequency_powers(table)
+    np.testing.assert_allclose(powers, [6 * 14, 0, 0, 0, 0, 12 * 4], atol=1e-12)
+    assert fraction_explained(table, [1, 6], 12) == pytest.approx(1)
+    with pytest.raises(InputError, match="frequency 6 spans no plane"):
+        frequency_planes(table, [6], 12)
+
+
+@pytest.mark.parametrize("p", [3, 5, 7, 29, 113])
+def test_powers_of_a_root_are_a_group(p: Any) -> None:
+    elements = group_elements(p, "multiplication")
+    assert sorted(elements) == list(range(1, p))
+    indices = answer_indices(p, "multiplication").reshape(p - 1, p - 1)
+    products = elements[:, None] * elements[None, :] % p
+    np.testing.assert_array_equal(elements[indices], products)
+
+
+def test_waves_of_multiplication_are_on_logarithms() -> None:
+    rng = np.random.default_rng(7)
+    log = np.zeros(P)
+    log[group_elements(P, "multiplication")] = np.arange(P - 1)
+    a, b = grid()
+    directions = rng.normal(size=(4, 24))
+    values = waves((3, 8), log[a] + log[b], P - 1) @ directions
+    # pairs with a zero are no members of the group: whatever is there does not count
+    values[(a == 0) | (b == 0)] = 100 * rng.normal(size=24)
+    assert fraction_explained(values, [3, 8], P, "multiplication") == pytest.approx(1)
+    assert fraction_explained(values, [3, 8], P, "multiplication", "pair") == pytest.approx(1)
+    assert fraction_explained(values, [3, 8], P) < 0.1
+    planes = frequency_planes(values, [3, 8], P, "multiplication")
+    for plane, span in zip(planes, (directions[:2], directions[2:]), strict=True):
+        np.testing.assert_allclose(span @ plane.T @ plane, span, atol=1e-9)
+
+
+def test_no_group_and_wrong_shapes_are_refused() -> None:
+    for modulus in (2, 9, 12):
+        with pytest.raises(InputError, match=f"modulus = {modulus}: .* odd prime"):
+            group_elements(modulus, "multiplication")
     with pytest.raises(InputError, match=r"needs 29 rows .* or 841 rows"):
         frequency_planes(np.zeros((P + 1, 3)), [1], P)
 

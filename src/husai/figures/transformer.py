@@ -101,10 +101,11 @@ def fourier_figure(structure: FourierStructure) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Two panels over frequencies 1 … (p-1)/2, cosine and sine side by side.
+        Two panels over all frequencies, cosine and sine side by side.
     """
     p = structure.modulus
-    k = np.arange(1, (p - 1) // 2 + 1)
+    order = len(structure.W_E_norms)
+    k = np.arange(1, order // 2 + 1)
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     panels = (
@@ -113,10 +114,11 @@ def fourier_figure(structure: FourierStructure) -> Figure:
     )
     for axis, (title, name, norms) in zip(axes, panels, strict=True):
         for offset, rows, colour, label in (
-            (-0.2, norms[1:p:2], _BLUE, "cos"),
-            (0.2, norms[2:p:2], _ORANGE, "sin"),
+            (-0.2, norms[1::2], _BLUE, "cos"),
+            (0.2, norms[2::2], _ORANGE, "sin"),
         ):
-            axis.bar(k + offset, rows, 0.4, color=colour, label=label)
+            # for an even order the last frequency has no sine
+            axis.bar(k[: len(rows)] + offset, rows, 0.4, color=colour, label=label)
         top = float(norms[1:].max())
         for key in structure.key_frequencies:
             height = float(norms[2 * key - 1 : 2 * key + 1].max())
@@ -134,7 +136,10 @@ def fourier_figure(structure: FourierStructure) -> Figure:
         axis.set_title(f"{title}: key frequencies hold {share:.0%} of the variance")
         _plain(axis)
     axes[1].legend(fontsize=_FONT, frameon=False, ncols=2, loc="upper center")
-    axes[1].set_xlabel(f"frequency k of $\\mathbb{{Z}}_{{{p}}}$", fontsize=_FONT)
+    group = f"$\\mathbb{{Z}}_{{{p}}}$" + (
+        " (of discrete logarithms)" if structure.operation == "multiplication" else ""
+    )
+    axes[1].set_xlabel(f"frequency k of {group}", fontsize=_FONT)
     axes[1].set_xlim(0, k[-1] + 1)
     return figure
 

@@ -1,31 +1,6 @@
 """The transformer, its training, its progress measures and its Fourier structure."""
 
-from husai.transformer.checkpoints import CheckpointStore
-from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
-from husai.transformer.measures import (
-    FourierStructure,
-    fourier_structure,
-    progress_measures,
-)
-from husai.transformer.model import (
-    TrainedTransformer,
-    build_transformer,
-    load_transformer,
-    save_transformer,
-)
-from husai.transformer.training import evaluate_transformer, train_transformer
+import lazy_loader
 
-__all__ = [
-    "CheckpointStore",
-    "FourierStructure",
-    "TrainedTransformer",
-    "TransformerConfig",
-    "TransformerTrainingConfig",
-    "build_transformer",
-    "evaluate_transformer",
-    "fourier_structure",
-    "load_transformer",
-    "progress_measures",
-    "save_transformer",
-    "train_transformer",
-]
+# the names stand in __init__.pyi; each is imported when it is first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

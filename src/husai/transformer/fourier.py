@@ -1,4 +1,4 @@
-"""Fourier analysis on Z_p: the basis, key frequencies, and the plane each frequency spans.
+"""Fourier analysis on cyclic groups: basis, key frequencies, and the plane each one spans.
 
 A function on Z_p is a constant plus waves of frequency k = 1 … (p-1)/2, one cosine and one sine
 each; k and p - k are the same wave. Modular addition is learned as rotations: the model holds
@@ -6,7 +6,10 @@ each; k and p - k are the same wave. Modular addition is learned as rotations: t
 ``sin 2πk(a+b)/p`` from them (Nanda et al., arXiv 2301.05217, section 4). Within a frequency's
 plane the phase is not identifiable, so ground truth here is a plane, never a direction.
 
-Numpy in, numpy out. Tables have the elements of Z_p as rows, in order.
+Multiplication modulo a prime is addition of discrete logarithms, so its waves are those of the
+exponents, on the p - 1 nonzero numbers; every function here knows the operation's group.
+
+Numpy in, numpy out. Tables have the group's elements as rows, in the group's order.
 """
 
 from __future__ import annotations
@@ -18,26 +21,56 @@ import numpy as np
 import numpy.typing as npt
 
 from husai.errors import InputError
-from husai.tasks.modular import Operation, compute_answers, make_vocabulary
+from husai.tasks.modular import Operation
 
 Array = npt.NDArray[np.float64]
 Variable = Literal["answer", "a", "b"]
 
 
-def frequencies(modulus: int) -> npt.NDArray[np.int64]:
-    """All frequencies of Z_p, 1 … (p-1)/2.
+def group_elements(modulus: int, operation: Operation = "addition") -> npt.NDArray[np.int64]:
+    """Numbers on which the operation is a cyclic group, in the order of the group.
+
+    For addition and subtraction these are all of Z_p, 0 … p-1. For multiplication with p prime
+    they are the powers ``1, g, g², …`` of the smallest primitive root: by their exponents,
+    multiplying is adding modulo p - 1. 0 is no member.
+
+    Returns
+    -------
+    numpy.ndarray
+        [order]: p, or p - 1 for multiplication.
 
     Raises
     ------
     InputError
-        When p is even or below 3: the frequency p/2 has a cosine and no sine, so it spans a line
-        and not a plane.
+        For multiplication when p is not an odd prime.
     """
-    if modulus < 3 or modulus % 2 == 0:
-        raise InputError(
-            f"modulus = {modulus}: frequencies span planes only for odd moduli of at least 3"
-        )
-    return np.arange(1, (modulus - 1) // 2 + 1, dtype=np.int64)
+    if operation != "multiplication":
+        return np.arange(modulus, dtype=np.int64)
+    for root in range(2, modulus):
+        powers = [1]
+        while (power := powers[-1] * root % modulus) not in (0, 1) and len(powers) < modulus:
+            powers.append(power)
+        if len(powers) == modulus - 1:
+            return np.asarray(powers, dtype=np.int64)
+    raise InputError(
+        f"operation = 'multiplication' with modulus = {modulus}: the Fourier analysis needs an odd "
+        "prime, whose nonzero numbers are a cyclic group"
+    )
+
+
+def frequencies(order: int) -> npt.NDArray[np.int64]:
+    """All frequencies of a cyclic group, 1 … order // 2.
+
+    For an even order the last, order / 2, has a cosine and no sine: it spans a line.
+    """
+    if order < 2:
+        raise InputError(f"order = {order}: a group needs two elements to have a frequency")
+    return np.arange(1, order // 2 + 1, dtype=np.int64)
+
+
+def frequency_rows(k: int, order: int) -> list[int]:
+    """Rows of :func:`fourier_basis` that belong to a frequency: cosine and, if any, sine."""
+    return [2 * k - 1] if 2 * k == order else [2 * k - 1, 2 * k]
 
 
 def fourier_basis(modulus: int) -> Array:
@@ -50,7 +83,7 @@ def fourier_basis(modulus: int) -> Array:
     Parameters
     ----------
     modulus
-        p, at least 2.
+        p, or the order of another cyclic group; at least 2.
 
     Returns
     -------
@@ -75,9 +108,9 @@ def fourier_basis(modulus: int) -> Array:
 def basis_names(modulus: int) -> list[str]:
     """Name the rows of :func:`fourier_basis`: ``constant``, ``cos 1``, ``sin 1``, …"""
     names = ["constant"]
-    for k in range(1, (modulus - 1) // 2 + 1):
+    for k in frequencies(modulus):
         names += [f"cos {k}", f"sin {k}"]
-    return names if modulus % 2 else [*names, "alternating"]
+    return names[:modulus]
 
 
 def basis_norms(table: npt.ArrayLike) -> Array:
@@ -93,10 +126,10 @@ def basis_norms(table: npt.ArrayLike) -> Array:
 
 
 def frequency_powers(table: npt.ArrayLike) -> Array:
-    """Squared norm of each frequency's two components, [(p-1)/2], in order of frequency."""
+    """Squared norm of each frequency's components, [order // 2], in order of frequency."""
     squares = basis_norms(table) ** 2
-    n = len(frequencies(squares.shape[0]))
-    return squares[1 : 2 * n : 2] + squares[2 : 2 * n + 1 : 2]
+    order = squares.shape[0]
+    return np.asarray([squares[frequency_rows(k, order)].sum() for k in frequencies(order)])
 
 
 def key_frequencies(table: npt.ArrayLike, min_share: float | None = None) -> list[int]:
@@ -111,7 +144,7 @@ def key_frequencies(table: npt.ArrayLike, min_share: float | None = None) -> lis
     table
         [p, d].
     min_share
-        In (0, 1). None is twice the share that each of the (p-1)/2 frequencies has in white
+        In (0, 1). None is twice the share that each of the p // 2 frequencies has in white
         noise, and at least 2 %.
 
     Returns
@@ -130,15 +163,14 @@ def key_frequencies(table: npt.ArrayLike, min_share: float | None = None) -> lis
     return [int(k) + 1 for k in np.flatnonzero(powers / total >= min_share)]
 
 
-def canonical_frequencies(wanted: Sequence[int], modulus: int) -> list[int]:
-    """Bring frequencies into 1 … (p-1)/2 (k and p - k are one), without repeats, ascending."""
-    frequencies(modulus)
+def canonical_frequencies(wanted: Sequence[int], order: int) -> list[int]:
+    """Bring frequencies into 1 … n // 2 (k and n - k are one), without repeats, ascending."""
     folded = set()
     for k in wanted:
-        residue = int(k) % modulus
+        residue = int(k) % order
         if residue == 0:
-            raise InputError(f"frequency {k} is the constant modulo {modulus}")
-        folded.add(min(residue, modulus - residue))
+            raise InputError(f"frequency {k} is the constant in a group of order {order}")
+        folded.add(min(residue, order - residue))
     return sorted(folded)
 
 
@@ -148,13 +180,13 @@ def value_table(
     operation: Operation = "addition",
     variable: Variable = "answer",
 ) -> Array:
-    """Mean of the values for each element of Z_p.
+    """Mean of the values for each element of the operation's group.
 
     Parameters
     ----------
     values
         [p*p, d] activations of all pairs in (a, b) order, averaged over the pairs that share the
-        variable; or [p, d], a table already, returned as it is.
+        variable; or [p, d], a table already, which is brought into the group's order.
     modulus, operation
         p and the task's operation, which says what the answer of a pair is.
     variable
@@ -163,33 +195,48 @@ def value_table(
     Returns
     -------
     numpy.ndarray
-        [p, d] in float64.
+        [order, d] in float64, rows in the order of :func:`group_elements`.
 
     Raises
     ------
     InputError
-        When the number of rows is neither p nor p², or the operation is multiplication, whose
-        waves live on the multiplicative group and not on Z_p.
+        When the number of rows is neither p nor p², or for multiplication when p is not prime.
     """
-    refuse_multiplication(operation)
+    array = _group_values(values, modulus, operation)
+    order = len(group_elements(modulus, operation))
+    if array.shape[0] == order:
+        return array
+    grid = array.reshape(order, order, -1)
+    if variable == "a":
+        return grid.mean(1)
+    if variable == "b":
+        return grid.mean(0)
+    # each answer has exactly one pair for every a
+    by_answer = np.argsort(answer_indices(modulus, operation), kind="stable")
+    return array[by_answer].reshape(order, order, -1).mean(1)
+
+
+def answer_indices(modulus: int, operation: Operation = "addition") -> npt.NDArray[np.int64]:
+    """Place of each pair's answer among :func:`group_elements`, for pairs in (a, b) order of it."""
+    order = len(group_elements(modulus, operation))
+    i, j = np.divmod(np.arange(order**2, dtype=np.int64), order)
+    return (i - j if operation == "subtraction" else i + j) % order
+
+
+def _group_values(values: npt.ArrayLike, modulus: int, operation: Operation) -> Array:
+    """Bring values of Z_p, or of all its pairs, into the order of the operation's group."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or array.shape[0] not in (modulus, modulus**2):
         raise InputError(
             f"values has shape {array.shape}; with modulus {modulus} it needs {modulus} rows (one "
             f"a number) or {modulus**2} rows (all pairs in (a, b) order)"
         )
-    if array.shape[0] == modulus:
+    if operation != "multiplication":
         return array
-    grid = array.reshape(modulus, modulus, -1)
-    if variable == "a":
-        return grid.mean(1)
-    if variable == "b":
-        return grid.mean(0)
-    a, b = np.divmod(np.arange(modulus**2, dtype=np.int64), modulus)
-    answers = compute_answers(a, b, make_vocabulary(modulus, operation))
-    # each answer has exactly p pairs
-    order = np.argsort(answers, kind="stable")
-    return array[order].reshape(modulus, modulus, -1).mean(1)
+    elements = group_elements(modulus, operation)
+    if array.shape[0] == modulus:
+        return array[elements]
+    return array[(elements[:, None] * modulus + elements[None, :]).ravel()]
 
 
 def frequency_planes(
@@ -223,13 +270,15 @@ def frequency_planes(
     Raises
     ------
     InputError
-        When a frequency's two coefficient vectors span no plane (they are zero or parallel).
+        When a frequency spans no plane: its two coefficient vectors are zero or parallel, or it is
+        half an even order and has one only.
     """
     table = value_table(values, modulus, operation, variable)
-    basis = fourier_basis(modulus)
-    planes = []
-    for k in canonical_frequencies(wanted, modulus):
-        coefficients = basis[2 * k - 1 : 2 * k + 1] @ table
+    order = table.shape[0]
+    basis = fourier_basis(order)
+    planes: list[Array] = []
+    for k in canonical_frequencies(wanted, order):
+        coefficients = basis[frequency_rows(k, order)] @ table
         _, singular, directions = np.linalg.svd(coefficients, full_matrices=False)
         if len(singular) < 2 or singular[1] <= 1e-9 * max(np.linalg.norm(table), singular[0]):
             raise InputError(
@@ -267,27 +316,28 @@ def fraction_explained(
         Sum over the frequencies of the squared norm of the components, over the squared norm of
         the values about their mean. White noise gives about 2 n / (p - 1) for a table.
     """
-    array = np.asarray(values, dtype=np.float64)
-    chosen = canonical_frequencies(wanted, modulus)
-    table = value_table(array, modulus, operation, "answer" if variable == "pair" else variable)
+    array = _group_values(values, modulus, operation)
+    order = len(group_elements(modulus, operation))
+    chosen = canonical_frequencies(wanted, order)
     total = float(((array - array.mean(0)) ** 2).sum())
     if total == 0:
         raise InputError("values are constant: there is no variance to explain")
-    basis = fourier_basis(modulus)
+    basis = fourier_basis(order)
     if variable == "pair":
-        if array.shape[0] == modulus:
+        if array.shape[0] == order:
             raise InputError("variable = 'pair' needs the activations of all pairs, not a table")
-        grid = array.reshape(modulus, modulus, -1)
-        waves = basis[[0, *(row for k in chosen for row in (2 * k - 1, 2 * k))]]
-        components = np.einsum("xa,yb,abd->xyd", waves, waves, grid, optimize=True)
-        power = (components**2).sum(-1)
-        explained = 0.0
-        for i in range(1, waves.shape[0], 2):
-            explained += power[0, i : i + 2].sum() + power[i : i + 2, 0].sum()
-            explained += power[i : i + 2, i : i + 2].sum()
+        rows = [frequency_rows(k, order) for k in chosen]
+        waves = basis[[0, *(row for pair in rows for row in pair)]]
+        grid = array.reshape(order, order, -1)
+        power = (np.einsum("xa,yb,abd->xyd", waves, waves, grid, optimize=True) ** 2).sum(-1)
+        explained, first = 0.0, 1
+        for pair in rows:
+            these = slice(first, first + len(pair))
+            explained += power[0, these].sum() + power[these, 0].sum() + power[these, these].sum()
+            first += len(pair)
         return float(explained) / total
-    powers = frequency_powers(table)
-    pairs_per_row = array.shape[0] // modulus
+    powers = frequency_powers(value_table(values, modulus, operation, variable))
+    pairs_per_row = array.shape[0] // order
     return float(pairs_per_row * powers[np.asarray(chosen, dtype=np.int64) - 1].sum()) / total
 
 
@@ -299,12 +349,3 @@ def gini(values: npt.ArrayLike) -> float:
         raise InputError("a Gini coefficient needs non-negative values with a positive sum")
     ranks = np.arange(1, x.size + 1)
     return float(((2 * ranks - x.size - 1) * x).sum() / (x.size * total))
-
-
-def refuse_multiplication(operation: Operation) -> None:
-    """Raise when the additive Fourier basis is not the one the operation calls for."""
-    if operation == "multiplication":
-        raise InputError(
-            "operation = 'multiplication': its structure is that of the multiplicative group, to "
-            "which the Fourier basis of Z_p says nothing; use addition or subtraction"
-        )

@@ -19,19 +19,20 @@ from torch import Tensor
 
 from husai.errors import InputError
 from husai.progress import progress_bar
-from husai.tasks.modular import ModularDataset, Vocabulary, compute_answers, encode
+from husai.tasks.modular import ModularDataset, Operation, Vocabulary, encode
 from husai.transformer.checkpoints import CheckpointStore
 from husai.transformer.config import TransformerConfig
 from husai.transformer.fourier import (
     Array,
+    answer_indices,
     basis_norms,
     canonical_frequencies,
     fourier_basis,
     fraction_explained,
-    frequencies,
+    frequency_rows,
     gini,
+    group_elements,
     key_frequencies,
-    refuse_multiplication,
     value_table,
 )
 from husai.transformer.functional import answer_activations, has_functional_form
@@ -59,21 +60,23 @@ class FourierStructure:
 
     Attributes
     ----------
-    modulus
-        p.
+    modulus, operation
+        p and the task's operation, whose group of order n (p, or p - 1 for multiplication) the
+        waves are on.
     key_frequencies
         Frequencies that stand out in the neuron-logit map, ascending.
     W_E_norms, W_L_norms
         Norm of each row of :func:`husai.transformer.fourier.fourier_basis` in the embedding's
-        number rows and in ``W_L = W_U W_out``, [p].
+        number rows and in ``W_L = W_U W_out``, [n].
     explained
         Share of variance at the key frequencies: ``W_E``, ``W_L`` (tables over Z_p),
-        ``logits`` (by ``cos 2πk(s-c)/p``, s the answer, c the class), ``mlp_post`` (by the
+        ``logits`` (by ``cos 2πk(s-c)/n``, s the answer, c the class), ``mlp_post`` (by the
         products of waves of a and b, and by waves of the answer alone in ``mlp_post_answer``),
         ``resid_post`` (by waves of the answer).
     """
 
     modulus: int
+    operation: Operation
     key_frequencies: tuple[int, ...]
     W_E_norms: Array
     W_L_norms: Array
@@ -109,13 +112,13 @@ def fourier_structure(
     Raises
     ------
     InputError
-        For multiplication, an even modulus, or a model without a key frequency.
+        For multiplication modulo a number that is not an odd prime, or a model without a key
+        frequency.
     """
-    refuse_multiplication(vocabulary.operation)
     p, operation = vocabulary.modulus, vocabulary.operation
-    frequencies(p)
+    order = len(group_elements(p, operation))
     W_E, W_L = _number_tables(state_dict, vocabulary, model_config)
-    chosen = canonical_frequencies(key, p) if key is not None else key_frequencies(W_L)
+    chosen = canonical_frequencies(key, order) if key is not None else key_frequencies(W_L)
     if not chosen:
         raise InputError(
             "no frequency stands out in this model's neuron-logit map: it has not grokked. Train "
@@ -124,13 +127,14 @@ def fourier_structure(
     tables = _AnswerTableMaker(vocabulary, model_config)(state_dict)
     return FourierStructure(
         modulus=p,
+        operation=operation,
         key_frequencies=tuple(chosen),
         W_E_norms=basis_norms(W_E),
         W_L_norms=basis_norms(W_L),
         explained={
-            "W_E": fraction_explained(W_E, chosen, p),
-            "W_L": fraction_explained(W_L, chosen, p),
-            "logits": _logit_waves(tables.logits, chosen, vocabulary)[1],
+            "W_E": fraction_explained(W_E, chosen, order),
+            "W_L": fraction_explained(W_L, chosen, order),
+            "logits": _logit_waves(_group_logits(tables.logits, vocabulary), chosen, operation)[1],
             "mlp_post": fraction_explained(tables.post, chosen, p, operation, "pair"),
             "mlp_post_answer": fraction_explained(tables.post, chosen, p, operation),
             "resid_post": fraction_explained(tables.resid_post, chosen, p, operation),
@@ -148,19 +152,20 @@ def progress_measures(
 ) -> pd.DataFrame:
     """Compute the progress measures of Nanda et al., arXiv 2301.05217, section 5.1.
 
-    Losses are mean cross-entropies in nats over the p classes that are numbers. With M(s, c) the
-    mean logit of class c over the pairs whose answer is s:
+    For addition and subtraction n = p and numbers stand for themselves; for multiplication n is
+    p - 1, numbers stand for their discrete logarithms, and pairs and classes are the nonzero ones.
+    Losses are mean cross-entropies in nats over the n classes. With s the answer and c the class:
 
     - ``restricted_loss``, over all pairs: of the logits' mean plus their components along
-      ``cos 2πks/p`` and ``sin 2πks/p``, k a key frequency;
+      ``cos 2πks/n`` and ``sin 2πks/n``, k a key frequency;
     - ``excluded_loss``, over the train pairs: of the logits without those components;
-    - ``trig_loss``, over all pairs: of ``Σ_k α_k cos 2πk(s-c)/p`` with α_k the logits' projection,
+    - ``trig_loss``, over all pairs: of ``Σ_k α_k cos 2πk(s-c)/n`` with α_k the logits' projection,
       the algorithm by itself;
-    - ``gini_W_E``, ``gini_W_L``: Gini coefficient of the p - 1 non-constant Fourier norms of the
+    - ``gini_W_E``, ``gini_W_L``: Gini coefficient of the n - 1 non-constant Fourier norms of the
       embedding and of ``W_L = W_U W_out``;
     - ``sum_squared_weights``: over all parameters;
     - ``logits_explained``: share of the logits' variance (means over classes and over pairs
-      removed) at ``cos 2πk(s-c)/p``;
+      removed) at ``cos 2πk(s-c)/n``;
     - ``mlp_post_explained``: share of the neurons' variance at products of key waves of a and b;
     - ``resid_post_explained``: share of the residual stream's variance at key waves of the answer.
 
@@ -188,12 +193,11 @@ def progress_measures(
     Raises
     ------
     InputError
-        Without checkpoints or the model's shape; for multiplication or an even modulus.
+        Without checkpoints or the model's shape; for multiplication when p is not an odd prime.
     """
     vocabulary = dataset.vocabulary
-    refuse_multiplication(vocabulary.operation)
     p, operation = vocabulary.modulus, vocabulary.operation
-    frequencies(p)
+    order = len(group_elements(p, operation))
     series = list(checkpoints)
     if not series:
         raise InputError("there is no checkpoint to measure")
@@ -204,14 +208,14 @@ def progress_measures(
     if key is None:
         chosen = key_frequencies(_number_tables(series[-1][1], vocabulary, model_config)[1])
     else:
-        chosen = canonical_frequencies(key, p)
-    train = dataset.rows("train")
-    examples = dataset.examples
-    train_pairs = (
-        examples["a"].to_numpy(dtype=np.int64)[train] * p
-        + examples["b"].to_numpy(dtype=np.int64)[train]
-    )
-    answers = _all_answers(vocabulary)
+        chosen = canonical_frequencies(key, order)
+    place = np.full(p, -1)
+    place[group_elements(p, operation)] = np.arange(order)
+    examples = dataset.examples.iloc[dataset.rows("train")]
+    train_a, train_b = (place[examples[name].to_numpy(dtype=np.int64)] for name in ("a", "b"))
+    inside = (train_a >= 0) & (train_b >= 0)
+    train_pairs = (train_a * order + train_b)[inside]
+    answers = answer_indices(p, operation)
     rows = []
     with progress_bar(len(series), "progress measures", "checkpoint", disable=not progress) as bar:
         tables_of = _AnswerTableMaker(vocabulary, model_config)
@@ -226,14 +230,15 @@ def progress_measures(
                 "sum_squared_weights": _sum_of_squares(state),
             }
             if chosen:
-                key_part = _key_part(tables.logits, chosen, vocabulary)
-                restricted = tables.logits.mean(0) + key_part  # [answer, class]
-                excluded = tables.logits[train_pairs] - key_part[answers[train_pairs]]
-                trig, logits_explained = _logit_waves(tables.logits, chosen, vocabulary)
+                logits = _group_logits(tables.logits, vocabulary)
+                key_part = _key_part(logits, chosen, operation)
+                restricted = logits.mean(0) + key_part  # [answer, class]
+                excluded = logits[train_pairs] - key_part[answers[train_pairs]]
+                trig, logits_explained = _logit_waves(logits, chosen, operation)
                 row |= {
-                    "restricted_loss": _cross_entropy(restricted, np.arange(p)),
+                    "restricted_loss": _cross_entropy(restricted, np.arange(order)),
                     "excluded_loss": _cross_entropy(excluded, answers[train_pairs]),
-                    "trig_loss": _cross_entropy(trig, np.arange(p)),
+                    "trig_loss": _cross_entropy(trig, np.arange(order)),
                     "logits_explained": logits_explained,
                     "mlp_post_explained": fraction_explained(
                         tables.post, chosen, p, operation, "pair"
@@ -249,20 +254,15 @@ def progress_measures(
     return table
 
 
-def _all_answers(vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
-    a, b = np.divmod(np.arange(vocabulary.modulus**2, dtype=np.int64), vocabulary.modulus)
-    return compute_answers(a, b, vocabulary)
-
-
 def _number_tables(
     state: Mapping[str, Tensor], vocabulary: Vocabulary, config: TransformerConfig
 ) -> tuple[Array, Array]:
-    """The embedding's and the neuron-logit map's rows of numbers, [p, d_model] and [p, d_mlp]."""
-    p = vocabulary.modulus
-    W_E = state["embed.weight"][:p].to(torch.float64)
-    W_U = state["unembed.weight"][:p].to(torch.float64)
-    W_out = state[f"blocks.{config.n_layers - 1}.mlp.out.weight"].to(torch.float64)
-    return W_E.cpu().numpy(), (W_U @ W_out).cpu().numpy()
+    """The embedding's and the neuron-logit map's rows of numbers, [n, d_model] and [n, d_mlp]."""
+    elements = torch.from_numpy(group_elements(vocabulary.modulus, vocabulary.operation))
+    W_E = state["embed.weight"].cpu()[elements].to(torch.float64)
+    W_U = state["unembed.weight"].cpu()[elements].to(torch.float64)
+    W_out = state[f"blocks.{config.n_layers - 1}.mlp.out.weight"].cpu().to(torch.float64)
+    return W_E.numpy(), (W_U @ W_out).numpy()
 
 
 class _AnswerTableMaker:
@@ -301,28 +301,44 @@ class _AnswerTableMaker:
         return _AnswerTables(logits=logits[:, :p], post=post, resid_post=resid_post)
 
 
-def _key_part(logits: Array, key: Sequence[int], vocabulary: Vocabulary) -> Array:
+def _group_logits(logits: Array, vocabulary: Vocabulary) -> Array:
+    """Logits of the group's pairs and classes in its order, [n*n, n]."""
+    p = vocabulary.modulus
+    elements = group_elements(p, vocabulary.operation)
+    pairs = (elements[:, None] * p + elements[None, :]).ravel()
+    return logits[np.ix_(pairs, elements)]
+
+
+def _answer_means(logits: Array, operation: Operation) -> Array:
+    """Mean logits of the pairs that share an answer, [answer, class]."""
+    order = logits.shape[1]
+    # in the group's order multiplying is adding
+    like: Operation = "subtraction" if operation == "subtraction" else "addition"
+    return value_table(logits, order, like)
+
+
+def _key_part(logits: Array, key: Sequence[int], operation: Operation) -> Array:
     """Components of the logits at the key waves of the answer, [answer, class]."""
-    table = value_table(logits, vocabulary.modulus, vocabulary.operation)
-    waves = fourier_basis(vocabulary.modulus)[[r for k in key for r in (2 * k - 1, 2 * k)]]
+    table = _answer_means(logits, operation)
+    order = table.shape[0]
+    waves = fourier_basis(order)[[row for k in key for row in frequency_rows(k, order)]]
     return waves.T @ (waves @ table)
 
 
-def _logit_waves(logits: Array, key: Sequence[int], vocabulary: Vocabulary) -> tuple[Array, float]:
-    """``Σ_k α_k cos 2πk(s-c)/p``, [answer, class], and its share of the logits' variance."""
-    p = vocabulary.modulus
-    table = value_table(logits, p, vocabulary.operation)
-    difference = (np.arange(p)[:, None] - np.arange(p)[None, :]) % p
+def _logit_waves(logits: Array, key: Sequence[int], operation: Operation) -> tuple[Array, float]:
+    """``Σ_k α_k cos 2πk(s-c)/n``, [answer, class], and its share of the logits' variance."""
+    table = _answer_means(logits, operation)
+    n = table.shape[0]
+    difference = (np.arange(n)[:, None] - np.arange(n)[None, :]) % n
     # a constant over classes does nothing; a constant over pairs is no wave of the answer
     centred = logits - logits.mean(1, keepdims=True)
     total = ((centred - centred.mean(0)) ** 2).sum()
-    waves = np.zeros((p, p))
+    waves = np.zeros((n, n))
     for k in key:
-        wave = np.cos(2 * np.pi * ((k * difference) % p) / p)
-        # a wave's squared norm over the p² cells of the table is p²/2
-        waves += (table * wave).sum() / (p * p / 2) * wave
-    # each cell of the table stands for p pairs
-    return waves, float(p * (waves**2).sum() / total)
+        wave = np.cos(2 * np.pi * ((k * difference) % n) / n)
+        waves += (table * wave).sum() / (wave**2).sum() * wave
+    # each cell of the table stands for n pairs
+    return waves, float(n * (waves**2).sum() / total)
 
 
 def _cross_entropy(logits: Array, classes: npt.NDArray[np.int64]) -> float:
