@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from husai.consistency.codes import match_activations, shuffle_rows
+from husai.consistency.config import ConsistencyConfig
 from husai.consistency.nulls import (
     NullDistribution,
     NullKind,
@@ -19,7 +20,7 @@ from husai.consistency.nulls import (
     random_dictionary,
 )
 from husai.consistency.pairs import OTHER_SCORES, LiveCodes, Row
-from husai.consistency.records import ConsistencyConfig, LiveSAE, all_converged
+from husai.consistency.records import LiveSAE, all_converged
 from husai.consistency.scores import PAIR_SCORES
 from husai.consistency.seeds import (
     Matches,

@@ -19,8 +19,9 @@ from husai.consistency.codes import (
     cross_moments,
     match_activations,
 )
+from husai.consistency.config import ConsistencyConfig
 from husai.consistency.matching import Match, match_signed_and_absolute
-from husai.consistency.records import ConsistencyConfig, LiveSAE, SAERecord, all_converged
+from husai.consistency.records import LiveSAE, SAERecord, all_converged
 from husai.consistency.scores import (
     PAIR_SCORES,
     DictionaryPair,

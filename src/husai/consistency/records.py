@@ -8,48 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from husai.config import Config
 from husai.consistency.codes import Codes, code_moments
 from husai.consistency.matching import unit_rows
 from husai.consistency.subspace import DataSpan
 from husai.errors import InputError
-
-
-class ConsistencyConfig(Config):
-    """How a set of SAEs is compared."""
-
-    dead: Literal["keep", "drop"] = Field(
-        default="keep", description="whether latents that never fire take part in the match"
-    )
-    shared_threshold: float = Field(
-        default=0.7, gt=0, le=1, description="least cosine of a shared or reproduced feature"
-    )
-    data_variance: float = Field(
-        default=0.99, gt=0, le=1, description="variance that the data's subspace holds"
-    )
-    subspace_rank: int | None = Field(
-        default=None,
-        ge=1,
-        description="dimensions of the subspaces compared; None takes half of what can be spanned",
-    )
-    across_groups: bool = Field(
-        default=False, description="score pairs of SAEs of different groups too"
-    )
-    plane_threshold: float = Field(
-        default=0.9, gt=0, le=1, description="least norm of a feature's part in its plane"
-    )
-    code_null_draws: int = Field(
-        default=19, ge=1, description="row shuffles behind the null of matched activations"
-    )
-    max_similarity_width: int = Field(
-        default=4096, ge=1, description="widest SAE whose codes get CKA and SVCCA (memory: width²)"
-    )
-    null_draws: int = Field(default=40, ge=1, description="random pairs behind each null")
-    level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of intervals")
-    seed: int = Field(default=0, ge=0, description="seed of the nulls")
-    workers: int = Field(default=1, ge=1, description="threads")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from husai.consistency.config import ConsistencyConfig
 from husai.consistency.groups import (
     NullCache,
     adjust_groups,
@@ -32,7 +33,6 @@ from husai.consistency.pairs import (
     score_pair,
 )
 from husai.consistency.records import (
-    ConsistencyConfig,
     LiveSAE,
     SAERecord,
     check_records,

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from husai.activations import activation_key
-from husai.consistency import (
-    ConsistencyConfig,
-    SAERecord,
-    activation_covariance,
-    consistency_report,
-)
+from husai.consistency.config import ConsistencyConfig
 from husai.errors import InputError
 from husai.pipelines.activation_extraction.nodes import load_activations
 from husai.pipelines.sae_training.nodes import load_saes
@@ -28,10 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from husai.consistency import SAERecord
     from husai.sae import TrainedSAE
 else:
     # Kedro resolves the hints of every node; these are slow to import
-    Figure = TrainedSAE = object
+    Figure = SAERecord = TrainedSAE = object
 
 
 def compare(
@@ -41,6 +37,8 @@ def compare(
     consistency: ConsistencyConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, pd.DataFrame], dict[str, Any]]:
     """Compare the SAEs of every group across their seeds, beside every null."""
+    from husai.consistency import activation_covariance, consistency_report
+
     rows = load_activations(activations, plan_key(sae_plan))
     report = consistency_report(
         sae_records(sae_plan, saes, rows.values),
@@ -139,6 +137,8 @@ def sae_records(
     sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]], rows: torch.Tensor
 ) -> list[SAERecord]:
     """Give the comparison what it needs to know of every planned SAE that did not fail."""
+    from husai.consistency import SAERecord
+
     groups = dict(zip(sae_plan["sae_id"], sae_plan["group"], strict=True))
     seeds = dict(zip(sae_plan["sae_id"], sae_plan["seed"], strict=True))
     records = []
