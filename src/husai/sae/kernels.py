@@ -72,7 +72,7 @@ def _bracket(bits: I32, n: int, k: int, slack: int, hint: int) -> tuple[int, int
     """
     top = np.int32(0)
     for i in range(n):
-        top = max(top, bits[i])
+        top = bits[i] if bits[i] > top else top
     low, high = np.int64(0), np.int64(top)
     above = _count_above(bits, n, 0)
     middle = np.int64(hint)
@@ -129,13 +129,24 @@ def _chunks(F: int, per_row: int) -> int:
 @_jit
 def _chunk_maxima(bits: I32, base: int, F: int, n_chunks: int, chunk_max: I32) -> None:
     """Chunk c holds latents c, c + n_chunks, …, so that the maxima are plain vector operations."""
-    for c in range(n_chunks):
-        chunk_max[c] = bits[base + c]
-    begin = n_chunks
-    while begin < F:
-        for c in range(min(n_chunks, F - begin)):
-            chunk_max[c] = max(chunk_max[c], bits[base + begin + c])
-        begin += n_chunks
+    # slices, because an index that is a sum keeps the loops from becoming vector operations
+    chunk_max[:n_chunks] = bits[base : base + n_chunks]
+    begin = base + n_chunks
+    end = base + F
+    while begin < end:
+        length = min(n_chunks, end - begin)
+        if begin + 2 * n_chunks <= end:
+            one, two = bits[begin : begin + length], bits[begin + length : begin + 2 * length]
+            for c in range(length):
+                most = chunk_max[c]
+                most = one[c] if one[c] > most else most
+                chunk_max[c] = two[c] if two[c] > most else most
+            begin += 2 * n_chunks
+        else:
+            one = bits[begin : begin + length]
+            for c in range(length):
+                chunk_max[c] = one[c] if one[c] > chunk_max[c] else chunk_max[c]
+            begin += n_chunks
 
 
 @_jit
