@@ -11,6 +11,7 @@ from scipy import sparse
 
 from husai.consistency import match_features
 from husai.consistency.codes import (
+    RepresentationSimilarity,
     code_consistency,
     code_gram,
     code_moments,
@@ -136,11 +137,18 @@ def test_pairs_that_never_fire_are_masked_not_counted() -> None:
     assert "no matched latent fires" in dead.reason
 
 
+def whole_similarity(a: NDArray[np.float64], b: NDArray[np.float64]) -> RepresentationSimilarity:
+    """With all of the variance kept."""
+    return code_similarity(
+        cross_moments(a, b), code_gram(a, variance=1.0), code_gram(b, variance=1.0)
+    )
+
+
 def test_cka_and_svcca_are_blind_to_rotation_and_match_their_definitions() -> None:
     a = random_codes(120, 5, 14)
     rotation, _ = np.linalg.qr(np.random.default_rng(15).standard_normal((5, 5)))
     b = a @ rotation
-    got = code_similarity(cross_moments(a, b), code_gram(a), code_gram(b), variance=1.0)
+    got = whole_similarity(a, b)
     assert got.cka == pytest.approx(1.0)
     assert got.svcca == pytest.approx(1.0)
     c = random_codes(120, 4, 16)
@@ -150,7 +158,7 @@ def test_cka_and_svcca_are_blind_to_rotation_and_match_their_definitions() -> No
     assert other.cka == pytest.approx((K * L).sum() / np.linalg.norm(K) / np.linalg.norm(L))
     # canonical correlations are the cosines between the two column spaces
     cosines = np.linalg.svd(np.linalg.qr(x)[0].T @ np.linalg.qr(y)[0], compute_uv=False)
-    whole = code_similarity(cross_moments(a, c), code_gram(a), code_gram(c), variance=1.0)
+    whole = whole_similarity(a, c)
     assert whole.svcca == pytest.approx(cosines.mean())
 
 
@@ -169,7 +177,7 @@ def test_cka_chance_is_the_mean_over_row_permutations() -> None:
 
 def test_svcca_with_too_few_rows_is_not_defined() -> None:
     a, b = random_codes(8, 6, 20, 0.9), random_codes(8, 6, 21, 0.9)
-    got = code_similarity(cross_moments(a, b), code_gram(a), code_gram(b), variance=1.0)
+    got = whole_similarity(a, b)
     assert got.svcca is None
     assert "do not outnumber" in got.reason
     flat = code_similarity(

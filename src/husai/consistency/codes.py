@@ -18,7 +18,7 @@ from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
 from husai.consistency.matching import Match
-from husai.consistency.scores import cka_from_products, svcca_from_products
+from husai.consistency.scores import cka_from_products, svcca_from_whitening, whitening
 from husai.errors import InputError
 
 Block: TypeAlias = "NDArray[Any] | sparse.csr_array | sparse.csc_array | sparse.coo_array"
@@ -366,14 +366,32 @@ def code_consistency(a: Codes, b: Codes, match: Match) -> CodeConsistency:
 
 @dataclass(frozen=True)
 class CodeGram:
-    """Centred product ``[n, n]`` of one SAE's codes with themselves, for CKA and SVCCA."""
+    """One SAE's codes against themselves, for CKA and SVCCA.
+
+    Attributes
+    ----------
+    n_rows
+        Rows.
+    product
+        ``[n, n]`` centred ``Σ_rows c cᵀ``.
+    whitening
+        ``[r, n]`` whitening of its top components, for SVCCA; None when the codes do not vary.
+    """
 
     n_rows: int
     product: NDArray[np.float64]
+    whitening: NDArray[np.float64] | None
 
 
-def code_gram(codes: Codes) -> CodeGram:
-    """Centred ``Σ_rows c cᵀ`` of one SAE's codes; make it once an SAE, not once a pair.
+def code_gram(codes: Codes, *, variance: float = 0.99) -> CodeGram:
+    """Prepare one SAE's codes for CKA and SVCCA, once an SAE and not once a pair.
+
+    Parameters
+    ----------
+    codes
+        Codes ``[rows, n]``; the tables take n² numbers.
+    variance
+        Variance that SVCCA keeps.
 
     Raises
     ------
@@ -388,9 +406,8 @@ def code_gram(codes: Codes) -> CodeGram:
         product = own if product is None else product + own
     moments = adder.moments("codes")
     assert product is not None
-    return CodeGram(
-        moments.n_rows, product - np.outer(moments.total, moments.total) / moments.n_rows
-    )
+    centred = product - np.outer(moments.total, moments.total) / moments.n_rows
+    return CodeGram(moments.n_rows, centred, whitening(centred, variance))
 
 
 @dataclass(frozen=True)
@@ -415,7 +432,7 @@ class RepresentationSimilarity:
 
 
 def code_similarity(
-    cross: CrossMoments, gram_a: CodeGram, gram_b: CodeGram, *, variance: float = 0.99
+    cross: CrossMoments, gram_a: CodeGram, gram_b: CodeGram
 ) -> RepresentationSimilarity:
     """Linear CKA (arXiv 1905.00414) and SVCCA (arXiv 1706.05806) of two SAEs' codes.
 
@@ -427,8 +444,6 @@ def code_similarity(
         From :func:`cross_moments`.
     gram_a, gram_b
         From :func:`code_gram`, of the same rows.
-    variance
-        Variance that SVCCA keeps on each side.
 
     Raises
     ------
@@ -445,9 +460,7 @@ def code_similarity(
         return RepresentationSimilarity(None, None, None, f"the codes of {which} do not vary")
     norms = float(np.linalg.norm(gram_a.product) * np.linalg.norm(gram_b.product))
     chance = float(np.trace(gram_a.product) * np.trace(gram_b.product) / ((n - 1) * norms))
-    svcca = svcca_from_products(
-        covariance, gram_a.product, gram_b.product, n_rows=n, variance=variance
-    )
+    svcca = svcca_from_whitening(covariance, gram_a.whitening, gram_b.whitening, n)
     reason = "" if svcca is not None else f"SVCCA: {n} rows do not outnumber the directions kept"
     return RepresentationSimilarity(cka, svcca, chance, reason)
 

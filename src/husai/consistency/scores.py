@@ -422,11 +422,25 @@ def svcca_from_products(
     float or None
         None when one side does not vary, or ``n_rows <= r_x + r_y``.
     """
-    whiten_x, whiten_y = whitening(xx, variance), whitening(yy, variance)
+    return svcca_from_whitening(xy, whitening(xx, variance), whitening(yy, variance), n_rows)
+
+
+def svcca_from_whitening(
+    xy: NDArray[np.float64],
+    whiten_x: NDArray[np.float64] | None,
+    whiten_y: NDArray[np.float64] | None,
+    n_rows: int,
+) -> float | None:
+    """Do :func:`svcca_from_products` with whitenings that are known: made once a side."""
     if whiten_x is None or whiten_y is None or n_rows <= len(whiten_x) + len(whiten_y):
         return None
-    correlations = np.linalg.svd(whiten_x @ xy @ whiten_y.T, compute_uv=False)
-    return float(np.clip(correlations, 0.0, 1.0).mean())
+    product = whiten_x @ xy @ whiten_y.T
+    if len(product) > product.shape[1]:
+        product = product.T
+    # eigenvalues of the smaller square: several times faster than singular values, and what the
+    # squaring loses (1e-8 of a correlation) is far below what a mean correlation can mean
+    squared = np.linalg.eigvalsh(product @ product.T)
+    return float(np.sqrt(np.clip(squared, 0.0, 1.0)).mean())
 
 
 def whitening(product: NDArray[np.float64], variance: float) -> NDArray[np.float64] | None:
