@@ -6,9 +6,10 @@ from .architectures import (
 )
 from .bank import SAEBank, geometric_median, group_into_banks
 from .config import BankTrainingConfig, SAEConfig
+from .formats import detect_format, export_sae, load_dictionary, load_sae
 from .metrics import evaluate
 from .train import train_bank
-from .trained import TrainedSAE, from_tensors, load_sae, save_sae, to_tensors
+from .trained import TrainedSAE, from_tensors, save_sae, to_tensors
 
 __all__ = [
     "ARCHITECTURES",
@@ -18,10 +19,13 @@ __all__ = [
     "SAEConfig",
     "TrainedSAE",
     "architecture",
+    "detect_format",
     "evaluate",
+    "export_sae",
     "from_tensors",
     "geometric_median",
     "group_into_banks",
+    "load_dictionary",
     "load_sae",
     "register_architecture",
     "save_sae",

@@ -193,7 +193,7 @@ def save_sae(sae: TrainedSAE, path: str | Path) -> None:
     write_tensors(path, tensors, header)
 
 
-def load_sae(path: str | Path) -> TrainedSAE:
-    """Read a file written by :func:`save_sae`."""
+def read_sae(path: str | Path) -> TrainedSAE:
+    """Read a file written by :func:`save_sae`; :func:`husai.sae.load_sae` reads others too."""
     tensors, header = read_tensors(path)
     return from_tensors(tensors, header, str(path))
