@@ -155,6 +155,19 @@ def test_few_candidates_and_a_small_budget_give_an_honest_bound(
     assert match.mean < best <= match.mean + match.gap_bound
 
 
+def test_a_search_that_runs_out_of_paths_says_how_far_off_it_can_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("husai.consistency.matching._FALLBACK_PAIRS", 0)
+    monkeypatch.setattr("husai.consistency.certified._MOST_SCANS", 1)
+    monkeypatch.setattr("husai.consistency.certified._SCANS_PER_CALL", 1)
+    a, b = random_pair(np.random.default_rng(0), 500, 16)
+    match = match_features(a, b, method="sparse")
+    check_consistent(match, a, b)
+    assert not match.certified
+    assert match.mean < scipy_optimum(a, b, False) <= match.mean + match.gap_bound
+
+
 def test_a_small_search_that_does_not_certify_is_finished_densely() -> None:
     a, b = clustered(np.random.default_rng(3), 600, 24)
     match = match_features(a, b, method="sparse", candidates=1, max_passes=1.0)

@@ -146,7 +146,7 @@ def _replace_top(key: Any, index: Any, new_key: float, new_index: int) -> None:
 
 @njit(cache=True, nogil=True)
 def _update_rows(
-    block: Any, absolute: bool, offset: Any, key: Any, index: Any, columns: Any, a: int, z: int
+    block: Any, absolute: bool, key: Any, index: Any, first_column: int, a: int, z: int
 ) -> None:
     n_cols = block.shape[1]
     for i in range(a, z):
@@ -154,24 +154,22 @@ def _update_rows(
         threshold = key[i, 0]
         for start in range(0, n_cols, _CHUNK):
             values = row[start : start + _CHUNK]
-            shift = offset[start : start + _CHUNK]
             # Most chunks hold nothing to keep. Asking that first, with a fixed length and no
             # branch, is what the compiler turns into vector instructions.
             if len(values) == _CHUNK:
                 hit = np.int32(0)
                 if absolute:
                     for c in range(_CHUNK):
-                        hit |= np.int32(abs(values[c]) - shift[c] > threshold)
+                        hit |= np.int32(abs(values[c]) > threshold)
                 else:
                     for c in range(_CHUNK):
-                        hit |= np.int32(values[c] - shift[c] > threshold)
+                        hit |= np.int32(values[c] > threshold)
                 if hit == 0:
                     continue
             for c in range(len(values)):
                 value = abs(values[c]) if absolute else values[c]
-                value -= shift[c]
                 if value > threshold:
-                    _replace_top(key[i], index[i], value, columns[start + c])
+                    _replace_top(key[i], index[i], value, first_column + start + c)
                     threshold = key[i, 0]
 
 
@@ -203,15 +201,9 @@ def _update_columns(
                     limits[c] = key[j, 0]
 
 
-def update_row_lists(
-    block: Float32, absolute: bool, offset: Float32, lists: TopLists, columns: NDArray[np.int32]
-) -> None:
-    """Offer every row of a block its entries, less the ``offset`` of their columns.
-
-    ``block`` ``[r, c]``, ``offset`` ``[c]``, ``columns`` ``[c]`` the columns' names, ``lists`` of
-    the ``r`` rows. Threads take rows, so that no list has two writers.
-    """
-    in_threads(_update_rows, len(block), block, absolute, offset, lists.key, lists.index, columns)
+def update_row_lists(block: Float32, absolute: bool, lists: TopLists, first_column: int) -> None:
+    """Offer every row of a block its entries; threads take rows, so no list has two writers."""
+    in_threads(_update_rows, len(block), block, absolute, lists.key, lists.index, first_column)
 
 
 def update_column_lists(block: Float32, absolute: bool, lists: TopLists, first_row: int) -> None:

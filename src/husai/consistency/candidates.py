@@ -65,8 +65,6 @@ class HostProducts:
 
     def __init__(self, a: UnitRows, b: UnitRows) -> None:
         self._a, self._b = a, b
-        self._names = np.arange(b.n, dtype=np.int32)
-        self._no_offset = np.zeros(min(BLOCK_COLUMNS, b.n), np.float32)
         self._block = np.empty((min(BLOCK_ROWS, a.n), min(BLOCK_COLUMNS, b.n)), np.float32)
 
     def multiply(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Float32:
@@ -80,13 +78,7 @@ class HostProducts:
             block = self._block[: z - a, : stop - start]
             np.matmul(self._a.unit[a:z], self._b.unit[start:stop].T, out=block)
             for lists, sign in zip(found, signed, strict=True):
-                update_row_lists(
-                    block,
-                    not sign,
-                    self._no_offset[: stop - start],
-                    lists.rows.part(a, z),
-                    self._names[start:stop],
-                )
+                update_row_lists(block, not sign, lists.rows.part(a, z), start)
                 update_column_lists(block, not sign, lists.columns.part(start, stop), a)
 
 

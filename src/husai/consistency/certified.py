@@ -23,7 +23,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from husai.consistency.assignment import FREE, reduce_rows, shortest_paths
-from husai.consistency.blocked import Float64, TopLists, UnitRows, update_row_lists
+from husai.consistency.blocked import Float64, TopLists, UnitRows
 from husai.consistency.candidates import BLOCK_COLUMNS, BLOCK_ROWS, Candidates, Products
 
 Int64 = NDArray[np.int64]
@@ -32,9 +32,13 @@ Int64 = NDArray[np.int64]
 _BIDS_PER_ROW = 20
 # Edges scanned per call of the compiled solver, a second or so, so that Ctrl-C is heard.
 _SCANS_PER_CALL = 100_000_000
-# Violating pairs taken up per row and round; doubled each round, for dictionaries of duplicates.
+# Edges that the paths of one search may scan in all, some minutes: only dictionaries made of many
+# exact copies need more.
+_MOST_SCANS = 40_000_000_000
+# Violating pairs taken up per row in the first round; four times as many in each further one, as
+# dictionaries of duplicates need, within what one round may add in all.
 _VIOLATORS = 32
-_MOST_VIOLATORS = 4096
+_MOST_ADDED = 20_000_000
 # Random pairings offered to rows for which no candidate was left.
 _SPARE_PAIRINGS = 8
 
@@ -49,7 +53,8 @@ class Certificate:
     Attributes
     ----------
     gap_bound
-        Upper bound on (best possible mean similarity - this one).
+        Upper bound on (best possible mean similarity - this one), from the prices or, where that
+        is closer, from each feature's nearest.
     duality_gap
         ``(sum u + sum v - sum s) / m``, before allowing for ``largest_violation``.
     largest_violation
@@ -142,10 +147,12 @@ class CertifiedSearch:
         self._max_passes, self._tolerance, self._advance = max_passes, tolerance, advance
         self._passes = 1.0
         self._rounds = 0
+        self._scans = 0
         # below every score, so that a row stays out only when it has no candidate left
         self._outside = -1.5 if signed else -0.5
         self._r, self._c = _kept(candidates.rows, b.n), _kept(candidates.columns, a.n)
         self._margin = max(a.rounding, b.rounding)
+        self._best = candidates.rows.best.astype(np.float64)
         self._violators = _VIOLATORS
         self._rng = np.random.default_rng(0)
         self._edges = np.zeros(0, np.int64)
@@ -167,20 +174,20 @@ class CertifiedSearch:
                 break
             blocks = self._open_blocks()
             cost = sum(len(i) * len(j) for i, j in blocks) / (self._a.n * self._b.n)
-            if self._passes + cost > self._max_passes:
+            if self._passes + cost > self._max_passes or self._scans > _MOST_SCANS:
                 violation = excess[1]
                 break
-            found, decided = self._check(blocks)
-            if not len(found) and decided:
+            found = self._check(blocks)
+            if not len(found):
                 excess = self._excess()
                 violation = max(0.0, excess[1])
                 break
             self._add(found)
-            self._violators = min(2 * self._violators, _MOST_VIOLATORS)
+            self._violators *= 4
         self._place_the_rest()
         gap = self._gap()
         return Certificate(
-            gap_bound=max(0.0, gap + excess[0] / self._a.n),
+            gap_bound=max(0.0, min(gap + excess[0] / self._a.n, self._nearest_bound())),
             duality_gap=gap,
             largest_violation=float(violation),
             tolerance=self._tolerance,
@@ -222,7 +229,7 @@ class CertifiedSearch:
         self._finish_paths()
         for _ in range(3):
             left = np.flatnonzero(self.column_of < 0)
-            if not len(left):
+            if not len(left) or self._scans > _MOST_SCANS:
                 break
             self._spare_pairs(left)
             self._start_over()
@@ -247,7 +254,15 @@ class CertifiedSearch:
 
     def _finish_paths(self) -> None:
         while (self.column_of == FREE).any():
-            shortest_paths(
+            if self._scans > _MOST_SCANS:
+                # stop here: prices that hold for the candidates still bound the optimum
+                best = _best_profits(
+                    self._indptr, self._columns, self._scores, self.v, self._outside
+                )
+                free = self.column_of == FREE
+                self.u[free] = best[free]
+                return
+            self._scans += shortest_paths(
                 self._indptr,
                 self._columns,
                 self._scores,
@@ -284,6 +299,15 @@ class CertifiedSearch:
         # a row still left out counts the least it can score
         primal += (self._a.n - len(rows)) * (-1.0 if self._signed else 0.0)
         return float((self.u.sum() + self.v.sum() - primal) / self._a.n)
+
+    def _nearest_bound(self) -> float:
+        """No matching does better than every row with its nearest column, nor than 1."""
+        best = np.minimum(1.0, self._best + self._margin)
+        return float(best.mean() - self._scores_of_match().mean())
+
+    def _scores_of_match(self) -> Float64:
+        cosines = self._a.cosines(self._b, np.arange(self._a.n), self.column_of)
+        return cosines if self._signed else np.abs(cosines)
 
     def _suspects(self) -> tuple[Float64, Float64]:
         """How far the bound on pairs never kept can exceed the prices, for rows and columns."""
@@ -325,69 +349,59 @@ class CertifiedSearch:
                 blocks.append((rows[part], columns[open_to]))
         return blocks
 
-    def _check(self, blocks: list[tuple[Int64, Int64]]) -> tuple[Int64, bool]:
-        """Multiply the blocks out; return the violating pairs, and whether they are all."""
+    def _check(self, blocks: list[tuple[Int64, Int64]]) -> Int64:
+        """Multiply the blocks out; return the pairs that violate most, none if none does."""
         found = []
-        decided = True
+        n_rows = sum(len(rows) for rows, _ in blocks)
+        most = min(self._violators, max(_VIOLATORS, _MOST_ADDED // max(1, n_rows)))
         for rows, columns in blocks:
-            lists = TopLists.empty(len(rows), self._violators)
-            # float32 keys: the margin covers the product, the rest the rounding of the prices
-            limit = self.u[rows] - self._margin - 1e-6
-            lists.key[:] = limit[:, None]
-            offset = self.v[columns].astype(np.float32)
-            for start in range(0, len(columns), BLOCK_COLUMNS):
-                part = slice(start, start + BLOCK_COLUMNS)
-                block = self._products.multiply(rows, columns[part])
-                update_row_lists(
-                    block,
-                    not self._signed,
-                    offset[part],
-                    lists,
-                    columns[part].astype(np.int32),
-                )
-            place, entry = np.nonzero(lists.index >= 0)
-            i, j = rows[place], lists.index[place, entry].astype(np.int64)
-            violating = self._violation(i, j) > self._slack
-            found.append(i[violating] * self._b.n + j[violating])
-            full = (lists.index >= 0).all(axis=1)
-            none_violates = np.ones(len(rows), bool)
-            none_violates[place[violating]] = False
-            self._verified[rows[~full]] = self.u[rows[~full]]
-            undecided = full & none_violates
-            if undecided.any():
-                found.append(self._check_exactly(rows[undecided], columns))
-            decided &= not (full & ~none_violates).any()
-            share = len(rows) * len(columns) / (self._a.n * self._b.n)
-            self._passes += share
-            self._advance(share)
-        return _each_once(np.concatenate(found)), decided
+            parts = [
+                self._check_block(rows, columns[start : start + BLOCK_COLUMNS])
+                for start in range(0, len(columns), BLOCK_COLUMNS)
+            ]
+            i, j, violation = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            order = np.lexsort((-violation, i))
+            i, j = i[order], j[order]
+            rank = np.arange(len(i)) - np.searchsorted(i, i)  # within the row, the worst first
+            kept = rank < most
+            found.append(rows[i[kept]] * self._b.n + j[kept])
+            checked = np.ones(len(rows), bool)
+            checked[i[~kept]] = False
+            self._verified[rows[checked]] = self.u[rows[checked]]
+        return _each_once(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
-    def _check_exactly(self, rows: Int64, columns: Int64) -> Int64:
-        """Check rows whose float32 products were too close to call, in float64."""
-        found = []
-        step = max(1, BLOCK_ROWS * BLOCK_COLUMNS // (2 * len(columns)))
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            scores = self._a.float64(part) @ self._b.float64(columns).T
+    def _check_block(self, rows: Int64, columns: Int64) -> tuple[Int64, Int64, Float64]:
+        """Violating pairs of a block: place among ``rows``, column, and by how much.
+
+        Float32 products find what may violate, and float64 decides; where that would be much of
+        the block (dictionaries of ties), the block is multiplied in float64.
+        """
+        block = self._products.multiply(rows, columns)
+        self._count(len(rows) * len(columns))
+        if not self._signed:
+            np.abs(block, out=block)
+        block -= self.v[columns].astype(np.float32)
+        # the margin covers the product, the rest the rounding of the prices to float32
+        limit = (self.u[rows] - self._margin - 1e-6).astype(np.float32)
+        near = np.flatnonzero(block > limit[:, None])
+        if len(near) <= block.size // 16:
+            i, j = np.divmod(near, len(columns))
+            violation = self._violation(rows[i], columns[j])
+        else:
+            scores = self._a.float64(rows) @ self._b.float64(columns).T
+            self._count(2 * scores.size)  # a float64 product costs two of float32
             if not self._signed:
                 np.abs(scores, out=scores)
-            scores -= self.u[part, None] + self.v[None, columns]
-            count = (scores > self._slack).sum(axis=1)
-            fits = count <= self._violators
-            self._verified[part[fits]] = self.u[part[fits]]
-            if not fits.all():
-                k = self._violators
-                best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-                keep = np.zeros(scores.shape, bool)
-                np.put_along_axis(keep, best, True, axis=1)
-                scores[~keep] = 0.0
+            scores -= self.u[rows, None] + self.v[None, columns]
             i, j = np.nonzero(scores > self._slack)
-            found.append(part[i] * self._b.n + columns[j])
-        # a float64 product costs two of float32
-        share = 2 * len(rows) * len(columns) / (self._a.n * self._b.n)
+            violation = scores[i, j]
+        violates = violation > self._slack
+        return i[violates], columns[j[violates]], violation[violates]
+
+    def _count(self, n_products: int) -> None:
+        share = n_products / (self._a.n * self._b.n)
         self._passes += share
         self._advance(share)
-        return np.concatenate(found)
 
     def _violation(self, i: Int64, j: Int64) -> Float64:
         cosines = self._a.cosines(self._b, i, j)
