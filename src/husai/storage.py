@@ -115,23 +115,18 @@ def write_tensors(
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read the tensors and the header of a file written by :func:`write_tensors`.
 
+    The tensors are copies in memory: what happens to the file afterwards does not touch them.
+
     Raises
     ------
     InputError
         When the file is missing, torn, or not a safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error})") from error
-    return tensors, _parse_header(path, metadata)
+    file = TensorFile.from_bytes(path.read_bytes(), origin=str(path))
+    return dict(file.tensors), dict(file.header)
 
 
 def read_header(path: str | Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ import platform
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -302,12 +303,14 @@ class MlflowHook:
         import mlflow
         from mlflow.models import Model
 
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             weights = Path(folder) / f"{name}.safetensors"
             weights.write_bytes(data.to_bytes())
             uri = mlflow.get_tracking_uri()
             mlflow.set_tracking_uri(self._locations()[0])
             try:
+                # its advice is on type hints and examples; a signature is given
+                warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
                 model = self._client_().create_logged_model(
                     self._experiment_id, name=name, source_run_id=self._run_id
                 )
@@ -319,6 +322,7 @@ class MlflowHook:
                     run_id=self._run_id,
                     python_model=str(Path(__file__).parent / code),
                     artifacts={"weights": str(weights)},
+                    signature=_tokens_signature(),
                     pip_requirements=[f"husai=={metadata.version('husai')}"],
                 )
             finally:
@@ -397,3 +401,15 @@ class MlflowHook:
         # MLflow's column for it is narrow; Kedro's versions are timestamps
         version = self._version(dataset_name)
         return "".join(ch for ch in version if ch.isalnum())[:36] or None
+
+
+def _tokens_signature() -> Any:
+    """Integer tokens in, one row an input; logits out."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.int64), (-1, -1))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
+    )

@@ -19,8 +19,9 @@ class TransformerModel(PythonModel):
 
         self.model = load_transformer(context.artifacts["weights"]).build()
 
-    def predict(
-        self, context: Any, model_input: npt.NDArray[np.int64], params: dict[str, Any] | None = None
+    # MLflow reads hints of the input as a schema; the signature is logged beside the model instead
+    def predict(  # type: ignore[no-untyped-def]
+        self, context, model_input, params=None
     ) -> npt.NDArray[np.float32]:
         """Give logits ``[n, d_vocab]`` for tokens ``[n, n_ctx]``."""
         import torch
