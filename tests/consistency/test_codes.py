@@ -201,3 +201,12 @@ def test_rows_that_do_not_correspond_are_errors() -> None:
         code_moments(np.zeros((0, 3)))
     with pytest.raises(InputError, match="shape"):
         code_moments(np.zeros(3))
+
+
+def test_svcca_of_wide_saes_is_that_of_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = random_codes(400, 40, 23), random_codes(400, 30, 24)
+    b[:, :10] = a[:, :10]
+    exact = whole_similarity(a, b).svcca
+    assert exact is not None
+    monkeypatch.setattr("husai.consistency.scores._EXACT_SVCCA", 4)
+    assert whole_similarity(a, b).svcca == pytest.approx(exact, abs=1e-4)

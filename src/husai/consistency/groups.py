@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from typing import Any, cast
 
@@ -252,14 +253,18 @@ def _shuffled(
     """Matched activations of the first two SAEs when the rows of one are shuffled."""
     if len(codes) < 2 or codes[0] is None or codes[1] is None:
         return {}
-    rng = np.random.default_rng(config.seed)
-    values = []
-    for _ in range(config.code_null_draws):
-        got = match_activations(codes[0].codes, shuffle_rows(codes[1].codes, rng)).mean
-        if got is None:
-            return {}
-        values.append(got)
-    return {"shuffled": NullDistribution("shuffled", "activation_mcc", True, np.array(values))}
+    one, other = codes[0].codes, codes[1].codes
+
+    def draw(t: int) -> float | None:
+        rng = np.random.default_rng([config.seed, t])
+        return match_activations(one, shuffle_rows(other, rng)).mean
+
+    with ThreadPoolExecutor(config.workers) as pool:
+        values = list(pool.map(draw, range(config.code_null_draws)))
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {}
+    return {"shuffled": NullDistribution("shuffled", "activation_mcc", True, np.array(known))}
 
 
 def null_columns(kind: str, null: NullDistribution, score: float) -> dict[str, float | None]:

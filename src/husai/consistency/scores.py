@@ -26,6 +26,9 @@ from husai.errors import InputError
 # Numbers of a block of cosines: 64 MB of float64, so that the [n_a, n_b] matrix is never held.
 _BLOCK_NUMBERS = 8_000_000
 
+# Directions up to which SVCCA is computed in double precision.
+_EXACT_SVCCA = 512
+
 # The cosine above which Paulo & Belrose call two features the same.
 SHARED_THRESHOLD = 0.7
 
@@ -434,13 +437,19 @@ def svcca_from_whitening(
     """Do :func:`svcca_from_products` with whitenings that are known: made once a side."""
     if whiten_x is None or whiten_y is None or n_rows <= len(whiten_x) + len(whiten_y):
         return None
-    product = whiten_x @ xy @ whiten_y.T
+    if not xy.any():
+        return 0.0
+    # The whitened product's entries are correlations. Wide SAEs take it in single precision, at
+    # half the time: an eigenvalue errs by 1e-6, so a correlation by 1e-3 if it is 0 and far less
+    # if it is not.
+    scale = float(np.abs(xy).max())
+    fast = np.float32 if min(len(whiten_x), len(whiten_y)) > _EXACT_SVCCA else np.float64
+    product = whiten_x.astype(fast) @ (xy / scale).astype(fast) @ (scale * whiten_y.T).astype(fast)
     if len(product) > product.shape[1]:
         product = product.T
-    # eigenvalues of the smaller square: several times faster than singular values, and what the
-    # squaring loses (1e-8 of a correlation) is far below what a mean correlation can mean
+    # eigenvalues of the smaller square: several times faster than singular values
     squared = np.linalg.eigvalsh(product @ product.T)
-    return float(np.sqrt(np.clip(squared, 0.0, 1.0)).mean())
+    return float(np.sqrt(np.clip(squared, 0.0, 1.0)).mean(dtype=np.float64))
 
 
 def whitening(product: NDArray[np.float64], variance: float) -> NDArray[np.float64] | None:
