@@ -114,6 +114,10 @@ class CheckpointStore:
             self._refuse(header.get("identity", {}), identity)
         return read_tensors(path)
 
+    def finish(self) -> None:
+        """Drop what resuming needs and keep the weights: the next training starts afresh."""
+        (self.directory / _RESUME).unlink(missing_ok=True)
+
     def _refuse(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         differences = sorted(_differences(found, wanted))
         raise InputError(

@@ -37,7 +37,7 @@ def train(
         training,
         checkpoint_dir=store.directory,
     )
-    # store.finish()
+    store.finish()
     file = TensorFile(trained.state_dict, trained.header())
     return file, trained.history, trained.summary
 
