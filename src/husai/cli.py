@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 OK, BELOW, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-_FORMATS = ("husai", "saelens", "dictionary_learning", "sparsify", "dictionary")
+_FORMATS = ("husai", "saelens", "dictionary_learning", "sparsify", "safetensors", "npy")
 
 _COMPARE_DESCRIPTION = """\
 Say whether two or more SAEs learned the same features.

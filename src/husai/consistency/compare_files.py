@@ -15,9 +15,10 @@ from husai.errors import InputError
 
 if TYPE_CHECKING:
     from husai.sae import TrainedSAE
+    from husai.sae.formats import Format
 
 
-def load_saes(paths: Sequence[Path], format: str | None = None) -> list[ComparedSAE]:
+def load_saes(paths: Sequence[Path], format: Format | None = None) -> list[ComparedSAE]:
     """Load SAEs or plain dictionaries, named by the shortest tails of their paths.
 
     Parameters
@@ -38,7 +39,7 @@ def load_saes(paths: Sequence[Path], format: str | None = None) -> list[Compared
     ]
 
 
-def load_one(path: Path, name: str, format: str | None = None) -> ComparedSAE:
+def load_one(path: Path, name: str, format: Format | None = None) -> ComparedSAE:
     """Load one SAE or plain dictionary.
 
     Raises
@@ -46,17 +47,16 @@ def load_one(path: Path, name: str, format: str | None = None) -> ComparedSAE:
     InputError
         When it cannot be read; nothing that it may hold is executed.
     """
-    from husai.sae import load_sae
+    from husai.sae import detect_format, load_dictionary, load_sae
 
     if not path.exists():
         raise InputError(f"{path}: no such file or directory")
-    format = format or _detect_format(path)
+    format = format or detect_format(path)
     origin = {"path": str(path), "format": format, "files": describe_files(path)}
-    if format == "dictionary":
-        W_dec = read_matrix(path)
-        _check_finite(path, "decoder", W_dec)
-        return ComparedSAE(name, W_dec, origin={**origin, "dtype": str(W_dec.dtype)})
-    sae = load_sae(path)
+    if format in ("npy", "safetensors"):
+        W_dec, _ = load_dictionary(path, format)
+        return ComparedSAE(name, W_dec, origin=origin)
+    sae = load_sae(path, format)
     W_dec, W_enc = sae.W_dec.float().numpy(), sae.W_enc.float().numpy()
     _check_finite(path, "decoder", W_dec)
     _check_finite(path, "encoder", W_enc.T)
@@ -70,54 +70,6 @@ def load_one(path: Path, name: str, format: str | None = None) -> ComparedSAE:
         converged=bool(converged) if known else None,
         origin={**origin, "architecture": sae.config.architecture},
     )
-
-
-def _detect_format(path: Path) -> str:
-    from husai.storage import read_header
-
-    if path.suffix == ".npy":
-        return "dictionary"
-    return "husai" if read_header(path).get("kind") == "husai.sae" else "dictionary"
-
-
-def read_matrix(path: Path) -> NDArray[Any]:
-    """Read the one matrix that an .npy or .safetensors file holds.
-
-    Raises
-    ------
-    InputError
-        When the file is missing, of another kind, torn, holds Python objects, or more or less
-        than one matrix of real numbers.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give a matrix as .npy or .safetensors")
-    if path.suffix == ".npy":
-        try:
-            matrix: NDArray[Any] = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            if "allow_pickle" in str(error):
-                raise InputError(
-                    f"{path}: it holds Python objects, which are not loaded because they can run "
-                    "code; save a plain float matrix with numpy.save"
-                ) from error
-            raise InputError(f"{path}: not a whole .npy file ({error})") from error
-    elif path.suffix == ".safetensors":
-        from husai.storage import read_tensors
-
-        tensors = {n: t for n, t in read_tensors(path)[0].items() if t.ndim == 2}
-        if len(tensors) != 1:
-            names = ", ".join(sorted(tensors)) or "none"
-            raise InputError(f"{path}: it holds {len(tensors)} matrices ({names}); give one")
-        tensor = next(iter(tensors.values()))
-        matrix = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    else:
-        raise InputError(f"{path}: not an .npy or .safetensors file")
-    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "fiu":
-        raise InputError(
-            f"{path}: an array of shape {matrix.shape} and type {matrix.dtype}; give a matrix of "
-            "real numbers"
-        )
-    return matrix
 
 
 def _encode(sae: TrainedSAE, rows: NDArray[Any]) -> NDArray[Any]:
@@ -146,13 +98,14 @@ def load_activations(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
     InputError
         When the file is missing, unreadable, not a matrix of at least two rows, or not finite.
     """
-    rows = read_matrix(path)
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
-        raise InputError(
-            f"{path}: {len(bad)} of {len(rows)} activation rows hold NaN or infinity (the first "
-            f"is row {bad[0]}); drop them"
-        )
+    from husai.sae import load_dictionary
+
+    if path.suffix not in (".npy", ".safetensors"):
+        raise InputError(f"{path}: give activation rows as an .npy or .safetensors matrix")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give activation rows as .npy or .safetensors")
+    # a plain matrix, whatever its rows are
+    rows, _ = load_dictionary(path, "npy" if path.suffix == ".npy" else "safetensors")
     if len(rows) < 2:
         raise InputError(f"{path}: {len(rows)} activation row; give at least two")
     return rows, {"path": str(path), "files": describe_files(path)}
