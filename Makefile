@@ -9,7 +9,7 @@ export KEDRO_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check bench viz ui lock clean help
+.PHONY: run test check bench results viz ui lock clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,12 @@ check: $(READY)  ## ruff and mypy strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+results: $(READY) ## copy the last study's page and figures to docs/results
+	mkdir -p docs/results
+	cp data/reporting/home_study.md data/consistency/scores.png data/consistency/reproducibility.png \
+		data/consistency/similarity.png data/transformer/training.png data/saes/learning_curves.png \
+		docs/results/
 
 bench: $(READY)  ## the benchmarks that need no peers' packages
 	$(BIN)/python benchmarks/transformer_step.py

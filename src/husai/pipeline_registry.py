@@ -16,6 +16,7 @@ STUDY = (
     "activation_extraction",
     "sae_training",
     "consistency_analysis",
+    "reporting",
 )
 
 

@@ -8,6 +8,8 @@ What a dataset means to MLflow stands beside it in the catalog, under ``metadata
     A table with a column named by ``step``: every numeric column becomes a metric's history.
 ``kind: table``, ``kind: figure``
     Logged as artifacts that the UI shows.
+``kind: text``
+    A page of Markdown, likewise.
 ``kind: dataset``
     Logged as a dataset input with its version as digest.
 ``kind: model``
@@ -187,6 +189,8 @@ class MlflowHook:
             self._client_().log_table(self._run_id, data, f"tables/{dataset_name}.json")
         elif kind == "figure":
             self._client_().log_figure(self._run_id, data, f"figures/{dataset_name}.png")
+        elif kind == "text":
+            self._client_().log_text(self._run_id, data, f"{dataset_name}.md")
         elif kind == "dataset":
             self._log_dataset(dataset_name, data, context="output")
         elif kind == "model":

@@ -84,7 +84,7 @@ class PlantedTruthConfig(Config):
     )
     gate_tolerance: float = Field(0.02, ge=0, description="change of GT-MCC that is called none")
     threshold: float = Field(0.9, gt=0, le=1, description="cosine of a feature that is the same")
-    n_resamples: int = Field(2000, ge=10, description="of the cluster bootstrap")
+    n_resamples: int = Field(500, ge=10, description="of the cluster bootstrap")
 
     @model_validator(mode="after")
     def _snapshots_are_there(self) -> PlantedTruthConfig:
