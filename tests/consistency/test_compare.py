@@ -130,6 +130,10 @@ def test_codes_of_equal_saes_agree_and_a_permutation_is_seen_through() -> None:
         assert value(scores, name, signed) == pytest.approx(1.0, abs=1e-5)
     nulls = next(s["nulls"] for s in scores if s["score"] == "pw_mcc")
     assert set(nulls) == {"isotropic", "data_aware"}
+    shuffled = scores[-1]["nulls"]["shuffled"]
+    assert shuffled["draws"] == 2
+    assert 0 < shuffled["mean"] < 0.5
+    assert shuffled["corrected"] == pytest.approx(1.0, abs=1e-5)
     assert comparison.activations == {"n_rows": 400}
 
 

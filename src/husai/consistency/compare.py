@@ -39,6 +39,8 @@ _MOST_NULL_DRAWS, _LEAST_NULL_DRAWS = 40, 1
 _LONG_PAIRS = 8192**2
 # Widths up to which all pairs of latents are correlated at once ([n_a, n_b] float64 in memory).
 _CORRELATION_PAIRS = 4096**2
+# Shuffles behind the null of matched activations, and pairs of latents they may correlate in all.
+_MOST_SHUFFLES, _SHUFFLED_PAIRS = 19, 20 * 1024**2
 # Beyond, latents are matched as rows of [latents, rows]; this many numbers are 2 GB.
 _CORRELATION_NUMBERS = 5e8
 
@@ -302,8 +304,11 @@ def _compare_pair(
         null = nulls(len(rows_a), len(rows_b)).get(("matched_fraction", True), {})
         fraction = float(shared.sum() / min(len(rows_a), len(rows_b)))
         scores.append(_score_row("shared_fraction", True, fraction, null))
-        scores.append(_score_row("pw_mcc_encoder", True, encoder.mean, {}))
-    scores += _code_scores(codes, i, j, rows_a, rows_b, absolute)
+        # encoder rows do not live among the data: only random directions say what chance gives
+        isotropic = nulls(len(rows_a), len(rows_b)).get(("pw_mcc", True), {})
+        isotropic = {kind: null for kind, null in isotropic.items() if kind == "isotropic"}
+        scores.append(_score_row("pw_mcc_encoder", True, encoder.mean, isotropic))
+    scores += _code_scores(codes, i, j, rows_a, rows_b, absolute, config)
     return PairComparison(a.id, b.id, scores, signed, absolute, rows_a, rows_b, shared)
 
 
@@ -461,6 +466,7 @@ def _code_scores(
     rows_a: NDArray[np.int64],
     rows_b: NDArray[np.int64],
     match: Match,
+    config: CompareConfig,
 ) -> list[dict[str, Any]]:
     """Agreement of the codes on the same rows."""
     if not codes.wanted:
@@ -480,7 +486,26 @@ def _code_scores(
         for name, value in zip(names, values, strict=False)
     ]
     value, reason = _activation_mcc(one, other)
-    return [*scores, _score_row("activation_mcc", True, value, {}, reason)]
+    nulls = {} if value is None else _shuffled_null(one, other, config)
+    return [*scores, _score_row("activation_mcc", True, value, nulls, reason)]
+
+
+def _shuffled_null(
+    one: sparse.csr_array, other: sparse.csr_array, config: CompareConfig
+) -> dict[str, NullDistribution]:
+    """Latents matched by activations when the rows of one side are shuffled."""
+    pairs = one.shape[1] * other.shape[1]
+    affordable = int(min(_MOST_SHUFFLES, _SHUFFLED_PAIRS // pairs))
+    draws = affordable if config.null_draws is None else min(config.null_draws, affordable)
+    values = []
+    for draw in range(draws):
+        order = np.random.default_rng([config.seed, draw]).permutation(other.shape[0])
+        value, _ = _activation_mcc(one, other[order])
+        if value is not None:
+            values.append(value)
+    if not values:
+        return {}
+    return {"shuffled": NullDistribution("shuffled", "activation_mcc", True, np.array(values))}
 
 
 def _activation_mcc(one: sparse.csr_array, other: sparse.csr_array) -> tuple[float | None, str]:

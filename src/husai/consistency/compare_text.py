@@ -78,7 +78,9 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _score_lines(pair: PairComparison, config: CompareConfig) -> list[str]:
-    kinds = list(dict.fromkeys(kind for row in pair.scores for kind in row["nulls"]))
+    kinds = [
+        k for k in ("isotropic", "data_aware") if any(k in row["nulls"] for row in pair.scores)
+    ]
     closed = any(row["chance"] is not None for row in pair.scores)
     names = {"isotropic": "chance: random directions", "data_aware": "chance: drawn like the data"}
     lines = []
@@ -104,17 +106,22 @@ def _score_line(row: dict[str, Any], kinds: list[str], config: CompareConfig) ->
     line = f"  {_title(row['score'], row['signed'], config):<{_WIDTH}}{_number(row['value']):>9}"
     if row["chance"] is not None:
         return f"{line}   {row['chance']:.4f}, in closed form"
+    shuffled = row["nulls"].get("shuffled")
+    if shuffled is not None:
+        chance = f"{_chance(shuffled):<16}{_number(shuffled['corrected']):>9}"
+        return f"{line}   {chance}{_number(shuffled['p_value'], 3):>6}   chance: rows shuffled"
     for kind in kinds:
         null = row["nulls"].get(kind)
         if null is None:
             line += " " * 34
             continue
-        chance = _number(null["mean"])
-        if null["sd"] is not None:
-            chance += f" ± {null['sd']:.4f}"
         p = _number(null["p_value"], 3)
-        line += f"   {chance:<16}{_number(null['corrected']):>9}{p:>6}"
+        line += f"   {_chance(null):<16}{_number(null['corrected']):>9}{p:>6}"
     return line.rstrip()
+
+
+def _chance(null: dict[str, Any]) -> str:
+    return _number(null["mean"]) + ("" if null["sd"] is None else f" ± {null['sd']:.4f}")
 
 
 def _match_lines(pair: PairComparison, config: CompareConfig) -> list[str]:
@@ -161,11 +168,15 @@ def _overall_lines(comparison: Comparison) -> list[str]:
 def _notes(comparison: Comparison) -> list[str]:
     """What a reader has to know to judge the numbers."""
     notes = []
-    nulls = [
-        null for pair in comparison.pairs for row in pair.scores for null in row["nulls"].values()
+    draws_of = [
+        null["draws"]
+        for pair in comparison.pairs
+        for row in pair.scores
+        for kind, null in row["nulls"].items()
+        if kind != "shuffled"
     ]
-    if nulls:
-        draws = min(null["draws"] for null in nulls)
+    if draws_of:
+        draws = min(draws_of)
         plural = "" if draws == 1 else "s"
         notes.append(
             f"Chance is the score of {draws} pair{plural} of random dictionaries of these sizes; "
