@@ -391,7 +391,7 @@ def code_gram(codes: Codes, *, variance: float = 0.99) -> CodeGram:
     codes
         Codes ``[rows, n]``; the tables take n² numbers.
     variance
-        Variance that SVCCA keeps.
+        Variance that SVCCA keeps, in at most ``SVCCA_DIRECTIONS`` directions.
 
     Raises
     ------

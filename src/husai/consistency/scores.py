@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import linalg, stats
 
 from husai.consistency.matching import (
     Match,
@@ -26,8 +26,8 @@ from husai.errors import InputError
 # Numbers of a block of cosines: 64 MB of float64, so that the [n_a, n_b] matrix is never held.
 _BLOCK_NUMBERS = 8_000_000
 
-# Directions up to which SVCCA is computed in double precision.
-_EXACT_SVCCA = 512
+# Most principal directions that SVCCA compares.
+SVCCA_DIRECTIONS = 512
 
 # The cosine above which Paulo & Belrose call two features the same.
 SHARED_THRESHOLD = 0.7
@@ -408,8 +408,9 @@ def svcca_from_products(
 ) -> float | None:
     """Mean canonical correlation between the top principal components of two sides.
 
-    Each side keeps the components that hold ``variance`` of its variance; the mean is over
-    ``min(r_x, r_y)`` canonical correlations (Raghu et al. 2017, arXiv 1706.05806).
+    Each side keeps the components that hold ``variance`` of its variance, at most
+    ``SVCCA_DIRECTIONS`` (512) of them; the mean is over ``min(r_x, r_y)`` canonical correlations
+    (Raghu et al. 2017, arXiv 1706.05806).
 
     Parameters
     ----------
@@ -437,32 +438,33 @@ def svcca_from_whitening(
     """Do :func:`svcca_from_products` with whitenings that are known: made once a side."""
     if whiten_x is None or whiten_y is None or n_rows <= len(whiten_x) + len(whiten_y):
         return None
-    if not xy.any():
-        return 0.0
-    # The whitened product's entries are correlations. Wide SAEs take it in single precision, at
-    # half the time: an eigenvalue errs by 1e-6, so a correlation by 1e-3 if it is 0 and far less
-    # if it is not.
-    scale = float(np.abs(xy).max())
-    fast = np.float32 if min(len(whiten_x), len(whiten_y)) > _EXACT_SVCCA else np.float64
-    product = whiten_x.astype(fast) @ (xy / scale).astype(fast) @ (scale * whiten_y.T).astype(fast)
+    product = whiten_x @ xy @ whiten_y.T
     if len(product) > product.shape[1]:
         product = product.T
-    # eigenvalues of the smaller square: several times faster than singular values
+    # eigenvalues of the smaller square: several times faster than singular values, and what the
+    # squaring loses (1e-8 of a correlation) is far below what a mean correlation can mean
     squared = np.linalg.eigvalsh(product @ product.T)
-    return float(np.sqrt(np.clip(squared, 0.0, 1.0)).mean(dtype=np.float64))
+    return float(np.sqrt(np.clip(squared, 0.0, 1.0)).mean())
 
 
-def whitening(product: NDArray[np.float64], variance: float) -> NDArray[np.float64] | None:
-    """Whitening ``[r, n]`` of the top components of ``XᵀX [n, n]``; None when it is zero."""
+def whitening(
+    product: NDArray[np.float64], variance: float, max_directions: int = SVCCA_DIRECTIONS
+) -> NDArray[np.float64] | None:
+    """Whitening ``[r, n]`` of the top components of ``XᵀX [n, n]``; None when it is zero.
+
+    They hold ``variance`` of the variance, or are ``max_directions`` if that is fewer.
+    """
     if not 0 < variance <= 1:
         raise InputError(f"variance: {variance}; give a share above 0 and at most 1")
-    values, vectors = np.linalg.eigh(product)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    if values[0] <= 0:
+    n = len(product)
+    total = float(np.trace(product))
+    if total <= 0:
         return None
-    values = np.clip(values, 0.0, None)
-    share = np.cumsum(values) / values.sum()
-    rank = min(int(np.searchsorted(share, variance - 1e-12)) + 1, int((values > 0).sum()))
+    # the top components only: a wide SAE's whole spectrum takes three times as long
+    first = max(0, n - max_directions)
+    values, vectors = linalg.eigh(product, subset_by_index=(first, n - 1))
+    values, vectors = np.clip(values[::-1], 0.0, None), vectors[:, ::-1]
+    rank = min(int(np.searchsorted(np.cumsum(values) / total, variance - 1e-12)) + 1, len(values))
     # below this a component is rounding, and whitening would blow it up to a correlation
     rank = max(1, min(rank, int((values > 1e-10 * values[0]).sum())))
     return np.asarray(vectors[:, :rank].T / np.sqrt(values[:rank])[:, None])
