@@ -196,6 +196,36 @@ def record(results: list[dict[str, Any]]) -> None:
     command = "python benchmarks/matching_scale.py --sizes N … --kinds K … --dims D … [--peers]"
     text = json.dumps({"command": command, "machine": machine, "results": known}, indent=1)
     RESULTS.write_text(text + "\n")
+    RESULTS.with_suffix(".md").write_text(table(known, command))
+
+
+def table(results: list[dict[str, Any]], command: str) -> str:
+    """The results as a table: a line per case, the peers beside."""
+    lines = [
+        "# Exact matching: time and memory",
+        "",
+        f"`{command}`; seconds of wall time on a machine that others used too, so read the ratios.",
+        "",
+        "| d | shared | n | seconds | × one pass | passes | peak GiB | gap bound | scipy | lapx |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        if r["method"] != "husai":
+            continue
+        cells = [f"{r['d']}", r["kind"], f"{r['n']:,}", f"{r['seconds']:.1f}"]
+        cells += [f"{r['times_floor']:.2f}", f"{r['passes']:.2f}", f"{r['peak_gib']:.2f}"]
+        cells.append(f"{r['gap_bound']:.1e}" + ("" if r["certified"] else " (not certified)"))
+        for peer in ("scipy", "lapx"):
+            same = [
+                o
+                for o in results
+                if o["method"] == peer and all(o[k] == r[k] for k in ("n", "d", "kind", "seed"))
+            ]
+            cells.append(
+                f"{same[0]['seconds']:.1f} s, {same[0]['times_slower']:.1f} ×" if same else "–"
+            )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
