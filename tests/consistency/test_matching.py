@@ -420,3 +420,13 @@ def test_checkpoint_knows_its_dictionaries(tmp_path: Path) -> None:
 def test_bad_input_is_named(a: Rows, b: Rows, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         match_features(a, b, **options)
+
+
+def test_progress_is_shown_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = random_pair(np.random.default_rng(0), 100, 8)
+    match_features(a, b, method="sparse", progress="decoders")
+    shown = capsys.readouterr().err
+    assert "decoders" in shown
+    assert "100%" in shown
+    match_features(a, b, method="sparse")
+    assert capsys.readouterr().err == ""

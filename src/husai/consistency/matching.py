@@ -296,7 +296,7 @@ def _by_products(
     progress: bool | str,
 ) -> list[Match]:
     """Match ``n_a <= n_b`` features by blocked products."""
-    with _advancing(progress) as advance:
+    with _advancing(progress, a.n * b.n) as advance:
         if method != "sparse":
             return [_greedy(a, b, sign, method, device, advance) for sign in signed]
         products = products_on(a, b, device)
@@ -340,8 +340,8 @@ def _by_products(
 
 
 @contextmanager
-def _advancing(progress: bool | str) -> Iterator[Callable[[float], None]]:
-    """A progress bar over passes of the product; more work than one pass stretches it."""
+def _advancing(progress: bool | str, n_pairs: int) -> Iterator[Callable[[float], None]]:
+    """A progress bar over products; more work than one pass of them stretches it."""
     if not progress:
         yield lambda share: None
         return
@@ -349,11 +349,12 @@ def _advancing(progress: bool | str) -> Iterator[Callable[[float], None]]:
 
     layout = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]{postfix}"
     name = progress if isinstance(progress, str) else "matching"
-    with progress_bar(1.0, name, unit="pass", bar_format=layout) as bar:
+    with progress_bar(n_pairs, name, unit="pair", bar_format=layout) as bar:
 
         def advance(share: float) -> None:
-            bar.total = max(bar.total or 1.0, bar.n + share)
-            bar.update(share)
+            step = share * n_pairs
+            bar.total = max(bar.total or n_pairs, bar.n + step)
+            bar.update(step)
 
         yield advance
 
