@@ -65,7 +65,9 @@ JOBS = {
     "compressive-16": SongJob("compressive", "topk", 16, 800, 80, 8, 0.75, 0.60),
 }
 for _name, _job in list(JOBS.items()):
-    JOBS[f"{_name}-minibatch"] = _job._replace(batch=1000)
+    # the same loss and steps on batches of 1,000 (250 where there are many latents): what a
+    # crowded machine can finish; where both were run, the pair says what the batch changes
+    JOBS[f"{_name}-minibatch"] = _job._replace(batch=1000 if _job.d_sae <= 32 else 250)
 for _d in (8, 40):
     JOBS[f"redundant-{_d}-minibatch"] = JOBS["redundant-16-minibatch"]._replace(d_in=_d)
     JOBS[f"compressive-{_d}-minibatch"] = JOBS["compressive-16-minibatch"]._replace(d_in=_d)
@@ -96,7 +98,7 @@ def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
         np.savez(file, **arrays)
 
 
-def run_song(name: str, seed: int, deadline: float) -> bool:
+def run_song(name: str, seed: int, deadline: float, until: int = STEPS) -> bool:
     """Advance one SAE until it is done (True) or the time is up (False)."""
     # beside this script, not a package
     from song_kernel import (  # type: ignore[import-not-found]
@@ -122,15 +124,15 @@ def run_song(name: str, seed: int, deadline: float) -> bool:
             snapshots = {int(s): file[f"s{s}"] for s in file["snapshots"]}
     k = job.k if job.architecture == "topk" else None
     stops = sorted(set(SNAPSHOTS) | set(range(0, STEPS + 1, 1000 if job.d_sae <= 32 else 500)))
-    while sae.step < STEPS:
+    while sae.step < until:
         if time.monotonic() > deadline:
             return False
-        until = next(s for s in stops if s > sae.step)
+        stop = next(s for s in stops if s > sae.step)
         started, core_started = time.perf_counter(), time.process_time()
         if job.batch is None:
-            train(sae, X, k, until - sae.step)
+            train(sae, X, k, stop - sae.step)
         else:
-            train_minibatch(sae, X, k, until - sae.step, job.batch, seed)
+            train_minibatch(sae, X, k, stop - sae.step, job.batch, seed)
         seconds += time.perf_counter() - started
         core_seconds += time.process_time() - core_started
         if sae.step in SNAPSHOTS:
@@ -144,16 +146,16 @@ def run_song(name: str, seed: int, deadline: float) -> bool:
     return True
 
 
-def song(jobs: list[str], workers: int, seconds: float) -> int:
+def song(jobs: list[str], workers: int, seconds: float, until: int) -> int:
     for name in jobs:
         published_rows(JOBS[name])
     deadline = time.monotonic() + seconds
     tasks = [(name, seed) for name in jobs for seed in SEEDS]
     if workers == 1:
-        done = [run_song(name, seed, deadline) for name, seed in tasks]
+        done = [run_song(name, seed, deadline, until) for name, seed in tasks]
     else:
         with ProcessPoolExecutor(workers) as pool:
-            futures = [pool.submit(run_song, name, seed, deadline) for name, seed in tasks]
+            futures = [pool.submit(run_song, name, seed, deadline, until) for name, seed in tasks]
             done = [future.result() for future in futures]
     print(f"{sum(done)} of {len(done)} runs complete")
     return 0 if all(done) else 3
@@ -363,7 +365,11 @@ def write(name: str, command: str, table: list[dict[str, Any]]) -> int:
 
 
 def song_rows() -> list[dict[str, Any]]:
-    """Rows of the reproduction table, at every snapshot all seeds have reached."""
+    """Rows of the reproduction table, at every snapshot that all seeds have reached.
+
+    The printed number stands beside the last of them; ``complete`` says whether that is the
+    published 30,000th step.
+    """
     table = []
     for name, job in JOBS.items():
         paths = [STATES / "song" / f"{name}-{seed}.npz" for seed in SEEDS]
@@ -371,6 +377,8 @@ def song_rows() -> list[dict[str, Any]]:
             continue
         files = [dict(np.load(path)) for path in paths]
         common = set.intersection(*({int(s) for s in f["snapshots"]} for f in files))
+        if max(common) == 0:
+            continue
         _, truth = published_rows(job)
         for step in sorted(common):
             for row in seed_scores([f[f"s{step}"] for f in files], truth):
@@ -386,7 +394,8 @@ def song_rows() -> list[dict[str, Any]]:
                         "steps": STEPS,
                         "seeds": len(SEEDS),
                         **row,
-                        "printed": printed if step == STEPS else None,
+                        "printed": printed if step == max(common) else None,
+                        "complete": step == STEPS,
                         "seconds": sum(float(f["seconds"]) for f in files),
                     }
                 )
@@ -418,6 +427,7 @@ def main() -> int:
     at_song = commands.add_parser("song", help="Song et al., full batch")
     at_song.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS)[:2])
     at_song.add_argument("--workers", type=int, default=2)
+    at_song.add_argument("--until", type=int, choices=SNAPSHOTS, default=STEPS)
     at_song.add_argument("--seconds", type=float, default=float("inf"))
     at_osae = commands.add_parser("osae", help="the toy of ordered SAEs")
     at_osae.add_argument("--steps", type=int, default=4000)
@@ -431,7 +441,7 @@ def main() -> int:
     commands.add_parser("table", help="collect the results")
     arguments = parser.parse_args()
     if arguments.command == "song":
-        return song(arguments.jobs, arguments.workers, arguments.seconds)
+        return song(arguments.jobs, arguments.workers, arguments.seconds, arguments.until)
     if arguments.command == "osae":
         return osae(arguments.steps)
     if arguments.command == "bench":

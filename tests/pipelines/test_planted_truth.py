@@ -37,17 +37,17 @@ STUDY = {
     "n_rows": 2000,
     "n_eval_rows": 500,
     "training": {
-        "steps": 250,
+        "steps": 300,
         "batch_size": 128,
         "eval_interval": 50,
         "snapshot_interval": 50,
-        "checkpoint_interval": 250,
+        "checkpoint_interval": 300,
         "convergence_slope": 0.5,
     },
     "score_steps": [0, 100],
     "n_resamples": 50,
 }
-OUTPUTS = ("settings", "features", "planes", "checkpoints", "calibration", "detectors")
+OUTPUTS = ("settings", "features", "planes", "checkpoints", "calibration", "detectors", "gate")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_every_group_is_scored_at_every_step(study):
     assert len(plan) == 2 * 3 * 2 * 3
     assert plan["sae_id"].is_unique
     assert len(settings) == plan["group"].nunique() * 3
-    assert sorted(settings["step"].unique()) == [0, 100, 250]
+    assert sorted(settings["step"].unique()) == [0, 100, 300]
     for score in ("pw_mcc", "mmcs", "gt_mcc", "frr_0.8", "frr_0.9", "uniqueness"):
         assert settings[score].between(0, 1 + 1e-9).all()
     end = settings[settings["final"]]
@@ -118,9 +118,11 @@ def test_calibration_and_summary(study):
     assert list(detectors["world"]) == ["lines", "circles"]
     assert json.loads(json.dumps(summary, allow_nan=False))["n_groups"] == 12
     assert sum(summary["verdicts"].values()) == 12
-    assert set(summary["gate_by_slope"]) == {"0.01", "0.03", "0.1", "0.3"}
-    passes = [gate["gate_passed"] for gate in summary["gate_by_slope"].values()]
-    assert passes == sorted(passes)
+    np.testing.assert_allclose(detectors["stable_but_wrong"], 1 - detectors["precision"])
+    # one checkpoint an SAE has the whole window behind it and the end before it
+    assert (study["gate"]["n_checkpoints"] == 36).all()
+    assert study["gate"]["n_passed"].is_monotonic_increasing
+    assert set(summary["gate"]) == {"0.01", "0.03", "0.1", "0.3", "0.5", "1.0"}
 
 
 def test_figure_shows_the_data(study, tmp_path):
@@ -137,9 +139,10 @@ def test_gate_and_snapshots_must_share_their_steps():
     for change, message in (
         ({"training": {**STUDY["training"], "snapshot_interval": 100}}, "snapshot_interval"),
         ({"score_steps": [75]}, "score_steps: 75"),
-        ({"score_steps": [250]}, "score_steps: 250"),
+        ({"score_steps": [300]}, "score_steps: 300"),
         ({"architectures": {"topk": {}}}, "exactly one"),
         ({"seeds": [0]}, "seeds"),
+        ({"training": {**STUDY["training"], "steps": 250}}, "training.steps = 250"),
     ):
         with pytest.raises(ValidationError, match=message):
             PlantedTruthConfig(**{**STUDY, **change})

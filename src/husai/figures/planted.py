@@ -31,6 +31,7 @@ def calibration_figure(
     settings: pd.DataFrame,
     calibration: pd.DataFrame,
     detectors: pd.DataFrame,
+    gate: pd.DataFrame,
     planes: pd.DataFrame,
 ) -> Figure:
     """What a user sees beside what is true, over planted worlds.
@@ -39,7 +40,7 @@ def calibration_figure(
     ----------
     settings, planes
         Of :func:`husai.pipelines.planted_truth.study.score_study`.
-    calibration, detectors
+    calibration, detectors, gate
         Of :func:`husai.pipelines.planted_truth.study.calibrate_study`.
 
     Returns
@@ -62,10 +63,12 @@ def calibration_figure(
     _truth_paths(axes[0, 1], lines, look)
     _rank_bars(axes[0, 2], calibration)
     _detector_bars(axes[1, 0], detectors)
-    _gate_bars(axes[1, 1], detectors)
+    _gate_lines(axes[1, 1], gate)
     _plane_panel(axes[1, 2], planes)
     for panel, letter in zip(axes.flat, "abcdef", strict=True):
-        panel.set_title(f"({letter}) {panel.get_title()}", fontsize=_FONT + 1, loc="left")
+        title = panel.get_title()
+        panel.set_title("")
+        panel.set_title(f"({letter}) {title}", fontsize=_FONT + 1, loc="left")
         panel.tick_params(labelsize=_FONT)
         panel.xaxis.label.set_size(_FONT)
         panel.yaxis.label.set_size(_FONT)
@@ -92,15 +95,16 @@ def _truth_scatter(panel: Axes, final: pd.DataFrame, look: dict[str, tuple[str, 
                 label=world,
             )
     wrong = final["verdict"] == "stable but wrong"
-    panel.scatter(
-        final["pw_mcc_corrected"][wrong],
-        truth[wrong],
-        s=60,
-        facecolors="none",
-        edgecolors=_GREY,
-        linewidths=0.8,
-        label="stable but wrong",
-    )
+    if wrong.any():
+        panel.scatter(
+            final["pw_mcc_corrected"][wrong],
+            truth[wrong],
+            s=60,
+            facecolors="none",
+            edgecolors=_GREY,
+            linewidths=0.8,
+            label="stable but wrong",
+        )
     _diagonal(panel)
     panel.legend(fontsize=_FONT - 2, frameon=False, loc="upper left", handletextpad=0.2)
     panel.set(
@@ -163,7 +167,7 @@ def _detector_bars(panel: Axes, detectors: pd.DataFrame) -> None:
     at = np.arange(len(detectors))
     for i, (column, label) in enumerate(
         (
-            ("precision", "true, of the reproduced"),
+            ("precision", "true, of the reproduced\n(the rest: stable but wrong)"),
             ("recall", "reproduced, of the true"),
             ("auc", "AUC"),
         )
@@ -180,17 +184,16 @@ def _detector_bars(panel: Axes, detectors: pd.DataFrame) -> None:
     panel.legend(fontsize=_FONT - 1, frameon=False, loc="best")
 
 
-def _gate_bars(panel: Axes, detectors: pd.DataFrame) -> None:
-    at = np.arange(len(detectors))
-    value = detectors["gate_false_pass"].to_numpy(dtype=float)
-    low = detectors["gate_low"].to_numpy(dtype=float)
-    high = detectors["gate_high"].to_numpy(dtype=float)
-    spread = np.nan_to_num(np.stack([value - low, high - value]).clip(min=0))
+def _gate_lines(panel: Axes, gate: pd.DataFrame) -> None:
+    table = gate.sort_values("slope")
+    known = table[table["false_pass"].notna()]
+    value = known["false_pass"].to_numpy(dtype=float)
+    low, high = known["low"].to_numpy(dtype=float), known["high"].to_numpy(dtype=float)
     panel.errorbar(
+        known["slope"],
         value,
-        at,
-        xerr=spread,
-        fmt="o",
+        yerr=np.stack([value - low, high - value]).clip(min=0),
+        fmt="o-",
         c=_COLOURS[1],
         ms=4,
         lw=1,
@@ -198,17 +201,21 @@ def _gate_bars(panel: Axes, detectors: pd.DataFrame) -> None:
         label="passed, recovery still to change",
     )
     panel.plot(
-        detectors["gate_false_hold"].astype(float),
-        at,
-        "s",
+        table["slope"],
+        table["false_hold"].astype(float),
+        "s--",
         c=_COLOURS[0],
         ms=4,
+        lw=1,
         label="held back, though settled",
     )
-    panel.set_yticks(at, detectors["world"])
-    panel.invert_yaxis()
-    panel.set(title="Convergence gate's errors", xlabel="share of checkpoints", xlim=(-0.03, 1.03))
-    panel.grid(axis="y", lw=0.3)
+    panel.set(
+        title="Convergence gate's errors",
+        xlabel="largest slope that passes (share of the loss per 1,000 steps)",
+        ylabel="share of checkpoints",
+        xscale="log",
+        ylim=(-0.03, 1.03),
+    )
     panel.legend(fontsize=_FONT - 1, frameon=False)
 
 
@@ -246,4 +253,4 @@ def _plane_panel(panel: Axes, planes: pd.DataFrame) -> None:
     panel.invert_yaxis()
     panel.set(xlabel="share at |cos| or projection ≥ threshold", xlim=(-0.03, 1.03))
     panel.grid(axis="y", lw=0.3)
-    panel.legend(fontsize=_FONT - 2, frameon=True, loc="best")
+    panel.legend(fontsize=_FONT - 2, frameon=True, loc="lower left", bbox_to_anchor=(0.04, 0.02))

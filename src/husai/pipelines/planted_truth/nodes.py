@@ -55,9 +55,9 @@ def calibrate(
     planted_planes: pd.DataFrame,
     planted_checkpoints: pd.DataFrame,
     planted_truth: PlantedTruthConfig,
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Say what each score, the gate and reproducibility are worth."""
-    calibration, detectors, summary = calibrate_study(
+    calibration, detectors, gate, summary = calibrate_study(
         planted_settings, planted_features, planted_planes, planted_checkpoints, planted_truth
     )
     provenance = {
@@ -65,18 +65,19 @@ def calibrate(
         "versions": versions(),
         **git_commit(Path(__file__).parent),
     }
-    return calibration, detectors, {**summary, "provenance": provenance}
+    return calibration, detectors, gate, {**summary, "provenance": provenance}
 
 
 def plot_calibration(
     planted_settings: pd.DataFrame,
     planted_calibration: pd.DataFrame,
     planted_detectors: pd.DataFrame,
+    planted_gate: pd.DataFrame,
     planted_planes: pd.DataFrame,
 ) -> Figure:
     """Draw what the scores are worth on one page."""
     from husai.figures.planted import calibration_figure
 
     return calibration_figure(
-        planted_settings, planted_calibration, planted_detectors, planted_planes
+        planted_settings, planted_calibration, planted_detectors, planted_gate, planted_planes
     )

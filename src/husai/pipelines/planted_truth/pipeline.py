@@ -38,7 +38,12 @@ def create_pipeline() -> Pipeline:
                     "planted_checkpoints",
                     "params:planted_truth",
                 ],
-                outputs=["planted_calibration", "planted_detectors", "planted_summary"],
+                outputs=[
+                    "planted_calibration",
+                    "planted_detectors",
+                    "planted_gate",
+                    "planted_summary",
+                ],
                 name="calibrate_scores",
             ),
             Node(
@@ -47,6 +52,7 @@ def create_pipeline() -> Pipeline:
                     "planted_settings",
                     "planted_calibration",
                     "planted_detectors",
+                    "planted_gate",
                     "planted_planes",
                 ],
                 outputs="planted_figure",

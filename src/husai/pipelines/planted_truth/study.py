@@ -100,6 +100,11 @@ class PlantedTruthConfig(Config):
                     f"score_steps: {step} is not a multiple of training.snapshot_interval = "
                     f"{interval} below training.steps = {self.training.steps}"
                 )
+        if self.training.steps <= interval * self.training.convergence_window:
+            raise ValueError(
+                f"training.steps = {self.training.steps} leaves no checkpoint to hold the gate to; "
+                "it must exceed training.eval_interval x training.convergence_window"
+            )
         return self
 
 
@@ -355,7 +360,7 @@ def calibrate_study(
     planes: pd.DataFrame,
     checkpoints: pd.DataFrame,
     config: PlantedTruthConfig,
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Rank correlations, the gate and the detectors of truth, from the study's tables.
 
     Worlds with planes are left out of the rank correlations: their one-dimensional truth is not
@@ -366,7 +371,10 @@ def calibrate_study(
     calibration
         Rank correlation of every score with GT-MCC, over all settings and within slices.
     detectors
-        Per world: reproducibility as a test for truth, and the convergence gate.
+        A row per world: reproducibility as a test for truth; ``stable_but_wrong`` is the share
+        of the reproduced latents that are not true.
+    gate
+        A row per threshold of the convergence gate: its errors over all checkpoints.
     summary
         The main numbers, JSON-ready.
     """
@@ -388,9 +396,12 @@ def calibrate_study(
         found = reproducibility_as_detector(
             part, reproducible=config.threshold, true=config.threshold
         )
-        gate = _gate(checkpoints[checkpoints["world"] == world], config)
-        rows.append({"world": world, **found, **gate})
-    everything = _gate(checkpoints, config)
+        precision = found["precision"]
+        wrong = None if precision is None else 1 - precision
+        rows.append({"world": world, **found, "stable_but_wrong": wrong})
+    detectors = pd.DataFrame(rows)
+    limits = sorted({*GATE_SLOPES, config.training.convergence_slope})
+    gate = pd.DataFrame([{"slope": slope, **_gate(checkpoints, config, slope)} for slope in limits])
     verdicts = settings[settings["final"]]["verdict"].value_counts()
     calibration = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     overall = calibration[
@@ -402,47 +413,41 @@ def calibrate_study(
             str(score): _plain(value) for score, value in overall["rank_correlation"].items()
         },
         "verdicts": {str(name): int(count) for name, count in verdicts.items()},
-        "gate": {name: _plain(value) for name, value in everything.items()},
-        "gate_by_slope": {
-            str(slope): {k: _plain(v) for k, v in _gate(checkpoints, config, slope).items()}
-            for slope in GATE_SLOPES
+        "stable_but_wrong": {str(row["world"]): _plain(row["stable_but_wrong"]) for row in rows},
+        "gate": {
+            str(row["slope"]): {str(name): _plain(value) for name, value in row.items()}
+            for row in gate.to_dict("records")
         },
     }
     if len(planes):
         columns = ["axis_recovery", "line_recovery", "plane_recall", "plane_covered"]
         summary["planes"] = {name: _plain(value) for name, value in planes[columns].mean().items()}
-    return calibration, pd.DataFrame(rows), summary
+    return calibration, detectors, gate, summary
 
 
-GATE_SLOPES = (0.01, 0.03, 0.1, 0.3)
-"""Thresholds at which the gate is calibrated besides the one in use."""
+GATE_SLOPES = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Thresholds at which the gate is calibrated, besides the one in use."""
 
 
 def _gate(
-    checkpoints: pd.DataFrame, config: PlantedTruthConfig, slope: float | None = None
-) -> dict[str, Any]:
-    """The gate's errors at one threshold of the slope; the configured one by default."""
-    if not len(checkpoints):
-        return {"gate_false_pass": None, "gate_low": None, "gate_high": None} | {
-            "gate_false_hold": None,
-            "gate_passed": 0,
-            "gate_checkpoints": 0,
-        }
-    limit = config.training.convergence_slope if slope is None else slope
-    gate = gate_calibration(
-        checkpoints["slope"].abs() < limit,
+    checkpoints: pd.DataFrame, config: PlantedTruthConfig, slope: float
+) -> dict[str, float | int | None]:
+    """The gate's errors at one threshold of the slope."""
+    found = gate_calibration(
+        checkpoints["slope"].abs() < slope,
         checkpoints["gt_mcc"],
         checkpoints["final_gt_mcc"],
         checkpoints["sae_id"].tolist(),
         tolerance=config.gate_tolerance,
     )
     return {
-        "gate_false_pass": gate.false_pass_rate,
-        "gate_low": gate.low,
-        "gate_high": gate.high,
-        "gate_false_hold": gate.false_hold_rate,
-        "gate_passed": gate.n_passed,
-        "gate_checkpoints": gate.n_checkpoints,
+        "false_pass": found.false_pass_rate,
+        "low": found.low,
+        "high": found.high,
+        "false_hold": found.false_hold_rate,
+        "n_passed": found.n_passed,
+        "n_saes_passed": found.n_saes_passed,
+        "n_checkpoints": found.n_checkpoints,
     }
 
 
