@@ -167,13 +167,13 @@ def test_cka_chance_is_the_mean_over_row_permutations() -> None:
     a, b = random_codes(30, 4, 17), random_codes(30, 6, 18)
     rng = np.random.default_rng(19)
     draws = []
-    for _ in range(400):
+    for _ in range(150):
         c = shuffle_rows(b, rng)
         value = code_similarity(cross_moments(a, c), code_gram(a), code_gram(c)).cka
         assert value is not None
         draws.append(value)
     chance = code_similarity(cross_moments(a, b), code_gram(a), code_gram(b)).cka_chance
-    assert np.mean(draws) == pytest.approx(chance, rel=0.03)
+    assert np.mean(draws) == pytest.approx(chance, rel=0.05)
 
 
 def test_svcca_with_too_few_rows_is_not_defined() -> None:

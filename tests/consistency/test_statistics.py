@@ -61,13 +61,13 @@ def coverage(
 
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_jackknife_covers_nominally_when_seeds_differ(n: int) -> None:
-    assert coverage(n, 0.1, 0.0, 1500) == pytest.approx(0.95, abs=0.02)
+    assert coverage(n, 0.1, 0.0, 800) == pytest.approx(0.95, abs=0.025)
 
 
 @pytest.mark.parametrize("n", [3, 5])
 def test_jackknife_never_undercovers_and_the_bootstrap_does(n: int) -> None:
-    assert coverage(n, 0.05, 0.1, 800) >= 0.94
-    assert coverage(n, 0.1, 0.0, 300, "bootstrap") < 0.9
+    assert coverage(n, 0.05, 0.1, 500) >= 0.94
+    assert coverage(n, 0.1, 0.0, 150, "bootstrap") < 0.9
 
 
 def test_bad_matrices_are_errors() -> None:
@@ -156,10 +156,10 @@ def test_permutation_by_hand() -> None:
 def test_permutation_p_is_uniform_under_the_null() -> None:
     rng = np.random.default_rng(22)
     p = []
-    for _ in range(300):
+    for _ in range(150):
         W = symmetric(rng, 8, 0.1, 0.05)
         p.append(seed_permutation_test(W, list("aaaabbbb")).p_value)
-    assert (np.array(p) <= 0.1).mean() == pytest.approx(0.1, abs=0.05)
+    assert (np.array(p) <= 0.1).mean() == pytest.approx(0.1, abs=0.06)
     W = symmetric(rng, 8, 0.1, 0.05)
     exact = seed_permutation_test(W, list("aaaabbbb"))
     drawn = seed_permutation_test(W, list("aaaabbbb"), n_permutations=60)

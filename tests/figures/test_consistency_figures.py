@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from husai.figures import consistency as figures
 N, D = 12, 8
 
 
+@cache
 def report_tables(unconverged: bool = False) -> dict[str, pd.DataFrame]:
     rng = np.random.default_rng(0)
     truth = rng.standard_normal((N, D))
