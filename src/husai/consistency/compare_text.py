@@ -187,6 +187,11 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append("Chance was left out: these scores cannot be judged without it.")
     if len(comparison.saes) == 2:
         notes.append("Two SAEs are one pair: give three or more for an interval over SAEs.")
+    elif len({(len(sae.W_dec), sae.origin.get("architecture")) for sae in comparison.saes}) > 1:
+        notes.append(
+            "These SAEs differ in width or architecture: the interval mixes that with what varies "
+            "from seed to seed."
+        )
     if any(sae.converged is None for sae in comparison.saes):
         notes.append(
             "Convergence unknown: an SAE that is not converged still carries its initialisation, "
