@@ -397,11 +397,13 @@ def seed_permutation_test(
     total = factorial(len(code)) // prod(factorial(int(size)) for size in sizes)
     exact = total <= n_permutations
     rng = np.random.default_rng(seed)
-    candidates: Iterator[NDArray[np.int64]] = (
-        _relabellings(sizes) if exact else (rng.permutation(code) for _ in range(n_permutations))
+    candidates = (
+        np.array(list(_relabellings(sizes)))
+        if exact
+        else np.stack([rng.permutation(code) for _ in range(n_permutations)])
     )
-    observed = _label_statistic(W, code, statistic)
-    values = np.array([_label_statistic(W, one, statistic) for one in candidates])
+    observed = float(_label_statistics(W, code[None], sizes, statistic)[0])
+    values = _label_statistics(W, candidates, sizes, statistic)
     extreme = abs(values) >= abs(observed) - 1e-12
     if statistic == "separation":
         extreme = values >= observed - 1e-12
@@ -432,13 +434,23 @@ def _relabellings(sizes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     yield from deal(tuple(range(n)), 0, np.zeros(n, dtype=np.int64))
 
 
-def _label_statistic(W: NDArray[np.float64], code: NDArray[np.int64], statistic: str) -> float:
-    same = code[:, None] == code[None, :]
-    np.fill_diagonal(same, False)
-    if statistic == "separation":
-        return float(W[same].mean() - W[code[:, None] != code[None, :]].mean())
-    first, second = same & (code == 0)[:, None], same & (code == 1)[:, None]
-    return float(W[first].mean() - W[second].mean())
+def _label_statistics(
+    W: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    statistic: str,
+) -> NDArray[np.float64]:
+    """Statistic of each labelling ``[P, S]``; ``W`` has a diagonal of zeros."""
+    within = []
+    for group in range(len(sizes)):
+        member = (codes == group).astype(np.float64)
+        within.append(((member @ W) * member).sum(axis=1))
+    pairs = sizes * (sizes - 1)
+    if statistic == "difference":
+        return np.asarray(within[0] / pairs[0] - within[1] / pairs[1])
+    inside = np.sum(within, axis=0)
+    across = len(W) * (len(W) - 1) - pairs.sum()
+    return np.asarray(inside / pairs.sum() - (W.sum() - inside) / across)
 
 
 Adjustment = Literal["holm", "bh", "by"]
