@@ -209,7 +209,10 @@ def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool =
             xlabel="d_sae, sparsity",
             xticks=range(len(settings)),
         )
-        axis.set_xticklabels([f"{int(w)}\n{label}" for w, label in settings])
+        if len(settings) <= 6:
+            axis.set_xticklabels([f"{int(w)}\n{label}" for w, label in settings])
+        else:
+            axis.set_xticklabels([f"{int(w)}, {label}" for w, label in settings], rotation=90)
         tidy(axis)
     axes[0].set_ylabel(score_name(score, signed), size=FONT)
     handles = [
@@ -245,13 +248,18 @@ def _score_panel(
     look: Mapping[str, tuple[str, str]],
     place: Mapping[tuple[Any, Any], int],
 ) -> None:
-    spread = np.linspace(-0.24, 0.24, len(look)) if len(look) > 1 else [0.0]
-    shift = dict(zip(look, spread, strict=True))
+    # series that share a setting stand side by side
+    shift: dict[tuple[Any, Any, Any], float] = {}
+    for (width, sparsity), own in part.groupby(["d_sae", "sparsity"], sort=False):
+        names = [name for name in look if name in set(own["series"])]
+        for at, name in enumerate(names):
+            shift[width, sparsity, name] = 0.22 * (at - (len(names) - 1) / 2)
     for row in part.to_dict("records"):
         if pd.isna(row["mean"]):
             continue
         colour, marker = look[row["series"]]
-        x = place[row["d_sae"], row["sparsity"]] + shift[row["series"]]
+        setting = row["d_sae"], row["sparsity"]
+        x = place[setting] + shift[*setting, row["series"]]
         hollow = _unconverged(row["converged"])
         low, high = row.get("low"), row.get("high")
         if low is not None and not pd.isna(low):
