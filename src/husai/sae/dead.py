@@ -9,7 +9,10 @@ from husai.sae.bank import SAEBank
 from husai.sae.config import BankTrainingConfig
 
 ENCODER_SCALE = 0.2
-"""Norm of a resampled encoder row over the mean norm of the live ones."""
+"""Norm of a resampled encoder row over the mean norm of the live ones (Bricken et al.)."""
+
+COMPETING_ENCODER_SCALE = 1.0
+"""The same where latents compete for k places: at 0.2 a resampled latent never gets one."""
 
 ROWS = 8192
 """Rows whose losses set the chances of being drawn."""
@@ -21,8 +24,8 @@ def resample_dead_latents(
     """Start dead latents anew at rows the SAE reconstructs badly.
 
     Each gets a decoder row along an input drawn with probability ∝ loss², the encoder that
-    direction at 0.2 × the mean encoder norm of the live latents, bias 0, and fresh optimiser
-    state. Draws depend on ``data_seed`` and the step alone.
+    direction at 0.2 × the mean encoder norm of the live latents (1 × where latents compete for k
+    places), bias 0, and fresh optimiser state. Draws depend on ``data_seed`` and the step alone.
 
     Parameters
     ----------
@@ -59,7 +62,8 @@ def resample_dead_latents(
         live = ~dead_all[index]
         norms = p["W_enc"][live].norm(dim=1) if bool(live.any()) else p["W_enc"].norm(dim=1)
         p["W_dec"][dead] = directions
-        p["W_enc"][dead] = directions * (ENCODER_SCALE * norms.mean())
+        scale = COMPETING_ENCODER_SCALE if bank.architecture.needs_k else ENCODER_SCALE
+        p["W_enc"][dead] = directions * (scale * norms.mean())
         p["b_enc"][dead] = 0.0
         for moments in (bank.first_moment, bank.second_moment):
             for name in ("W_enc", "W_dec", "b_enc"):
