@@ -51,7 +51,7 @@ def calibration_figure(
     """
     if settings.empty or calibration.empty:
         raise InputError("settings and calibration need at least one row each")
-    figure = Figure(figsize=(10.0, 6.6), layout="constrained")
+    figure = Figure(figsize=(10.0, 7.2), layout="constrained")
     axes = figure.subplots(2, 3)
     lines = settings[settings["planes"] == 0]
     worlds = list(dict.fromkeys(settings["world"]))
@@ -163,11 +163,24 @@ def _rank_bars(panel: Axes, calibration: pd.DataFrame) -> None:
     panel.legend(fontsize=_FONT - 1, frameon=False)
 
 
+def _legend_below(panel: Axes, columns: int = 2) -> None:
+    """Points fill these panels: their keys stand under the axis."""
+    panel.legend(
+        fontsize=_FONT - 1,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.13),
+        ncols=columns,
+        columnspacing=1.0,
+        handletextpad=0.3,
+    )
+
+
 def _detector_bars(panel: Axes, detectors: pd.DataFrame) -> None:
     at = np.arange(len(detectors))
     for i, (column, label) in enumerate(
         (
-            ("precision", "true, of the reproduced\n(the rest: stable but wrong)"),
+            ("precision", "true, of the reproduced\n(rest: stable but wrong)"),
             ("recall", "reproduced, of the true"),
             ("auc", "AUC"),
         )
@@ -181,7 +194,7 @@ def _detector_bars(panel: Axes, detectors: pd.DataFrame) -> None:
         title="Reproduced features: are they true?", xlabel="share of latents", xlim=(-0.03, 1.03)
     )
     panel.grid(axis="y", lw=0.3)
-    panel.legend(fontsize=_FONT - 1, frameon=False, loc="best")
+    _legend_below(panel)
 
 
 def _gate_lines(panel: Axes, gate: pd.DataFrame) -> None:
@@ -211,12 +224,12 @@ def _gate_lines(panel: Axes, gate: pd.DataFrame) -> None:
     )
     panel.set(
         title="Convergence gate's errors",
-        xlabel="largest slope that passes (share of the loss per 1,000 steps)",
+        xlabel="largest slope that passes (loss share / 1,000 steps)",
         ylabel="share of checkpoints",
         xscale="log",
         ylim=(-0.03, 1.03),
     )
-    panel.legend(fontsize=_FONT - 1, frameon=False)
+    _legend_below(panel, 1)
 
 
 def _plane_panel(panel: Axes, planes: pd.DataFrame) -> None:
@@ -234,7 +247,7 @@ def _plane_panel(panel: Axes, planes: pd.DataFrame) -> None:
             ("axis_recovery", "planes' axes recovered"),
             ("plane_recall", "planes recovered"),
             ("plane_covered", "circles covered"),
-            ("plane_recall_null", "planes, random dictionary"),
+            ("plane_recall_null", "planes, by chance"),
         )
     ):
         panel.plot(
@@ -253,4 +266,4 @@ def _plane_panel(panel: Axes, planes: pd.DataFrame) -> None:
     panel.invert_yaxis()
     panel.set(xlabel="share at |cos| or projection ≥ threshold", xlim=(-0.03, 1.03))
     panel.grid(axis="y", lw=0.3)
-    panel.legend(fontsize=_FONT - 2, frameon=True, loc="lower left", bbox_to_anchor=(0.04, 0.02))
+    _legend_below(panel)
