@@ -364,24 +364,24 @@ def write(name: str, command: str, table: list[dict[str, Any]]) -> int:
     return 0
 
 
-def song_rows() -> list[dict[str, Any]]:
-    """Rows of the reproduction table, at every snapshot that all seeds have reached.
+def song_rows(least_seeds: int = 3) -> list[dict[str, Any]]:
+    """Rows of the reproduction table, at every snapshot that enough seeds have reached.
 
     The printed number stands beside the last of them; ``complete`` says whether that is the
-    published 30,000th step.
+    published 30,000th step of all five seeds.
     """
     table = []
     for name, job in JOBS.items():
         paths = [STATES / "song" / f"{name}-{seed}.npz" for seed in SEEDS]
-        if not all(path.exists() for path in paths):
-            continue
-        files = [dict(np.load(path)) for path in paths]
-        common = set.intersection(*({int(s) for s in f["snapshots"]} for f in files))
-        if max(common) == 0:
+        files = [dict(np.load(path)) for path in paths if path.exists()]
+        reached = [{int(s) for s in f["snapshots"]} for f in files]
+        steps = [s for s in SNAPSHOTS if s and sum(s in r for r in reached) >= least_seeds]
+        if not steps:
             continue
         _, truth = published_rows(job)
-        for step in sorted(common):
-            for row in seed_scores([f[f"s{step}"] for f in files], truth):
+        for step in steps:
+            here = [f for f, r in zip(files, reached, strict=True) if step in r]
+            for row in seed_scores([f[f"s{step}"] for f in here], truth):
                 printed = job.printed_gt if row["score"] == "gt_mcc" else job.printed_pw
                 table.append(
                     {
@@ -392,11 +392,12 @@ def song_rows() -> list[dict[str, Any]]:
                         "batch": job.batch or "full",
                         "step": step,
                         "steps": STEPS,
-                        "seeds": len(SEEDS),
+                        "seeds": len(here),
                         **row,
-                        "printed": printed if step == max(common) else None,
-                        "complete": step == STEPS,
-                        "seconds": sum(float(f["seconds"]) for f in files),
+                        "printed": printed if step == steps[-1] else None,
+                        "complete": step == STEPS and len(here) == len(SEEDS),
+                        "seconds": sum(float(f["seconds"]) for f in here),
+                        "core_seconds": sum(float(f.get("core_seconds", 0)) for f in here),
                     }
                 )
     return table
