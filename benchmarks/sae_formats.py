@@ -24,7 +24,7 @@ PEERS = ROOT / ".venv-peers-all" / "bin" / "python"
 RESULTS = ROOT / "benchmarks" / "results" / "sae_formats.json"
 TOLERANCE = 1e-5
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "relu": {"l1_coefficient": 2.0},
     "topk": {"k": 4},
     "batch_topk": {"k": 4},
@@ -54,7 +54,9 @@ def peer_reconstruct(directory: Path) -> None:
             model = SAE.load_from_disk(path, device="cpu")
             out = model.decode(model.encode(x))
         elif job["format"] == "dictionary_learning":
-            from dictionary_learning.utils import load_dictionary
+            from dictionary_learning.utils import (
+                load_dictionary,
+            )
 
             model, _ = load_dictionary(path, device="cpu")
             if job["architecture"] == "matryoshka_batch_topk":

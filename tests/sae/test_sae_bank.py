@@ -95,7 +95,7 @@ def test_kernels_equal_autograd(architecture: str, method: str, sparse: bool) ->
     banks = [prepared(x, architecture, sparse) for _ in range(2)]
     # ghost and auxk act once latents are dead, which takes two batches here
     means = [advance(b, x, training, e, 8) for b, e in zip(banks, ("dense", "sparse"), strict=True)]
-    assert_close(*banks)
+    assert_close(banks[0], banks[1])
     for name in means[0]:
         torch.testing.assert_close(means[0][name], means[1][name], rtol=1e-4, atol=1e-6)
     assert bool((banks[0].since_fired[:, :2] >= training.dead_after_passes * len(x)).all())
@@ -118,7 +118,7 @@ def test_kernels_equal_autograd_with_clipping_decay_and_free_norms(architecture:
     banks = [prepared(x, architecture, sparse=True) for _ in range(2)]
     for bank, engine in zip(banks, ("dense", "sparse"), strict=True):
         advance(bank, x, training, engine, 8)
-    assert_close(*banks)
+    assert_close(banks[0], banks[1])
 
 
 @pytest.mark.parametrize("engine", ["dense", "sparse"])

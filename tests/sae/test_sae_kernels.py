@@ -21,7 +21,7 @@ def test_keep_top_equals_sorting(n: int, k: int, kind: str) -> None:
     generator = np.random.default_rng(n * k)
     values = np.abs(generator.standard_normal(n)).astype(np.float32)
     if kind == "ties":
-        values = np.round(values * 2) / 2 + np.float32(0.5)
+        values = (np.round(values * 2) / 2 + 0.5).astype(np.float32)
     if kind == "few positive":
         values[2:] = 0
     for hint in (0, 1, int(values.view(np.int32)[0])):

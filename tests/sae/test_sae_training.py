@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def planted(n: int = 3000, d: int = 16, features: int = 24, k: int = 3) -> tuple
     return code @ dictionary, dictionary
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "topk": {"k": 3},
     "batch_topk": {"k": 3},
     "relu": {"l1_coefficient": 2.0},

@@ -1,86 +1,108 @@
-"""Figures of SAE training."""
+"""Figures of SAEs: how they learn, and how often their latents are active."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from husai.errors import InputError
-from husai.figures.consistency import styles, tidy
+if TYPE_CHECKING:
+    from husai.sae import TrainedSAE
 
-CURVES = (
-    ("fvu", "FVU on held-out rows", True),
-    ("l0", "L0", False),
-    ("dead_fraction", "dead latents (share)", False),
-    ("cosine_to_init", "cosine to own initialisation", False),
+# Okabe & Ito's palette: told apart by colour-blind readers, with line styles for print
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+PANELS = (
+    ("fvu", "fraction of variance unexplained", True),
+    ("loss", "training loss", True),
+    ("l0", "active latents per row (L0)", False),
+    ("dead_fraction", "dead latents", False),
+    ("cosine_to_init", "cosine of decoder rows to their start", False),
 )
-_LINES = ("-", "--", ":", "-.")
 
 
-def learning_curves(histories: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
-    """Held-out error, L0, dead latents and distance from initialisation over training.
-
-    A row for each width, a line for each group: the mean over its seeds, with their range as a
-    band.
+def learning_curves(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
+    """Held-out FVU, training loss, L0, dead latents and distance from the start, by step.
 
     Parameters
     ----------
-    histories
-        Group name ("architecture d<width> sparsity") to the histories of its SAEs, which are
-        those of :class:`husai.sae.TrainedSAE`.
+    groups
+        Name (an architecture, a dead-latent method) to its SAEs; a line is the mean over them,
+        the band its smallest and largest value. SAEs that failed are left out.
+
+    Returns
+    -------
+    Figure
+        One panel a quantity.
     """
-    if not histories or not any(len(one) for group in histories.values() for one in group):
-        raise InputError("histories: none given, or none has an entry; nothing to draw")
-    widths = sorted({_width(name) for name in histories})
-    look = styles(sorted({name.split()[0] for name in histories}))
-    figure = Figure(figsize=(2.6 * len(CURVES), 1.9 * len(widths) + 0.7), layout="constrained")
-    axes = figure.subplots(len(widths), len(CURVES), squeeze=False, sharex=True)
-    for line, width in enumerate(widths):
-        seen: dict[str, int] = {}
-        for name in (n for n in histories if _width(n) == width):
-            architecture = name.split()[0]
-            order = seen[architecture] = seen.get(architecture, -1) + 1
-            colour = look[architecture][0]
-            for axis, (column, _, _) in zip(axes[line], CURVES, strict=True):
-                steps, values = _stack(histories[name], column)
-                axis.plot(
-                    steps,
-                    values.mean(axis=0),
-                    color=colour,
-                    linestyle=_LINES[order % len(_LINES)],
-                    label=name,
-                )
-                axis.fill_between(
-                    steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0
-                )
-        for axis, (_, title, logarithmic) in zip(axes[line], CURVES, strict=True):
-            if logarithmic:
-                axis.set_yscale("log")
-            else:
-                axis.set_ylim(bottom=0)
-            if line == 0:
-                axis.set_title(title, fontsize=9)
-            if line == len(widths) - 1:
-                axis.set_xlabel("step", fontsize=9)
-            tidy(axis)
-        axes[line][0].set_ylabel(f"d_sae = {width}", fontsize=9)
-        axes[line][0].legend(fontsize=6, frameon=False)
+    figure = Figure(figsize=(12.5, 6.2), layout="constrained")
+    axes = figure.subplots(2, 3).ravel()
+    for axis, (column, label, logarithmic) in zip(axes, PANELS, strict=False):
+        for number, (name, saes) in enumerate(groups.items()):
+            histories = [s.history for s in saes if s.failure is None and len(s.history)]
+            if not histories:
+                continue
+            length = min(len(history) for history in histories)
+            step = histories[0]["step"].to_numpy()[:length]
+            values = np.stack([h[column].to_numpy(dtype=float)[:length] for h in histories])
+            colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+            axis.plot(step, values.mean(0), color=colour, linestyle=style, label=name)
+            axis.fill_between(step, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+        axis.set_xlabel("step")
+        axis.set_ylabel(label)
+        if logarithmic:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.25)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[-1].axis("off")
+    axes[-1].legend(handles, labels, loc="center", frameon=False, title="mean, smallest to largest")
     return figure
 
 
-def _width(name: str) -> int:
-    return int(name.split()[1].removeprefix("d"))
+def density_histogram(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
+    """How many latents are active on what fraction of held-out rows.
 
+    Parameters
+    ----------
+    groups
+        Name to its SAEs, whose latents are pooled.
 
-def _stack(histories: Sequence[pd.DataFrame], column: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Curves of the seeds as far as all of them go: steps ``[n]``, values ``[seeds, n]``."""
-    length = min(len(history) for history in histories)
-    steps = histories[0]["step"].to_numpy()[:length]
-    return steps, np.stack(
-        [history[column].to_numpy(dtype=float)[:length] for history in histories]
-    )
+    Returns
+    -------
+    Figure
+        Histogram over log10 of the density; latents active on no row stand in a bar of their own
+        at the left.
+    """
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    pooled = {
+        name: np.concatenate([s.density.numpy() for s in saes if s.failure is None])
+        for name, saes in groups.items()
+        if any(s.failure is None for s in saes)
+    }
+    positive = [d[d > 0] for d in pooled.values() if (d > 0).any()]
+    lowest = np.floor(min((np.log10(d).min() for d in positive), default=-1.0))
+    bins = np.linspace(lowest, 0, 41)
+    silent_at = lowest - 0.25
+    for number, (name, density) in enumerate(pooled.items()):
+        colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+        active = np.log10(density[density > 0])
+        counts, _ = np.histogram(active, bins)
+        axis.stairs(
+            counts / len(density), bins, color=colour, linestyle=style, label=name, linewidth=1.6
+        )
+        silent = float((density == 0).mean())
+        offset = 0.12 * (number - (len(pooled) - 1) / 2) / max(1, len(pooled) - 1)
+        axis.bar(silent_at + offset, silent, width=0.12 / max(1, len(pooled)), color=colour)
+    ticks = np.arange(lowest, 1)
+    axis.set_xticks([silent_at, *ticks], ["none", *[f"$10^{{{int(t)}}}$" for t in ticks]])
+    axis.set_xlabel("fraction of held-out rows on which a latent is active")
+    axis.set_ylabel("fraction of latents")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.25)
+    return figure
