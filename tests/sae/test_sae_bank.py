@@ -201,7 +201,7 @@ def resume_training(method: str) -> BankTrainingConfig:
         {
             "steps": 800,
             "batch_size": 256,
-            "eval_interval": 100,
+            "eval_interval": 130,
             "checkpoint_interval": 25,
             "snapshot_interval": 400,
             "dead_latents": method,

@@ -29,6 +29,9 @@ class Checkpoint:
     bank: dict[str, torch.Tensor]
     records: list[list[dict[str, float]]]
     snapshots: list[dict[int, torch.Tensor]]
+    pending: dict[str, torch.Tensor]
+    """Losses added up since the last entry of the history."""
+    pending_steps: int
 
 
 def checkpoint_files(directory: Path) -> list[Path]:
@@ -41,6 +44,7 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint atomically, then remove all but the newest ``keep``."""
     tensors = {f"bank.{name}": tensor for name, tensor in checkpoint.bank.items()}
+    tensors |= {f"pending.{name}": tensor for name, tensor in checkpoint.pending.items()}
     columns: list[str] = []
     for index, records in enumerate(checkpoint.records):
         if records:
@@ -53,6 +57,7 @@ def write_checkpoint(
         "kind": FILE_KIND,
         "step": checkpoint.step,
         "seconds": checkpoint.seconds,
+        "pending_steps": checkpoint.pending_steps,
         "history_columns": columns,
         "identity": identity,
     }
@@ -91,16 +96,26 @@ def read_latest(directory: Path, identity: dict[str, Any]) -> Checkpoint | None:
         for index in range(n)
     ]
     snapshots: list[dict[int, torch.Tensor]] = [{} for _ in range(n)]
-    bank = {}
+    bank, pending = {}, {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "bank":
             bank[rest] = tensor
+        elif kind == "pending":
+            pending[rest] = tensor
         elif kind == "snapshot":
             index, _, step = rest.partition(".")
             snapshots[int(index)][int(step)] = tensor
     snapshots = [dict(sorted(kept.items())) for kept in snapshots]
-    return Checkpoint(header["step"], header["seconds"], bank, records, snapshots)
+    return Checkpoint(
+        step=header["step"],
+        seconds=header["seconds"],
+        bank=bank,
+        records=records,
+        snapshots=snapshots,
+        pending=pending,
+        pending_steps=header["pending_steps"],
+    )
 
 
 def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:

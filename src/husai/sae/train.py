@@ -29,6 +29,9 @@ from husai.sae.trained import TrainedSAE
 LossWith = Callable[[Callable[[torch.Tensor], torch.Tensor]], float]
 OnFinish = Callable[[int, TrainedSAE], None]
 
+TRAINING_MEANS = ("loss", "train_fvu", "auxiliary", "train_l0")
+"""What the engines give as means over steps, in the history's order."""
+
 CHUNK_STEPS = 100
 """Steps whose batches are drawn at once."""
 
@@ -227,7 +230,8 @@ class _Run:
         self.seconds = 0.0
         self.records: list[list[dict[str, float]]] = [[] for _ in configs]
         self.snapshots: list[dict[int, torch.Tensor]] = [{} for _ in configs]
-        self.finished: dict[int, TrainedSAE] = {}
+        self.pending: dict[str, torch.Tensor] = {}
+        self.pending_steps = 0
         self.identity = {
             "configs": [config.model_dump(mode="json") for config in configs],
             "training": training.model_dump(mode="json"),
@@ -260,6 +264,8 @@ class _Run:
         self.seconds = checkpoint.seconds
         self.records = checkpoint.records
         self.snapshots = checkpoint.snapshots
+        self.pending = checkpoint.pending
+        self.pending_steps = checkpoint.pending_steps
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
@@ -267,7 +273,15 @@ class _Run:
             return
         write_checkpoint(
             self.checkpoint_dir,
-            Checkpoint(self.step, self.seconds, self.bank.tensors(), self.records, self.snapshots),
+            Checkpoint(
+                step=self.step,
+                seconds=self.seconds,
+                bank=self.bank.tensors(),
+                records=self.records,
+                snapshots=self.snapshots,
+                pending=self.pending,
+                pending_steps=self.pending_steps,
+            ),
             self.identity,
             keep=self.training.keep_checkpoints,
         )
@@ -303,7 +317,7 @@ class _Run:
             metrics, _ = evaluate(self.exported(index), self.rows.held_out)
             dead = (self.bank.since_fired[index] >= dead_rows).double().mean()
             entry = {"step": float(self.step)}
-            entry |= {name: float(value[index]) for name, value in means.items()}
+            entry |= {name: float(means[name][index]) for name in TRAINING_MEANS}
             entry |= {
                 name: metrics[name]
                 for name in ("fvu", "explained_variance", "l0", "l1", "cosine_to_init")
@@ -378,8 +392,6 @@ class _Run:
         )
         if training.snapshot_interval and self.step == 0:
             self.take_snapshots()
-        pending: dict[str, torch.Tensor] = {}
-        pending_steps = 0
         for boundary in self.boundaries():
             trained = bank.active()
             while self.step < boundary and bank.active():
@@ -398,8 +410,9 @@ class _Run:
                 self.seconds += time.perf_counter() - started
                 for name, value in means.items():
                     weighted = value * (until - self.step)
-                    pending[name] = pending.get(name, torch.zeros_like(value)) + weighted
-                pending_steps += until - self.step
+                    so_far = self.pending.get(name, torch.zeros_like(value))
+                    self.pending[name] = so_far + weighted
+                self.pending_steps += until - self.step
                 bar.update((until - self.step) * len(bank))
                 self.step = until
             if not bank.active():
@@ -409,9 +422,10 @@ class _Run:
                 self.resample_if_due()
             if training.snapshot_interval and boundary % training.snapshot_interval == 0:
                 self.take_snapshots()
-            if (boundary % training.eval_interval == 0 or last) and pending_steps:
-                self.record({n: v / pending_steps for n, v in pending.items()}, trained)
-                pending, pending_steps = {}, 0
+            if (boundary % training.eval_interval == 0 or last) and self.pending_steps:
+                means = {name: v / self.pending_steps for name, v in self.pending.items()}
+                self.record(means, trained)
+                self.pending, self.pending_steps = {}, 0
             if boundary % training.checkpoint_interval == 0 or last:
                 self.save()
         bar.close()
