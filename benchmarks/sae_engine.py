@@ -2,7 +2,9 @@
 
     python3 -m venv .venv-peers-all
     .venv-peers-all/bin/pip install torch==2.13.0 sae-lens eai-sparsify dictionary-learning
-    python benchmarks/sae_engine.py            # table, overhead, curves
+    python benchmarks/sae_engine.py            # all of the following
+    python benchmarks/sae_engine.py --table    # milliseconds beside the peers
+    python benchmarks/sae_engine.py --rest     # overhead of a whole training, memory, curves
     python benchmarks/sae_engine.py --quality  # FVU after the same rows as well
 
 Setting: 8 seeds, d_in 128, batch 2,048, k 32, 2 threads. Each peer makes its own training steps
@@ -486,7 +488,7 @@ def measure_quality(directory: str, rows: Any, held_out: Any, steps: int) -> lis
     return found
 
 
-def write_markdown(result: dict[str, Any]) -> None:
+def write_markdown(result: dict[str, Any], command: str) -> None:
     """The table for people."""
     lines = [
         "Milliseconds per SAE and step (median of interleaved rounds), "
@@ -506,7 +508,7 @@ def write_markdown(result: dict[str, Any]) -> None:
                 f"| {label} | {entry['d_sae']} | {times[name]} | {cells[0]} | {cells[1]} | "
                 f"{cells[2]} | {speedup} | {product['fresh']} / {product['kept']} |"
             )
-    lines += ["", f"Made by `{result['command']}`.", ""]
+    lines += ["", f"Made by `{command}`.", ""]
     (RESULTS / f"sae_engine_{THREADS}.md").write_text("\n".join(lines))
 
 
@@ -518,25 +520,27 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"sae_engine_{THREADS}.json"
     command = f"BENCH_THREADS={THREADS} python " + " ".join(sys.argv)
-    result: dict[str, Any] = {"command": command, "clock": clock.__name__}
+    result: dict[str, Any] = {"clock": clock.__name__}
     with tempfile.TemporaryDirectory() as directory:
         torch.save(rows, Path(directory) / "rows.pt")
         torch.save(held_out.clone(), Path(directory) / "held_out.pt")
-        if "--quality" in sys.argv:
-            result = json.loads(path.read_text()) if path.is_file() else result
-            result["quality_command"] = command
-            result["quality"] = measure_quality(directory, rows, held_out, 600)
-        else:
-            if path.is_file():
-                old = json.loads(path.read_text())
-                result |= {k: v for k, v in old.items() if k.startswith("quality")}
-            result["load_average_at_start"] = os.getloadavg()[0]
-            result["table"] = measure_table(rows, directory, rounds=3)
-            result["overhead"] = measure_overhead(rows)
-            result["memory_mb_per_sae"] = measure_memory()
-            result["curves"] = measure_curves(rows)
-            result["load_average_at_end"] = os.getloadavg()[0]
-            write_markdown(result)
+        if path.is_file():
+            result = json.loads(path.read_text())
+        commands = result.setdefault("commands", {})
+        asked = [part for part in ("table", "rest", "quality") if f"--{part}" in sys.argv]
+        for part in asked or ["table", "rest"]:
+            commands[part] = command
+            if part == "quality":
+                result["quality"] = measure_quality(directory, rows, held_out, 600)
+                continue
+            result[f"load_average_{part}"] = os.getloadavg()[0]
+            if part == "table":
+                result["table"] = measure_table(rows, directory, rounds=3)
+                write_markdown(result, command)
+            else:
+                result["memory_mb_per_sae"] = measure_memory()
+                result["overhead"] = measure_overhead(rows)
+                result["curves"] = measure_curves(rows)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({k: v for k, v in result.items() if k != "table"}, indent=1))
 
