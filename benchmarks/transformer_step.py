@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from husai.storage import atomic_path
 from husai.tasks import ModularTaskConfig, modular_dataset
 from husai.transformer import TransformerConfig, build_transformer
 from husai.transformer.functional import functional_logits
-from husai.transformer.kernel import compiled_loss
+from husai.transformer.kernel import compiled_loss, torch_threads
 from husai.transformer.model import named_parameters
 from husai.transformer.training import answer_loss, hardware_name
 
@@ -37,6 +39,7 @@ class Road:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.threads = torch.get_num_threads()
         dataset = modular_dataset(ModularTaskConfig())
         self.vocabulary, self.config = dataset.vocabulary, TransformerConfig()
         self.model = build_transformer(self.config, self.vocabulary.d_vocab, self.vocabulary.n_ctx)
@@ -65,14 +68,22 @@ class Road:
 
     def compiled(self) -> Tensor:
         return compiled_loss(
-            self.parameters, self.a, self.b, self.answers, self.vocabulary, self.config
+            self.parameters,
+            self.a,
+            self.b,
+            self.answers,
+            self.vocabulary,
+            self.config,
+            self.threads,
         )
 
     def step(self) -> float:
         started = time.perf_counter()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.loss())
-        self.optimizer.step()
+        # as husai.transformer.training does it
+        with torch_threads(1) if self.name == "compiled" else nullcontext():
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(self.loss())
+            self.optimizer.step()
         return time.perf_counter() - started
 
 
@@ -88,6 +99,7 @@ def main() -> None:
     for road in roads:
         road.step()
         road.step()
+    load = os.getloadavg()[0]
     seconds = np.array([[road.step() for road in roads] for _ in range(arguments.rounds)])
     losses = [float(road.loss().detach()) for road in roads]
     # hooked and fast have taken the same steps: were they not the same function, these would differ
@@ -101,6 +113,7 @@ def main() -> None:
         "hardware": hardware_name(torch.device("cpu")),
         "threads": arguments.threads,
         "rounds": arguments.rounds,
+        "load_average_before_and_after": [load, os.getloadavg()[0]],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -16,11 +16,13 @@ tables hold differences from it. Same function, same gradients, about a third of
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -36,6 +38,8 @@ from husai.transformer.functional import attention_terms, has_functional_form
 _BLOCK_ROWS = 1024
 _HEADS_AT_ONCE = 4
 
+T = TypeVar("T")
+
 
 def has_compiled_form(config: TransformerConfig, device: torch.device) -> bool:
     """Say whether :func:`compiled_loss` covers a model: CPU, ReLU, one layer, no normalisation."""
@@ -49,6 +53,7 @@ def compiled_loss(
     answers: Tensor,
     vocabulary: Vocabulary,
     config: TransformerConfig,
+    threads: int | None = None,
 ) -> Tensor:
     """Mean cross-entropy at the answer position, differentiable once in the parameters.
 
@@ -60,6 +65,9 @@ def compiled_loss(
         int64 [n] each; fastest when sorted by ``a``.
     vocabulary, config
         The tokens and the model's shape.
+    threads
+        Threads that share the rows; None is torch's number. What comes before and after the rows
+        is small and suffers from being split: see :func:`torch_threads`.
 
     Returns
     -------
@@ -104,6 +112,7 @@ def compiled_loss(
         a,
         b,
         answers,
+        torch.get_num_threads() if threads is None else threads,
     )
     return loss
 
@@ -123,40 +132,21 @@ class _RowsLoss(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         answers: Tensor,
+        threads: int,
     ) -> Tensor:
-        n = a.shape[0]
-        d_vocab, d_mlp = neurons_to_logits.shape
-        threads = torch.get_num_threads()
         inputs = (score_a, score_b, table_a, table_b, constant)
-        s_a, s_b, t_a, t_b, base = (t.detach().contiguous().numpy() for t in inputs)
+        tables = tuple(t.detach().contiguous().numpy() for t in inputs)
         M = neurons_to_logits.detach()
-        # each thread adds into its own copy, so that sums have one order for a thread count
-        sums = [torch.zeros((threads, *t.shape)) for t in inputs]
-        totals = [t.numpy() for t in sums]
-        dM = torch.zeros_like(M)
-        rows_a, rows_b = a.numpy(), b.numpy()
-
-        size = min(n, _BLOCK_ROWS)
-        neurons = torch.empty((size, d_mlp))
-        dneurons = torch.empty((size, d_mlp))
-        logits = torch.empty((size, d_vocab))
-        wide = torch.empty((size, d_vocab), dtype=torch.float64)
-        pattern = np.empty((size, 2, s_a.shape[1]), np.float32)
-        total = torch.zeros((), dtype=torch.float64)
-        for start in range(0, n, size):
-            stop = min(start + size, n)
-            m = stop - start
-            rows = (rows_a[start:stop], rows_b[start:stop], pattern)
-            x, y, dx = neurons[:m], logits[:m], dneurons[:m]
-            x_array, y_array = x.numpy(), y.numpy()
-            _in_threads(_mix, threads, m, s_a, s_b, t_a, t_b, base, *rows, x_array, y_array)
-            y.addmm_(x, M.T)
-            total += _loss_and_gradient(y, wide[:m], answers[start:stop], n)
-            dM.addmm_(y.T, x)
-            torch.mm(y, M, out=dx)
-            _in_threads(_unmix, threads, m, t_a, t_b, *rows, x_array, dx.numpy(), y_array, *totals)
-        ctx.save_for_backward(*(t[0] if threads == 1 else t.sum(0) for t in sums), dM)
-        return total / n
+        n = a.shape[0]
+        bounds = [t * n // threads for t in range(threads + 1)]
+        shares = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        # each thread adds into sums of its own: one order of adding for a thread count
+        parts = _in_threads(
+            lambda rows: _share_of_rows(tables, M, a[rows], b[rows], answers[rows], n), shares
+        )
+        loss, *gradients = (sum(column[1:], start=column[0]) for column in zip(*parts, strict=True))
+        ctx.save_for_backward(*gradients)
+        return loss / n
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
@@ -164,7 +154,40 @@ class _RowsLoss(torch.autograd.Function):
         gradients = ctx.saved_tensors
         if scale != 1.0:
             gradients = tuple(scale * gradient for gradient in gradients)
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)
+
+
+def _share_of_rows(
+    tables: tuple[Any, ...], M: Tensor, a: Tensor, b: Tensor, answers: Tensor, n: int
+) -> tuple[Tensor, ...]:
+    """Summed loss of some rows, and gradients of the mean over ``n`` rows, in the inputs' order."""
+    s_a, s_b, t_a, t_b, base = tables
+    d_vocab, d_mlp = M.shape
+    sums = [torch.zeros(t.shape) for t in tables]
+    totals = [t.numpy() for t in sums]
+    dM = torch.zeros_like(M)
+    rows_a, rows_b = a.numpy(), b.numpy()
+
+    size = min(a.shape[0], _BLOCK_ROWS)
+    neurons = torch.empty((size, d_mlp))
+    dneurons = torch.empty((size, d_mlp))
+    logits = torch.empty((size, d_vocab))
+    wide = torch.empty((size, d_vocab), dtype=torch.float64)
+    pattern = np.empty((size, 2, s_a.shape[1]), np.float32)
+    total = torch.zeros((), dtype=torch.float64)
+    for start in range(0, a.shape[0], size or 1):
+        stop = min(start + size, a.shape[0])
+        m = stop - start
+        rows = (rows_a[start:stop], rows_b[start:stop], pattern)
+        x, y, dx = neurons[:m], logits[:m], dneurons[:m]
+        x_array, y_array = x.numpy(), y.numpy()
+        _mix(s_a, s_b, t_a, t_b, base, *rows, x_array, y_array)
+        y.addmm_(x, M.T)
+        total += _loss_and_gradient(y, wide[:m], answers[start:stop], n)
+        dM.addmm_(y.T, x)
+        torch.mm(y, M, out=dx)
+        _unmix(t_a, t_b, *rows, x_array, dx.numpy(), y_array, *totals)
+    return total, *sums, dM
 
 
 def _loss_and_gradient(logits: Tensor, wide: Tensor, answers: Tensor, n: int) -> Tensor:
@@ -185,20 +208,36 @@ def _loss_and_gradient(logits: Tensor, wide: Tensor, answers: Tensor, n: int) ->
     return loss
 
 
-def _in_threads(function: Callable[..., None], threads: int, n: int, *arguments: Any) -> None:
-    """Call ``function(thread, first_row, last_row, *arguments)`` for each thread's share of n rows.
+def _in_threads(work: Callable[[slice], T], shares: Sequence[slice]) -> list[T]:
+    """Do every share of the work in a thread of its own, torch's operations inside it on one.
 
-    Plain threads around code that holds no lock, not numba's own pool: that one waits by spinning
-    and so fights with torch's over the same cores.
+    The threads meet once a step. Were every operation split among torch's threads instead, they
+    would meet dozens of times, and wait at each for whatever else the cores are doing.
     """
-    bounds = [t * n // threads for t in range(threads + 1)]
-    others = [
-        _pool(os.getpid()).submit(function, t, bounds[t], bounds[t + 1], *arguments)
-        for t in range(1, threads)
-    ]
-    function(0, bounds[0], bounds[1], *arguments)
-    for other in others:
-        other.result()
+    if len(shares) == 1:
+        return [work(shares[0])]
+    pool = _pool(os.getpid())
+
+    def alone(share: slice) -> T:
+        with torch_threads(1), torch.no_grad():
+            return work(share)
+
+    others = [pool.submit(alone, share) for share in shares[1:]]
+    return [alone(shares[0]), *(other.result() for other in others)]
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Give torch's operations in the calling thread a number of threads, for a while.
+
+    The number belongs to the calling thread, in OpenMP and in MKL alike.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.cache
@@ -213,9 +252,6 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 @numba.njit(nogil=True, fastmath=True, cache=True)
 def _mix(
-    thread: int,
-    first: int,
-    last: int,
     score_a: Any,
     score_b: Any,
     table_a: Any,
@@ -232,7 +268,7 @@ def _mix(
     d_mlp = neurons.shape[1]
     zero = np.float32(0)
     z = np.empty(n_features, np.float32)
-    for i in range(first, last):
+    for i in range(a.shape[0]):
         for h in range(score_a.shape[1]):
             s_a, s_b = score_a[a[i], h], score_b[b[i], h]
             top = max(s_a, s_b, zero)
@@ -262,9 +298,6 @@ def _mix(
 
 @numba.njit(nogil=True, fastmath=True, cache=True)
 def _unmix(
-    thread: int,
-    first: int,
-    last: int,
     table_a: Any,
     table_b: Any,
     a: Any,
@@ -279,18 +312,18 @@ def _unmix(
     dtable_b: Any,
     dbase: Any,
 ) -> None:
-    """Gradients of :func:`_mix`, added into the thread's own sums ([threads, ...])."""
+    """Gradients of :func:`_mix`, added to the sums there."""
     n_heads, n_features = table_a.shape[1:]
     d_mlp = neurons.shape[1]
     zero = np.float32(0)
     g = np.empty(n_features, np.float32)
-    for i in range(first, last):
+    for i in range(a.shape[0]):
         for f in range(d_mlp):
             g[f] = dneurons[i, f] if neurons[i, f] > zero else zero
         for f in range(n_features - d_mlp):
             g[d_mlp + f] = dlogits[i, f]
         for f in range(n_features):
-            dbase[thread, f] += g[f]
+            dbase[f] += g[f]
         for h in range(0, n_heads, 4):
             u0, u1 = table_a[a[i], h], table_a[a[i], h + 1]
             u2, u3 = table_a[a[i], h + 2], table_a[a[i], h + 3]
@@ -311,9 +344,9 @@ def _unmix(
                 w_a, w_b = pattern[i, 0, h + j], pattern[i, 1, h + j]
                 # softmax over (a, b, fixed); the fixed positions' weight has no gradient
                 mean = w_a * dp[j] + w_b * dq[j]
-                dscore_a[thread, a[i], h + j] += w_a * (dp[j] - mean)
-                dscore_b[thread, b[i], h + j] += w_b * (dq[j] - mean)
-                du, dv = dtable_a[thread, a[i], h + j], dtable_b[thread, b[i], h + j]
+                dscore_a[a[i], h + j] += w_a * (dp[j] - mean)
+                dscore_b[b[i], h + j] += w_b * (dq[j] - mean)
+                du, dv = dtable_a[a[i], h + j], dtable_b[b[i], h + j]
                 for f in range(n_features):
                     du[f] += w_a * g[f]
                 for f in range(n_features):

@@ -7,6 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from husai.tasks.modular import SPLITS, ModularDataset, Split, Vocabulary
 from husai.transformer.checkpoints import CheckpointStore
 from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
 from husai.transformer.functional import functional_logits, has_functional_form
-from husai.transformer.kernel import compiled_loss, has_compiled_form
+from husai.transformer.kernel import compiled_loss, has_compiled_form, torch_threads
 from husai.transformer.model import TrainedTransformer, build_transformer, named_parameters
 
 HISTORY_COLUMNS = (
@@ -177,6 +178,7 @@ class _Run:
         self.history: list[dict[str, float]] = []
         self.stopped: str | None = None
         self.forward = self._choose_forward()
+        self.threads = torch.get_num_threads()
 
     def _choose_forward(self) -> str:
         """Name the way losses are computed: compiled, functional, or hooked."""
@@ -203,6 +205,7 @@ class _Run:
                 self.answers[rows],
                 self.vocabulary,
                 self.model_config,
+                self.threads,
             )
         return answer_loss(self.logits(rows), self.answers[rows])
 
@@ -242,9 +245,11 @@ class _Run:
             self.last_learning_rate = self.config.learning_rate * factor
             for group in self.optimizer.param_groups:
                 group["lr"] = self.last_learning_rate
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(self.loss(batch))
-            self.optimizer.step()
+            # the compiled loss shares its rows among threads itself; the rest is too small to
+            with torch_threads(1) if self.forward == "compiled" else nullcontext():
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(self.loss(batch))
+                self.optimizer.step()
             self.step += 1
 
     def _steps_per_epoch(self) -> int:
@@ -371,7 +376,7 @@ class _Run:
             "forward": self.forward,
             "device": str(self.device),
             "hardware": hardware_name(self.device),
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
             "n_parameters": sum(p.numel() for p in self.trained.values()),
         }
         return TrainedTransformer(
