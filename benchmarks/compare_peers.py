@@ -30,11 +30,11 @@ def write_saes(folder: Path) -> None:
     import importlib.metadata
 
     import torch
-    from dictionary_learning.dictionary import AutoEncoder  # type: ignore[import-not-found]
-    from dictionary_learning.trainers.top_k import (  # type: ignore[import-not-found]
+    from dictionary_learning.dictionary import AutoEncoder
+    from dictionary_learning.trainers.top_k import (
         AutoEncoderTopK,
     )
-    from sae_lens import (  # type: ignore[import-not-found]
+    from sae_lens import (
         JumpReLUSAE,
         JumpReLUSAEConfig,
         StandardSAE,
@@ -42,7 +42,7 @@ def write_saes(folder: Path) -> None:
         TopKSAE,
         TopKSAEConfig,
     )
-    from sparsify import SparseCoder, SparseCoderConfig  # type: ignore[import-not-found]
+    from sparsify import SparseCoder, SparseCoderConfig
 
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(SHARED, D, generator=generator)

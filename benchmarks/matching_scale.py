@@ -125,7 +125,7 @@ def measure(method: str, n: int, d: int, kind: str, seed: int, checkpoint: str) 
 
         rows, columns = linear_sum_assignment(scores, maximize=True)
     else:
-        import lap  # type: ignore[import-not-found]  # the package lapx
+        import lap  # the package lapx
 
         np.subtract(1.0, scores, out=scores)
         _, columns, _ = lap.lapjv(scores)

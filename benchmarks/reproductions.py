@@ -101,7 +101,7 @@ def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
 def run_song(name: str, seed: int, deadline: float, until: int = STEPS) -> bool:
     """Advance one SAE until it is done (True) or the time is up (False)."""
     # beside this script, not a package
-    from song_kernel import (  # type: ignore[import-not-found]
+    from song_kernel import (
         SmallSAE,
         initial_sae,
         train,

@@ -14,6 +14,7 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
 from husai.checks import StudyError
+from husai.consistency import ConsistencyConfig
 
 PROJECT = Path(__file__).parents[2]
 
@@ -155,6 +156,31 @@ def test_a_second_session_is_a_second_run_and_keeps_what_is_trained(study):
     runs = runs_of(study, parent=True)
     assert len(runs) == len(first) + 1
     assert {r.info.status for r in runs} == {"FINISHED"}
+
+
+def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
+    from husai.consistency.compare_files import load_saes
+    from husai.pipelines.consistency_analysis.nodes import compare, external_records
+    from husai.sae import load_sae
+    from husai.storage import TensorFile
+
+    paths = sorted((study / "saes" / "trained").glob("topk-d16-*"))
+    plan = pd.read_parquet(study / "saes" / "plan.parquet").query("group == 'topk d16 k3'")
+    trained = {
+        path.stem: lambda path=path: TensorFile.from_bytes(path.read_bytes(), "") for path in paths
+    }
+    activations = {
+        path.stem: lambda path=path: TensorFile.from_bytes(path.read_bytes(), "")
+        for path in (study / "activations").glob("*.safetensors")
+    }
+    config = ConsistencyConfig(null_draws=2, code_null_draws=2)
+    groups = compare(plan, trained, {"theirs": load_saes(paths)}, activations, config)[0]
+    scores = groups.query("space == 'full' and not signed").set_index(["group", "score"])["mean"]
+    # the same files by another way: the same scores
+    for score in ("pw_mcc", "mmcs", "shared_fraction", "code_jaccard"):
+        assert scores["theirs", score] == pytest.approx(scores["topk d16 k3", score])
+    record = external_records({"theirs": load_saes(paths[:1])}, np.zeros((3, 32), np.float32))[0]
+    assert record.converged is bool(load_sae(paths[0]).metrics["converged"])
 
 
 def test_a_torn_partition_is_trained_again(study):

@@ -1,3 +1,4 @@
+from .certified import Certificate
 from .codes import (
     ActivationMatch,
     CodeConsistency,
@@ -11,6 +12,7 @@ from .codes import (
     match_activations,
     sparse_codes,
 )
+from .compare import CompareConfig, ComparedSAE, compare
 from .config import ConsistencyConfig
 from .curves import (
     against_width,
@@ -32,7 +34,7 @@ from .geometry import (
     neighbours,
     sparsity_pattern,
 )
-from .matching import Match, match_features
+from .matching import Match, match_features, match_signed_and_absolute
 from .nulls import NullDistribution, null_between, null_scores
 from .records import SAERecord
 from .report import ConsistencyReport, consistency_report
@@ -98,9 +100,12 @@ __all__ = [
     "PAIR_SCORES",
     "ActivationMatch",
     "AxisScore",
+    "Certificate",
     "Coactivation",
     "CodeConsistency",
     "CodeMoments",
+    "CompareConfig",
+    "ComparedSAE",
     "ConsistencyConfig",
     "ConsistencyReport",
     "CycleConsistency",
@@ -138,6 +143,7 @@ __all__ = [
     "code_gram",
     "code_moments",
     "code_similarity",
+    "compare",
     "consistency_over_training",
     "consistency_report",
     "cross_moments",
@@ -151,6 +157,7 @@ __all__ = [
     "match_activations",
     "match_all",
     "match_features",
+    "match_signed_and_absolute",
     "mean_interval",
     "mmcs",
     "nearest_features",

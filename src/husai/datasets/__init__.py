@@ -1,7 +1,8 @@
 """The project's Kedro datasets."""
 
+from husai.datasets.external import ExternalSAEs
 from husai.datasets.handles import DirectoryHandle
 from husai.datasets.partitions import PlannedPartitionedDataset
 from husai.datasets.tensors import TensorDataset
 
-__all__ = ["DirectoryHandle", "PlannedPartitionedDataset", "TensorDataset"]
+__all__ = ["DirectoryHandle", "ExternalSAEs", "PlannedPartitionedDataset", "TensorDataset"]

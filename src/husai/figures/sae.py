@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from husai.errors import InputError
+
 if TYPE_CHECKING:
+    import pandas as pd
+
     from husai.sae import TrainedSAE
 
 # Okabe & Ito's palette: told apart by colour-blind readers, with line styles for print
@@ -16,11 +21,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 PANELS = (
-    ("fvu", "fraction of variance unexplained", True),
+    ("fvu", "FVU on held-out rows", True),
     ("loss", "training loss", True),
-    ("l0", "active latents per row (L0)", False),
-    ("dead_fraction", "dead latents", False),
-    ("cosine_to_init", "cosine of decoder rows to their start", False),
+    ("l0", "L0", False),
+    ("dead_fraction", "dead latents (share)", False),
+    ("cosine_to_init", "cosine to own start", False),
 )
 
 
@@ -30,38 +35,62 @@ def learning_curves(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
     Parameters
     ----------
     groups
-        Name (an architecture, a dead-latent method) to its SAEs; a line is the mean over them,
+        Name (of a setting) to its SAEs, alike but for their seeds; a line is the mean over them,
         the band its smallest and largest value. SAEs that failed are left out.
 
     Returns
     -------
     Figure
-        One panel a quantity.
+        A row for each width, a panel for each quantity, a line for each group.
+
+    Raises
+    ------
+    InputError
+        When there is no history to draw.
     """
-    figure = Figure(figsize=(12.5, 6.2), layout="constrained")
-    axes = figure.subplots(2, 3).ravel()
-    for axis, (column, label, logarithmic) in zip(axes, PANELS, strict=False):
-        for number, (name, saes) in enumerate(groups.items()):
-            histories = [s.history for s in saes if s.failure is None and len(s.history)]
-            if not histories:
-                continue
-            length = min(len(history) for history in histories)
-            step = histories[0]["step"].to_numpy()[:length]
-            values = np.stack([h[column].to_numpy(dtype=float)[:length] for h in histories])
-            colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
-            axis.plot(step, values.mean(0), color=colour, linestyle=style, label=name)
-            axis.fill_between(step, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
-        axis.set_xlabel("step")
-        axis.set_ylabel(label)
-        if logarithmic:
-            axis.set_yscale("log")
-        else:
-            axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.25)
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[-1].axis("off")
-    axes[-1].legend(handles, labels, loc="center", frameon=False, title="mean, smallest to largest")
+    histories = {
+        name: [sae.history for sae in saes if sae.failure is None and len(sae.history)]
+        for name, saes in groups.items()
+    }
+    histories = {name: found for name, found in histories.items() if found}
+    if not histories:
+        raise InputError("groups: no SAE has a history; nothing to draw")
+    widths = sorted({groups[name][0].config.d_sae for name in histories})
+    figure = Figure(figsize=(2.6 * len(PANELS), 2.0 * len(widths) + 0.6), layout="constrained")
+    axes = figure.subplots(len(widths), len(PANELS), squeeze=False, sharex=True)
+    for row, width in zip(axes, widths, strict=True):
+        names = [name for name in histories if groups[name][0].config.d_sae == width]
+        for number, name in enumerate(names):
+            for axis, (column, _, _) in zip(row, PANELS, strict=True):
+                _band(axis, histories[name], column, name, number)
+        for axis, (_, label, logarithmic) in zip(row, PANELS, strict=True):
+            if logarithmic:
+                axis.set_yscale("log")
+            else:
+                axis.set_ylim(bottom=0)
+            axis.tick_params(labelsize=8)
+            axis.spines[["top", "right"]].set_visible(False)
+            if width == widths[0]:
+                axis.set_title(label, fontsize=9)
+            if width == widths[-1]:
+                axis.set_xlabel("step", fontsize=9)
+        row[0].set_ylabel(f"d_sae = {width}", fontsize=9)
+        row[0].legend(fontsize=6.5, frameon=False)
     return figure
+
+
+def _band(
+    axis: Axes, histories: Sequence[pd.DataFrame], column: str, name: str, number: int
+) -> None:
+    """Draw the mean over seeds and their range, as far as all of them go."""
+    length = min(len(history) for history in histories)
+    step = histories[0]["step"].to_numpy()[:length]
+    values = np.stack([history[column].to_numpy(dtype=float)[:length] for history in histories])
+    colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+    axis.plot(step, values.mean(axis=0), color=colour, linestyle=style, label=name)
+    axis.fill_between(
+        step, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0
+    )
 
 
 def density_histogram(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:

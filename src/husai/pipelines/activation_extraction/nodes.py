@@ -75,6 +75,9 @@ def _with_planes(
     from husai.transformer.fourier import frequency_planes
 
     vocabulary = trained.vocabulary
+    # in a group of even order the last frequency is a line, an alternating sign, and no plane
+    order = vocabulary.modulus - (vocabulary.operation == "multiplication")
+    frequencies = tuple(k for k in frequencies if 2 * k != order)
     if not frequencies:
         return rows
     if len(rows.values) != vocabulary.modulus**2:

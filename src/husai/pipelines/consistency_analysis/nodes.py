@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +24,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from husai.consistency import SAERecord
+    from husai.consistency.compare import ComparedSAE
     from husai.sae import TrainedSAE
 else:
     # Kedro resolves the hints of every node; these are slow to import
-    Figure = SAERecord = TrainedSAE = object
+    Figure = ComparedSAE = SAERecord = TrainedSAE = object
 
 
 def compare(
     sae_plan: pd.DataFrame,
     saes: Mapping[str, Callable[[], TensorFile]],
+    external_saes: Mapping[str, Sequence[ComparedSAE]],
     activations: Mapping[str, Callable[[], TensorFile]],
     consistency: ConsistencyConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, pd.DataFrame], dict[str, Any]]:
@@ -41,7 +43,8 @@ def compare(
 
     rows = load_activations(activations, plan_key(sae_plan))
     report = consistency_report(
-        sae_records(sae_plan, saes, rows.values),
+        sae_records(sae_plan, saes, rows.values)
+        + external_records(external_saes, rows.values.numpy()),
         consistency,
         covariance=activation_covariance(rows.values.numpy()),
         planes=None if rows.planes is None else rows.planes.numpy(),
@@ -108,6 +111,7 @@ def plot_similarity(
     from husai.figures.consistency import similarity_figure
 
     chosen = groups.query("score == 'pw_mcc' and not signed and space == 'full'")
+    chosen = chosen[chosen["group"].isin(sae_plan["group"])]
     best = chosen.sort_values("isotropic_corrected")["group"].iloc[-1]
     of_group = sae_plan[sae_plan["group"] == best]
     one, two = list(load_saes(of_group, saes).values())[:2]
@@ -165,6 +169,38 @@ def sae_records(
             )
         )
     return records
+
+
+def external_records(
+    external_saes: Mapping[str, Sequence[ComparedSAE]], rows: NDArray[np.float32]
+) -> list[SAERecord]:
+    """Give the comparison what is known of SAEs trained elsewhere; convergence is not."""
+    from husai.consistency import SAERecord
+
+    records = []
+    for group, members in external_saes.items():
+        for seed, sae in enumerate(members):
+            codes = None if sae.encode is None else partial(_encoded_blocks, sae.encode, rows)
+            records.append(
+                SAERecord(
+                    id=f"{group}: {sae.id}",
+                    group=group,
+                    architecture="external",
+                    seed=seed,
+                    W_dec=sae.W_dec,
+                    W_enc=sae.W_enc,
+                    converged=sae.converged,
+                    codes=codes,
+                )
+            )
+    return records
+
+
+def _encoded_blocks(
+    encode: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[np.float32]
+) -> Iterator[NDArray[Any]]:
+    for start in range(0, len(rows), 4096):
+        yield encode(rows[start : start + 4096])
 
 
 def _code_blocks(sae: TrainedSAE, rows: torch.Tensor) -> Iterator[NDArray[np.float32]]:

@@ -19,7 +19,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 compare,
-                inputs=["sae_plan", "saes", "activations", "params:consistency"],
+                inputs=["sae_plan", "saes", "external_saes", "activations", "params:consistency"],
                 outputs=[
                     "consistency_groups",
                     "consistency_pairs",

@@ -68,7 +68,7 @@ def plot_learning_curves(
     loaded = load_saes(sae_plan, saes)
     return learning_curves(
         {
-            str(group): [loaded[sae_id].history for sae_id in ids]
+            str(group): [loaded[sae_id] for sae_id in ids]
             for group, ids in sae_plan.groupby("group", sort=False)["sae_id"]
         }
     )

@@ -1,0 +1,53 @@
+"""SAEs that were trained elsewhere, as an entry of the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kedro.io import AbstractDataset, DatasetError
+
+if TYPE_CHECKING:
+    from husai.consistency.compare import ComparedSAE
+
+
+class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[ComparedSAE]]"]):
+    """Groups of SAEs by their paths, in any format that ``husai compare`` reads.
+
+    Parameters
+    ----------
+    groups
+        Group name to the paths of its SAEs, which differ in nothing but their seeds; relative
+        paths start at the project's folder. Empty: none take part.
+    metadata
+        Ignored here; layers and tracking read it.
+    """
+
+    def __init__(
+        self,
+        *,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._groups = {
+            name: [Path(path) for path in paths] for name, paths in (groups or {}).items()
+        }
+        self.metadata = metadata
+
+    def load(self) -> dict[str, list[ComparedSAE]]:
+        """Read every SAE; nothing that a file may hold is executed."""
+        from husai.consistency.compare_files import load_saes
+
+        return {name: load_saes(paths) for name, paths in self._groups.items()}
+
+    def save(self, data: NoReturn) -> None:
+        """Refuse: they are only ever an input."""
+        raise DatasetError("external SAEs are read, never written")
+
+    def _exists(self) -> bool:
+        return all(path.exists() for paths in self._groups.values() for path in paths)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"groups": {name: [str(p) for p in paths] for name, paths in self._groups.items()}}
