@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from husai.errors import InputError
 from husai.storage import TensorFile
 from husai.tasks import ModularDataset, Vocabulary
 from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 else:
     # Kedro resolves the hints of every node; matplotlib is slow to import
     Figure = object
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -55,14 +59,18 @@ def measure_progress(
 ) -> pd.DataFrame:
     """Measure the Fourier structure over the checkpoints of the training."""
     from husai.transformer import CheckpointStore, TrainedTransformer, progress_measures
+    from husai.transformer.measures import MEASURES
 
     trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
     folder = run_folder(checkpoints, examples, trained.model_config, trained.training_config)
-    return progress_measures(
-        CheckpointStore(folder),
-        ModularDataset(examples, trained.vocabulary),
-        trained.model_config,
-    )
+    store = CheckpointStore(folder)
+    dataset = ModularDataset(examples, trained.vocabulary)
+    try:
+        return progress_measures(store, dataset, trained.model_config)
+    except InputError as error:
+        # such as multiplication modulo a composite, whose numbers are no group
+        logger.warning("progress measures are not defined here: %s", error)
+        return pd.DataFrame({"epoch": store.epochs()}).reindex(columns=list(MEASURES))
 
 
 def plot_training(training_curves: pd.DataFrame, progress_measures: pd.DataFrame) -> Figure:
