@@ -86,6 +86,15 @@ def test_tables_and_figures_are_there(study):
     assert measures["epoch"].tolist() == [0, 20, 40, 60]
 
 
+@pytest.mark.parametrize(
+    "name", ["saes/plan", "saes/table", "consistency/groups", "consistency/pairs"]
+)
+def test_table_cells_are_plain_values(study, name):
+    """Kedro-Viz answers with an error to a table that holds arrays."""
+    table = pd.read_parquet(study / f"{name}.parquet")
+    assert not table.map(lambda cell: isinstance(cell, list | np.ndarray)).any(axis=None)
+
+
 def test_reloaded_transformer_repeats_the_accuracy(study):
     summary = json.loads((study / "transformer" / "training_summary.json").read_text())
     again = json.loads((study / "transformer" / "evaluation.json").read_text())

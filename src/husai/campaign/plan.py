@@ -106,13 +106,12 @@ def row_config(row: Mapping[str, Any]) -> SAEConfig:
     fields = {}
     for name in SAEConfig.model_fields:
         value = row[name]
-        # a column with gaps comes back from a table as floats with NaN; lists as arrays
-        if pd.api.types.is_scalar(value):
-            value = None if pd.isna(value) else value
-        else:
-            value = tuple(value)
+        # a column with gaps comes back from a table as floats with NaN
+        value = None if pd.isna(value) else value
         if isinstance(value, float) and value.is_integer():
             value = int(value)
+        elif isinstance(value, str) and value.startswith("["):
+            value = json.loads(value)
         fields[name] = value
     return SAEConfig.model_validate(fields)
 
@@ -147,8 +146,8 @@ def _row(
         "group": name,
         "group_digest": _digest(same),
         "seed": seed,
-        **where,
-        **sae.model_dump(mode="json"),
+        # lists as text: a table's cells hold plain values, which viewers can show
+        **{key: json.dumps(v) if isinstance(v, list) else v for key, v in content.items()},
     }
 
 
