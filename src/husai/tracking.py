@@ -291,6 +291,8 @@ class MlflowHook:
         import mlflow
         from mlflow.entities import DatasetInput, InputTag
 
+        # advice on integer columns of a model's input, which a data set is not
+        warnings.filterwarnings("ignore", message="Hint: Inferred schema")
         self._inputs_logged.add(name)
         if isinstance(data, TensorFile):
             entity = mlflow.data.from_numpy(
