@@ -12,7 +12,7 @@ from .codes import (
     match_activations,
     sparse_codes,
 )
-from .compare import CompareConfig, ComparedSAE, compare
+from .compare import CompareConfig, ComparedSAE
 from .config import ConsistencyConfig
 from .curves import (
     against_width,
@@ -143,7 +143,6 @@ __all__ = [
     "code_gram",
     "code_moments",
     "code_similarity",
-    "compare",
     "consistency_over_training",
     "consistency_report",
     "cross_moments",
