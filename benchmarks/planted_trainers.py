@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from husai.pipelines.planted_truth.config import PlantedTruthConfig
 from husai.pipelines.planted_truth.study import (
     SETTING,
-    PlantedTruthConfig,
     plan_study,
     score_study,
     train_study,

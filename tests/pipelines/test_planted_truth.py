@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from husai.datasets import PlannedPartitionedDataset
 from husai.pipelines.planted_truth import create_pipeline
-from husai.pipelines.planted_truth.study import SCORES, PlantedTruthConfig, plan_study
+from husai.pipelines.planted_truth.config import PlantedTruthConfig
+from husai.pipelines.planted_truth.study import SCORES, plan_study
 
 STUDY = {
     "worlds": {

@@ -101,6 +101,15 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
+def config_cells(config: SAEConfig) -> dict[str, Any]:
+    """Give a configuration as cells of a row, which :func:`row_config` reads back.
+
+    Lists become text: the cells are plain values, which viewers of tables can show.
+    """
+    dump = config.model_dump(mode="json")
+    return {key: json.dumps(v) if isinstance(v, list) else v for key, v in dump.items()}
+
+
 def row_config(row: Mapping[str, Any]) -> SAEConfig:
     """Build the SAE configuration of one row of the plan."""
     fields = {}
@@ -146,8 +155,8 @@ def _row(
         "group": name,
         "group_digest": _digest(same),
         "seed": seed,
-        # lists as text: a table's cells hold plain values, which viewers can show
-        **{key: json.dumps(v) if isinstance(v, list) else v for key, v in content.items()},
+        **where,
+        **config_cells(sae),
     }
 
 

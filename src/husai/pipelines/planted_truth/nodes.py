@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from husai.pipelines.planted_truth.study import (
-    PlantedTruthConfig,
-    calibrate_study,
-    plan_study,
-    score_study,
-    train_study,
-)
+from husai.pipelines.planted_truth.config import PlantedTruthConfig
 from husai.pipelines.sae_training.nodes import load_saes
 from husai.provenance import git_commit, versions
 from husai.storage import TensorFile
@@ -27,6 +21,8 @@ else:
 
 def plan(planted_truth: PlantedTruthConfig) -> pd.DataFrame:
     """Lay out worlds x architectures x sparsity x seeds as a table."""
+    from husai.pipelines.planted_truth.study import plan_study
+
     return plan_study(planted_truth)
 
 
@@ -34,6 +30,7 @@ def train(
     planted_plan: pd.DataFrame, planted_truth: PlantedTruthConfig
 ) -> Iterator[dict[str, TensorFile]]:
     """Train every planned SAE on its world; each bank is saved as soon as it has finished."""
+    from husai.pipelines.planted_truth.study import train_study
     from husai.sae import to_tensors
 
     for sae_id, sae in train_study(planted_plan, planted_truth):
@@ -46,6 +43,8 @@ def score(
     planted_truth: PlantedTruthConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Score every group, at every step, beside what it truly recovered."""
+    from husai.pipelines.planted_truth.study import score_study
+
     return score_study(planted_plan, load_saes(planted_plan, planted_saes), planted_truth)
 
 
@@ -57,6 +56,8 @@ def calibrate(
     planted_truth: PlantedTruthConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Say what each score, the gate and reproducibility are worth."""
+    from husai.pipelines.planted_truth.study import calibrate_study
+
     calibration, detectors, gate, summary = calibrate_study(
         planted_settings, planted_features, planted_planes, planted_checkpoints, planted_truth
     )
