@@ -26,7 +26,7 @@ from husai.consistency.nulls import (
     covariance_root,
     random_dictionary,
 )
-from husai.consistency.scores import partner_of
+from husai.consistency.scores import shared_pairs
 from husai.consistency.statistics import SeedInterval, seed_interval
 from husai.consistency.subspace import activation_covariance
 from husai.errors import InputError
@@ -310,20 +310,6 @@ def _compare_pair(
         scores.append(_score_row("pw_mcc_encoder", True, encoder.mean, isotropic))
     scores += _code_scores(codes, i, j, rows_a, rows_b, absolute, config)
     return PairComparison(a.id, b.id, scores, signed, absolute, rows_a, rows_b, shared)
-
-
-def shared_pairs(decoder: Match, encoder: Match, threshold: float) -> NDArray[np.bool_]:
-    """``[m]``: pairs of the decoder's match that the encoder's match has too, both close.
-
-    Paulo & Belrose, arXiv 2501.16615; :func:`husai.consistency.shared_fraction` for matches that
-    are made already.
-    """
-    partner, similarity = partner_of(encoder)
-    return np.asarray(
-        (partner[decoder.a_index] == decoder.b_index)
-        & (decoder.similarity >= threshold)
-        & (similarity[decoder.a_index] >= threshold)
-    )
 
 
 def _rows(matrix: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -627,14 +627,22 @@ def shared_fraction(
         decoder_match = match_features(W_dec_a, W_dec_b, signed=signed)
     if encoder_match is None:
         encoder_match = match_features(W_enc_a, W_enc_b, signed=signed)
-    partner, similarity = partner_of(encoder_match)
-    shared = (
-        (partner[decoder_match.a_index] == decoder_match.b_index)
-        & (decoder_match.similarity >= threshold)
-        & (similarity[decoder_match.a_index] >= threshold)
-    )
+    shared = shared_pairs(decoder_match, encoder_match, threshold)
     fraction = float(shared.sum() / min(decoder_match.n_a, decoder_match.n_b))
     return SharedFeatures(fraction, shared, decoder_match, encoder_match, threshold)
+
+
+def shared_pairs(decoder: Match, encoder: Match, threshold: float) -> NDArray[np.bool_]:
+    """``[m]``: pairs of the decoder's match that the encoder's match has too, both close.
+
+    Paulo & Belrose, arXiv 2501.16615; :func:`shared_fraction` makes the matches as well.
+    """
+    partner, similarity = partner_of(encoder)
+    return np.asarray(
+        (partner[decoder.a_index] == decoder.b_index)
+        & (decoder.similarity >= threshold)
+        & (similarity[decoder.a_index] >= threshold)
+    )
 
 
 def partner_of(match: Match) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
