@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from kedro.config import OmegaConfigLoader
+from scipy.stats import kstest
 
-from husai.campaign import PlanConfig, plan_saes, row_config
+from husai.campaign import (
+    CampaignConfig,
+    Distribution,
+    PlanConfig,
+    RandomSearch,
+    draw_samples,
+    plan_saes,
+    row_config,
+    row_training,
+)
 from husai.campaign.plan import records
 from husai.errors import InputError
+from husai.sae import BankTrainingConfig
+from husai.settings import CONFIG_LOADER_ARGS
+
+PROJECT = Path(__file__).parents[2]
 
 
 def make_plan(**changes: Any) -> pd.DataFrame:
@@ -97,3 +114,145 @@ def test_bad_combinations_name_the_value(changes, message):
 def test_one_sparsity_an_architecture():
     with pytest.raises(ValueError, match="given: k, l1_coefficient"):
         make_plan(architectures={"topk": {"k": (2,), "l1_coefficient": (1.0,)}})
+
+
+def shipped_plan(changes: dict[str, Any] | None = None) -> pd.DataFrame:
+    """Give the plan of conf/campaign as Kedro reads it."""
+    loader = OmegaConfigLoader(
+        str(PROJECT / "conf"),
+        env="campaign",
+        runtime_params={"campaign": {"plan": changes}} if changes else None,
+        **CONFIG_LOADER_ARGS,
+    )
+    config = CampaignConfig.model_validate(loader["parameters"]["campaign"])
+    return plan_saes(config.plan)
+
+
+def test_shipped_campaign_is_45_and_12_in_groups_of_three_seeds():
+    plan = shipped_plan()
+    grid, variants = plan[plan["variant"] == ""], plan[plan["variant"] != ""]
+    assert (len(grid), len(variants)) == (45, 12)
+    combinations = set(zip(grid["architecture"], grid["d_sae"], grid["seed"], strict=True))
+    assert combinations == set(
+        itertools.product(("relu", "topk", "batch_topk"), (16, 64, 256, 1024, 2048), (0, 1, 2))
+    )
+    assert (plan.groupby("group").size() == 3).all()
+    # a variant differs from the grid in what it is called for, and from the other variants
+    assert plan["group_digest"].nunique() == 19
+
+
+def test_shipped_campaign_shrinks_from_the_command_line():
+    shrunk = shipped_plan(
+        {
+            "d_sae": [16],
+            "seeds": [0, 1],
+            "variants": {"slow": None},
+            "architectures": {"relu": None},
+        }
+    )
+    assert len(shrunk) == 2 * 2 + 3 * 2
+    assert len(shipped_plan({"variants": None})) == 45
+    assert set(shrunk["sae_id"]) < set(shipped_plan()["sae_id"])
+
+
+def test_a_variant_may_vary_something_else_and_train_differently():
+    plan = make_plan(
+        variants={
+            "order": {"architecture": "topk", "d_sae": 64, "vary": "data", "options": {"k": 4}},
+            "plain": {
+                "architecture": "topk",
+                "d_sae": 64,
+                "options": {"k": 4},
+                "training": {"dead_latents": "none"},
+            },
+        },
+    )
+    order = plan[plan["variant"] == "order"]
+    assert order["group"].unique().tolist() == ["topk d64 k4 order"]
+    assert (order["init_seed"].tolist(), order["data_seed"].tolist()) == ([0, 0, 0], [0, 1, 2])
+    shared = BankTrainingConfig(steps=7)
+    trained = [row_training(row, shared) for row in records(plan)]
+    assert {config.dead_latents for config in trained} == {"auxk", "none"}
+    assert {config.steps for config in trained} == {7}
+    assert [config is shared for config in trained] == [True] * 18 + [True] * 3 + [False] * 3
+    # the grid keeps its names whatever stands beside it
+    assert make_plan()["sae_id"].tolist() == plan["sae_id"].tolist()[:18]
+
+
+def make_search(**changes: Any) -> list[dict[str, Any]]:
+    fields = {
+        "architecture": {"choice": ["relu", "topk"]},
+        "d_sae": {"integer": [8, 64]},
+        "k": {"integer": [1, 32], "when": "architecture == 'topk'"},
+        "l1_coefficient": {"log_uniform": [0.1, 10.0], "when": "architecture == 'relu'"},
+        "learning_rate": {"uniform": [1e-4, 1e-3]},
+    }
+    options = {"samples": 200, "fields": fields, "constraints": ["k <= d_sae / 4"], **changes}
+    return draw_samples(RandomSearch.model_validate(options))
+
+
+def test_random_search_keeps_to_its_bounds_conditions_and_constraints():
+    samples = make_search()
+    assert {sample["architecture"] for sample in samples} == {"relu", "topk"}
+    for sample in samples:
+        assert 8 <= sample["d_sae"] <= 64
+        assert ("k" in sample) == (sample["architecture"] == "topk")
+        assert ("l1_coefficient" in sample) == (sample["architecture"] == "relu")
+        assert sample.get("k", 0) <= sample["d_sae"] / 4
+    rates = [sample["learning_rate"] for sample in samples]
+    assert kstest(rates, "uniform", (1e-4, 9e-4)).pvalue > 1e-3
+    weights = [np.log(s["l1_coefficient"]) for s in samples if "l1_coefficient" in s]
+    assert kstest(weights, "uniform", (np.log(0.1), np.log(100.0))).pvalue > 1e-3
+
+
+def test_random_search_depends_on_its_seed_and_not_on_its_length():
+    assert make_search(samples=5) == make_search()[:5]
+    assert make_search(seed=1) != make_search()
+    search = {
+        "samples": 3,
+        "fields": {
+            "architecture": {"choice": ["topk"]},
+            "d_sae": {"integer": [8, 16]},
+            "k": {"integer": [1, 4]},
+            "training.dead_latents": {"choice": ["none", "resample"]},
+        },
+    }
+    plan = make_plan(random=search, architectures={}, d_sae=())
+    assert len(plan) == 9
+    assert plan["sae_id"].is_unique
+    assert (plan.groupby("group")["group_digest"].nunique() == 1).all()
+    methods = {row_training(row, BankTrainingConfig()).dead_latents for row in records(plan)}
+    assert methods <= {"none", "resample"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"constraints": ["k > 100"], "seed": 3}, "refused 1000 draws"),
+        ({"constraints": ["q < 3"]}, "condition 'q < 3'"),
+        ({"constraints": ["k <"]}, "condition 'k <'"),
+    ],
+)
+def test_impossible_conditions_are_named(changes, message):
+    fields = {"k": {"integer": [1, 32]}}
+    with pytest.raises(InputError, match=message):
+        make_search(samples=3, fields=fields, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"integer": (3, 1)}, "must rise"),
+        ({"log_uniform": (0.0, 1.0)}, "above 0"),
+        ({"uniform": (0.0, 1.0), "choice": (1,)}, "exactly one"),
+    ],
+)
+def test_impossible_distributions_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Distribution.model_validate(changes)
+
+
+def test_a_variant_with_an_unknown_training_field_is_named():
+    variant = {"architecture": "topk", "d_sae": 8, "options": {"k": 2}, "training": {"stepz": 3}}
+    with pytest.raises(InputError, match=r"odd.*stepz"):
+        make_plan(variants={"odd": variant})

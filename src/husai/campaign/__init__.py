@@ -1,15 +1,6 @@
 """Campaigns of many SAEs: the plan, and what carries it out."""
 
-from husai.campaign.config import CampaignConfig, ComputeConfig
-from husai.campaign.plan import ArchitectureGrid, PlanConfig, plan_saes, row_config
-from husai.campaign.run import train_plan
+import lazy_loader
 
-__all__ = [
-    "ArchitectureGrid",
-    "CampaignConfig",
-    "ComputeConfig",
-    "PlanConfig",
-    "plan_saes",
-    "row_config",
-    "train_plan",
-]
+# the names stand in __init__.pyi; each is imported when it is first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from husai.campaign.search import RandomSearch, draw_samples
 from husai.config import Config
 from husai.errors import InputError
-from husai.sae.config import SAEConfig
+from husai.sae.config import BankTrainingConfig, SAEConfig
 
 # what tells the SAEs of a group apart is their seeds alone
 SEED_FIELDS = ("init_seed", "data_seed")
@@ -45,15 +47,34 @@ class ArchitectureGrid(Config):
             yield from ({name: value} for value in getattr(self, name))
 
 
+Vary = Literal["init", "data", "both"]
+
+
+class Variant(Config):
+    """One setting beside the grid, trained with every seed: a group of its own."""
+
+    architecture: str = Field(description="as in the grid")
+    d_sae: int = Field(gt=0, description="width")
+    vary: Vary | None = Field(default=None, description="what the seeds change; the plan's")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="its sparsity and further SAEConfig fields"
+    )
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="BankTrainingConfig fields that differ from the others'"
+    )
+
+
 class PlanConfig(Config):
-    """A grid: architecture x width x sparsity x seed."""
+    """A grid (architecture x width x sparsity), variants beside it and a random search; x seed."""
 
     hook_name: str = Field(default="blocks.0.hook_resid_post", description="activations trained on")
     position: int = Field(default=-1, description="their token position")
-    architectures: dict[str, ArchitectureGrid] = Field(min_length=1)
-    d_sae: tuple[int, ...] = Field(min_length=1, description="widths")
+    architectures: dict[str, ArchitectureGrid] = Field(
+        default_factory=dict, description="of the grid; a null takes one out again"
+    )
+    d_sae: tuple[int, ...] = Field(default=(), description="widths of the grid")
     seeds: tuple[int, ...] = Field(min_length=1, description="one SAE of every group for each")
-    vary: Literal["init", "data", "both"] = Field(
+    vary: Vary = Field(
         default="init",
         description="what the seeds change: initial weights, the order of the rows, or both; the "
         "other seed stays fixed_seed",
@@ -62,17 +83,53 @@ class PlanConfig(Config):
     options: dict[str, Any] = Field(
         default_factory=dict, description="further SAEConfig fields, equal for all SAEs"
     )
+    variants: dict[str, Variant] = Field(
+        default_factory=dict, description="settings beside the grid, by name; a null takes one out"
+    )
+    random: RandomSearch | None = Field(default=None, description="settings drawn at random")
+
+    @field_validator("architectures", "variants", mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        # an environment or --params can only add to a mapping: null is how one takes out
+        if value is None:
+            return {}
+        if isinstance(value, Mapping):
+            return {name: entry for name, entry in value.items() if entry is not None}
+        return value
+
+    @model_validator(mode="after")
+    def _something(self) -> PlanConfig:
+        if bool(self.architectures) != bool(self.d_sae):
+            missing = "d_sae" if self.architectures else "architectures"
+            raise ValueError(f"{missing}: none given; a grid needs architectures and d_sae")
+        if not (self.architectures or self.variants or self.random):
+            raise ValueError("nothing to train: give architectures and d_sae, variants, or random")
+        return self
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One group of the plan: what its SAEs share."""
+
+    name: str
+    fields: dict[str, Any]
+    vary: Vary
+    variant: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan_saes(config: PlanConfig) -> pd.DataFrame:
-    """Lay out the grid as a table.
+    """Lay out the grid, the variants and the random search as a table.
 
     Returns
     -------
     DataFrame
         One row a SAE: ``sae_id`` (readable, and unique to the whole configuration), ``group``
         (its readable name, equal for SAEs that differ only in their seeds), ``group_digest``
-        (of everything but the seeds), ``seed``, ``hook_name``, ``position``, and the fields of
+        (of everything but the seeds), ``seed``, ``hook_name``, ``position``, ``variant`` (its
+        name, empty in the grid), ``training`` (JSON: the fields of
+        :class:`husai.sae.BankTrainingConfig` that are its own), and the fields of
         :class:`husai.sae.SAEConfig`.
 
     Raises
@@ -82,18 +139,53 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
         two rows are the same; the message names the field and the value.
     """
     plan = pd.DataFrame(
-        [
-            _row(config, architecture, d_sae, sparsity, seed)
-            for architecture, grid in config.architectures.items()
-            for d_sae in config.d_sae
-            for sparsity in grid.settings()
-            for seed in config.seeds
-        ]
+        [_row(config, setting, seed) for setting in _settings(config) for seed in config.seeds]
     )
     repeated = plan.loc[plan["sae_id"].duplicated(), "sae_id"].unique()
     if len(repeated):
         raise InputError(f"campaign.plan: the same SAE is planned twice: {', '.join(repeated)}")
+    digests = plan.groupby("group")["group_digest"].nunique()
+    if (digests > 1).any():
+        raise InputError(
+            f"campaign.plan: different SAEs in a group of one name: {digests[digests > 1].index[0]}"
+        )
     return plan
+
+
+def _settings(config: PlanConfig) -> Iterator[_Setting]:
+    for architecture, grid in config.architectures.items():
+        for d_sae in config.d_sae:
+            for sparsity in grid.settings():
+                fields = {
+                    "architecture": architecture,
+                    "d_sae": d_sae,
+                    **sparsity,
+                    **config.options,
+                }
+                yield _Setting(_name(fields), fields, config.vary)
+    for name, variant in config.variants.items():
+        fields = {
+            "architecture": variant.architecture,
+            "d_sae": variant.d_sae,
+            **config.options,
+            **variant.options,
+        }
+        yield _Setting(
+            f"{_name(fields)} {name}", fields, variant.vary or config.vary, name, variant.training
+        )
+    if config.random is None:
+        return
+    for number, sample in enumerate(draw_samples(config.random)):
+        fields = {**config.options}
+        training = {}
+        for key, value in sample.items():
+            if key.startswith("training."):
+                training[key.removeprefix("training.")] = value
+            else:
+                fields[key] = value
+        yield _Setting(
+            f"{_name(fields)} random{number}", fields, config.vary, f"random{number}", training
+        )
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -125,40 +217,68 @@ def row_config(row: Mapping[str, Any]) -> SAEConfig:
     return SAEConfig.model_validate(fields)
 
 
-def _row(
-    config: PlanConfig, architecture: str, d_sae: int, sparsity: dict[str, Any], seed: int
-) -> dict[str, Any]:
+def row_training(row: Mapping[str, Any], shared: BankTrainingConfig) -> BankTrainingConfig:
+    """Give the training parameters of one row: the shared ones, with those that are its own."""
+    own = json.loads(row["training"]) if "training" in row else {}
+    if not own:
+        return shared
+    try:
+        return BankTrainingConfig.model_validate({**shared.model_dump(), **own})
+    except ValidationError as error:
+        raise InputError(f"campaign.plan: {row['sae_id']}: training: {_problems(error)}") from error
+
+
+def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
     fields = {
-        "architecture": architecture,
-        "d_sae": d_sae,
-        "init_seed": seed if config.vary in ("init", "both") else config.fixed_seed,
-        "data_seed": seed if config.vary in ("data", "both") else config.fixed_seed,
-        **sparsity,
-        **config.options,
+        "init_seed": seed if setting.vary in ("init", "both") else config.fixed_seed,
+        "data_seed": seed if setting.vary in ("data", "both") else config.fixed_seed,
+        **setting.fields,
     }
     try:
         sae = SAEConfig.model_validate(fields)
+        BankTrainingConfig.model_validate(setting.training)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or architecture}: {item['msg']}"
-            for item in error.errors()
-        )
-        raise InputError(f"campaign.plan: {architecture} with {fields}: {problems}") from error
+        given = f"{setting.name} with {fields} {dict(setting.training) or ''}".strip()
+        raise InputError(f"campaign.plan: {given}: {_problems(error)}") from error
     where = {"hook_name": config.hook_name, "position": config.position}
     content = {**sae.model_dump(mode="json"), **where}
-    kind, value = next(iter(sparsity.items()))
-    label = f"k{value}" if kind == "k" else f"{kind.removesuffix('_coefficient')}_{value:g}"
-    name = f"{architecture} d{d_sae} {label}"
+    if setting.training:
+        content["training"] = dict(setting.training)
     same = {key: value for key, value in content.items() if key not in SEED_FIELDS}
+    if setting.vary != config.vary:
+        # the same setting, yet its seeds mean something else: no group to be mixed with the other
+        same["vary"] = setting.vary
     return {
-        "sae_id": f"{name.replace(' ', '-')}-s{seed}-{_digest(content)}",
-        "group": name,
+        "sae_id": f"{setting.name.replace(' ', '-')}-s{seed}-{_digest(content)}",
+        "group": setting.name,
         "group_digest": _digest(same),
         "seed": seed,
         **where,
+        "variant": setting.variant,
+        "training": json.dumps(dict(setting.training), sort_keys=True),
         **config_cells(sae),
     }
 
 
-def _digest(content: dict[str, Any]) -> str:
+def _name(fields: Mapping[str, Any]) -> str:
+    """Architecture, width and sparsity, as people write them."""
+    parts = [str(fields.get("architecture", "")), f"d{fields.get('d_sae', '')}"]
+    if fields.get("k") is not None:
+        parts.append(f"k{fields['k']}")
+    parts += [
+        f"{kind}_{fields[f'{kind}_coefficient']:g}"
+        for kind in ("l1", "l0")
+        if fields.get(f"{kind}_coefficient") is not None
+    ]
+    return " ".join(parts)
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in item['loc']) or 'SAE'}: {item['msg']}"
+        for item in error.errors()
+    )
+
+
+def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:6]

@@ -1,0 +1,150 @@
+"""Random search: distributions over the fields of a SAE, and samples from them."""
+
+from __future__ import annotations
+
+import ast
+import math
+import zlib
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from husai.config import Config
+from husai.errors import InputError
+
+SIGNIFICANT_DIGITS = 4
+"""Of a real number that was drawn: what a table shows is then what was trained."""
+
+MAX_REJECTIONS = 1000
+"""Draws of one sample that the constraints may refuse before they count as impossible."""
+
+Value = str | int | float
+
+
+class Distribution(Config):
+    """What one field is drawn from: exactly one of the four kinds."""
+
+    uniform: tuple[float, float] | None = Field(default=None, description="real, low to high")
+    log_uniform: tuple[float, float] | None = Field(
+        default=None, description="real, its logarithm uniform; low above 0"
+    )
+    integer: tuple[int, int] | None = Field(
+        default=None, description="whole, low to high, both included"
+    )
+    choice: tuple[Value, ...] | None = Field(default=None, description="one of these")
+    when: str | None = Field(
+        default=None,
+        description="condition on the fields before it, e.g. architecture == 'relu'; the field is "
+        "left out where it does not hold",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Distribution:
+        kinds = ("uniform", "log_uniform", "integer", "choice")
+        given = [name for name in kinds if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of {', '.join(kinds)}; given: {', '.join(given) or 'none'}"
+            )
+        for name in ("uniform", "log_uniform", "integer"):
+            bounds = getattr(self, name)
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise ValueError(f"{name}: {list(bounds)} must rise")
+        if self.log_uniform is not None and self.log_uniform[0] <= 0:
+            raise ValueError(f"log_uniform: {list(self.log_uniform)} must be above 0")
+        if self.choice is not None and not self.choice:
+            raise ValueError("choice: empty; give at least one value")
+        return self
+
+    def draw(self, generator: np.random.Generator) -> Value:
+        """Draw one value."""
+        if self.choice is not None:
+            return self.choice[int(generator.integers(len(self.choice)))]
+        if self.integer is not None:
+            return int(generator.integers(self.integer[0], self.integer[1], endpoint=True))
+        if self.uniform is not None:
+            return _rounded(generator.uniform(*self.uniform))
+        assert self.log_uniform is not None
+        low, high = (math.log(bound) for bound in self.log_uniform)
+        return _rounded(math.exp(generator.uniform(low, high)))
+
+
+class RandomSearch(Config):
+    """Settings drawn at random; each is trained with every seed of the plan."""
+
+    samples: int = Field(gt=0, description="settings drawn")
+    seed: int = Field(default=0, ge=0, description="of the draws, and of nothing else")
+    fields: dict[str, Distribution] = Field(
+        min_length=1,
+        description="SAEConfig fields, and training.NAME for those of BankTrainingConfig; drawn "
+        "in this order",
+    )
+    constraints: tuple[str, ...] = Field(
+        default=(),
+        description="conditions on the fields, e.g. k <= d_sae / 4; one holds where a field it "
+        "names was left out",
+    )
+
+
+def draw_samples(search: RandomSearch) -> list[dict[str, Value]]:
+    """Draw the settings of a random search.
+
+    A value depends on the search's seed, the sample's number and the field's name: more samples
+    leave the first ones as they are, and so does a further field that no constraint names.
+
+    Returns
+    -------
+    list of dict
+        One mapping of field to value for each sample.
+
+    Raises
+    ------
+    InputError
+        When a condition cannot be evaluated, or holds for no draw.
+    """
+    return [_draw_sample(search, number) for number in range(search.samples)]
+
+
+def _draw_sample(search: RandomSearch, number: int) -> dict[str, Value]:
+    for attempt in range(MAX_REJECTIONS):
+        sample: dict[str, Value] = {}
+        for name, distribution in search.fields.items():
+            when = distribution.when
+            if when is not None and not _holds(when, sample, search, vacuous=False):
+                continue
+            # zlib.crc32 is the same in every process; hash() of a string is not
+            key = [search.seed, number, attempt, zlib.crc32(name.encode())]
+            sample[name] = distribution.draw(np.random.default_rng(key))
+        if all(_holds(one, sample, search, vacuous=True) for one in search.constraints):
+            return sample
+    raise InputError(
+        f"campaign.plan.random.constraints: {list(search.constraints)} refused "
+        f"{MAX_REJECTIONS} draws of sample {number}; loosen them or narrow the fields"
+    )
+
+
+def _holds(
+    condition: str, sample: dict[str, Value], search: RandomSearch, *, vacuous: bool
+) -> bool:
+    """Whether a condition holds; one that names a field left out of the sample is ``vacuous``."""
+    # a point is no part of a name in an expression: training.steps is written training_steps
+    values = {name.replace(".", "_"): value for name, value in sample.items()}
+    known = {name.replace(".", "_") for name in search.fields}
+    try:
+        tree = ast.parse(condition, mode="eval")
+        named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        if named <= known and not named <= values.keys():
+            return vacuous
+        result = pd.DataFrame([values]).eval(
+            condition, engine="python", local_dict={}, global_dict={}
+        )
+        return bool(np.asarray(result).item())
+    except Exception as error:
+        raise InputError(
+            f"campaign.plan.random: condition '{condition}' with {values}: {error}"
+        ) from error
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
