@@ -34,29 +34,37 @@ def test_keep_top_equals_sorting(n: int, k: int, kind: str) -> None:
 
 
 def encode(values: np.ndarray, k: int, kind: str, level: int = 0) -> list[set[int]]:
-    """Run an encoder kernel on pre-activations that are the rows themselves (identity encoder)."""
+    """Run the selection kernels on pre-activations."""
     B, F = values.shape
-    x = values.astype(np.float32)
-    stacked = np.eye(F, dtype=np.float32)
-    bias = np.zeros((1, F), np.float32)
-    pre = np.empty(min(kernels.ROW_BLOCK, B) * F, np.float32)
     capacity = 2 * B * k + F
-    value = np.empty((1, capacity), np.float32)
-    start, latent = np.zeros((1, B + 1), np.int64), np.empty((1, capacity), np.int32)
-    memory = [np.empty(F + 1, np.int32) for _ in range(4)]
-    nothing = np.zeros((1, F + 1), np.int32)
-    aux = (np.zeros((1, B + 1), np.int64), np.zeros((1, 1), np.int32), np.zeros((1, 1), np.int32))
-    common = (
-        *(x, stacked, bias, np.ones(1, np.int64), np.array([k])),
-        *(pre, pre.view(np.int32), *memory, start, latent, value.view(np.int32)),
-        *(nothing, np.zeros(1, np.int64), 1, *aux),
-    )
-    if kind == "row":
-        kernels.encode_row(*common)
-    else:
-        levels = np.array([level])
-        kernels.encode_batch(*common, np.empty((1, capacity), np.int32), levels, 0)
-    return [set(latent[0, start[0, r] : start[0, r + 1]].tolist()) for r in range(B)]
+    value, row_of = np.empty(capacity, np.float32), np.empty(capacity, np.int32)
+    start, latent = np.zeros(B + 1, np.int64), np.empty(capacity, np.int32)
+    chunk_max = np.empty(F + 1, np.float32)
+    memory = [np.empty(F + 1, np.int32) for _ in range(3)]
+    nothing = np.zeros(1, np.int32)
+    aux = (np.zeros(B + 1, np.int64), nothing, nothing)
+    # the bias must count, and two blocks must join
+    bias = np.random.default_rng(F).integers(-3, 3, F).astype(np.float32)
+    complete = False
+    while not complete:
+        state = np.array([0, 0, level, 0])
+        for r0 in range(0, B, 128):
+            rows = min(128, B - r0)
+            pre = (values[r0 : r0 + rows].astype(np.float32) - bias).ravel()
+            common = (
+                *(pre, pre.view(np.int32), chunk_max, chunk_max.view(np.int32), *memory, state),
+                *(start, latent, value.view(np.int32), nothing, 0, 1, *aux),
+            )
+            if kind == "row":
+                kernels.select_in_rows(r0, rows, bias, k, *common)
+            else:
+                kernels.list_for_batch(r0, rows, bias, k, *common, row_of)
+        complete = kind == "row"
+        if not complete:
+            complete, level = kernels.select_in_batch(
+                k, state, start, latent, value.view(np.int32), row_of
+            )
+    return [set(latent[start[r] : start[r + 1]].tolist()) for r in range(B)]
 
 
 @pytest.mark.parametrize(("F", "k"), [(7, 2), (64, 4), (300, 3), (1024, 8)])

@@ -6,10 +6,9 @@ gradient, its Adam update and its norm in one visit. They do the arithmetic of
 :mod:`husai.sae.dense`, which they are tested against; :mod:`husai.sae.sparse` strings them
 together.
 
-Each runs on one thread and releases the GIL, so the result does not depend on the timing of
-threads. Shapes: ``N`` SAEs, ``F`` latents, ``d`` input width, ``B`` rows a batch, ``G`` SAEs in a
-team (neighbours that share their batches), ``R`` rows in a block, ``P`` nested prefixes (1 without
-nesting). ``i`` counts SAEs of the bank, ``g`` those of a team.
+Each works on one SAE, on one thread, and releases the GIL, so the result depends neither on the
+timing of threads nor on the other SAEs of a bank. Shapes: ``N`` SAEs, ``F`` latents, ``d`` input
+width, ``B`` rows a batch, ``P`` nested prefixes (1 without nesting). ``i`` counts the SAEs.
 
 Arguments are plain arrays, not records: compiling is three times as long with records.
 """
@@ -33,8 +32,11 @@ I64 = NDArray[np.int64]
 LATENT_BLOCK = 64
 """Latents whose gradients are held between accumulation and update: few enough to stay in cache."""
 
-ROW_BLOCK = 256
-"""Rows whose pre-activations are held at once."""
+BLOCK_VALUES = 2**19
+"""Pre-activations held at once: few enough to stay in a core's cache, enough for a fast product."""
+
+FEW = 8
+"""Up to as many of a row are found by as many maxima, more by bisection."""
 
 DENSE_FROM = 10
 """relu and jumprelu go through dense products when more than d_sae / DENSE_FROM are active."""
@@ -89,11 +91,33 @@ def _bracket(bits: I32, n: int, k: int, slack: int, hint: int) -> tuple[int, int
 
 
 @_jit
+def _cut_few(bits: I32, n: int, k: int) -> tuple[int, int]:
+    """Do as `_cut`, from maximum to next smaller maximum."""
+    above = 0
+    limit = np.int32(2147483647)
+    while True:
+        top, ties = np.int32(0), np.int32(0)
+        for i in range(n):
+            value = bits[i] if bits[i] < limit else np.int32(0)
+            top = value if value > top else top
+        if top == 0:
+            return 0, 0
+        for i in range(n):
+            ties += np.int32(bits[i] == top)
+        if above + ties >= k:
+            return np.int64(top), k - above
+        above += np.int64(ties)
+        limit = top
+
+
+@_jit
 def _cut(bits: I32, n: int, k: int, hint: int) -> tuple[int, int]:
     """Find the cut of the ``k`` largest positive values.
 
     Those above ``cut`` are taken, and the first ``ties`` of those equal to it.
     """
+    if k <= FEW:
+        return _cut_few(bits, n, k)
     low, high, above = _bracket(bits, n, k, 0, hint)
     if above <= k:
         return low, 0
@@ -119,7 +143,9 @@ def _keep_top(bits: I32, latent: I32, n: int, k: int, hint: int) -> tuple[int, i
 
 @_jit
 def _chunks(F: int, per_row: int) -> int:
-    """How many chunks a row is cut into: about ``8 * per_row``, the row itself if that is short."""
+    """How many chunks a row is cut into: about ``8 * per_row``, its own latents if they are few."""
+    if F <= 128:
+        return F
     size = 1
     while F // (2 * size) >= 8 * per_row:
         size *= 2
@@ -127,26 +153,47 @@ def _chunks(F: int, per_row: int) -> int:
 
 
 @_jit
-def _chunk_maxima(bits: I32, base: int, F: int, n_chunks: int, chunk_max: I32) -> None:
-    """Chunk c holds latents c, c + n_chunks, …, so that the maxima are plain vector operations."""
+def _add_bias_and_maxima(
+    pre: F32, base: int, F: int, bias: F32, n_chunks: int, chunk_max: F32
+) -> None:
+    """Add the bias to a row; chunk c holds latents c, c + n_chunks, …: plain vector operations."""
     # slices, because an index that is a sum keeps the loops from becoming vector operations
-    chunk_max[:n_chunks] = bits[base : base + n_chunks]
-    begin = base + n_chunks
-    end = base + F
-    while begin < end:
-        length = min(n_chunks, end - begin)
-        if begin + 2 * n_chunks <= end:
-            one, two = bits[begin : begin + length], bits[begin + length : begin + 2 * length]
-            for c in range(length):
+    row, add = pre[base : base + n_chunks], bias[:n_chunks]
+    for c in range(n_chunks):
+        value = row[c] + add[c]
+        row[c] = value
+        chunk_max[c] = value
+    begin = n_chunks
+    while begin < F:
+        if begin + 2 * n_chunks <= F:
+            one = pre[base + begin : base + begin + n_chunks]
+            two = pre[base + begin + n_chunks : base + begin + 2 * n_chunks]
+            add_one = bias[begin : begin + n_chunks]
+            add_two = bias[begin + n_chunks : begin + 2 * n_chunks]
+            for c in range(n_chunks):
+                first, second = one[c] + add_one[c], two[c] + add_two[c]
+                one[c] = first
+                two[c] = second
+                first = second if second > first else first
                 most = chunk_max[c]
-                most = one[c] if one[c] > most else most
-                chunk_max[c] = two[c] if two[c] > most else most
+                chunk_max[c] = first if first > most else most
             begin += 2 * n_chunks
         else:
-            one = bits[begin : begin + length]
+            length = min(n_chunks, F - begin)
+            one, add = pre[base + begin : base + begin + length], bias[begin : begin + length]
             for c in range(length):
-                chunk_max[c] = one[c] if one[c] > chunk_max[c] else chunk_max[c]
+                value = one[c] + add[c]
+                one[c] = value
+                most = chunk_max[c]
+                chunk_max[c] = value if value > most else most
             begin += n_chunks
+
+
+@_jit
+def _add_bias(pre: F32, base: int, F: int, bias: F32) -> None:
+    row = pre[base : base + F]
+    for j in range(F):
+        row[j] += bias[j]
 
 
 @_jit
@@ -156,7 +203,7 @@ def _candidates(
     F: int,
     n_chunks: int,
     level: int,
-    chunk_max: I32,
+    chunk_bits: I32,
     chosen: I32,
     candidate_bits: I32,
     candidate: I32,
@@ -174,7 +221,7 @@ def _candidates(
     n_chosen = 0
     for c in range(n_chunks):
         chosen[n_chosen] = c
-        n_chosen += np.int64(chunk_max[c] > level32)
+        n_chosen += np.int64(chunk_bits[c] > level32)
     for q in range(n_chosen):
         j = np.int64(chosen[q])
         while j < F:
@@ -191,7 +238,6 @@ def _collect_dead(
     bits: I32,
     base: int,
     dead: I32,
-    g: int,
     n_dead: int,
     k_aux: int,
     begin: int,
@@ -203,422 +249,355 @@ def _collect_dead(
     """Append the ``k_aux`` largest positive pre-activations among a row's dead latents."""
     n = 0
     for q in range(n_dead):
-        j = dead[g, q]
+        j = dead[q]
         value = bits[base + j]
         candidate_bits[n] = value
         candidate[n] = j
         n += np.int64(value > 0)
     n, _ = _keep_top(candidate_bits, candidate, n, k_aux, 0)
     for q in range(n):
-        out_latent[g, begin + q] = candidate[q]
-        out_bits[g, begin + q] = candidate_bits[q]
+        out_latent[begin + q] = candidate[q]
+        out_bits[begin + q] = candidate_bits[q]
     return begin + n
 
 
 @_jit
-def _add_bias(pre: F32, base: int, F: int, bias: F32, g: int) -> None:
-    for j in range(F):
-        value = pre[base + j] + bias[g, j]
-        # a NaN becomes 0; it reaches b_dec, and so the next step's loss
-        pre[base + j] = value if value > ZERO else ZERO
-
-
-@_jit
-def prepare_team(
-    rows: F32, batch: I64, i0: int, W_enc: F32, b_enc: F32, b_dec: F32, x: F32, bias: F32
-) -> None:
-    """Gather the batch into ``x [B, d]`` and set ``bias [G, F] = b_enc − W_enc · b_dec``.
-
-    With that bias the encoder product of the raw rows serves SAEs with different ``b_dec``.
-    """
-    G, F = bias.shape
-    d = x.shape[1]
+def gather_rows(rows: F32, batch: I64, x: F32) -> None:
+    """Copy the batch into ``x [B, d]``."""
     for r in range(len(batch)):
         at = batch[r]
-        for c in range(d):
+        for c in range(x.shape[1]):
             x[r, c] = rows[at, c]
-    for g in range(G):
-        i = i0 + g
-        for j in range(F):
-            total = ZERO
-            for c in range(d):
-                total += W_enc[i, j, c] * b_dec[i, c]
-            bias[g, j] = b_enc[i, j] - total
 
 
 @_jit
-def list_dead(since_fired: I64, i: int, dead_rows: float, dead: I32, g: int) -> int:
-    """List the latents that have not fired for ``dead_rows`` rows into ``dead[g]``."""
+def encoder_bias(i: int, W_enc: F32, b_enc: F32, b_dec: F32, bias: F32) -> None:
+    """Set ``bias [F] = b_enc − W_enc · b_dec``: with it the product of the raw rows will do."""
+    for j in range(len(bias)):
+        total = ZERO
+        for c in range(W_enc.shape[2]):
+            total += W_enc[i, j, c] * b_dec[i, c]
+        bias[j] = b_enc[i, j] - total
+
+
+@_jit
+def list_dead(since_fired: I64, i: int, dead_rows: float, dead: I32) -> int:
+    """List the latents that have not fired for ``dead_rows`` rows."""
     n = 0
     for j in range(since_fired.shape[1]):
-        dead[g, n] = j
+        dead[n] = j
         n += np.int64(since_fired[i, j] >= dead_rows)
     return n
 
 
 @_jit
-def encode_row(
-    x: F32,
-    stacked: F32,
+def select_in_rows(
+    r0: int,
+    rows: int,
     bias: F32,
-    pending: I64,
-    k: I64,
+    k: int,
     pre: F32,
     bits: I32,
-    chunk_max: I32,
+    chunk_max: F32,
+    chunk_bits: I32,
     chosen: I32,
     candidate_bits: I32,
     candidate: I32,
+    state: I64,
     start: I64,
     latent: I32,
     value_bits: I32,
     dead: I32,
-    n_dead: I64,
+    n_dead: int,
     k_aux: int,
     aux_start: I64,
     aux_latent: I32,
     aux_bits: I32,
 ) -> None:
-    """Encode a batch and keep the ``k`` largest positive values of each row (TopK).
+    """Keep the ``k`` largest positive values of each row of a block (TopK).
 
     Exact: the k-th largest chunk maximum bounds the k-th largest value from below, so the k
     largest are all among the candidates above it.
 
     Parameters
     ----------
-    x, stacked, bias
-        Rows ``[B, d]``, the team's encoders ``[G * F, d]``, biases ``[G, F]``.
-    pending, k
-        Which SAEs of the team train ``[G]``, and how many latents each keeps per row.
+    r0, rows
+        The block is rows ``r0 … r0 + rows − 1`` of the batch.
+    bias, k
+        Added to every row ``[F]``; how many latents each row keeps.
     pre, bits
-        Memory for a block of pre-activations ``[R * G * F]``, and the same memory as integers:
-        non-negative floats sort as their bits do.
-    chunk_max, chosen, candidate_bits, candidate
-        Memory for a row ``[F + 1]``.
+        The block's products ``[rows * F]``, and the same memory as integers: positive floats sort
+        as their bits do, and negative ones are negative.
+    chunk_max, chunk_bits, chosen, candidate_bits, candidate
+        Memory for a row ``[F + 1]``; the first two are the same memory.
+    state
+        Entries so far, AuxK entries so far, and two levels that guide the search and never
+        change its result: 0 before the first block.
     start, latent, value_bits
-        The codes, row by row: ``[G, B + 1]``, ``[G, capacity]``.
+        The codes, row by row: ``[B + 1]``, ``[capacity]`` with one place to spare.
     dead, n_dead, k_aux, aux_start, aux_latent, aux_bits
-        Dead latents ``[G, F + 1]`` and the AuxK codes, likewise.
+        Dead latents ``[F + 1]`` and the AuxK codes, likewise.
     """
-    B = x.shape[0]
-    G, F = bias.shape
-    count = np.zeros(G, np.int64)
-    aux_count = np.zeros(G, np.int64)
-    level = np.zeros(G, np.int64)
-    cut = np.zeros(G, np.int64)
-    for r0 in range(0, B, ROW_BLOCK):
-        rows = min(ROW_BLOCK, B - r0)
-        np.dot(x[r0 : r0 + rows], stacked.T, pre[: rows * G * F].reshape(rows, G * F))
-        for g in range(G):
-            if pending[g] == 0:
-                continue
-            n_chunks = _chunks(F, k[g])
-            for r in range(rows):
-                base = (r * G + g) * F
-                _add_bias(pre, base, F, bias, g)
-                if n_dead[g] > 0:
-                    aux_start[g, r0 + r] = aux_count[g]
-                    aux_count[g] = _collect_dead(
-                        bits,
-                        base,
-                        dead,
-                        g,
-                        n_dead[g],
-                        k_aux,
-                        aux_count[g],
-                        candidate_bits,
-                        candidate,
-                        aux_latent,
-                        aux_bits,
-                    )
-                low = np.int64(0)
-                if n_chunks < F:
-                    _chunk_maxima(bits, base, F, n_chunks, chunk_max)
-                    low, _, _ = _bracket(chunk_max, n_chunks, k[g], k[g] // 4, level[g])
-                    level[g] = low
-                n = _candidates(
-                    bits,
-                    base,
-                    F,
-                    n_chunks,
-                    low,
-                    chunk_max,
-                    chosen,
-                    candidate_bits,
-                    candidate,
-                )
-                n, cut[g] = _keep_top(candidate_bits, candidate, n, k[g], cut[g])
-                begin = count[g]
-                start[g, r0 + r] = begin
-                for q in range(n):
-                    latent[g, begin + q] = candidate[q]
-                    value_bits[g, begin + q] = candidate_bits[q]
-                count[g] = begin + n
-    for g in range(G):
-        start[g, B] = count[g]
-        aux_start[g, B] = aux_count[g]
+    F = len(bias)
+    count, aux_count, level, cut = state[0], state[1], state[2], state[3]
+    n_chunks = _chunks(F, k)
+    for r in range(rows):
+        base = r * F
+        low = np.int64(0)
+        if n_chunks < F:
+            _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
+            low, _, _ = _bracket(chunk_bits, n_chunks, k, k // 4, level)
+            level = low
+        else:
+            _add_bias(pre, base, F, bias)
+        if n_dead > 0:
+            aux_start[r0 + r] = aux_count
+            aux_count = _collect_dead(
+                bits,
+                base,
+                dead,
+                n_dead,
+                k_aux,
+                aux_count,
+                candidate_bits,
+                candidate,
+                aux_latent,
+                aux_bits,
+            )
+        start[r0 + r] = count
+        if n_chunks == F:
+            row = bits[base : base + F]
+            cut, ties = _cut(row, F, k, cut)
+            for j in range(F):
+                value = row[j]
+                tie = value == cut and ties > 0
+                ties -= np.int64(tie)
+                latent[count] = j
+                value_bits[count] = value
+                count += np.int64(value > cut or tie)
+            continue
+        n = _candidates(bits, base, F, n_chunks, low, chunk_bits, chosen, candidate_bits, candidate)
+        n, cut = _keep_top(candidate_bits, candidate, n, k, cut)
+        for q in range(n):
+            latent[count + q] = candidate[q]
+            value_bits[count + q] = candidate_bits[q]
+        count += n
+    start[r0 + rows] = count
+    aux_start[r0 + rows] = aux_count
+    state[0], state[1], state[2], state[3] = count, aux_count, level, cut
 
 
 @_jit
-def _prune_batch(
-    value_bits: I32, latent: I32, row_of: I32, g: int, n: int, target: int
-) -> tuple[int, int]:
+def _prune_batch(value_bits: I32, latent: I32, row_of: I32, n: int, target: int) -> tuple[int, int]:
     """Keep the ``target`` largest candidates of a batch, their order unchanged."""
-    bits = value_bits[g]
-    cut, ties = _cut(bits, n, target, 0)
+    cut, ties = _cut(value_bits, n, target, 0)
     kept = 0
     for q in range(n):
-        value = bits[q]
+        value = value_bits[q]
         tie = value == cut and ties > 0
         ties -= np.int64(tie)
-        bits[kept] = value
-        latent[g, kept] = latent[g, q]
-        row_of[g, kept] = row_of[g, q]
+        value_bits[kept] = value
+        latent[kept] = latent[q]
+        row_of[kept] = row_of[q]
         kept += np.int64(value > cut or tie)
     return kept, cut
 
 
 @_jit
-def encode_batch(
-    x: F32,
-    stacked: F32,
+def list_for_batch(
+    r0: int,
+    rows: int,
     bias: F32,
-    pending: I64,
-    k: I64,
+    k: int,
     pre: F32,
     bits: I32,
-    chunk_max: I32,
+    chunk_max: F32,
+    chunk_bits: I32,
     chosen: I32,
     candidate_bits: I32,
     candidate: I32,
+    state: I64,
     start: I64,
     latent: I32,
     value_bits: I32,
     dead: I32,
-    n_dead: I64,
+    n_dead: int,
     k_aux: int,
     aux_start: I64,
     aux_latent: I32,
     aux_bits: I32,
     row_of: I32,
-    first_level: I64,
-    i0: int,
 ) -> None:
-    """Encode a batch and keep its ``B·k`` largest positive values (BatchTopK).
+    """List a block's values above a level, for :func:`select_in_batch` (BatchTopK).
 
-    Lists what is above a level taken from the step before, and starts again from 0 where that
-    was too high, so the level changes the cost and never the result.
-
-    Parameters
-    ----------
-    x, stacked, bias, pending, k, pre, bits, chunk_max, chosen, candidate_bits, candidate
-        As in :func:`encode_row`.
-    start, latent, value_bits, dead, n_dead, k_aux, aux_start, aux_latent, aux_bits
-        As in :func:`encode_row`.
-    row_of
-        Memory for the candidates' rows ``[G, capacity]``.
-    first_level, i0
-        Where to list from, by SAE of the bank ``[N]``; set for the next step.
+    As :func:`select_in_rows`, but ``state[2]`` is the level from which values are listed. It rises
+    when the list ``[capacity]`` is full: nothing below the B·k-th largest so far can be among the
+    largest.
     """
-    B = x.shape[0]
-    G, F = bias.shape
-    capacity = latent.shape[1]
-    todo = pending.copy()
-    count = np.zeros(G, np.int64)
-    aux_count = np.zeros(G, np.int64)
-    level = first_level[i0 : i0 + G].copy()
-    while todo.sum() > 0:
-        for r0 in range(0, B, ROW_BLOCK):
-            rows = min(ROW_BLOCK, B - r0)
-            np.dot(x[r0 : r0 + rows], stacked.T, pre[: rows * G * F].reshape(rows, G * F))
-            for g in range(G):
-                if todo[g] == 0:
-                    continue
-                n_chunks = _chunks(F, max(1, k[g] // 4))
-                for r in range(rows):
-                    base = (r * G + g) * F
-                    _add_bias(pre, base, F, bias, g)
-                    if n_dead[g] > 0:
-                        aux_start[g, r0 + r] = aux_count[g]
-                        aux_count[g] = _collect_dead(
-                            bits,
-                            base,
-                            dead,
-                            g,
-                            n_dead[g],
-                            k_aux,
-                            aux_count[g],
-                            candidate_bits,
-                            candidate,
-                            aux_latent,
-                            aux_bits,
-                        )
-                    if n_chunks < F:
-                        _chunk_maxima(bits, base, F, n_chunks, chunk_max)
-                    if count[g] + F > capacity:
-                        # nothing below the target-th largest so far can be among the largest
-                        count[g], level[g] = _prune_batch(
-                            value_bits, latent, row_of, g, count[g], B * k[g]
-                        )
-                    n = _candidates(
-                        bits,
-                        base,
-                        F,
-                        n_chunks,
-                        level[g],
-                        chunk_max,
-                        chosen,
-                        candidate_bits,
-                        candidate,
-                    )
-                    begin = count[g]
-                    for q in range(n):
-                        row_of[g, begin + q] = r0 + r
-                        latent[g, begin + q] = candidate[q]
-                        value_bits[g, begin + q] = candidate_bits[q]
-                    count[g] = begin + n
-        for g in range(G):
-            if todo[g] == 0:
-                continue
-            target = B * k[g]
-            n = count[g]
-            if n < target and level[g] > 0:
-                count[g], aux_count[g], level[g] = 0, 0, 0
-                continue
-            todo[g] = 0
-            aux_start[g, B] = aux_count[g]
-            wanted = target + target // 4
-            if n > wanted:
-                first_level[i0 + g], _, _ = _bracket(
-                    value_bits[g], n, wanted, target // 16, level[g]
-                )
-            else:
-                # the list fell short of the margin: start about a fifth lower
-                first_level[i0 + g] = max(level[g] - (1 << 21), 0)
-            n, _ = _prune_batch(value_bits, latent, row_of, g, n, target)
-            position = 0
-            for r in range(B):
-                start[g, r] = position
-                while position < n and row_of[g, position] == r:
-                    position += 1
-            start[g, B] = n
+    F = len(bias)
+    B = len(start) - 1
+    capacity = len(latent)
+    count, aux_count, level = state[0], state[1], state[2]
+    n_chunks = _chunks(F, max(1, k // 4))
+    for r in range(rows):
+        base = r * F
+        if n_chunks < F:
+            _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
+        else:
+            _add_bias(pre, base, F, bias)
+        if n_dead > 0:
+            aux_start[r0 + r] = aux_count
+            aux_count = _collect_dead(
+                bits,
+                base,
+                dead,
+                n_dead,
+                k_aux,
+                aux_count,
+                candidate_bits,
+                candidate,
+                aux_latent,
+                aux_bits,
+            )
+        if count + F > capacity:
+            count, level = _prune_batch(value_bits, latent, row_of, count, B * k)
+        n = _candidates(
+            bits, base, F, n_chunks, level, chunk_bits, chosen, candidate_bits, candidate
+        )
+        for q in range(n):
+            row_of[count + q] = r0 + r
+            latent[count + q] = candidate[q]
+            value_bits[count + q] = candidate_bits[q]
+        count += n
+    aux_start[r0 + rows] = aux_count
+    state[0], state[1], state[2] = count, aux_count, level
 
 
 @_jit
-def encode_positive(
-    x: F32,
-    stacked: F32,
+def select_in_batch(
+    k: int, state: I64, start: I64, latent: I32, value_bits: I32, row_of: I32
+) -> tuple[bool, int]:
+    """Keep the ``B·k`` largest of the values that the blocks have listed.
+
+    Returns
+    -------
+    complete, level
+        Whether the list reached down far enough; it must be made again from level 0 where not, so
+        the level changes the cost and never the result. And where to list from in the next step.
+    """
+    B = len(start) - 1
+    target = B * k
+    n, level = state[0], state[2]
+    if n < target and level > 0:
+        return False, 0
+    wanted = target + target // 4
+    if n > wanted:
+        next_level, _, _ = _bracket(value_bits, n, wanted, target // 16, level)
+    else:
+        # the list fell short of the margin: start about a fifth lower
+        next_level = max(level - (1 << 21), 0)
+    n, _ = _prune_batch(value_bits, latent, row_of, n, target)
+    position = 0
+    for r in range(B):
+        start[r] = position
+        while position < n and row_of[position] == r:
+            position += 1
+    start[B] = n
+    return True, next_level
+
+
+@_jit
+def list_positive(
+    r0: int,
+    rows: int,
     bias: F32,
-    pending: I64,
     edge: F32,
     shifted: bool,
-    dense: I64,
     pre: F32,
     bits: I32,
-    chunk_max: I32,
+    chunk_max: F32,
+    chunk_bits: I32,
     chosen: I32,
     candidate_bits: I32,
     candidate: I32,
+    state: I64,
     start: I64,
     latent: I32,
     value_bits: I32,
     dead: I32,
-    n_dead: I64,
+    n_dead: int,
     k_aux: int,
     aux_start: I64,
     aux_latent: I32,
     aux_bits: I32,
-) -> None:
-    """Encode a batch and list every positive value (relu), or what is above ``edge`` (jumprelu).
+) -> bool:
+    """List a block's positive values (relu), or those above ``edge`` (jumprelu).
 
-    jumprelu's values are listed as their distance from the edge. A SAE whose list would not fit
-    gets ``dense[g] = 1`` and no list.
+    jumprelu's values are listed as their distance from the edge. ``edge [F]`` is θ − ε/2 and is
+    used where ``shifted``. The other parameters are those of :func:`select_in_rows`.
 
-    Parameters
-    ----------
-    x, stacked, bias, pending, pre, bits, chunk_max, chosen, candidate_bits, candidate
-        As in :func:`encode_row`.
-    edge, shifted
-        θ − ε/2 per latent ``[G, F]``; whether to use it.
-    dense
-        Set to 0 or 1 ``[G]``.
-    start, latent, value_bits, dead, n_dead, k_aux, aux_start, aux_latent, aux_bits
-        As in :func:`encode_row`.
+    Returns
+    -------
+    bool
+        False when the list will not fit, judged on the rows so far so that a dense batch is found
+        out early.
     """
-    B = x.shape[0]
-    G, F = bias.shape
-    capacity = latent.shape[1]
-    count = np.zeros(G, np.int64)
-    aux_count = np.zeros(G, np.int64)
+    F = len(bias)
+    B = len(start) - 1
+    capacity = len(latent)
+    count, aux_count = state[0], state[1]
     n_chunks = _chunks(F, max(1, F // 64))
-    dense[:] = 0
-    for r0 in range(0, B, ROW_BLOCK):
-        rows = min(ROW_BLOCK, B - r0)
-        busy = 0
-        for g in range(G):
-            busy += pending[g] * (1 - dense[g])
-        if busy == 0:
-            break
-        np.dot(x[r0 : r0 + rows], stacked.T, pre[: rows * G * F].reshape(rows, G * F))
-        for g in range(G):
-            if pending[g] == 0 or dense[g] == 1:
-                continue
-            for r in range(rows):
-                base = (r * G + g) * F
-                if shifted:
-                    for j in range(F):
-                        pre[base + j] += bias[g, j]
-                else:
-                    _add_bias(pre, base, F, bias, g)
-                if n_dead[g] > 0:
-                    aux_start[g, r0 + r] = aux_count[g]
-                    aux_count[g] = _collect_dead(
-                        bits,
-                        base,
-                        dead,
-                        g,
-                        n_dead[g],
-                        k_aux,
-                        aux_count[g],
-                        candidate_bits,
-                        candidate,
-                        aux_latent,
-                        aux_bits,
-                    )
-                if shifted:
-                    for j in range(F):
-                        value = pre[base + j] - edge[g, j]
-                        pre[base + j] = value if value > ZERO else ZERO
-                if n_chunks < F:
-                    _chunk_maxima(bits, base, F, n_chunks, chunk_max)
-                n = _candidates(
-                    bits, base, F, n_chunks, 0, chunk_max, chosen, candidate_bits, candidate
-                )
-                begin = count[g]
-                start[g, r0 + r] = begin
-                # judged on the rows so far, so that a dense batch is found out early
-                if begin + n > capacity or (
-                    r0 + r >= 63 and (begin + n) * B > capacity * 2 * (r0 + r + 1)
-                ):
-                    dense[g] = 1
-                    break
-                for q in range(n):
-                    latent[g, begin + q] = candidate[q]
-                    value_bits[g, begin + q] = candidate_bits[q]
-                count[g] = begin + n
-    for g in range(G):
-        start[g, B] = count[g]
-        aux_start[g, B] = aux_count[g]
+    # AuxK reads the values before they are shifted
+    apart = shifted and n_dead > 0
+    add = bias - edge if shifted else bias
+    if apart:
+        add = -edge
+    for r in range(rows):
+        base = r * F
+        if apart:
+            _add_bias(pre, base, F, bias)
+        elif n_chunks < F:
+            _add_bias_and_maxima(pre, base, F, add, n_chunks, chunk_max)
+        else:
+            _add_bias(pre, base, F, add)
+        if n_dead > 0:
+            aux_start[r0 + r] = aux_count
+            aux_count = _collect_dead(
+                bits,
+                base,
+                dead,
+                n_dead,
+                k_aux,
+                aux_count,
+                candidate_bits,
+                candidate,
+                aux_latent,
+                aux_bits,
+            )
+        if apart and n_chunks < F:
+            _add_bias_and_maxima(pre, base, F, add, n_chunks, chunk_max)
+        elif apart:
+            _add_bias(pre, base, F, add)
+        n = _candidates(bits, base, F, n_chunks, 0, chunk_bits, chosen, candidate_bits, candidate)
+        start[r0 + r] = count
+        if count + n > capacity or (r0 + r >= 63 and (count + n) * B > capacity * 2 * (r0 + r + 1)):
+            return False
+        for q in range(n):
+            latent[count + q] = candidate[q]
+            value_bits[count + q] = candidate_bits[q]
+        count += n
+    start[r0 + rows] = count
+    aux_start[r0 + rows] = aux_count
+    state[0], state[1] = count, aux_count
+    return True
 
 
 @_jit
-def set_edges(log_threshold: F32, i0: int, bandwidth: F64, edge: F32) -> None:
-    """``edge = θ − ε/2`` of a team ``[G, F]``: where jumprelu's kernel begins."""
-    G, F = edge.shape
-    for g in range(G):
-        half = np.float32(0.5 * bandwidth[i0 + g])
-        for j in range(F):
-            edge[g, j] = np.float32(math.exp(log_threshold[i0 + g, j])) - half
+def set_edges(log_threshold: F32, i: int, bandwidth: float, edge: F32) -> None:
+    """``edge = θ − ε/2`` ``[F]``: where jumprelu's kernel begins."""
+    half = np.float32(0.5 * bandwidth)
+    for j in range(len(edge)):
+        edge[j] = np.float32(math.exp(log_threshold[i, j])) - half
 
 
 @_jit
@@ -633,19 +612,19 @@ def set_norms(W_dec: F32, i: int, norms: F32) -> None:
 
 @_jit
 def _add_weighted(
-    W: F32, i: int, latent: I32, value: F32, g: int, begin: int, end: int, out: F32, r: int
+    W: F32, i: int, latent: I32, value: F32, begin: int, end: int, out: F32, r: int
 ) -> None:
     """``out[r] += Σ value · W[i, latent]`` over the entries ``begin … end − 1``."""
     d = out.shape[1]
     q = begin
     while q + 4 <= end:
-        j0, j1, j2, j3 = latent[g, q], latent[g, q + 1], latent[g, q + 2], latent[g, q + 3]
-        v0, v1, v2, v3 = value[g, q], value[g, q + 1], value[g, q + 2], value[g, q + 3]
+        j0, j1, j2, j3 = latent[q], latent[q + 1], latent[q + 2], latent[q + 3]
+        v0, v1, v2, v3 = value[q], value[q + 1], value[q + 2], value[q + 3]
         for c in range(d):
             out[r, c] += v0 * W[i, j0, c] + v1 * W[i, j1, c] + v2 * W[i, j2, c] + v3 * W[i, j3, c]
         q += 4
     while q < end:
-        j, v = latent[g, q], value[g, q]
+        j, v = latent[q], value[q]
         for c in range(d):
             out[r, c] += v * W[i, j, c]
         q += 1
@@ -654,7 +633,6 @@ def _add_weighted(
 @_jit
 def reconstruct(
     i: int,
-    g: int,
     x: F32,
     W_dec: F32,
     b_dec: F32,
@@ -670,8 +648,8 @@ def reconstruct(
 
     Parameters
     ----------
-    i, g
-        The SAE in the bank and in its team.
+    i
+        The SAE in the bank.
     x, W_dec, b_dec, norms, penalty
         Rows ``[B, d]``, decoders ``[N, F, d]``, their biases and norms, λ of the L1 penalty.
     start, latent, value
@@ -691,23 +669,23 @@ def reconstruct(
     row = error[0]
     squared, cost, smallest, n_active = 0.0, 0.0, np.inf, 0
     for r in range(B):
-        begin, end = start[g, r], start[g, r + 1]
+        begin, end = start[r], start[r + 1]
         for c in range(d):
             row[r, c] = b_dec[i, c] - x[r, c]
-        _add_weighted(W_dec, i, latent, value, g, begin, end, row, r)
+        _add_weighted(W_dec, i, latent, value, begin, end, row, r)
         total = ZERO
         for c in range(d):
             total += row[r, c] * row[r, c]
         squared += total
         n_active += end - begin
         for q in range(begin, end):
-            j = latent[g, q]
+            j = latent[q]
             dot = ZERO
             for c in range(d):
                 dot += W_dec[i, j, c] * row[r, c]
             gradient[q] = scale * dot + pen * norms[j]
-            cost += value[g, q] * norms[j]
-            smallest = min(smallest, np.float64(value[g, q]))
+            cost += value[q] * norms[j]
+            smallest = min(smallest, np.float64(value[q]))
     return squared / (d * B), cost / B, n_active / B, smallest
 
 
@@ -723,7 +701,6 @@ def prefix_of(prefixes: I64, j: int) -> int:
 @_jit
 def reconstruct_nested(
     i: int,
-    g: int,
     x: F32,
     W_dec: F32,
     b_dec: F32,
@@ -749,10 +726,10 @@ def reconstruct_nested(
     pen = np.float32(penalty / (d * B))
     squared, cost, smallest, n_active = 0.0, 0.0, np.inf, 0
     for r in range(B):
-        begin, end = start[g, r], start[g, r + 1]
+        begin, end = start[r], start[r + 1]
         group[:] = ZERO
         for q in range(begin, end):
-            j, v = latent[g, q], value[g, q]
+            j, v = latent[q], value[q]
             p = prefix_of(prefixes, j)
             for c in range(d):
                 group[p, c] += v * W_dec[i, j, c]
@@ -769,21 +746,20 @@ def reconstruct_nested(
                 error[p, r, c] += error[p + 1, r, c]
         n_active += end - begin
         for q in range(begin, end):
-            j = latent[g, q]
+            j = latent[q]
             p = prefix_of(prefixes, j)
             dot = ZERO
             for c in range(d):
                 dot += W_dec[i, j, c] * error[p, r, c]
             gradient[q] = scale * dot + pen * norms[j]
-            cost += value[g, q] * norms[j]
-            smallest = min(smallest, np.float64(value[g, q]))
+            cost += value[q] * norms[j]
+            smallest = min(smallest, np.float64(value[q]))
     return squared / (d * B * P), cost / B, n_active / B, smallest
 
 
 @_jit
 def reconstruct_jump(
     i: int,
-    g: int,
     x: F32,
     W_dec: F32,
     b_dec: F32,
@@ -812,30 +788,30 @@ def reconstruct_jump(
     squared, n_active = 0.0, 0
     g_threshold[:] = ZERO
     for r in range(B):
-        begin, end = start[g, r], start[g, r + 1]
+        begin, end = start[r], start[r + 1]
         for q in range(begin, end):
-            distance = value[g, q]
+            distance = value[q]
             # kept aside until the error is known
             gradient[q] = distance
             active = distance > half
-            value[g, q] = distance + edge[g, latent[g, q]] if active else ZERO
+            value[q] = distance + edge[latent[q]] if active else ZERO
             n_active += np.int64(active)
         for c in range(d):
             row[r, c] = b_dec[i, c] - x[r, c]
-        _add_weighted(W_dec, i, latent, value, g, begin, end, row, r)
+        _add_weighted(W_dec, i, latent, value, begin, end, row, r)
         total = ZERO
         for c in range(d):
             total += row[r, c] * row[r, c]
         squared += total
         for q in range(begin, end):
-            j = latent[g, q]
+            j = latent[q]
             dot = ZERO
             for c in range(d):
                 dot += W_dec[i, j, c] * row[r, c]
             to_value = scale * dot
             distance = gradient[q]
             if distance < width:
-                theta = edge[g, j] + half
+                theta = edge[j] + half
                 g_threshold[j] -= theta * (theta * to_value + pen) / width
             gradient[q] = to_value if distance > half else ZERO
     return squared / (d * B), n_active / B, n_active / B, np.inf
@@ -844,7 +820,6 @@ def reconstruct_jump(
 @_jit
 def dense_pass(
     i: int,
-    g: int,
     x: F32,
     W_enc: F32,
     bias: F32,
@@ -891,22 +866,22 @@ def dense_pass(
         g_b[j] = ZERO
         g_threshold[j] = ZERO
         fired[j] = 0
-    for r0 in range(0, B, ROW_BLOCK):
-        rows = min(ROW_BLOCK, B - r0)
+    block_rows = len(pre) // F
+    for r0 in range(0, B, block_rows):
+        rows = min(block_rows, B - r0)
         block = x[r0 : r0 + rows]
         p = pre[: rows * F].reshape(rows, F)
         f = f_memory[: rows * F].reshape(rows, F)
         np.dot(block, W_enc[i].T, p)
         for r in range(rows):
             for j in range(F):
-                p[r, j] += bias[g, j]
+                p[r, j] += bias[j]
             if n_dead > 0:
-                aux_start[g, r0 + r] = aux_count
+                aux_start[r0 + r] = aux_count
                 aux_count = _collect_dead(
                     bits,
                     r * F,
                     dead,
-                    g,
                     n_dead,
                     k_aux,
                     aux_count,
@@ -917,7 +892,7 @@ def dense_pass(
                 )
             if jump:
                 for j in range(F):
-                    f[r, j] = p[r, j] if p[r, j] > edge[g, j] + half else ZERO
+                    f[r, j] = p[r, j] if p[r, j] > edge[j] + half else ZERO
             else:
                 for j in range(F):
                     f[r, j] = p[r, j] if p[r, j] > ZERO else ZERO
@@ -950,7 +925,7 @@ def dense_pass(
                 to_value = scale * f[r, j]
                 limit = ZERO
                 if jump:
-                    limit = edge[g, j] + half
+                    limit = edge[j] + half
                     if abs(p[r, j] - limit) < half:
                         g_threshold[j] -= limit * (limit * to_value + pen) / width
                 else:
@@ -963,7 +938,7 @@ def dense_pass(
             dense_enc[:] = sums
         else:
             dense_enc += sums
-    aux_start[g, B] = aux_count
+    aux_start[B] = aux_count
     return squared / (d * B), cost / B, n_active / B, np.inf
 
 
@@ -988,7 +963,6 @@ def residual_variance(error: F32) -> float:
 @_jit
 def auxk(
     i: int,
-    g: int,
     W_dec: F32,
     error: F32,
     start: I64,
@@ -1011,16 +985,16 @@ def auxk(
     whole = aux_error[0]
     squared = 0.0
     for r in range(B):
-        begin, end = start[g, r], start[g, r + 1]
+        begin, end = start[r], start[r + 1]
         for c in range(d):
             whole[r, c] = error[P - 1, r, c]
-        _add_weighted(W_dec, i, latent, value, g, begin, end, whole, r)
+        _add_weighted(W_dec, i, latent, value, begin, end, whole, r)
         total = ZERO
         for c in range(d):
             total += whole[r, c] * whole[r, c]
         squared += total
         for q in range(begin, end):
-            j = latent[g, q]
+            j = latent[q]
             dot = ZERO
             for c in range(d):
                 dot += W_dec[i, j, c] * whole[r, c]
@@ -1034,7 +1008,6 @@ def auxk(
 @_jit
 def ghost(
     i: int,
-    g: int,
     x: F32,
     W_enc: F32,
     bias: F32,
@@ -1063,7 +1036,7 @@ def ghost(
     dec = np.empty((n_dead, d), np.float32)
     dead_slot[:] = -1
     for q in range(n_dead):
-        j = dead[g, q]
+        j = dead[q]
         dead_slot[j] = q
         for c in range(d):
             enc[q, c] = W_enc[i, j, c]
@@ -1071,7 +1044,7 @@ def ghost(
     code = np.dot(x, enc.T)
     for r in range(B):
         for q in range(n_dead):
-            code[r, q] = np.float32(math.exp(code[r, q] + bias[g, dead[g, q]]))
+            code[r, q] = np.float32(math.exp(code[r, q] + bias[dead[q]]))
     guess = np.dot(code, dec)
     variance = residual_variance(error)
     factor = np.float32(2.0 * coefficient / (B * variance)) if variance > 0 else ZERO
@@ -1100,7 +1073,6 @@ def ghost(
 
 @_jit
 def order_by_latent(
-    g: int,
     start: I64,
     latent: I32,
     value: F32,
@@ -1115,20 +1087,20 @@ def order_by_latent(
 
     Values and gradients are multiplied by ``factor`` on the way. ``out_start`` is ``[F + 1]``.
     """
-    B = start.shape[1] - 1
+    B = len(start) - 1
     F = len(out_start) - 1
     factor32 = np.float32(factor)
     out_start[:] = 0
-    for q in range(start[g, B]):
-        out_start[latent[g, q] + 1] += 1
+    for q in range(start[B]):
+        out_start[latent[q] + 1] += 1
     for j in range(F):
         out_start[j + 1] += out_start[j]
     for r in range(B):
-        for q in range(start[g, r], start[g, r + 1]):
-            j = latent[g, q]
+        for q in range(start[r], start[r + 1]):
+            j = latent[q]
             at = out_start[j]
             out_row[at] = r
-            out_value[at] = factor32 * value[g, q]
+            out_value[at] = factor32 * value[q]
             out_gradient[at] = factor32 * gradient[q]
             out_start[j] = at + 1
     for j in range(F, 0, -1):
@@ -1532,7 +1504,6 @@ def count_since_fired(since_fired: I64, i: int, fired: I64, B: int) -> None:
 @_jit
 def step_latents(
     i: int,
-    g: int,
     x: F32,
     W_enc: F32,
     m_W_enc: F32,
@@ -1589,7 +1560,6 @@ def step_latents(
     """
     F, B = W_enc.shape[1], x.shape[0]
     order_by_latent(
-        g,
         start,
         latent,
         value,
@@ -1602,7 +1572,6 @@ def step_latents(
     )
     if with_aux:
         order_by_latent(
-            g,
             aux_start,
             aux_latent,
             aux_value,

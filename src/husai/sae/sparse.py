@@ -1,11 +1,12 @@
-"""The sparse engine: strings the kernels together, a team of SAEs a thread."""
+"""The sparse engine: strings the kernels together, a SAE a thread."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  (numba's products use it: load before its threads are set)
@@ -18,49 +19,28 @@ from husai.sae.config import BankTrainingConfig
 from husai.sae.kernels import F32, I32, I64
 from husai.sae.schedule import BATCH_TOPK_BETA, StepTable
 
-TEAM_WIDTH = 512
-"""Latents in a team at most (a wider SAE is a team of its own): what a block of rows × latents
-needs then stays in a core's cache."""
-
 STRETCH_STEPS = 10
-"""Steps a thread advances a team before it takes the team that is furthest behind."""
+"""Steps a thread advances a SAE before it takes the one that is furthest behind."""
 
 
-@dataclass
-class Team:
-    """SAEs ``begin … end − 1``, which see the same batches, and how far they are."""
-
-    begin: int
-    end: int
-    data_seed: int
-    done: int = 0
-
-
-def make_teams(bank: SAEBank, threads: int) -> list[Team]:
-    """Cut the bank into teams of neighbours with the same data seed.
-
-    Narrow SAEs share an encoder product as wide as :data:`TEAM_WIDTH`, but no thread is left
-    without a team where there are SAEs enough.
-    """
-    n = len(bank)
-    size = max(1, min(TEAM_WIDTH // bank.d_sae, -(-n // threads)))
-    teams: list[Team] = []
-    for index, config in enumerate(bank.configs):
-        last = teams[-1] if teams else None
-        if last and last.data_seed == config.data_seed and last.end - last.begin < size:
-            last.end = index + 1
-        else:
-            teams.append(Team(index, index + 1, config.data_seed))
-    return teams
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread for each call meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Codes:
-    """Active latents of a batch, row by row per SAE of a team, and in latent order for one."""
+    """Active latents of a batch, row by row, and in latent order."""
 
-    def __init__(self, team_size: int, batch_size: int, d_sae: int, capacity: int) -> None:
-        self.start: I64 = np.zeros((team_size, batch_size + 1), np.int64)
-        self.latent: I32 = np.empty((team_size, capacity), np.int32)
-        self.value: F32 = np.empty((team_size, capacity), np.float32)
+    def __init__(self, batch_size: int, d_sae: int, capacity: int) -> None:
+        self.start: I64 = np.zeros(batch_size + 1, np.int64)
+        self.latent: I32 = np.empty(capacity, np.int32)
+        self.value: F32 = np.empty(capacity, np.float32)
         self.bits: I32 = self.value.view(np.int32)
         self.gradient: F32 = np.empty(capacity, np.float32)
         self.order_start: I64 = np.zeros(d_sae + 1, np.int64)
@@ -80,16 +60,17 @@ class _Codes:
 class _Worker:
     """One thread's working memory, and the steps it makes with it."""
 
-    def __init__(self, engine: SparseEngine, team_size: int) -> None:
+    def __init__(self, engine: SparseEngine) -> None:
         self.engine = engine
         bank, training = engine.bank, engine.training
-        B, F, G, d = training.batch_size, bank.d_sae, team_size, bank.d_in
-        R, P = min(kernels.ROW_BLOCK, B), len(bank.prefixes)
+        B, F, d = training.batch_size, bank.d_sae, bank.d_in
+        P = len(bank.prefixes)
+        self.block_rows = min(B, max(1, kernels.BLOCK_VALUES // F))
         selection = bank.architecture.selection
         factor = training.k_anneal_factor if training.k_anneal_steps else 1.0
         max_k = max(min(F, round((c.k or 1) * factor)) for c in bank.configs)
         if selection == "row":
-            capacity = B * max_k
+            capacity = B * max_k + 1
         elif selection == "batch":
             # a margin over the B·k that stay, and room for a row
             capacity = 2 * B * max_k + F
@@ -97,18 +78,26 @@ class _Worker:
             capacity = max(B * F // kernels.DENSE_FROM, F)
         self.listed = selection in ("all", "threshold")
         auxk, ghost = engine.method == "auxk", engine.method == "ghost"
-        self.x: F32 = np.empty((B, d), np.float32)
-        self.pre: F32 = np.empty(R * G * F, np.float32)
+        # tensors, because torch's memory is aligned and a product may depend on that
+        self.x_tensor = torch.empty(B, d)
+        self.pre_tensor = torch.empty(self.block_rows * F)
+        self.x: F32 = self.x_tensor.numpy()
+        self.pre: F32 = self.pre_tensor.numpy()
         self.bits: I32 = self.pre.view(np.int32)
-        self.bias: F32 = np.empty((G, F), np.float32)
-        self.edge: F32 = np.zeros((G, F), np.float32)
-        self.main = _Codes(G, B, F, capacity)
-        self.aux = _Codes(G, B, F, B * engine.k_aux if auxk else 1)
-        self.row_of: I32 = np.empty((G, capacity if selection == "batch" else 1), np.int32)
+        self.bias: F32 = np.empty(F, np.float32)
+        self.edge: F32 = np.zeros(F, np.float32)
+        self.main = _Codes(B, F, capacity)
+        self.aux = _Codes(B, F, B * engine.k_aux if auxk else 1)
+        self.row_of: I32 = np.empty(capacity if selection == "batch" else 1, np.int32)
         self.error: F32 = np.empty((P, B, d), np.float32)
         self.aux_error: F32 = np.empty((1, B if auxk else 1, d), np.float32)
-        self.row_memory = tuple(np.empty(F + 1, np.int32) for _ in range(4))
-        self.dead: I32 = np.empty((G, F + 1), np.int32)
+        self.chunk_max: F32 = np.empty(F + 1, np.float32)
+        self.candidates: tuple[I32, I32, I32] = (
+            np.empty(F + 1, np.int32),
+            np.empty(F + 1, np.int32),
+            np.empty(F + 1, np.int32),
+        )
+        self.dead: I32 = np.empty(F + 1, np.int32)
         block = F if training.clip_grad_norm or ghost else min(F, kernels.LATENT_BLOCK)
         self.g_enc: F32 = np.empty((block, d), np.float32)
         self.g_dec: F32 = np.empty((block, d), np.float32)
@@ -119,7 +108,7 @@ class _Worker:
         self.fired: I64 = np.empty(F, np.int64)
         self.group: F32 = np.empty((P, d), np.float32)
         if self.listed:
-            self.dense_f: F32 = np.empty(R * F, np.float32)
+            self.dense_f: F32 = np.empty(self.block_rows * F, np.float32)
             self.dense_enc: F32 = np.empty((F, d), np.float32)
             self.dense_dec: F32 = np.empty((F, d), np.float32)
             self.dense_sum: F32 = np.empty(F, np.float32)
@@ -130,124 +119,98 @@ class _Worker:
             self.dead_slot: I32 = np.empty(F, np.int32)
 
     def advance(
-        self, team: Team, batches: I64, table: StepTable, offset: int, sums: kernels.F64
+        self, i: int, batches: I64, table: StepTable, offset: int, sums: kernels.F64
     ) -> None:
         """Make the steps of ``batches [n, B]``, which start ``offset`` steps into the table."""
-        for t in range(len(batches)):
-            if not self.step(
-                team,
-                batches[t],
-                table.first_step + offset + t,
-                table.learning_rate[offset + t],
-                table.penalty[offset + t],
-                table.k[offset + t],
-                sums,
-            ):
-                return
-
-    def step(
-        self,
-        team: Team,
-        batch: I64,
-        step: int,
-        rate: kernels.F64,
-        penalty: kernels.F64,
-        k: I64,
-        sums: kernels.F64,
-    ) -> bool:
-        """Make one step of a team; ``False`` when none of its SAEs trains any more."""
         e = self.engine
-        i0, i1 = team.begin, team.end
-        G = i1 - i0
-        pending = (e.stopped_at[i0:i1] < 0).astype(np.int64)
-        if not pending.any():
-            return False
-        bias, edge = self.bias[:G], self.edge[:G]
-        p = e.parameters
-        kernels.prepare_team(e.rows, batch, i0, p["W_enc"], p["b_enc"], p["b_dec"], self.x, bias)
-        n_dead = np.zeros(G, np.int64)
-        if e.method in ("auxk", "ghost"):
-            for g in range(G):
-                n_dead[g] = kernels.list_dead(e.since_fired, i0 + g, e.dead_rows, self.dead, g)
-        stacked = p["W_enc"][i0:i1].reshape(G * e.d_sae, -1)
-        collected = n_dead if e.method == "auxk" else np.zeros(G, np.int64)
-        dense = np.zeros(G, np.int64)
-        selection = e.selection
-        common = (
-            self.pre,
-            self.bits,
-            *self.row_memory,
-            *(self.main.start, self.main.latent, self.main.bits),
-            *(self.dead, collected, e.k_aux),
-            *(self.aux.start, self.aux.latent, self.aux.bits),
-        )
-        if selection == "row":
-            kernels.encode_row(self.x, stacked, bias, pending, k[i0:i1], *common)
-        elif selection == "batch":
-            kernels.encode_batch(
-                self.x, stacked, bias, pending, k[i0:i1], *common, self.row_of, e.level, i0
+        for t in range(len(batches)):
+            if e.stopped_at[i] >= 0:
+                return
+            at = offset + t
+            kernels.gather_rows(e.rows, batches[t], self.x)
+            self.step(
+                i,
+                table.first_step + at,
+                float(table.learning_rate[at, i]),
+                float(table.penalty[at, i]),
+                int(table.k[at, i]),
+                sums,
             )
-        else:
-            jump = selection == "threshold"
-            if jump:
-                kernels.set_edges(p["log_threshold"], i0, e.bandwidth, edge)
-            kernels.encode_positive(self.x, stacked, bias, pending, edge, jump, dense, *common)
-        for g in range(G):
-            if pending[g]:
-                i = i0 + g
-                self.step_sae(
-                    i,
-                    g,
-                    step,
-                    float(rate[i]),
-                    float(penalty[i]),
-                    int(n_dead[g]),
-                    bool(dense[g]),
-                    sums,
-                )
+
+    def encode(self, i: int, k: int, n_dead: int) -> bool:
+        """List SAE ``i``'s active latents on ``x``; ``False`` where a list would be too long."""
+        e = self.engine
+        B, F = len(self.x), e.d_sae
+        W_enc = e.W_enc[i].T
+        state = np.zeros(4, np.int64)
+        if e.selection == "batch":
+            state[2] = e.level[i]
+        memory = (
+            *(self.pre, self.bits, self.chunk_max, self.chunk_max.view(np.int32)),
+            *(*self.candidates, state, self.main.start, self.main.latent, self.main.bits),
+            *(self.dead, n_dead, e.k_aux, self.aux.start, self.aux.latent, self.aux.bits),
+        )
+        for r0 in range(0, B, self.block_rows):
+            n = min(self.block_rows, B - r0)
+            out = self.pre_tensor[: n * F].view(n, F)
+            torch.mm(self.x_tensor[r0 : r0 + n], W_enc, out=out)
+            if e.selection == "row":
+                kernels.select_in_rows(r0, n, self.bias, k, *memory)
+            elif e.selection == "batch":
+                kernels.list_for_batch(r0, n, self.bias, k, *memory, self.row_of)
+            else:
+                jump = e.selection == "threshold"
+                if not kernels.list_positive(r0, n, self.bias, self.edge, jump, *memory):
+                    return False
+        if e.selection == "batch":
+            main = self.main
+            complete, e.level[i] = kernels.select_in_batch(
+                k, state, main.start, main.latent, main.bits, self.row_of
+            )
+            if not complete:
+                return self.encode(i, k, n_dead)
         return True
 
-    def step_sae(
-        self,
-        i: int,
-        g: int,
-        step: int,
-        rate: float,
-        penalty: float,
-        n_dead: int,
-        dense: bool,
-        sums: kernels.F64,
+    def step(
+        self, i: int, step: int, rate: float, penalty: float, k: int, sums: kernels.F64
     ) -> None:
-        """Make the rest of a step for SAE ``i`` of the bank, ``g`` of its team."""
+        """Make one step of SAE ``i`` on the rows in ``x``."""
         e = self.engine
         training = e.training
         p = e.parameters
+        n_dead = 0
+        if e.method in ("auxk", "ghost"):
+            n_dead = kernels.list_dead(e.since_fired, i, e.dead_rows, self.dead)
+        kernels.encoder_bias(i, p["W_enc"], p["b_enc"], p["b_dec"], self.bias)
+        if e.selection == "threshold":
+            kernels.set_edges(p["log_threshold"], i, float(e.bandwidth[i]), self.edge)
+        dense = not self.encode(i, k, n_dead if e.method == "auxk" else 0)
         x, error, main, aux = self.x, self.error, self.main, self.aux
         bandwidth = float(e.bandwidth[i]) if e.selection == "threshold" else 0.0
         if not training.unit_norm_decoder:
             kernels.set_norms(p["W_dec"], i, self.norms)
         if dense:
             found = kernels.dense_pass(
-                *(i, g, x, p["W_enc"], self.bias, p["W_dec"], p["b_dec"], self.norms, self.edge),
+                *(i, x, p["W_enc"], self.bias, p["W_dec"], p["b_dec"], self.norms, self.edge),
                 *(bandwidth, penalty, self.pre, self.bits, self.dense_f, error),
                 *(self.dense_enc, self.dense_dec, self.dense_sum, self.g_b, self.g_threshold),
-                *(self.fired, self.row_memory[2], self.row_memory[3], self.dead),
+                *(self.fired, *self.candidates[1:], self.dead),
                 *(n_dead if e.method == "auxk" else 0, e.k_aux),
                 *(aux.start, aux.latent, aux.bits),
             )
         elif e.selection == "threshold":
             found = kernels.reconstruct_jump(
-                *(i, g, x, p["W_dec"], p["b_dec"], self.edge, bandwidth, penalty),
+                *(i, x, p["W_dec"], p["b_dec"], self.edge, bandwidth, penalty),
                 *(*main.by_row, error, self.g_threshold),
             )
         elif len(e.prefixes) > 1:
             found = kernels.reconstruct_nested(
-                *(i, g, x, p["W_dec"], p["b_dec"], self.norms, penalty),
+                *(i, x, p["W_dec"], p["b_dec"], self.norms, penalty),
                 *(*main.by_row, error, e.prefixes, self.group),
             )
         else:
             found = kernels.reconstruct(
-                i, g, x, p["W_dec"], p["b_dec"], self.norms, penalty, *main.by_row, error
+                i, x, p["W_dec"], p["b_dec"], self.norms, penalty, *main.by_row, error
             )
         reconstruction, cost, l0, smallest = found
         auxiliary, aux_scale = 0.0, 0.0
@@ -255,12 +218,12 @@ class _Worker:
         with_ghost = e.method == "ghost" and n_dead > 0
         B, d = x.shape
         if with_aux:
-            auxiliary, variance = kernels.auxk(i, g, p["W_dec"], error, *aux.by_row, self.aux_error)
+            auxiliary, variance = kernels.auxk(i, p["W_dec"], error, *aux.by_row, self.aux_error)
             if variance > 0:
                 aux_scale = 2 * training.aux_coefficient / (B * variance)
         if with_ghost:
             auxiliary = kernels.ghost(
-                *(i, g, x, p["W_enc"], self.bias, p["W_dec"], error, self.dead, n_dead),
+                *(i, x, p["W_enc"], self.bias, p["W_dec"], error, self.dead, n_dead),
                 *(training.aux_coefficient, self.ghost_enc, self.ghost_dec, self.ghost_b),
                 self.dead_slot,
             )
@@ -279,10 +242,10 @@ class _Worker:
         decay = rate * training.weight_decay if training.optimizer == "adamw" else 0.0
         l1 = penalty if e.selection != "threshold" else 0.0
         if dense or with_ghost or training.clip_grad_norm:
-            self._step_latents_apart(i, g, dense, with_aux, aux_scale, with_ghost, l1, adam, decay)
+            self._step_latents_apart(i, dense, with_aux, aux_scale, with_ghost, l1, adam, decay)
         else:
             kernels.step_latents(
-                *(i, g, x),
+                *(i, x),
                 *(array for name in ("W_enc", "b_enc", "W_dec", "b_dec") for array in e.adam[name]),
                 *(self.norms, l1, training.unit_norm_decoder, e.prefixes, error),
                 *(*main.by_row, *main.by_latent),
@@ -300,7 +263,6 @@ class _Worker:
     def _step_latents_apart(
         self,
         i: int,
-        g: int,
         dense: bool,
         with_aux: bool,
         aux_scale: float,
@@ -319,7 +281,7 @@ class _Worker:
             self.g_enc, self.g_dec = np.empty((2, F, self.x.shape[1]), np.float32)
         x, error, aux = self.x, self.error, self.aux
         if with_aux:
-            kernels.order_by_latent(g, *aux.by_row, aux_scale, *aux.by_latent)
+            kernels.order_by_latent(*aux.by_row, aux_scale, *aux.by_latent)
         kernels.sum_errors(error, self.g_b_dec)
         place = (0, F, i, x, p["W_enc"], p["W_dec"], p["b_dec"], self.norms, l1, unit_norm)
         of_aux = (with_aux, self.aux_error, *aux.by_latent)
@@ -328,7 +290,7 @@ class _Worker:
             sums = (self.dense_enc, self.dense_dec, self.dense_sum)
             kernels.dense_gradients(*place, *sums, *of_aux, *into)
         else:
-            kernels.order_by_latent(g, *self.main.by_row, 1.0, *self.main.by_latent)
+            kernels.order_by_latent(*self.main.by_row, 1.0, *self.main.by_latent)
             kernels.gradients(
                 *place, e.prefixes, error, *self.main.by_latent, *of_aux, *into, self.fired
             )
@@ -370,6 +332,7 @@ class SparseEngine:
         self.k_aux = min(training.aux_k or max(1, bank.d_in // 2), bank.d_sae)
         self.bandwidth: kernels.F64 = np.array([c.jumprelu_bandwidth for c in bank.configs])
         # arrays that share the tensors' memory
+        self.W_enc = bank.parameters["W_enc"]
         self.parameters: dict[str, F32] = {n: t.numpy() for n, t in bank.parameters.items()}
         self.adam: dict[str, tuple[F32, F32, F32]] = {
             name: (array, bank.first_moment[name].numpy(), bank.second_moment[name].numpy())
@@ -380,9 +343,7 @@ class SparseEngine:
         self.stopped_at: I64 = bank.stopped_at.numpy()
         self.level: I64 = np.zeros(len(bank), np.int64)
         threads = training.threads or torch.get_num_threads()
-        self.teams = make_teams(bank, threads)
-        team_size = max(team.end - team.begin for team in self.teams)
-        self.workers = [_Worker(self, team_size) for _ in range(min(threads, len(self.teams)))]
+        self.workers = [_Worker(self) for _ in range(min(threads, len(bank)))]
         self.blas = ThreadpoolController()
 
     def run(self, table: StepTable, batches: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -391,27 +352,26 @@ class SparseEngine:
         sums = np.zeros((4, len(self.bank)))
         numbers = {seed: chosen.numpy() for seed, chosen in batches.items()}
         lock = threading.Lock()
-        waiting = list(self.teams)
-        for team in waiting:
-            team.done = 0
+        done = dict.fromkeys(self.bank.active(), 0)
 
         def work(worker: _Worker) -> None:
+            # the products run on our threads; threads of their own would get in the way
+            torch.set_num_threads(1)
             while True:
                 with lock:
-                    if not waiting:
+                    if not done:
                         return
-                    team = min(waiting, key=lambda candidate: candidate.done)
-                    waiting.remove(team)
-                begin, end = team.done, min(team.done + STRETCH_STEPS, n_steps)
-                worker.advance(team, numbers[team.data_seed][begin:end], table, begin, sums)
-                team.done = end
+                    i = min(done, key=done.__getitem__)
+                    begin = done.pop(i)
+                end = min(begin + STRETCH_STEPS, n_steps)
+                seed = self.bank.configs[i].data_seed
+                worker.advance(i, numbers[seed][begin:end], table, begin, sums)
                 if end < n_steps:
                     with lock:
-                        waiting.append(team)
+                        done[i] = end
 
         before = self.bank.stopped_at.clone()
-        # the products run on our threads; threads of their own would get in the way
-        with self.blas.limit(limits=1, user_api="blas"):
+        with one_thread(), self.blas.limit(limits=1, user_api="blas"):
             if len(self.workers) == 1:
                 work(self.workers[0])
             else:

@@ -23,7 +23,7 @@ from husai.sae.dead import resample_dead_latents
 from husai.sae.dense import DenseEngine
 from husai.sae.metrics import evaluate
 from husai.sae.schedule import StepTable, batch_rows, step_table
-from husai.sae.sparse import SparseEngine
+from husai.sae.sparse import SparseEngine, one_thread
 from husai.sae.trained import TrainedSAE
 
 LossWith = Callable[[Callable[[torch.Tensor], torch.Tensor]], float]
@@ -224,7 +224,9 @@ class _Run:
         self.loss_with = loss_with
         self.on_finish = on_finish
         self.device = choose_device(training)
-        self.bank = build_bank(configs, rows.train, initial_b_dec(rows.train, training))
+        # on one thread, because sums depend on how many share them
+        with one_thread():
+            self.bank = build_bank(configs, rows.train, initial_b_dec(rows.train, training))
         self.bank = self.bank.to(self.device)
         self.step = 0
         self.seconds = 0.0
