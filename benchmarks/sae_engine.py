@@ -2,10 +2,11 @@
 
     python3 -m venv .venv-peers-all
     .venv-peers-all/bin/pip install torch==2.13.0 sae-lens eai-sparsify dictionary-learning
-    python benchmarks/sae_engine.py            # all of the following
+    python benchmarks/sae_engine.py            # the first two of the following
     python benchmarks/sae_engine.py --table    # milliseconds beside the peers
-    python benchmarks/sae_engine.py --rest     # overhead of a whole training, memory, curves
-    python benchmarks/sae_engine.py --quality  # FVU after the same rows as well
+    python benchmarks/sae_engine.py --rest     # overhead of a whole training, curves
+    python benchmarks/sae_engine.py --memory   # peak memory per SAE beside the peers'
+    python benchmarks/sae_engine.py --quality  # FVU at equal L0 after the same rows
 
 Setting: 8 seeds, d_in 128, batch 2,048, k 32, 2 threads. Each peer makes its own training steps
 (forward, loss, backward, clipping, optimiser, its dead-latent bookkeeping) on the same rows in a
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -43,6 +43,24 @@ CASES = {
     "saelens": ("relu", "topk", "batch_topk"),
 }
 LEARNING_RATE = 1e-3
+
+
+def resident_mb() -> float:
+    """Megabytes resident now; the peak counts from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_mb("VmRSS")
+
+
+def peak_mb() -> float:
+    """Most megabytes resident since :func:`resident_mb`."""
+    return _status_mb("VmHWM")
+
+
+def _status_mb(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"no {field} in /proc/self/status")
 
 
 def make_rows(n: int) -> Any:
@@ -94,7 +112,11 @@ def peer_stepper(peer: str, architecture: str, d_sae: int, steps: int) -> tuple[
             trainer.update(counter["step"], x)
             counter["step"] += 1
 
-        return update, trainer.ae
+        def reconstruct(x: Any) -> Any:
+            code = trainer.ae.encode(x)
+            return trainer.ae.decode(code), code
+
+        return update, reconstruct
     if peer == "sparsify":
         from sparsify import SparseCoder, SparseCoderConfig
 
@@ -114,7 +136,11 @@ def peer_stepper(peer: str, architecture: str, d_sae: int, steps: int) -> tuple[
             optimizer.zero_grad()
             sae.set_decoder_norm_to_unit_norm()
 
-        return update, lambda x: sae(x).sae_out
+        def reconstruct(x: Any) -> Any:
+            out = sae(x)
+            return out.sae_out, out.latent_acts
+
+        return update, reconstruct
     from sae_lens.saes import (
         BatchTopKTrainingSAE,
         BatchTopKTrainingSAEConfig,
@@ -161,7 +187,11 @@ def peer_stepper(peer: str, architecture: str, d_sae: int, steps: int) -> tuple[
         adam.zero_grad()
         made["steps"] += 1
 
-    return lens_update, lambda x: model.decode(model.encode(x))
+    def lens_reconstruct(x: Any) -> Any:
+        code = model.encode(x)
+        return model.decode(code), code
+
+    return lens_update, lens_reconstruct
 
 
 def peer_main(peer: str, directory: str) -> None:
@@ -179,8 +209,8 @@ def peer_main(peer: str, directory: str) -> None:
         key = f"{ask['architecture']} {ask['d_sae']}"
         fresh = key not in made
         if fresh:
-            made = {}  # one at a time: memory is measured
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            made = {}  # one at a time
+            before = resident_mb()
             made[key] = peer_stepper(peer, ask["architecture"], ask["d_sae"], ask["total"])
         update, reconstruct = made[key]
         n = ask["steps"]
@@ -191,15 +221,15 @@ def peer_main(peer: str, directory: str) -> None:
         seconds = clock() - started
         answer: dict[str, Any] = {"seconds": seconds}
         if fresh:
-            answer["memory_mb"] = (
-                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            ) / 1024
+            answer["memory_mb"] = peak_mb() - before
         if ask.get("evaluate"):
             held_out = torch.load(Path(directory) / "held_out.pt", weights_only=True)
             with torch.no_grad():
-                guess = reconstruct(held_out).double()
-            x = held_out.double()
+                guess, code = reconstruct(held_out)
+            guess, x = guess.double(), held_out.double()
             answer["fvu"] = float((guess - x).square().sum() / (x - x.mean(0)).square().sum())
+            code = code.to_dense() if code.is_sparse else code
+            answer["l0"] = float((code > 0).double().sum(1).mean())
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -334,10 +364,8 @@ def measure_table(rows: Any, directory: str, rounds: int) -> list[dict[str, Any]
                 }
             times |= {name: [] for name in ours}
             products: list[dict[str, float]] = []
-            memory: dict[str, float] = {}
-            for peer, process in peers.items():
-                answer = process.ask(architecture=architecture, d_sae=d_sae, steps=1, total=100_000)
-                memory[peer] = answer["memory_mb"]
+            for process in peers.values():
+                process.ask(architecture=architecture, d_sae=d_sae, steps=1, total=100_000)
             for engine in ours.values():
                 engine.seconds_per_sae_step(1)
             for _ in range(rounds):
@@ -363,49 +391,55 @@ def measure_table(rows: Any, directory: str, rounds: int) -> list[dict[str, Any]
                     kind: round(statistics.median(p[kind] for p in products), 2)
                     for kind in ("fresh", "kept")
                 },
-                "peer_memory_mb_per_sae": {n: round(v, 1) for n, v in memory.items()},
+                "ours_over_encoder_product": {
+                    kind: round(
+                        medians[next(iter(ours))] / statistics.median(p[kind] for p in products), 2
+                    )
+                    for kind in ("fresh", "kept")
+                },
             }
             print(json.dumps(entry), flush=True)
             table.append(entry)
     return table
 
 
-def measure_overhead(rows: Any) -> dict[str, float]:
-    """Whole training (metrics, history, checkpoints, counters) over the bare steps."""
+def measure_overhead(rows: Any) -> list[dict[str, Any]]:
+    """Whole trainings (metrics, history, dead latents, checkpoints) over their bare steps.
+
+    Both are of the same run: the seconds within the engine, and those of the whole call.
+    """
     from husai.sae import BankTrainingConfig, train_bank
 
-    steps = 60
-    ratios, bares, wholes = [], [], []
-    for _ in range(3):
-        engine = Ours(rows, our_configs("topk", 1024))
-        engine.seconds_per_sae_step(2)
-        bare = engine.seconds_per_sae_step(steps) * steps * SEEDS
-        # evaluation and checkpoints as often per step as in a default study
+    found = []
+    for d_sae, k, batch_size, steps, eval_interval in (
+        (1024, K, BATCH, 1000, 200),
+        (64, 4, 1024, 3000, 150),
+    ):
+        configs = [our_config("topk", d_sae, seed, k) for seed in range(SEEDS)]
         training = BankTrainingConfig(
-            threads=THREADS, steps=steps, eval_interval=200, checkpoint_interval=1000
+            threads=THREADS, steps=steps, batch_size=batch_size, eval_interval=eval_interval
         )
+        short = training.model_copy(update={"steps": 2})
+        train_bank(rows[:11_492], configs, short)  # compiles
         with tempfile.TemporaryDirectory() as directory:
             started = clock()
-            train_bank(
-                rows,
-                engine.configs,
-                training,
-                eval_rows=rows[:2048],
-                checkpoint_dir=directory,
-            )
+            saes = train_bank(rows[:11_492], configs, training, checkpoint_dir=directory)
             whole = clock() - started
-        # one run of 60 steps pays one evaluation, one checkpoint and the start; a study of 4,000
-        # steps pays 20 evaluations, 4 checkpoints and one start
-        extra = whole - bare
-        per_4000 = bare / steps * 4000
-        ratios.append((per_4000 + 20 * extra) / per_4000)
-        bares.append(bare)
-        wholes.append(whole)
-    return {
-        "bare_seconds_60_steps": round(statistics.median(bares), 2),
-        "whole_seconds_60_steps": round(statistics.median(wholes), 2),
-        "upper_bound_of_ratio_over_4000_steps": round(statistics.median(ratios), 3),
-    }
+        bare = SEEDS * saes[0].metrics["train_seconds"]
+        found.append(
+            {
+                "d_sae": d_sae,
+                "batch_size": batch_size,
+                "steps": steps,
+                "eval_interval": eval_interval,
+                "checkpoint_interval": training.checkpoint_interval,
+                "bare_seconds": round(bare, 2),
+                "whole_seconds": round(whole, 2),
+                "ratio": round(whole / bare, 3),
+            }
+        )
+        print(json.dumps(found[-1]), flush=True)
+    return found
 
 
 def measure_curves(rows: Any) -> dict[str, list[dict[str, float]]]:
@@ -431,49 +465,81 @@ def measure_curves(rows: Any) -> dict[str, list[dict[str, float]]]:
     return {"by_seeds": seeds, "by_width": widths, "narrow": narrow}
 
 
-def measure_memory() -> dict[str, float]:
-    """Peak resident memory of 8 SAEs over that of none, per SAE, in a process of its own."""
-    memory = {}
+def measure_memory(directory: str) -> list[dict[str, Any]]:
+    """Peak resident megabytes that a SAE adds over two steps, each in a process of its own.
+
+    Peers train one SAE in a process; ours is 8 in a bank, divided by 8, and one alone.
+    """
+    table = []
     for d_sae in WIDTHS:
-        command = [sys.executable, __file__, "--memory", str(d_sae)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        memory[str(d_sae)] = round(float(output), 1)
-    return memory
+        for architecture in ("topk", "batch_topk", "relu"):
+            entry: dict[str, Any] = {"architecture": architecture, "d_sae": d_sae}
+            for n in (SEEDS, 1):
+                command = [sys.executable, __file__, "--memory-of", architecture]
+                done = subprocess.run(
+                    [*command, str(d_sae), str(n)], check=True, capture_output=True, text=True
+                )
+                entry[f"ours, bank of {n}"] = round(float(done.stdout), 1)
+            for name, known in CASES.items():
+                if architecture in known:
+                    peer = Peer(name, directory)
+                    # another shape first: what a first step sets up is no part of a SAE
+                    peer.ask(architecture=architecture, d_sae=64, steps=1, total=1000)
+                    answer = peer.ask(architecture=architecture, d_sae=d_sae, steps=2, total=1000)
+                    peer.close()
+                    entry[name] = round(answer["memory_mb"], 1)
+            print(json.dumps(entry), flush=True)
+            table.append(entry)
+    return table
 
 
-def memory_main(d_sae: int) -> None:
+def memory_main(architecture: str, d_sae: int, n: int) -> None:
     """Print the megabytes per SAE."""
     rows = make_rows(8192)
-    warm = Ours(rows, our_configs("topk", 64, 1))
-    warm.seconds_per_sae_step(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    engine = Ours(rows, our_configs("topk", d_sae))
+    Ours(rows, our_configs(architecture, 64, 1)).seconds_per_sae_step(1)
+    before = resident_mb()
+    engine = Ours(rows, our_configs(architecture, d_sae, n))
     engine.seconds_per_sae_step(2)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) / 1024 / SEEDS)
+    print((peak_mb() - before) / n)
 
 
 def measure_quality(directory: str, rows: Any, held_out: Any, steps: int) -> list[dict[str, Any]]:
-    """FVU at k = 32 after the same number of rows, d_sae 1,024."""
-    from husai.sae import BankTrainingConfig, train_bank
+    """FVU at equal L0 after the same number of rows, d_sae 1,024.
+
+    ReLU's L0 cannot be set: ours is trained at several weights of the penalty, and its FVU read
+    off between them, in log L0, at the L0 that each peer came to with its own default.
+    """
+    import numpy as np
+
+    from husai.sae import BankTrainingConfig, SAEConfig, train_bank
 
     found = []
-    for architecture in ("topk", "batch_topk"):
+    for architecture in ("topk", "batch_topk", "relu"):
         training = BankTrainingConfig(
             threads=THREADS, steps=steps, batch_size=BATCH, eval_interval=steps
         )
-        saes = train_bank(
-            rows,
-            [our_config(architecture, 1024, seed) for seed in range(2)],
-            training,
-            eval_rows=held_out,
-        )
+        if architecture == "relu":
+            configs = [
+                SAEConfig(
+                    architecture="relu",
+                    d_sae=1024,
+                    l1_coefficient=weight,
+                    init_seed=0,
+                    learning_rate=LEARNING_RATE,
+                )
+                for weight in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+            ]
+        else:
+            configs = [our_config(architecture, 1024, seed) for seed in range(4)]
+        saes = train_bank(rows, configs, training, eval_rows=held_out)
         entry: dict[str, Any] = {
             "architecture": architecture,
             "d_sae": 1024,
             "steps": steps,
-            "ours": [round(s.metrics["fvu"], 4) for s in saes],
-            "ours_l0": [round(s.metrics["l0"], 2) for s in saes],
+            "ours": {
+                "fvu": [round(s.metrics["fvu"], 4) for s in saes],
+                "l0": [round(s.metrics["l0"], 2) for s in saes],
+            },
         }
         for name, known in CASES.items():
             if architecture in known:
@@ -482,7 +548,19 @@ def measure_quality(directory: str, rows: Any, held_out: Any, steps: int) -> lis
                     architecture=architecture, d_sae=1024, steps=steps, total=steps, evaluate=True
                 )
                 peer.close()
-                entry[name] = round(answer["fvu"], 4)
+                entry[name] = {"fvu": round(answer["fvu"], 4), "l0": round(answer["l0"], 2)}
+                if architecture == "relu":
+                    l0, fvu = (
+                        np.log([max(s.metrics[key], 1e-9) for s in saes]) for key in ("l0", "fvu")
+                    )
+                    order = np.argsort(l0)
+                    at = np.log(answer["l0"])
+                    inside = l0.min() <= at <= l0.max()
+                    entry[name]["ours_fvu_at_this_l0"] = (
+                        round(float(np.exp(np.interp(at, l0[order], fvu[order]))), 4)
+                        if inside
+                        else None
+                    )
         print(json.dumps(entry), flush=True)
         found.append(entry)
     return found
@@ -527,18 +605,20 @@ def main() -> None:
         if path.is_file():
             result = json.loads(path.read_text())
         commands = result.setdefault("commands", {})
-        asked = [part for part in ("table", "rest", "quality") if f"--{part}" in sys.argv]
+        asked = [p for p in ("table", "rest", "memory", "quality") if f"--{p}" in sys.argv]
         for part in asked or ["table", "rest"]:
             commands[part] = command
             if part == "quality":
                 result["quality"] = measure_quality(directory, rows, held_out, 600)
+                continue
+            if part == "memory":
+                result["memory_mb_per_sae"] = measure_memory(directory)
                 continue
             result[f"load_average_{part}"] = os.getloadavg()[0]
             if part == "table":
                 result["table"] = measure_table(rows, directory, rounds=3)
                 write_markdown(result, command)
             else:
-                result["memory_mb_per_sae"] = measure_memory()
                 result["overhead"] = measure_overhead(rows)
                 result["curves"] = measure_curves(rows)
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -548,7 +628,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--peer"]:
         peer_main(*sys.argv[2:4])
-    elif sys.argv[1:2] == ["--memory"]:
-        memory_main(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["--memory-of"]:
+        memory_main(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
         main()
