@@ -104,6 +104,11 @@ def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
                 f"campaign.plan.position: {plan.position} is not extracted; "
                 f"activations.positions has: {list(extraction.positions)}"
             )
+        if plan.untrained != "none" and not extraction.untrained:
+            raise InputError(
+                f"campaign.plan.untrained: '{plan.untrained}', but activations.untrained is false: "
+                "set it to true, or the plan's to none"
+            )
     if rows is not None and "sae_training" in groups:
         training = groups["sae_training"]
         train_rows = rows - round(rows * training.eval_fraction)

@@ -22,7 +22,7 @@ from husai.campaign import (
     row_config,
     row_training,
 )
-from husai.campaign.plan import records
+from husai.campaign.plan import UNTRAINED, plan_keys, records
 from husai.errors import InputError
 from husai.sae import BankTrainingConfig
 from husai.settings import CONFIG_LOADER_ARGS
@@ -130,6 +130,9 @@ def shipped_plan(changes: dict[str, Any] | None = None) -> pd.DataFrame:
 
 def test_shipped_campaign_is_45_and_12_in_groups_of_three_seeds():
     plan = shipped_plan()
+    # the grid once more on the untrained model stands beside it
+    assert plan["model"].value_counts().to_dict() == {"trained": 57, "untrained": 45}
+    plan = plan[plan["model"] == "trained"]
     grid, variants = plan[plan["variant"] == ""], plan[plan["variant"] != ""]
     assert (len(grid), len(variants)) == (45, 12)
     combinations = set(zip(grid["architecture"], grid["d_sae"], grid["seed"], strict=True))
@@ -150,9 +153,27 @@ def test_shipped_campaign_shrinks_from_the_command_line():
             "architectures": {"relu": None},
         }
     )
-    assert len(shrunk) == 2 * 2 + 3 * 2
-    assert len(shipped_plan({"variants": None})) == 45
+    assert shrunk["model"].value_counts().to_dict() == {"trained": 2 * 2 + 3 * 2, "untrained": 4}
+    assert len(shipped_plan({"variants": None, "untrained": "none"})) == 45
     assert set(shrunk["sae_id"]) < set(shipped_plan()["sae_id"])
+
+
+def test_settings_on_the_untrained_model_stand_beside_the_others():
+    variants = {"wide": {"architecture": "topk", "d_sae": 128, "options": {"k": 4}}}
+    alone = make_plan(variants=variants)
+    for choice, groups in (("grid", 6), ("all", 7)):
+        plan = make_plan(variants=variants, untrained=choice)
+        trained, untrained = (plan[plan["model"] == name] for name in ("trained", "untrained"))
+        # those of the trained model keep their names
+        assert trained["sae_id"].tolist() == alone["sae_id"].tolist()
+        assert untrained["group"].nunique() == groups
+        assert not set(untrained["group_digest"]) & set(trained["group_digest"])
+        assert set(plan_keys(trained)) == {"blocks.0.hook_resid_post@-1"}
+        assert set(plan_keys(untrained)) == {"blocks.0.hook_resid_post@-1@untrained"}
+        # the same initial weights and order of rows as their counterparts
+        for name, part in untrained.groupby("group"):
+            other = trained[trained["group"] == str(name).removesuffix(UNTRAINED)]
+            assert [row_config(r) for r in records(part)] == [row_config(r) for r in records(other)]
 
 
 def test_a_variant_may_vary_something_else_and_train_differently():

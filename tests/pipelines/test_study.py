@@ -57,17 +57,18 @@ def read_newest(folder: Path) -> Any:
 
 def test_every_planned_sae_is_there_and_compared(study):
     plan = pd.read_parquet(study / "saes" / "plan.parquet")
-    assert len(plan) == 3 * 2 * 3
+    assert plan["model"].value_counts().to_dict() == {"trained": 18, "untrained": 18}
     assert {path.stem for path in (study / "saes" / "trained").iterdir()} == set(plan["sae_id"])
     table = pd.read_parquet(study / "saes" / "table.parquet")
     assert np.isfinite(table[["fvu", "l0", "cosine_to_init"]].to_numpy()).all()
     groups = pd.read_parquet(study / "consistency" / "groups.parquet")
-    assert set(groups["group"]) == set(plan["group"])
+    assert set(groups["group"]) == set(plan.loc[plan["model"] == "trained", "group"])
     scores = groups[(groups["score"] == "pw_mcc") & ~groups["signed"] & (groups["space"] == "full")]
     assert len(scores) == 6
     assert scores["mean"].between(0, 1).all()
     assert (scores["low"] <= scores["mean"]).all()
-    assert scores[["isotropic_mean", "data_aware_mean", "init_mean"]].notna().all(axis=None)
+    nulls = ["isotropic_mean", "data_aware_mean", "init_mean", "untrained_mean"]
+    assert scores[nulls].notna().all(axis=None)
     # sixty steps are no training: the gate must say so wherever the scores stand
     assert not scores["converged"].any()
 
@@ -82,6 +83,7 @@ def test_tables_and_figures_are_there(study):
         assert (study / name).stat().st_size > 10_000, name
     statistics = pd.read_parquet(study / "activations" / "statistics.parquet")
     assert (statistics["rows"] == 17 * 17).all()
+    assert sorted(statistics["model"]) == ["trained"] * 2 + ["untrained"] * 2
     measures = pd.read_parquet(study / "transformer" / "progress_measures.parquet")
     assert measures["epoch"].tolist() == [0, 20, 40, 60]
 
@@ -93,6 +95,31 @@ def test_table_cells_are_plain_values(study, name):
     """Kedro-Viz answers with an error to a table that holds arrays."""
     table = pd.read_parquet(study / f"{name}.parquet")
     assert not table.map(lambda cell: isinstance(cell, list | np.ndarray)).any(axis=None)
+
+
+def test_untrained_rows_are_those_of_the_first_checkpoint(study):
+    import torch
+
+    from husai.activations import Activations
+    from husai.storage import TensorFile
+    from husai.transformer import CheckpointStore, TrainedTransformer
+
+    path = next((study / "transformer" / "transformer.safetensors").glob("*/*"))
+    file = TensorFile.from_bytes(path.read_bytes(), str(path))
+    trained = TrainedTransformer.from_parts(file.tensors, file.header)
+    store = CheckpointStore(next((study / "transformer" / "checkpoints").iterdir()))
+    model = trained.build()
+    model.load_state_dict(store.load(0))
+    examples = pd.read_parquet(next((study / "dataset" / "examples.parquet").glob("*/*")))
+    tokens = torch.from_numpy(examples.filter(regex=r"^token_\d+$").to_numpy(copy=True))
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens)
+    name = "blocks.0.hook_resid_post"
+    path = study / "activations" / f"{name}@-1@untrained.safetensors"
+    file = TensorFile.from_bytes(path.read_bytes(), str(path))
+    rows = Activations.from_tensors(file.tensors, file.header, str(path))
+    assert rows.key == path.stem
+    torch.testing.assert_close(rows.values, cache[name][:, -1])
 
 
 def test_reloaded_transformer_repeats_the_accuracy(study):
@@ -173,7 +200,7 @@ def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
     from husai.sae import load_sae
     from husai.storage import TensorFile
 
-    paths = sorted((study / "saes" / "trained").glob("topk-d16-*"))
+    paths = sorted((study / "saes" / "trained").glob("topk-d16-k3-s*"))
     plan = pd.read_parquet(study / "saes" / "plan.parquet").query("group == 'topk d16 k3'")
     trained = {
         path.stem: lambda path=path: TensorFile.from_bytes(path.read_bytes(), "") for path in paths
@@ -231,6 +258,7 @@ def test_a_failed_run_is_marked_with_its_traceback(study, tmp_path):
         ({"activations": {"positions": [5]}}, r"positions: 5 is outside the context of 3"),
         ({"campaign": {"plan": {"d_sae": [2]}}}, r"k: 3 is more than d_sae = 2"),
         ({"campaign": {"plan": {"hook_name": "blocks.0.hook_mlp_out"}}}, "is not extracted"),
+        ({"activations": {"untrained": False}}, r"campaign\.plan\.untrained: 'all', but"),
         ({"campaign": {"compute": {"backend": "slurm"}}}, r"campaign\.compute\.backend = 'slurm'"),
         ({"sae_training": {"batch_size": 5000}}, r"batch_size: 5000 is more than the 260 rows"),
         ({"sae_training": {"steps": -1}}, r"sae_training\.steps = -1"),

@@ -27,6 +27,9 @@ class ExtractionConfig(Config):
     positions: tuple[int, ...] = Field(
         default=(-1,), min_length=1, description="token positions; negative ones from the end"
     )
+    untrained: bool = Field(
+        default=False, description="read the model at its initial weights too: a null for SAEs"
+    )
     chunk_size: int = Field(default=4096, ge=1, description="inputs in one forward pass")
 
     @field_validator("hook_names", "positions")

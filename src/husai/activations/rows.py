@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 
 
-def activation_key(hook_name: str, position: int) -> str:
-    """Name a hook and position as one word: ``blocks.0.hook_resid_post@-1``."""
-    return f"{hook_name}@{position}"
+def activation_key(hook_name: str, position: int, model: str = "trained") -> str:
+    """Name a hook and position as one word: ``blocks.0.hook_resid_post@-1``.
+
+    Those of the model at its initial weights end in ``@untrained``.
+    """
+    return f"{hook_name}@{position}" + ("" if model == "trained" else f"@{model}")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Activations:
         known to lie at this hook, or None.
     plane_names
         Their names.
+    trained
+        False for those of the model at its initial weights.
     """
 
     values: torch.Tensor
@@ -51,11 +56,14 @@ class Activations:
     model: Mapping[str, Any] = field(default_factory=dict)
     planes: torch.Tensor | None = None
     plane_names: tuple[str, ...] = ()
+    trained: bool = True
 
     @property
     def key(self) -> str:
         """Hook and position as one word, see :func:`activation_key`."""
-        return activation_key(self.hook_name, self.position)
+        return activation_key(
+            self.hook_name, self.position, "trained" if self.trained else "untrained"
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -73,6 +81,7 @@ class Activations:
             "dtype": str(self.values.dtype).removeprefix("torch."),
             "shape": list(self.values.shape),
             "model": dict(self.model),
+            "trained": self.trained,
         }
         import torch
 
@@ -120,6 +129,7 @@ class Activations:
             model=header.get("model", {}),
             planes=tensors.get("planes"),
             plane_names=tuple(header.get("plane_names", ())),
+            trained=bool(header.get("trained", True)),
         )
         return check_activations(activations, origin)
 

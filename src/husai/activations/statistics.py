@@ -18,8 +18,8 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
     Returns
     -------
     dict
-        ``hook_name``, ``position``, rows in all and by split, ``d_in``, ``mean_norm`` (mean
-        Euclidean norm of the rows), ``norm_of_mean``, ``total_variance`` (sum over dimensions),
+        ``hook_name``, ``position``, ``model`` (trained or untrained), rows in all and by split,
+        ``d_in``, ``mean_norm`` (mean Euclidean norm of the rows), ``norm_of_mean``, ``total_variance`` (sum over dimensions),
         ``effective_rank_entropy``, ``participation_ratio``, ``dims_99_variance``.
     """
     # float64: the smallest eigenvalues are many orders below the largest
@@ -36,6 +36,7 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
     return {
         "hook_name": activations.hook_name,
         "position": activations.position,
+        "model": "trained" if activations.trained else "untrained",
         "rows": len(values),
         **counts,
         "d_in": values.shape[1],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from husai.activations.rows import activation_key
 from husai.campaign.search import RandomSearch, draw_samples
 from husai.config import Config
 from husai.errors import InputError
@@ -48,6 +49,9 @@ class ArchitectureGrid(Config):
 
 
 Vary = Literal["init", "data", "both"]
+Model = Literal["trained", "untrained"]
+
+UNTRAINED = " untrained"  # what the name of a group on the untrained model ends in
 
 
 class Variant(Config):
@@ -87,6 +91,11 @@ class PlanConfig(Config):
         default_factory=dict, description="settings beside the grid, by name; a null takes one out"
     )
     random: RandomSearch | None = Field(default=None, description="settings drawn at random")
+    untrained: Literal["none", "grid", "all"] = Field(
+        default="none",
+        description="settings that are trained once more, on the activations of the model at its "
+        "initial weights: the null of arXiv 2501.17727",
+    )
 
     @field_validator("architectures", "variants", mode="before")
     @classmethod
@@ -117,6 +126,7 @@ class _Setting:
     vary: Vary
     variant: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
+    model: Model = "trained"
 
 
 def plan_saes(config: PlanConfig) -> pd.DataFrame:
@@ -127,8 +137,9 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
     DataFrame
         One row a SAE: ``sae_id`` (readable, and unique to the whole configuration), ``group``
         (its readable name, equal for SAEs that differ only in their seeds), ``group_digest``
-        (of everything but the seeds), ``seed``, ``hook_name``, ``position``, ``variant`` (its
-        name, empty in the grid), ``training`` (JSON: the fields of
+        (of everything but the seeds), ``seed``, ``hook_name``, ``position``, ``model`` (trained or
+        untrained: whose activations), ``variant`` (its name, empty in the grid), ``training``
+        (JSON: the fields of
         :class:`husai.sae.BankTrainingConfig` that are its own), and the fields of
         :class:`husai.sae.SAEConfig`.
 
@@ -139,7 +150,7 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
         two rows are the same; the message names the field and the value.
     """
     plan = pd.DataFrame(
-        [_row(config, setting, seed) for setting in _settings(config) for seed in config.seeds]
+        [_row(config, setting, seed) for setting in _all_settings(config) for seed in config.seeds]
     )
     repeated = plan.loc[plan["sae_id"].duplicated(), "sae_id"].unique()
     if len(repeated):
@@ -150,6 +161,21 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
             f"campaign.plan: different SAEs in a group of one name: {digests[digests > 1].index[0]}"
         )
     return plan
+
+
+def plan_keys(plan: pd.DataFrame) -> list[str]:
+    """Name the activations that each row of a plan is trained on."""
+    places = zip(plan["hook_name"], plan["position"], plan["model"], strict=True)
+    return [activation_key(hook, int(position), model) for hook, position, model in places]
+
+
+def _all_settings(config: PlanConfig) -> Iterator[_Setting]:
+    yield from _settings(config)
+    if config.untrained == "none":
+        return
+    for setting in _settings(config):
+        if config.untrained == "all" or not setting.variant:
+            yield replace(setting, name=setting.name + UNTRAINED, model="untrained")
 
 
 def _settings(config: PlanConfig) -> Iterator[_Setting]:
@@ -244,6 +270,8 @@ def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
     content = {**sae.model_dump(mode="json"), **where}
     if setting.training:
         content["training"] = dict(setting.training)
+    if setting.model != "trained":
+        content["model"] = setting.model
     same = {key: value for key, value in content.items() if key not in SEED_FIELDS}
     if setting.vary != config.vary:
         # the same setting, yet its seeds mean something else: no group to be mixed with the other
@@ -254,6 +282,7 @@ def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
         "group_digest": _digest(same),
         "seed": seed,
         **where,
+        "model": setting.model,
         "variant": setting.variant,
         "training": json.dumps(dict(setting.training), sort_keys=True),
         **config_cells(sae),

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from husai import __version__
-from husai.activations import Activations, activation_key
-from husai.campaign.plan import records, row_config
+from husai.activations import Activations
+from husai.campaign.plan import plan_keys, records, row_config
 from husai.errors import InputError
 from husai.sae.config import BankTrainingConfig, SAEConfig
 
@@ -60,11 +60,7 @@ def train_plan(
     from husai.sae import group_into_banks, train_bank
     from husai.sae.train import prepare_rows
 
-    keys = [
-        activation_key(hook_name, position)
-        for hook_name, position in zip(plan["hook_name"], plan["position"], strict=True)
-    ]
-    for key, rows_of_plan in plan.groupby(pd.Series(keys, plan.index), sort=False):
+    for key, rows_of_plan in plan.groupby(pd.Series(plan_keys(plan), plan.index), sort=False):
         if key not in activations:
             raise InputError(
                 f"campaign.plan: no activations of '{key}'; there are: "

@@ -28,29 +28,40 @@ logger = logging.getLogger(__name__)
 def extract(
     transformer: TensorFile, examples: pd.DataFrame, activations: ExtractionConfig
 ) -> dict[str, TensorFile]:
-    """Run the trained transformer over every example and keep the chosen hooks."""
+    """Run the trained transformer over every example and keep the chosen hooks.
+
+    And, where they are asked for, those of the same transformer at its initial weights.
+    """
     import torch
 
-    from husai.transformer import TrainedTransformer
+    from husai.transformer import TrainedTransformer, build_transformer
 
     trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
     tokens = examples.filter(regex=r"^token_\d+$").to_numpy(dtype="int64", copy=True)
     split = examples["split"].map({name: index for index, name in enumerate(SPLITS)})
     frequencies = _key_frequencies(trained)
-    extracted = extract_activations(
-        trained.build(),
-        torch.from_numpy(tokens),
-        torch.from_numpy(split.to_numpy(dtype="int64", copy=True)),
-        activations,
-        {
-            "config": trained.model_config.model_dump(mode="json"),
-            "vocabulary": trained.vocabulary.model_dump(mode="json"),
-        },
-    )
-    return {
-        rows.key: TensorFile(*_with_planes(rows, trained, frequencies).to_tensors())
-        for rows in extracted
-    }
+    vocabulary = trained.vocabulary
+    models = {True: trained.build()}
+    if activations.untrained:
+        # the seed of the configuration decides the initial weights
+        models[False] = build_transformer(
+            trained.model_config, vocabulary.d_vocab, vocabulary.n_ctx
+        ).eval()
+    files = {}
+    for is_trained, model in models.items():
+        for rows in extract_activations(
+            model,
+            torch.from_numpy(tokens),
+            torch.from_numpy(split.to_numpy(dtype="int64", copy=True)),
+            activations,
+            {
+                "config": trained.model_config.model_dump(mode="json"),
+                "vocabulary": vocabulary.model_dump(mode="json"),
+            },
+        ):
+            kept = _with_planes(replace(rows, trained=is_trained), trained, frequencies)
+            files[kept.key] = TensorFile(*kept.to_tensors())
+    return files
 
 
 def _key_frequencies(trained: TrainedTransformer) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from husai.activations import activation_key
+from husai.campaign.plan import UNTRAINED, plan_keys
 from husai.consistency.config import ConsistencyConfig
 from husai.errors import InputError
 from husai.pipelines.activation_extraction.nodes import load_activations
@@ -41,13 +41,15 @@ def compare(
     """Compare the SAEs of every group across their seeds, beside every null."""
     from husai.consistency import activation_covariance, consistency_report
 
-    rows = load_activations(activations, plan_key(sae_plan))
+    trained = sae_plan[sae_plan["model"] == "trained"]
+    rows = load_activations(activations, plan_key(trained))
     report = consistency_report(
-        sae_records(sae_plan, saes, rows.values)
+        sae_records(trained, saes, rows.values)
         + external_records(external_saes, rows.values.numpy()),
         consistency,
         covariance=activation_covariance(rows.values.numpy()),
         planes=None if rows.planes is None else rows.planes.numpy(),
+        untrained=untrained_records(sae_plan, saes, activations),
     )
     summary = {
         **report.summary,
@@ -128,13 +130,27 @@ def plot_similarity(
 
 def plan_key(sae_plan: pd.DataFrame) -> str:
     """Name the one hook and position that the plan's SAEs are trained on."""
-    places = sae_plan[["hook_name", "position"]].drop_duplicates()
-    if len(places) != 1:
+    keys = sorted(set(plan_keys(sae_plan)))
+    if len(keys) != 1:
         raise InputError(
-            f"the plan's SAEs read {len(places)} different hooks or positions; features of "
+            f"the plan's SAEs read {len(keys)} different hooks or positions; features of "
             "different spaces cannot be matched, compare one hook at a time"
         )
-    return activation_key(places["hook_name"].iloc[0], int(places["position"].iloc[0]))
+    return keys[0]
+
+
+def untrained_records(
+    sae_plan: pd.DataFrame,
+    saes: Mapping[str, Callable[[], TensorFile]],
+    activations: Mapping[str, Callable[[], TensorFile]],
+) -> list[SAERecord]:
+    """Give the SAEs of the untrained model, under the names of the groups they are a null of."""
+    untrained = sae_plan[sae_plan["model"] == "untrained"]
+    if untrained.empty:
+        return []
+    rows = load_activations(activations, plan_key(untrained))
+    names = untrained["group"].str.removesuffix(UNTRAINED)
+    return sae_records(untrained.assign(group=names), saes, rows.values)
 
 
 def sae_records(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from husai.activations import activation_key
 from husai.campaign import CampaignConfig, plan_saes, train_plan
+from husai.campaign.plan import plan_keys
 from husai.errors import InputError
 from husai.pipelines.activation_extraction.nodes import load_activations
 from husai.sae.config import BankTrainingConfig
@@ -40,11 +40,7 @@ def train(
     """Train every planned SAE in banks; each is saved as soon as its bank has finished."""
     from husai.sae import to_tensors
 
-    keys = {
-        activation_key(hook_name, position)
-        for hook_name, position in zip(sae_plan["hook_name"], sae_plan["position"], strict=True)
-    }
-    rows = {key: load_activations(activations, key) for key in sorted(keys)}
+    rows = {key: load_activations(activations, key) for key in sorted(set(plan_keys(sae_plan)))}
     for sae_id, sae, _ in train_plan(
         sae_plan, rows, training, checkpoint_dir=checkpoints, store_dir=store
     ):
