@@ -43,6 +43,8 @@ CASES = {
     "saelens": ("relu", "topk", "batch_topk"),
 }
 LEARNING_RATE = 1e-3
+# what is freed goes back at once, so that what is resident is in use
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def resident_mb() -> float:
@@ -79,7 +81,9 @@ def make_rows(n: int) -> Any:
 # ---- the peers' side: runs in their environment, talks through standard input and output ----
 
 
-def peer_stepper(peer: str, architecture: str, d_sae: int, steps: int) -> tuple[Any, Any]:
+def peer_stepper(
+    peer: str, architecture: str, d_sae: int, steps: int, learning_rate: float
+) -> tuple[Any, Any]:
     """A function that makes one training step on a batch, and one that reconstructs."""
     import torch
 
@@ -96,7 +100,7 @@ def peer_stepper(peer: str, architecture: str, d_sae: int, steps: int) -> tuple[
             "dict_size": d_sae,
             "layer": 0,
             "lm_name": "none",
-            "lr": LEARNING_RATE,
+            "lr": learning_rate,
             "warmup_steps": min(100, steps // 4),
             "device": "cpu",
             "seed": 0,
@@ -121,7 +125,7 @@ def peer_stepper(peer: str, architecture: str, d_sae: int, steps: int) -> tuple[
         from sparsify import SparseCoder, SparseCoderConfig
 
         sae = SparseCoder(D_IN, SparseCoderConfig(num_latents=d_sae, k=K))
-        optimizer = torch.optim.Adam(sae.parameters(), lr=LEARNING_RATE)
+        optimizer = torch.optim.Adam(sae.parameters(), lr=learning_rate)
         since = torch.zeros(d_sae, dtype=torch.long)
 
         def update(x: Any) -> None:
@@ -158,7 +162,7 @@ def peer_stepper(peer: str, architecture: str, d_sae: int, steps: int) -> tuple[
         model = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D_IN, d_sae=d_sae, k=K))
     else:
         model = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=d_sae, k=K))
-    adam = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    adam = torch.optim.Adam(model.parameters(), lr=learning_rate)
     passes = torch.zeros(d_sae)
     scores = torch.zeros(d_sae)
     made = {"steps": 0}
@@ -206,15 +210,17 @@ def peer_main(peer: str, directory: str) -> None:
     os.dup2(2, 1)  # whatever the peers print goes to standard error
     for line in sys.stdin:
         ask = json.loads(line)
-        key = f"{ask['architecture']} {ask['d_sae']}"
+        rate = ask.get("learning_rate", LEARNING_RATE)
+        key = f"{ask['architecture']} {ask['d_sae']} {rate}"
         fresh = key not in made
         if fresh:
             made = {}  # one at a time
             before = resident_mb()
-            made[key] = peer_stepper(peer, ask["architecture"], ask["d_sae"], ask["total"])
+            made[key] = peer_stepper(peer, ask["architecture"], ask["d_sae"], ask["total"], rate)
         update, reconstruct = made[key]
         n = ask["steps"]
-        batches = [rows[torch.randint(len(rows), (BATCH,), generator=generator)] for _ in range(n)]
+        size = (ask.get("batch_size", BATCH),)
+        batches = [rows[torch.randint(len(rows), size, generator=generator)] for _ in range(n)]
         started = clock()
         for batch in batches:
             update(batch)
@@ -237,8 +243,9 @@ def peer_main(peer: str, directory: str) -> None:
 class Peer:
     """A peer's process."""
 
-    def __init__(self, name: str, directory: str) -> None:
-        environment = os.environ | {"SPARSIFY_DISABLE_TRITON": "1", "OMP_NUM_THREADS": str(THREADS)}
+    def __init__(self, name: str, directory: str, measure_memory: bool = False) -> None:
+        environment = os.environ | (ALLOCATOR if measure_memory else {})
+        environment |= {"SPARSIFY_DISABLE_TRITON": "1", "OMP_NUM_THREADS": str(THREADS)}
         self.process = subprocess.Popen(
             [str(PEERS), __file__, "--peer", name, directory],
             stdin=subprocess.PIPE,
@@ -477,12 +484,16 @@ def measure_memory(directory: str) -> list[dict[str, Any]]:
             for n in (SEEDS, 1):
                 command = [sys.executable, __file__, "--memory-of", architecture]
                 done = subprocess.run(
-                    [*command, str(d_sae), str(n)], check=True, capture_output=True, text=True
+                    [*command, str(d_sae), str(n)],
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=os.environ | ALLOCATOR,
                 )
                 entry[f"ours, bank of {n}"] = round(float(done.stdout), 1)
             for name, known in CASES.items():
                 if architecture in known:
-                    peer = Peer(name, directory)
+                    peer = Peer(name, directory, measure_memory=True)
                     # another shape first: what a first step sets up is no part of a SAE
                     peer.ask(architecture=architecture, d_sae=64, steps=1, total=1000)
                     answer = peer.ask(architecture=architecture, d_sae=d_sae, steps=2, total=1000)
@@ -503,64 +514,89 @@ def memory_main(architecture: str, d_sae: int, n: int) -> None:
     print((peak_mb() - before) / n)
 
 
-def measure_quality(directory: str, rows: Any, held_out: Any, steps: int) -> list[dict[str, Any]]:
-    """FVU at equal L0 after the same number of rows, d_sae 1,024.
+def measure_quality(directory: str, rows: Any, held_out: Any) -> list[dict[str, Any]]:
+    """FVU at equal L0 after the same number of rows, each at its best of three learning rates.
 
-    ReLU's L0 cannot be set: ours is trained at several weights of the penalty, and its FVU read
-    off between them, in log L0, at the L0 that each peer came to with its own default.
+    Smaller than the speed's setting, so that slow peers end. ReLU's L0 cannot be set: ours is
+    trained at several weights of the penalty, and its FVU read off between them, in log L0, at
+    the L0 that each peer came to with its own default.
     """
     import numpy as np
 
     from husai.sae import BankTrainingConfig, SAEConfig, train_bank
 
+    d_sae, batch_size, steps, rates = 512, 1024, 1000, (1e-3, 2e-3, 4e-3)
+    training = BankTrainingConfig(
+        threads=THREADS, steps=steps, batch_size=batch_size, eval_interval=steps
+    )
     found = []
     for architecture in ("topk", "batch_topk", "relu"):
-        training = BankTrainingConfig(
-            threads=THREADS, steps=steps, batch_size=BATCH, eval_interval=steps
-        )
-        if architecture == "relu":
-            configs = [
-                SAEConfig(
-                    architecture="relu",
-                    d_sae=1024,
-                    l1_coefficient=weight,
-                    init_seed=0,
-                    learning_rate=LEARNING_RATE,
-                )
-                for weight in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-            ]
-        else:
-            configs = [our_config(architecture, 1024, seed) for seed in range(4)]
+        weights = (0.03, 0.1, 0.3, 1.0, 3.0) if architecture == "relu" else (None,)
+        seeds = (0,) if architecture == "relu" else (0, 1, 2)
+        configs = [
+            SAEConfig(
+                architecture=architecture,
+                d_sae=d_sae,
+                k=None if architecture == "relu" else K,
+                l1_coefficient=weight,
+                init_seed=seed,
+                learning_rate=rate,
+            )
+            for rate in rates
+            for weight in weights
+            for seed in seeds
+        ]
         saes = train_bank(rows, configs, training, eval_rows=held_out)
         entry: dict[str, Any] = {
             "architecture": architecture,
-            "d_sae": 1024,
+            "d_sae": d_sae,
+            "batch_size": batch_size,
             "steps": steps,
-            "ours": {
-                "fvu": [round(s.metrics["fvu"], 4) for s in saes],
-                "l0": [round(s.metrics["l0"], 2) for s in saes],
-            },
+            "ours": [
+                {
+                    "learning_rate": sae.config.learning_rate,
+                    "l1_coefficient": sae.config.l1_coefficient,
+                    "fvu": round(sae.metrics["fvu"], 4),
+                    "l0": round(sae.metrics["l0"], 2),
+                }
+                for sae in saes
+            ],
         }
         for name, known in CASES.items():
-            if architecture in known:
+            if architecture not in known:
+                continue
+            entry[name] = []
+            for rate in rates:
                 peer = Peer(name, directory)
                 answer = peer.ask(
-                    architecture=architecture, d_sae=1024, steps=steps, total=steps, evaluate=True
+                    architecture=architecture,
+                    d_sae=d_sae,
+                    batch_size=batch_size,
+                    steps=steps,
+                    total=steps,
+                    learning_rate=rate,
+                    evaluate=True,
                 )
                 peer.close()
-                entry[name] = {"fvu": round(answer["fvu"], 4), "l0": round(answer["l0"], 2)}
+                cell = {
+                    "learning_rate": rate,
+                    "fvu": round(answer["fvu"], 4),
+                    "l0": round(answer["l0"], 2),
+                }
                 if architecture == "relu":
-                    l0, fvu = (
-                        np.log([max(s.metrics[key], 1e-9) for s in saes]) for key in ("l0", "fvu")
-                    )
-                    order = np.argsort(l0)
-                    at = np.log(answer["l0"])
-                    inside = l0.min() <= at <= l0.max()
-                    entry[name]["ours_fvu_at_this_l0"] = (
-                        round(float(np.exp(np.interp(at, l0[order], fvu[order]))), 4)
-                        if inside
-                        else None
-                    )
+                    read = []
+                    for mine in rates:
+                        curve = sorted(
+                            (np.log(max(s.metrics["l0"], 1e-9)), np.log(s.metrics["fvu"]))
+                            for s in saes
+                            if s.config.learning_rate == mine
+                        )
+                        l0, fvu = np.array(curve).T
+                        at = np.log(answer["l0"])
+                        if l0[0] <= at <= l0[-1]:
+                            read.append(float(np.exp(np.interp(at, l0, fvu))))
+                    cell["ours_at_this_l0"] = round(min(read), 4) if read else None
+                entry[name].append(cell)
         print(json.dumps(entry), flush=True)
         found.append(entry)
     return found
@@ -609,7 +645,7 @@ def main() -> None:
         for part in asked or ["table", "rest"]:
             commands[part] = command
             if part == "quality":
-                result["quality"] = measure_quality(directory, rows, held_out, 600)
+                result["quality"] = measure_quality(directory, rows, held_out)
                 continue
             if part == "memory":
                 result["memory_mb_per_sae"] = measure_memory(directory)

@@ -15,6 +15,7 @@ STUDY = (
     "transformer_training",
     "activation_extraction",
     "sae_training",
+    "loss_recovery",
     "consistency_analysis",
     "reporting",
 )

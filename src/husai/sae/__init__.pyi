@@ -7,7 +7,7 @@ from .architectures import (
 from .bank import SAEBank, geometric_median, group_into_banks
 from .config import BankTrainingConfig, SAEConfig
 from .formats import detect_format, export_sae, load_dictionary, load_sae
-from .metrics import evaluate
+from .metrics import evaluate, loss_recovered
 from .train import train_bank
 from .trained import TrainedSAE, from_tensors, save_sae, to_tensors
 
@@ -27,6 +27,7 @@ __all__ = [
     "group_into_banks",
     "load_dictionary",
     "load_sae",
+    "loss_recovered",
     "register_architecture",
     "save_sae",
     "to_tensors",

@@ -58,7 +58,7 @@ class SAEConfig(Config):
         description="Seed of the order of the rows (and of resampling). Equal in all SAEs of a "
         "bank: they see the same batches.",
     )
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size after warm-up.")
+    learning_rate: float = Field(2e-3, gt=0, description="Adam's step size after warm-up.")
     warmup_steps: int | None = Field(
         None, ge=0, description="Linear warm-up of the learning rate; the bank's when not given."
     )
@@ -111,7 +111,13 @@ class BankTrainingConfig(Config):
 
     optimizer: Literal["adam", "adamw"] = Field("adam", description="adamw decays the encoder.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the first moment.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="Adam's decay of the second moment.")
+    beta2: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        description="Adam's decay of the second moment. The gradient shrinks as the loss falls: "
+        "with 0.999 the large ones of the start hold the steps down for a thousand more.",
+    )
     epsilon: float = Field(1e-8, gt=0, description="Adam's ε.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of W_enc, adamw only.")
     warmup_steps: int = Field(100, ge=0, description="Linear warm-up of the learning rate.")

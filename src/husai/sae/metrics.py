@@ -10,11 +10,13 @@ from husai.sae.trained import TrainedSAE
 
 CHUNK = 2048
 
+LossWith = Callable[[Callable[[torch.Tensor], torch.Tensor]], float]
+
 
 def evaluate(
     sae: TrainedSAE,
     rows: torch.Tensor,
-    loss_with: Callable[[Callable[[torch.Tensor], torch.Tensor]], float] | None = None,
+    loss_with: LossWith | None = None,
 ) -> tuple[dict[str, float], torch.Tensor]:
     """Measure a SAE on rows it was not trained on.
 
@@ -26,7 +28,7 @@ def evaluate(
         ``[n, d_in]``.
     loss_with
         Gives the loss of the model the rows come from when a function is applied to the hooked
-        activations. With it, ``loss_recovered`` = (L_zero − L_sae) / (L_zero − L_clean).
+        activations: adds what :func:`loss_recovered` gives.
 
     Returns
     -------
@@ -71,11 +73,37 @@ def evaluate(
         "cosine_to_init": float(cosine.mean()),
     }
     if loss_with is not None:
-        clean = loss_with(lambda x: x)
-        zero = loss_with(torch.zeros_like)
-        spliced = loss_with(lambda x: sae.decode(sae.encode(x)))
-        metrics["loss_clean"] = clean
-        metrics["loss_zero"] = zero
-        metrics["loss_spliced"] = spliced
-        metrics["loss_recovered"] = (zero - spliced) / (zero - clean)
+        metrics |= loss_recovered(sae, loss_with)
     return metrics, density
+
+
+def loss_recovered(
+    sae: TrainedSAE, loss_with: LossWith, bounds: tuple[float, float] | None = None
+) -> dict[str, float]:
+    """Measure how much of a model's loss comes back when a reconstruction is spliced in.
+
+    Parameters
+    ----------
+    sae
+        The SAE; it encodes as at inference.
+    loss_with
+        See :func:`evaluate`.
+    bounds
+        ``loss_clean`` and ``loss_zero`` where they are known already: they are the same for all
+        SAEs of one place.
+
+    Returns
+    -------
+    dict
+        ``loss_clean``, ``loss_zero`` (activations replaced by 0), ``loss_spliced``, and
+        ``loss_recovered`` = (L_zero − L_spliced) / (L_zero − L_clean): 1 for a perfect
+        reconstruction, 0 for one that is no better than zeros.
+    """
+    clean, zero = bounds or (loss_with(lambda x: x), loss_with(torch.zeros_like))
+    spliced = loss_with(lambda x: sae.decode(sae.encode(x)))
+    return {
+        "loss_clean": clean,
+        "loss_zero": zero,
+        "loss_spliced": spliced,
+        "loss_recovered": (zero - spliced) / (zero - clean),
+    }

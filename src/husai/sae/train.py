@@ -21,12 +21,11 @@ from husai.sae.checkpoint import Checkpoint, read_latest, write_checkpoint
 from husai.sae.config import BankTrainingConfig, SAEConfig
 from husai.sae.dead import resample_dead_latents
 from husai.sae.dense import DenseEngine
-from husai.sae.metrics import evaluate
+from husai.sae.metrics import LossWith, evaluate
 from husai.sae.schedule import StepTable, batch_rows, step_table
 from husai.sae.sparse import SparseEngine, one_thread
 from husai.sae.trained import TrainedSAE
 
-LossWith = Callable[[Callable[[torch.Tensor], torch.Tensor]], float]
 OnFinish = Callable[[int, TrainedSAE], None]
 
 TRAINING_MEANS = ("loss", "train_fvu", "auxiliary", "train_l0")

@@ -11,6 +11,7 @@ from .model import (
     load_transformer,
     save_transformer,
 )
+from .splice import spliced_loss
 from .training import evaluate_transformer, train_transformer
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "load_transformer",
     "progress_measures",
     "save_transformer",
+    "spliced_loss",
     "train_transformer",
 ]

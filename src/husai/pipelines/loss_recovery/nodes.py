@@ -1,0 +1,58 @@
+"""The node that splices reconstructions into the transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+
+from husai.errors import InputError
+from husai.pipelines.sae_training.nodes import load_saes
+from husai.storage import TensorFile
+
+HELD_OUT = "test"
+
+
+def recover(
+    sae_plan: pd.DataFrame,
+    saes: Mapping[str, Callable[[], TensorFile]],
+    transformer: TensorFile,
+    examples: pd.DataFrame,
+) -> pd.DataFrame:
+    """Tabulate the loss each SAE recovers, on examples the transformer was not trained on.
+
+    SAEs of the untrained model are left out: it has no loss to recover.
+    """
+    import torch
+
+    from husai.sae import loss_recovered
+    from husai.transformer import TrainedTransformer, spliced_loss
+
+    trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
+    model = trained.build()
+    held_out = examples[examples["split"] == HELD_OUT]
+    if held_out.empty:
+        raise InputError(f"examples: none of the split '{HELD_OUT}' to measure the loss on")
+    tokens = held_out.filter(regex=r"^token_\d+$").to_numpy(dtype="int64", copy=True)
+    answers = held_out["answer"].to_numpy(dtype="int64", copy=True)
+    plan = sae_plan[sae_plan["model"] == "trained"]
+    rows = []
+    for (hook_name, position), of_place in plan.groupby(["hook_name", "position"], sort=False):
+        loss_with = spliced_loss(
+            model,
+            torch.from_numpy(tokens),
+            torch.from_numpy(answers),
+            hook_name,
+            int(position),
+            answer_position=trained.vocabulary.answer_position,
+        )
+        bounds: tuple[float, float] | None = None
+        for sae_id, sae in load_saes(of_place, saes).items():
+            if sae.failure is not None:
+                continue
+            found = loss_recovered(sae, loss_with, bounds)
+            bounds = found["loss_clean"], found["loss_zero"]
+            measured = {name: sae.metrics[name] for name in ("l0", "fvu", "converged")}
+            rows.append({"sae_id": sae_id, **found, **measured})
+    columns = ["sae_id", "group", "architecture", "d_sae", "seed", "hook_name", "position"]
+    return plan[columns].merge(pd.DataFrame(rows), on="sae_id", validate="one_to_one")
