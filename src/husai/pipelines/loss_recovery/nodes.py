@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
+from husai.campaign.plan import records
 from husai.errors import InputError
 from husai.pipelines.sae_training.nodes import load_saes
 from husai.storage import TensorFile
@@ -37,13 +38,16 @@ def recover(
     answers = held_out["answer"].to_numpy(dtype="int64", copy=True)
     plan = sae_plan[sae_plan["model"] == "trained"]
     rows = []
-    for (hook_name, position), of_place in plan.groupby(["hook_name", "position"], sort=False):
+    places = plan[["hook_name", "position"]].drop_duplicates()
+    for place in records(places):
+        hook_name, position = str(place["hook_name"]), int(place["position"])
+        of_place = plan[(plan["hook_name"] == hook_name) & (plan["position"] == position)]
         loss_with = spliced_loss(
             model,
             torch.from_numpy(tokens),
             torch.from_numpy(answers),
             hook_name,
-            int(position),
+            position,
             answer_position=trained.vocabulary.answer_position,
         )
         bounds: tuple[float, float] | None = None
