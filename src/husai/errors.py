@@ -6,3 +6,11 @@ class InputError(ValueError):
 
     Command-line entry points print the message as one line and exit with code 2.
     """
+
+
+class CampaignStopped(RuntimeError):
+    """A campaign ended before all of its SAEs were trained; started again, it goes on.
+
+    The message says why, what was done, and what to do. Kedro's command line prints it as one
+    line and exits with 3.
+    """

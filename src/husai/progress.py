@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -21,6 +24,38 @@ class _Lines:
 
     def flush(self) -> None:
         self._stream.flush()
+
+
+Sink = Callable[[float, float], None]
+_SINK: ContextVar[Sink | None] = ContextVar("progress_sink", default=None)
+
+
+@contextmanager
+def progress_to(sink: Sink) -> Iterator[None]:
+    """Let the progress bars opened meanwhile report to ``sink(done, total)`` and show nothing.
+
+    So a worker's progress gets to the view that shows all workers.
+    """
+    token = _SINK.set(sink)
+    try:
+        yield
+    finally:
+        _SINK.reset(token)
+
+
+class _Reported(tqdm):  # type: ignore[type-arg]
+    """A bar that is not shown and tells a sink how far it is."""
+
+    def __init__(self, total: int | float, initial: int, sink: Sink) -> None:
+        super().__init__(total=total, disable=True)
+        self._total, self._done, self._sink = float(total), float(initial), sink
+        sink(self._done, self._total)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count ``n`` units of work as done."""
+        self._done += 1 if n is None else n
+        self._sink(self._done, self._total)
+        return None
 
 
 def progress_bar(
@@ -44,6 +79,9 @@ def progress_bar(
     **options
         Further arguments for :class:`tqdm.tqdm`.
     """
+    sink = _SINK.get()
+    if sink is not None:
+        return _Reported(total, initial, sink)
     interactive = sys.stderr.isatty()
     if not interactive:
         options = {"file": _Lines(sys.stderr), "ncols": 100, **options}

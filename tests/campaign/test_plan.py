@@ -118,11 +118,12 @@ def test_one_sparsity_an_architecture():
 
 def shipped_plan(changes: dict[str, Any] | None = None) -> pd.DataFrame:
     """Give the plan of conf/campaign as Kedro reads it."""
+    arguments: dict[str, Any] = dict(CONFIG_LOADER_ARGS)
     loader = OmegaConfigLoader(
         str(PROJECT / "conf"),
         env="campaign",
         runtime_params={"campaign": {"plan": changes}} if changes else None,
-        **CONFIG_LOADER_ARGS,
+        **arguments,
     )
     config = CampaignConfig.model_validate(loader["parameters"]["campaign"])
     return plan_saes(config.plan)

@@ -1,19 +1,23 @@
-from .config import CampaignConfig, ComputeConfig
+from .config import BudgetConfig, CampaignConfig, ComputeConfig
+from .estimate import estimate_campaign
 from .plan import ArchitectureGrid, PlanConfig, Variant, plan_saes, row_config, row_training
-from .run import train_plan
+from .run import CampaignFolders, run_campaign
 from .search import Distribution, RandomSearch, draw_samples
 
 __all__ = [
     "ArchitectureGrid",
+    "BudgetConfig",
     "CampaignConfig",
+    "CampaignFolders",
     "ComputeConfig",
     "Distribution",
     "PlanConfig",
     "RandomSearch",
     "Variant",
     "draw_samples",
+    "estimate_campaign",
     "plan_saes",
     "row_config",
     "row_training",
-    "train_plan",
+    "run_campaign",
 ]

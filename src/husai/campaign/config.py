@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from husai.campaign.plan import PlanConfig
 from husai.config import Config
@@ -13,13 +13,77 @@ from husai.config import Config
 class ComputeConfig(Config):
     """What carries the campaign out."""
 
-    backend: Literal["local"] = Field(
-        default="local", description="local: bank after bank in this process, with all its threads"
+    backend: Literal["local", "ray"] = Field(
+        default="local",
+        description="local: this machine; ray: a Ray cluster (pip install 'husai[ray]')",
+    )
+    processes: int | None = Field(
+        default=None,
+        ge=0,
+        description="local: worker processes; 0 trains in this process, bank after bank. Left "
+        "out: one for every core or GPU, or 0 where the work is too little to start any",
+    )
+    threads: int | None = Field(
+        default=None,
+        gt=0,
+        description="CPU threads of a bank; left out: the cores shared among the processes, and "
+        "with ray cpus_per_bank",
+    )
+    address: str | None = Field(
+        default=None,
+        description="ray: address of a running cluster; left out: RAY_ADDRESS, or one is started "
+        "on this machine",
+    )
+    cpus_per_bank: float = Field(default=1.0, gt=0, description="ray: CPUs a bank holds")
+    gpus_per_bank: float = Field(
+        default=0.0, ge=0, description="ray: GPUs a bank holds; a fraction shares one"
+    )
+    queued_banks: int = Field(
+        default=2, ge=0, description="ray: banks handed over beyond those that can run at once"
+    )
+    bank_memory_gb: float = Field(
+        default=2.0, gt=0, description="largest bank, in GB of state and working memory"
+    )
+    max_retries: int = Field(
+        default=3,
+        ge=0,
+        description="times a bank is started again after its worker or node was lost; what fails "
+        "by itself (NaN, a bad configuration) is never tried twice",
     )
 
 
-class CampaignConfig(Config):
-    """Which SAEs are trained, and by what."""
+class BudgetConfig(Config):
+    """What a campaign may cost. Device: a GPU where a bank holds one, else a CPU thread."""
 
+    rate: float = Field(default=0.0, ge=0, description="price of one device-hour")
+    currency: str = Field(default="EUR", description="of the rate; only shown")
+    max_cost: float | None = Field(
+        default=None, gt=0, description="of the whole campaign, earlier starts included"
+    )
+    max_hours: float | None = Field(
+        default=None, gt=0, description="hours by the clock from this start"
+    )
+
+    @model_validator(mode="after")
+    def _cost_needs_a_rate(self) -> BudgetConfig:
+        if self.max_cost is not None and self.rate == 0:
+            raise ValueError(f"max_cost: {self.max_cost} needs a rate above 0")
+        return self
+
+
+class CampaignConfig(Config):
+    """Which SAEs are trained, by what, and for how much."""
+
+    name: str = Field(
+        default="study", min_length=1, description="what its results are found by afterwards"
+    )
     plan: PlanConfig
     compute: ComputeConfig = ComputeConfig()
+    budget: BudgetConfig = BudgetConfig()
+    max_failures: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="part of the SAEs that may fail (a loss that is not finite) before the "
+        "campaign ends with an error",
+    )

@@ -1,40 +1,98 @@
-"""Carry out a plan: bank after bank, keeping what is already trained."""
+"""Carry out a plan: submit banks, keep the ledger, recover what is lost, mind the budget."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from husai import __version__
-from husai.activations import Activations
-from husai.campaign.plan import plan_keys, records, row_config
-from husai.errors import InputError
+from husai.activations import Activations, activation_key
+from husai.campaign.banks import Bank, RowsInfo, adopt_banks, make_banks
+from husai.campaign.budget import Budget, Calibrations, Estimates
+from husai.campaign.config import CampaignConfig
+from husai.campaign.executors import Done, Event, Lost, Progress, check_backend, make_executor
+from husai.campaign.ledger import DONE, FAILED, PLANNED, RUNNING, Ledger
+from husai.campaign.live import LiveView
+from husai.campaign.plan import records, row_config, row_training
+from husai.campaign.store import Store, locked, remove_leftovers
+from husai.campaign.work import Broken, Calibration, Trained
+from husai.errors import CampaignStopped, InputError
 from husai.sae.config import BankTrainingConfig, SAEConfig
+from husai.storage import TensorFile, atomic_path
 
 if TYPE_CHECKING:
+    from husai.campaign.executors import Executor
     from husai.sae import TrainedSAE
 
 logger = logging.getLogger(__name__)
 
+POLL_SECONDS = 0.5
+"""How long the driver waits for news before it looks at budget and ledger again."""
 
-def train_plan(
+SPENT_SECONDS = 10.0
+"""How often the ledger is told what running banks have cost: what a killed driver forgets."""
+
+LEDGER, CALIBRATIONS, FAILURES, QUARANTINE = (
+    "ledger.jsonl",
+    "calibrations.json",
+    "failures.csv",
+    "quarantine",
+)
+
+
+@dataclass(frozen=True)
+class CampaignFolders:
+    """Where a campaign works.
+
+    Attributes
+    ----------
+    store
+        Trained SAEs, ``<sae_id>.safetensors``: what is here is not trained again.
+    checkpoints
+        Checkpoints of the banks; on a disk that all nodes see, where there are several.
+    campaign
+        Ledger, measured costs, failures, lock, and what was moved out of the store.
+    """
+
+    store: Path
+    checkpoints: Path
+    campaign: Path
+
+
+@dataclass
+class _Running:
+    """A bank that was submitted."""
+
+    bank: Bank
+    submitted: float
+    started: float | None = None
+    told: float = 0.0
+
+    def seconds(self) -> float:
+        """Since its worker began; 0 while it waits for one."""
+        return 0.0 if self.started is None else time.monotonic() - self.started
+
+
+def run_campaign(
     plan: pd.DataFrame,
     activations: Mapping[str, Activations],
     training: BankTrainingConfig,
+    campaign: CampaignConfig,
+    folders: CampaignFolders,
     *,
-    checkpoint_dir: Path | None = None,
-    store_dir: Path | None = None,
     progress: bool = True,
-) -> Iterator[tuple[str, TrainedSAE, bool]]:
-    """Train every SAE of a plan, in banks, and give each as soon as its bank has finished.
+) -> Iterator[tuple[str, TrainedSAE]]:
+    """Train every SAE of a plan that is not trained yet, and give each once its bank has ended.
+
+    The consumer saves a SAE into ``folders.store`` before it asks for the next one; then the
+    ledger says that it is done.
 
     Parameters
     ----------
@@ -43,87 +101,484 @@ def train_plan(
     activations
         Rows by key (hook and position) for every key in the plan.
     training
-        What the SAEs share.
-    checkpoint_dir
-        Folder for the banks' checkpoints: an interrupted bank goes on from its last one.
-    store_dir
-        Folder with SAEs of earlier runs, ``<sae_id>.safetensors``. One that was trained with the
-        same configuration on the same rows is given again and not trained again.
+        What the SAEs share, but for what the plan says is a row's own.
+    campaign
+        What carries the campaign out, and its budget.
+    folders
+        Where it works.
     progress
-        Show a progress bar.
+        Show the live view.
 
     Yields
     ------
-    sae_id, sae, reused
-        Reused ones first.
+    sae_id, sae
+        One whose loss was not finite comes with its ``failure``, and is not tried again.
+
+    Raises
+    ------
+    InputError
+        Before any work, when the plan does not fit the rows, or another campaign works here.
+    CampaignStopped
+        When a budget's limit was reached, the machine cannot go on, or SAEs could not be trained.
     """
-    from husai.sae import group_into_banks, train_bank
+    check_backend(campaign.compute)
+    with locked(folders.campaign, "this campaign"):
+        remove_leftovers(folders.store)
+        work = _Campaign(plan, activations, training, campaign, folders, progress)
+        yield from work.run()
+
+
+def planned_banks(
+    plan: pd.DataFrame, activations: Mapping[str, Activations], training: BankTrainingConfig
+) -> list[Bank]:
+    """Give the plan's SAEs as one bank for each training and rows, of any shapes.
+
+    Raises
+    ------
+    InputError
+        When rows are missing or cannot be trained on.
+    """
     from husai.sae.train import prepare_rows
 
-    for key, rows_of_plan in plan.groupby(pd.Series(plan_keys(plan), plan.index), sort=False):
+    groups: dict[tuple[str, str], Bank] = {}
+    for row in records(plan):
+        key = activation_key(row["hook_name"], row["position"], row["model"])
         if key not in activations:
             raise InputError(
                 f"campaign.plan: no activations of '{key}'; there are: "
                 f"{', '.join(sorted(activations))}"
             )
-        rows = activations[key].values
-        fingerprint = prepare_rows(rows, None, training).fingerprint
-        wanted = {row["sae_id"]: row_config(row) for row in records(rows_of_plan)}
-        missing = {}
-        for sae_id, config in wanted.items():
-            kept = _kept(store_dir, sae_id)
-            if kept is not None and is_same(kept, config, training, fingerprint):
-                yield sae_id, kept, True
-            else:
-                missing[sae_id] = config
-        if len(missing) < len(wanted):
-            logger.info(
-                "%d of %d SAEs are already trained on these rows and are kept",
-                len(wanted) - len(missing),
-                len(wanted),
+        own = row_training(row, training)
+        group = (key, own.model_dump_json())
+        if group not in groups:
+            values = activations[key].values
+            rows = RowsInfo(
+                key, len(values), values.shape[1], prepare_rows(values, None, own).fingerprint
             )
-        names = list(missing)
-        for bank in group_into_banks(list(missing.values())):
-            ids = [names[index] for index in bank]
-            folder = None
-            if checkpoint_dir is not None:
-                folder = checkpoint_dir / _bank_name(ids, training, fingerprint)
-            configs = [missing[sae_id] for sae_id in ids]
-            trained = train_bank(rows, configs, training, checkpoint_dir=folder, progress=progress)
-            for sae_id, sae in zip(ids, trained, strict=True):
-                provenance = {**sae.provenance, "husai": __version__}
-                yield sae_id, replace(sae, provenance=provenance), False
-            # the consumer has saved them all by now
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+            groups[group] = Bank((), (), own, rows)
+        bank = groups[group]
+        groups[group] = replace(
+            bank, ids=(*bank.ids, row["sae_id"]), configs=(*bank.configs, row_config(row))
+        )
+    return list(groups.values())
 
 
-def is_same(
-    sae: TrainedSAE, config: SAEConfig, training: BankTrainingConfig, fingerprint: str
-) -> bool:
-    """Whether a SAE is what training this configuration on these rows would give."""
-    return (
-        sae.failure is None
-        and sae.config == config
-        and sae.provenance.get("training") == training.model_dump(mode="json")
-        and sae.provenance.get("rows", {}).get("fingerprint") == fingerprint
-        and sae.provenance.get("husai") == __version__
+class _Campaign:
+    """One start of a campaign."""
+
+    def __init__(
+        self,
+        plan: pd.DataFrame,
+        activations: Mapping[str, Activations],
+        training: BankTrainingConfig,
+        campaign: CampaignConfig,
+        folders: CampaignFolders,
+        progress: bool,
+    ) -> None:
+        self.config = campaign
+        self.folders = folders
+        self.activations = activations
+        self.show = progress
+        self.ids = plan["sae_id"].tolist()
+        self.ledger = Ledger(folders.campaign / LEDGER)
+        self.planned = planned_banks(plan, activations, training)
+        self.failed: dict[str, str] = {}
+        self.without_file: set[str] = set()
+        self._sort_out()
+        self.running: dict[str, _Running] = {}
+        self.losses: dict[str, int] = {}
+        self.refusal: str | None = None
+        self.executor: Executor
+        self.view: LiveView
+        self.budget: Budget
+        self.estimates: Estimates
+
+    def _sort_out(self) -> None:
+        """Find out what is missing; bring the ledger up to what the store holds."""
+        store = Store(self.folders.store, self.folders.campaign / QUARANTINE)
+        interrupted = [i for i in self.ids if self._status(i) == RUNNING]
+        self.ledger.record("lost", interrupted, reason="the campaign was interrupted")
+        found = look_through(self.planned, store)
+        self.planned = found.groups
+        self.kept = len(found.kept)
+        self.failed |= found.failed
+        self.ledger.record(DONE, [i for i in found.kept if self._status(i) != DONE])
+        for sae_id, reason in found.failed.items():
+            if self._status(sae_id) != FAILED:
+                self.ledger.record(FAILED, [sae_id], reason=reason)
+        for sae_id, problem in found.unfit.items():
+            moved = store.move_out(sae_id)
+            logger.warning("%s: %s; moved to %s, it is trained again", sae_id, problem, moved)
+            self.ledger.record(PLANNED, [sae_id], reason=f"moved to {QUARANTINE}: {problem}")
+        missing = [i for group in self.planned for i in group.ids if i in group.wanted]
+        self.ledger.record(PLANNED, [i for i in missing if self._status(i) != PLANNED])
+
+    def _status(self, sae_id: str) -> str | None:
+        entry = self.ledger.entries.get(sae_id)
+        return None if entry is None else entry.status
+
+    def run(self) -> Iterator[tuple[str, TrainedSAE]]:
+        """Train what is missing."""
+        missing = sum(len(group.wanted) for group in self.planned)
+        logger.info(
+            "%d SAEs planned: %d trained already, %d failed, %d to train",
+            len(self.ids),
+            self.kept,
+            len(self.failed),
+            missing,
+        )
+        if missing:
+            yield from self._train()
+        self._conclude()
+
+    def _train(self) -> Iterator[tuple[str, TrainedSAE]]:
+        self.executor = executor_for(self.planned, self.config, self.folders, self._progressed)
+        try:
+            banks = missing_banks(self.planned, self.config, self.folders, self.executor.slots)
+            self.budget = Budget(self.config.budget, self.executor.devices, self.ledger.cost())
+            self.view = LiveView(
+                {bank.name: bank.work for bank in banks},
+                {bank.name: len(bank.wanted) for bank in banks},
+                name=self.config.name,
+                done=self.kept,
+                failed=len(self.failed),
+                currency=self.config.budget.currency if self.config.budget.rate else "",
+                show=self.show,
+            )
+            for key in {bank.rows.key for bank in banks}:
+                self.executor.put(key, self.activations[key].values)
+            self.estimates = Estimates(self.folders.checkpoints)
+            if self.budget.limited:
+                self.estimates.measured = measure_banks(
+                    banks, self.executor, calibrations_for(self.executor, self.config, self.folders)
+                )
+            self.pending = deque(banks)
+            while self.pending or self.running:
+                self._submit()
+                if not self.running:
+                    break
+                for event in self.executor.wait(POLL_SECONDS):
+                    yield from self._handle(event)
+                self._keep_accounts()
+            self.view.close()
+        finally:
+            self.executor.close()
+
+    def _submit(self) -> None:
+        """Submit banks while there is room for them, on the executor and in the budget."""
+        while self.pending and self.executor.room > 0:
+            committed = sum(
+                self.budget.cost(max(self.estimates.seconds(run.bank), run.seconds()))
+                for run in self.running.values()
+            )
+            chosen = None
+            for bank in self.pending:
+                refusal = self.budget.refusal(self.estimates.seconds(bank), committed)
+                refusal = refusal or self._no_space(bank)
+                if refusal is None:
+                    chosen = bank
+                    break
+                self.refusal = refusal
+            if chosen is None:
+                return
+            self.pending.remove(chosen)
+            self.refusal = None
+            self.estimates.start(chosen)
+            self.executor.submit(chosen)
+            self.running[chosen.name] = _Running(chosen, time.monotonic())
+
+    def _no_space(self, bank: Bank) -> str | None:
+        """Say that a bank's checkpoints and files would not fit on the disk, or None."""
+        folder = self.folders.checkpoints
+        folder.mkdir(parents=True, exist_ok=True)
+        needed = bank.bytes * (bank.training.keep_checkpoints + 1)
+        free = shutil.disk_usage(folder).free
+        if free > needed:
+            return None
+        return (
+            f"{folder}: {free / 1e6:.0f} MB are free, and the next bank may need "
+            f"{needed / 1e6:.0f} MB; free some"
+        )
+
+    def _handle(self, event: Event) -> Iterator[tuple[str, TrainedSAE]]:
+        if event.name not in self.running:
+            return
+        if isinstance(event, Progress):
+            self._progressed(event)
+        elif isinstance(event, Lost):
+            self._lost(event)
+        elif isinstance(event.result, Trained):
+            yield from self._trained(event)
+        elif isinstance(event.result, Broken):
+            self._broken(event.name, event.result)
+
+    def _progressed(self, event: Progress) -> None:
+        run = self.running[event.name]
+        if run.started is None:
+            run.started = time.monotonic()
+            self.ledger.record(
+                RUNNING, sorted(run.bank.wanted), bank=event.name, worker=event.worker
+            )
+        self.view.progress(event.name, event.part)
+        self._keep_accounts()
+
+    def _keep_accounts(self) -> None:
+        now = time.monotonic()
+        self.view.cost = self.ledger.cost()
+        for run in self.running.values():
+            if run.started is not None:
+                self.view.cost += self.budget.cost(now - max(run.started, run.told))
+                if now - max(run.started, run.told) > SPENT_SECONDS:
+                    run.told = now
+                    self.ledger.record("spent", sorted(run.bank.wanted), **self._share(run))
+
+    def _share(self, run: _Running) -> dict[str, float]:
+        """Give the device-seconds and the cost of a bank so far, for each SAE it trains."""
+        n, seconds = len(run.bank.wanted), run.seconds()
+        return {
+            "seconds": seconds * self.executor.devices / n,
+            "cost": self.budget.cost(seconds) / n,
+        }
+
+    def _settle(self, name: str) -> tuple[_Running, dict[str, float]]:
+        """Take a bank off the running ones; give what it cost."""
+        run = self.running.pop(name)
+        if run.started is None:  # it was gone before it told anything
+            run.started = time.monotonic()
+            self.ledger.record(RUNNING, sorted(run.bank.wanted), bank=name)
+        return run, self._share(run)
+
+    def _trained(self, event: Done) -> Iterator[tuple[str, TrainedSAE]]:
+        from husai.sae import from_tensors
+
+        assert isinstance(event.result, Trained)
+        run, share = self._settle(event.name)
+        bank = run.bank
+        self.estimates.learn(bank, run.seconds())
+        failures = 0
+        for sae_id, content in zip(bank.ids, event.result.files, strict=True):
+            if sae_id not in bank.wanted:
+                continue
+            file = TensorFile.from_bytes(content, sae_id)
+            sae = from_tensors(file.tensors, file.header, sae_id)
+            entry = self.ledger.entries[sae_id]
+            told = self.ledger.before(sae_id)
+            about = {
+                "name": self.config.name,
+                "bank": event.name,
+                "worker": entry.worker,
+                "attempts": entry.attempts,
+                "device_seconds": told[0] + share["seconds"],
+                "cost": told[1] + share["cost"],
+                "currency": self.config.budget.currency,
+                "finished": time.time(),
+            }
+            yield sae_id, replace(sae, provenance={**sae.provenance, "campaign": about})
+            if sae.failure is None:
+                self.ledger.record(DONE, [sae_id], **share)
+            else:
+                failures += 1
+                self.failed[sae_id] = sae.failure
+                self.ledger.record(FAILED, [sae_id], reason=sae.failure, **share)
+        self.budget.spent = self.ledger.cost()
+        self.view.ended(event.name, len(bank.wanted) - failures, failures)
+        shutil.rmtree(self.folders.checkpoints / event.name, ignore_errors=True)
+
+    def _broken(self, name: str, result: Broken) -> None:
+        run, share = self._settle(name)
+        if result.kind == "machine":
+            self.ledger.record("lost", sorted(run.bank.wanted), reason=result.reason, **share)
+            self.refusal = f"{result.reason}; put it right"
+            self.pending.clear()
+            self.view.waits(name)
+        elif result.kind == "input" or len(run.bank.ids) == 1:
+            self._fail(run.bank, result.reason, result.traceback, share)
+        else:
+            # one of its SAEs may be at fault: it shall fail alone
+            self._divide(run.bank, result.reason, share)
+        self.budget.spent = self.ledger.cost()
+
+    def _lost(self, event: Lost) -> None:
+        run, share = self._settle(event.name)
+        bank = run.bank
+        losses = self.losses[event.name] = self.losses.get(event.name, 0) + 1
+        if losses <= self.config.compute.max_retries:
+            logger.warning("%s: bank %s is started again", event.reason, event.name)
+            self.ledger.record("lost", sorted(bank.wanted), reason=event.reason, **share)
+            self.pending.appendleft(bank)
+            self.view.waits(event.name)
+        elif len(bank.ids) == 1:
+            reason = f"lost {losses} times, the last time: {event.reason}"
+            self._fail(bank, reason, "", share)
+        else:
+            self._divide(bank, event.reason, share)
+        self.budget.spent = self.ledger.cost()
+
+    def _divide(self, bank: Bank, reason: str, share: dict[str, float]) -> None:
+        """Go on with two halves of a bank."""
+        logger.warning("%s: bank %s is divided", reason, bank.name)
+        self.ledger.record("lost", sorted(bank.wanted), reason=reason, **share)
+        halves = [half for half in bank.halves() if half.wanted]
+        self.pending.extendleft(halves)
+        self.view.replace(bank.name, {half.name: (half.work, len(half.wanted)) for half in halves})
+
+    def _fail(self, bank: Bank, reason: str, trace: str, share: dict[str, float]) -> None:
+        ids = sorted(bank.wanted)
+        logger.error("%s failed: %s", ", ".join(ids), reason)
+        self.ledger.record(FAILED, ids, reason=reason, traceback=trace, **share)
+        self.failed |= dict.fromkeys(ids, reason)
+        self.without_file |= set(ids)
+        self.view.ended(bank.name, 0, len(ids))
+
+    def _conclude(self) -> None:
+        """Write the table of failures, and raise when not every SAE is there."""
+        table = self.ledger.table(self.ids)
+        done = int((table["status"] == DONE).sum())
+        failures = table[table["status"] == FAILED]
+        with atomic_path(self.folders.campaign / FAILURES) as temporary:
+            columns = ["sae_id", "attempts", "worker", "reason", "traceback"]
+            failures[columns].to_csv(temporary, index=False)
+        state = f"{done} of {len(self.ids)} SAEs are trained"
+        if self.refusal is not None:
+            raise CampaignStopped(
+                f"{self.refusal}. {state}; start the campaign again with more, and it goes on"
+            )
+        if not self.failed:
+            return
+        sae_id, reason = next(iter(self.failed.items()))
+        text = (
+            f"{len(self.failed)} SAEs failed, the first is {sae_id}: {reason}; all are in "
+            f"{self.folders.campaign / FAILURES}"
+        )
+        if self.without_file or len(self.failed) > self.config.max_failures * len(self.ids):
+            raise CampaignStopped(f"{state}, {text}")
+        logger.warning("%s", text)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look through the store gave.
+
+    Attributes
+    ----------
+    groups
+        The planned SAEs, ``wanted`` those that are missing.
+    kept
+        Names of those that are there.
+    failed
+        Those that are there as failures, and why.
+    unfit
+        Those whose file is torn or is not what the plan asks for, and why.
+    """
+
+    groups: list[Bank]
+    kept: list[str]
+    failed: dict[str, str]
+    unfit: dict[str, str]
+
+
+def look_through(groups: list[Bank], store: Store) -> Found:
+    """Look for the SAEs of :func:`planned_banks` in the store."""
+    found = Found([], [], {}, {})
+    for group in groups:
+        missing = set()
+        for sae_id, config in zip(group.ids, group.configs, strict=True):
+            sae, problem = store.look(sae_id, config, group.training, group.rows.fingerprint)
+            if sae is None:
+                missing.add(sae_id)
+                if problem is not None:
+                    found.unfit[sae_id] = problem
+            elif sae.failure is None:
+                found.kept.append(sae_id)
+            else:
+                found.failed[sae_id] = sae.failure
+        found.groups.append(replace(group, wanted=frozenset(missing)))
+    return found
+
+
+def missing_banks(
+    groups: list[Bank], campaign: CampaignConfig, folders: CampaignFolders, slots: int
+) -> list[Bank]:
+    """Put what is missing into banks; interrupted ones go on as they were, and come first."""
+    interrupted: list[Bank] = []
+    fresh: list[tuple[str, SAEConfig, Bank]] = []
+    for group in groups:
+        adopted = adopt_banks(folders.checkpoints, group)
+        interrupted += adopted
+        taken = {sae_id for bank in adopted for sae_id in bank.wanted}
+        fresh += [
+            (sae_id, config, group)
+            for sae_id, config in zip(group.ids, group.configs, strict=True)
+            if sae_id in group.wanted and sae_id not in taken
+        ]
+    if interrupted:
+        logger.info("%d interrupted banks go on from their checkpoints", len(interrupted))
+    return interrupted + make_banks(
+        [sae_id for sae_id, _, _ in fresh],
+        [config for _, config, _ in fresh],
+        [group.training for _, _, group in fresh],
+        [group.rows for _, _, group in fresh],
+        slots=slots,
+        max_bytes=campaign.compute.bank_memory_gb * 1e9,
     )
 
 
-def _bank_name(ids: Sequence[str], training: BankTrainingConfig, fingerprint: str) -> str:
-    content = json.dumps([list(ids), training.model_dump(mode="json"), fingerprint])
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+def executor_for(
+    groups: list[Bank],
+    campaign: CampaignConfig,
+    folders: CampaignFolders,
+    on_progress: Callable[[Progress], None],
+) -> Executor:
+    """Make the executor for what is missing."""
+    devices = {group.training.device for group in groups}
+    return make_executor(
+        campaign.compute,
+        work=sum(group.part([i for i in group.ids if i in group.wanted]).work for group in groups),
+        device="cpu" if devices == {"cpu"} else "auto",
+        checkpoints=folders.checkpoints,
+        on_progress=on_progress,
+    )
 
 
-def _kept(store_dir: Path | None, sae_id: str) -> TrainedSAE | None:
-    from husai.sae import load_sae
+def calibrations_for(
+    executor: Executor, campaign: CampaignConfig, folders: CampaignFolders
+) -> Calibrations:
+    """Open what was measured on this executor."""
+    return Calibrations(folders.campaign / CALIBRATIONS, campaign.compute.backend, executor.devices)
 
-    path = None if store_dir is None else store_dir / f"{sae_id}.safetensors"
-    if path is None or not path.is_file():
-        return None
-    try:
-        return load_sae(path)
-    except InputError as error:
-        logger.warning("%s; it is trained again", error)
-        return None
+
+def measure_banks(
+    banks: list[Bank], executor: Executor, calibrations: Calibrations
+) -> Calibrations:
+    """Have the cost of every shape of bank measured that was not measured before.
+
+    Raises
+    ------
+    CampaignStopped
+        When a bank cannot be measured.
+    """
+    waiting: dict[str, Bank] = {}
+    for bank in banks:
+        if calibrations.get(bank) is None:
+            # one of each shape: those of equal cost have one key
+            waiting.setdefault(calibrations.key(bank), bank)
+    if waiting:
+        logger.info("measuring %d shapes of banks", len(waiting))
+    todo = list(waiting.values())
+    out: dict[str, Bank] = {}
+    while todo or out:
+        while todo and executor.room > 0:
+            bank = todo.pop()
+            out[bank.name] = bank
+            executor.submit(bank, measure=True)
+        for event in executor.wait(POLL_SECONDS):
+            if isinstance(event, Progress):
+                continue
+            bank = out.pop(event.name)
+            if isinstance(event, Lost):
+                raise CampaignStopped(f"measuring {bank.ids[0]}: {event.reason}")
+            if isinstance(event.result, Calibration):
+                calibrations.put(bank, event.result)
+            elif isinstance(event.result, Broken):
+                raise CampaignStopped(f"measuring {bank.ids[0]}: {event.result.reason}")
+    return calibrations

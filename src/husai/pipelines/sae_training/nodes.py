@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from husai.campaign import CampaignConfig, plan_saes, train_plan
+from husai.activations import Activations
+from husai.campaign import CampaignConfig, CampaignFolders, plan_saes, run_campaign
 from husai.campaign.plan import plan_keys
 from husai.errors import InputError
 from husai.pipelines.activation_extraction.nodes import load_activations
@@ -34,17 +35,25 @@ def train(
     sae_plan: pd.DataFrame,
     activations: Mapping[str, Callable[[], TensorFile]],
     training: BankTrainingConfig,
-    checkpoints: Path,
+    campaign: CampaignConfig,
     store: Path,
+    checkpoints: Path,
+    campaign_folder: Path,
 ) -> Iterator[dict[str, TensorFile]]:
-    """Train every planned SAE in banks; each is saved as soon as its bank has finished."""
+    """Train every planned SAE that is not there yet; each is saved once its bank has ended."""
     from husai.sae import to_tensors
 
-    rows = {key: load_activations(activations, key) for key in sorted(set(plan_keys(sae_plan)))}
-    for sae_id, sae, _ in train_plan(
-        sae_plan, rows, training, checkpoint_dir=checkpoints, store_dir=store
-    ):
+    rows = load_rows(sae_plan, activations)
+    folders = CampaignFolders(store, checkpoints, campaign_folder)
+    for sae_id, sae in run_campaign(sae_plan, rows, training, campaign, folders):
         yield {sae_id: TensorFile(*to_tensors(sae))}
+
+
+def load_rows(
+    sae_plan: pd.DataFrame, activations: Mapping[str, Callable[[], TensorFile]]
+) -> dict[str, Activations]:
+    """Load the activations that the plan's SAEs are trained on, by key."""
+    return {key: load_activations(activations, key) for key in sorted(set(plan_keys(sae_plan)))}
 
 
 def tabulate(sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]]) -> pd.DataFrame:

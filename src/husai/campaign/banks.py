@@ -1,0 +1,209 @@
+"""Banks: which SAEs are trained together, in one piece of work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from husai import __version__
+from husai.errors import InputError
+from husai.sae.config import BankTrainingConfig, SAEConfig
+from husai.storage import atomic_path
+
+MANIFEST = "bank.json"
+FLOAT_BYTES = 4
+
+# what changes how training runs, and not a bit of what comes out
+NEUTRAL_FIELDS = frozenset({"threads", "checkpoint_interval", "keep_checkpoints"})
+
+
+@dataclass(frozen=True)
+class RowsInfo:
+    """What a bank's cost and identity depend on of the rows it is trained on."""
+
+    key: str
+    n_rows: int
+    d_in: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Bank:
+    """SAEs that one worker trains together, as plain data.
+
+    Attributes
+    ----------
+    ids
+        Their names in the plan.
+    configs
+        What they are; one shape.
+    training
+        What they share.
+    rows
+        What they are trained on.
+    wanted
+        Those of ``ids`` that are still missing: an interrupted bank goes on as it was, with
+        members that had been saved already.
+    """
+
+    ids: tuple[str, ...]
+    configs: tuple[SAEConfig, ...]
+    training: BankTrainingConfig
+    rows: RowsInfo
+    wanted: frozenset[str] = field(default=frozenset())
+
+    @property
+    def name(self) -> str:
+        """Twelve hex digits of everything that decides what comes out."""
+        content = [
+            list(self.ids),
+            neutral_dump(self.training),
+            self.rows.fingerprint,
+            __version__,
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def bytes(self) -> int:
+        """Estimate of the state and working memory, in bytes."""
+        return sum(
+            sae_bytes(config, self.rows.d_in, self.training.batch_size) for config in self.configs
+        )
+
+    @property
+    def work(self) -> float:
+        """Multiplications of the encoders, forward and backward: what training time goes with."""
+        rows = self.training.steps * self.training.batch_size
+        return float(rows * sum(6 * config.d_sae * self.rows.d_in for config in self.configs))
+
+    def part(self, ids: Sequence[str]) -> Bank:
+        """The bank of some of its SAEs."""
+        chosen = [self.ids.index(sae_id) for sae_id in ids]
+        return replace(
+            self,
+            ids=tuple(ids),
+            configs=tuple(self.configs[index] for index in chosen),
+            wanted=self.wanted & frozenset(ids),
+        )
+
+    def halves(self) -> list[Bank]:
+        """Two banks of half the SAEs each."""
+        middle = len(self.ids) // 2
+        return [self.part(self.ids[:middle]), self.part(self.ids[middle:])]
+
+
+def neutral_dump(training: BankTrainingConfig) -> dict[str, object]:
+    """Give the training parameters that decide what comes out."""
+    return training.model_dump(mode="json", exclude=set(NEUTRAL_FIELDS))
+
+
+def sae_bytes(config: SAEConfig, d_in: int, batch_size: int) -> int:
+    """Estimate the memory that training one SAE takes, in bytes.
+
+    Parameters, gradient and Adam's two moments, the first decoder, and the codes and
+    reconstructions of a batch with their gradients.
+    """
+    parameters = 2 * config.d_sae * d_in + config.d_sae + d_in
+    state = 4 * parameters + config.d_sae * d_in + 2 * config.d_sae
+    batch = 2 * batch_size * (config.d_sae + d_in)
+    return FLOAT_BYTES * (state + batch)
+
+
+def make_banks(
+    ids: Sequence[str],
+    configs: Sequence[SAEConfig],
+    trainings: Sequence[BankTrainingConfig],
+    rows: Sequence[RowsInfo],
+    *,
+    slots: int = 1,
+    max_bytes: float = float("inf"),
+) -> list[Bank]:
+    """Group SAEs into banks.
+
+    SAEs of one shape, one training and the same rows share a bank. A bank is halved while it
+    takes more memory than ``max_bytes``, or more than half of what a slot has to do in all, so
+    that no slot waits long for the last one; the largest come first for the same reason.
+
+    Raises
+    ------
+    InputError
+        When one SAE alone takes more than ``max_bytes``.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, config in enumerate(configs):
+        # SAEs of one bank share their batches where their data seeds agree
+        key = json.dumps([config.shape_key, trainings[index].model_dump(), rows[index].key])
+        groups.setdefault(key, []).append(index)
+    banks = [
+        Bank(
+            tuple(ids[i] for i in members),
+            tuple(configs[i] for i in members),
+            trainings[members[0]],
+            rows[members[0]],
+            frozenset(ids[i] for i in members),
+        )
+        for members in groups.values()
+    ]
+    share = sum(bank.work for bank in banks) / (2 * slots) if slots > 1 else float("inf")
+    whole: list[Bank] = []
+    while banks:
+        bank = banks.pop(0)
+        if len(bank.ids) > 1 and (bank.bytes > max_bytes or bank.work > share):
+            banks[:0] = bank.halves()
+        elif bank.bytes > max_bytes:
+            raise InputError(
+                f"campaign.compute.bank_memory_gb: {bank.ids[0]} alone takes about "
+                f"{bank.bytes / 1e9:.2f} GB, more than the {max_bytes / 1e9:g} GB allowed"
+            )
+        else:
+            whole.append(bank)
+    return sorted(whole, key=lambda bank: -bank.work)
+
+
+def write_manifest(folder: Path, bank: Bank) -> None:
+    """Say in a bank's checkpoint folder whose it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps({"name": bank.name, "ids": list(bank.ids)}))
+
+
+def adopt_banks(checkpoints: Path, planned: Bank) -> list[Bank]:
+    """Give the interrupted banks that some of the wanted SAEs belong to.
+
+    An interrupted bank goes on as it was put together, whatever is missing of it: its checkpoint
+    holds all its members, and those that were saved already cost nothing more when it had ended.
+
+    Parameters
+    ----------
+    checkpoints
+        Folder of the banks' checkpoint folders.
+    planned
+        All planned SAEs of one training and the same rows, of any shape, as if they were a bank;
+        ``wanted`` those that are missing.
+    """
+    found = []
+    taken: set[str] = set()
+    for manifest in sorted(checkpoints.glob(f"*/{MANIFEST}")):
+        try:
+            ids = json.loads(manifest.read_text())["ids"]
+        except (OSError, ValueError, KeyError):
+            continue
+        if not set(ids) <= set(planned.ids) or not any(manifest.parent.glob("step_*")):
+            continue
+        bank = planned.part(ids)
+        # the same SAEs on other rows, or trained in another way, have another name
+        if bank.name == manifest.parent.name and bank.wanted and not bank.wanted & taken:
+            taken |= bank.wanted
+            found.append(bank)
+    return found
+
+
+def steps_done(checkpoints: Path, bank: Bank) -> int:
+    """Give the step of a bank's newest checkpoint, 0 when there is none."""
+    steps = (
+        path.stem.removeprefix("step_") for path in (checkpoints / bank.name).glob("step_*.s*")
+    )
+    return max((int(step) for step in steps if step.isdigit()), default=0)

@@ -1,0 +1,126 @@
+"""The dry run: which banks there would be, and what they would take."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+
+import pandas as pd
+
+from husai.activations import Activations
+from husai.campaign.budget import Budget, Estimates
+from husai.campaign.config import CampaignConfig
+from husai.campaign.executors import check_backend
+from husai.campaign.live import duration
+from husai.campaign.run import (
+    QUARANTINE,
+    CampaignFolders,
+    calibrations_for,
+    executor_for,
+    look_through,
+    measure_banks,
+    missing_banks,
+    planned_banks,
+)
+from husai.campaign.store import Store
+from husai.sae.config import BankTrainingConfig
+
+
+def estimate_campaign(
+    plan: pd.DataFrame,
+    activations: Mapping[str, Activations],
+    training: BankTrainingConfig,
+    campaign: CampaignConfig,
+    folders: CampaignFolders,
+) -> tuple[pd.DataFrame, str]:
+    """Estimate what the missing SAEs of a plan would take, without training any.
+
+    Each shape of bank is trained for a moment on the executor that would train it; what was
+    measured is kept, so that a second dry run, or a budget, measures nothing again.
+
+    Parameters
+    ----------
+    plan, activations, training, campaign, folders
+        As for :func:`husai.campaign.run_campaign`.
+
+    Returns
+    -------
+    table
+        One row a bank, in the order of submission: ``bank``, ``architecture``, ``d_sae``,
+        ``saes``, ``activations``, ``steps``, ``seconds``, ``memory_mb`` (the measured peak of
+        its process, or on its GPU), ``cost``.
+    text
+        The table and its totals, for people: time by the clock with as many banks at once as
+        there are slots, cost, and what the limits would say.
+    """
+    check_backend(campaign.compute)
+    store = Store(folders.store, folders.campaign / QUARANTINE)
+    found = look_through(planned_banks(plan, activations, training), store)
+    executor = executor_for(found.groups, campaign, folders, lambda progress: None)
+    try:
+        banks = missing_banks(found.groups, campaign, folders, executor.slots)
+        for key in {bank.rows.key for bank in banks}:
+            executor.put(key, activations[key].values)
+        measured = measure_banks(banks, executor, calibrations_for(executor, campaign, folders))
+        slots, devices = executor.slots, executor.devices
+    finally:
+        executor.close()
+    estimates = Estimates(folders.checkpoints, measured)
+    budget = Budget(campaign.budget, devices, 0.0)
+    rows = []
+    for bank in banks:
+        seconds = estimates.seconds(bank)
+        calibration = measured.get(bank)
+        rows.append(
+            {
+                "bank": bank.name,
+                "architecture": bank.configs[0].architecture,
+                "d_sae": bank.configs[0].d_sae,
+                "saes": len(bank.wanted),
+                "activations": bank.rows.key,
+                "steps": bank.training.steps,
+                "seconds": seconds,
+                "memory_mb": (calibration.peak_bytes if calibration else bank.bytes) / 1e6,
+                "cost": budget.cost(seconds),
+            }
+        )
+    columns = ["bank", "architecture", "d_sae", "saes", "activations", "steps"]
+    table = pd.DataFrame(rows, columns=[*columns, "seconds", "memory_mb", "cost"])
+    return table, _text(table, campaign, len(plan), len(found.kept), slots)
+
+
+def clock_seconds(seconds: list[float], slots: int) -> float:
+    """How long banks take by the clock when each free slot takes the next one of the list."""
+    ends = [0.0] * slots
+    for each in seconds:
+        heapq.heappush(ends, heapq.heappop(ends) + each)
+    return max(ends)
+
+
+def _text(
+    table: pd.DataFrame, campaign: CampaignConfig, planned: int, kept: int, slots: int
+) -> str:
+    budget = campaign.budget
+    shown = table.assign(
+        time=[duration(seconds) for seconds in table["seconds"]],
+        memory=[f"{mb:.0f} MB" for mb in table["memory_mb"]],
+        cost=[f"{cost:.4f}" for cost in table["cost"]],
+    )[["bank", "architecture", "d_sae", "saes", "activations", "steps", "time", "memory", "cost"]]
+    clock = clock_seconds(table["seconds"].tolist(), slots)
+    memory = sum(sorted(table["memory_mb"], reverse=True)[:slots])
+    cost = float(table["cost"].sum())
+    lines = [
+        f"Campaign {campaign.name}: {planned} SAEs planned, {kept} trained already, "
+        f"{int(table['saes'].sum())} to train in {len(table)} banks",
+        "",
+        shown.to_string(index=False) if len(table) else "(nothing to train)",
+        "",
+        f"{campaign.compute.backend}, {slots} banks at once: about {duration(clock)}, at most "
+        f"{memory:.0f} MB together, {cost:.4f} {budget.currency} at {budget.rate:g} "
+        f"{budget.currency} a device-hour",
+    ]
+    if budget.max_cost is not None and cost > budget.max_cost:
+        lines.append(f"budget.max_cost = {budget.max_cost:g} would stop it before its end")
+    if budget.max_hours is not None and clock / 3600 > budget.max_hours:
+        lines.append(f"budget.max_hours = {budget.max_hours:g} would stop it before its end")
+    return "\n".join(lines)

@@ -1,0 +1,6 @@
+"""What carries banks out: in this process, in worker processes, or on a Ray cluster."""
+
+import lazy_loader
+
+# the names stand in __init__.pyi; each is imported when it is first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

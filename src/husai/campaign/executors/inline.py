@@ -1,0 +1,78 @@
+"""Bank after bank in this process, with all its threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from husai.campaign.banks import Bank
+from husai.campaign.executors.base import Done, Event, Progress
+from husai.campaign.work import calibrate, train_task
+
+if TYPE_CHECKING:
+    import torch
+
+
+class InlineExecutor:
+    """Trains while :meth:`wait` is called.
+
+    Parameters
+    ----------
+    checkpoints
+        Folder of the banks' checkpoints.
+    threads
+        CPU threads; what torch is set to when None.
+    on_progress
+        Called with what a bank has done while it runs, as nothing else can be.
+    """
+
+    slots = 1
+
+    def __init__(
+        self,
+        checkpoints: Path | None,
+        threads: int | None,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.devices = 1.0 if torch.cuda.is_available() else float(torch.get_num_threads())
+        self._checkpoints = checkpoints
+        self._on_progress = on_progress
+        self._rows: dict[str, torch.Tensor] = {}
+        self._next: tuple[Bank, bool] | None = None
+
+    @property
+    def room(self) -> int:
+        """One bank at a time."""
+        return int(self._next is None)
+
+    def put(self, key: str, rows: torch.Tensor) -> None:
+        """Keep the rows."""
+        self._rows[key] = rows
+
+    def submit(self, bank: Bank, *, measure: bool = False) -> None:
+        """Take the bank that the next :meth:`wait` trains."""
+        self._next = (bank, measure)
+
+    def wait(self, timeout: float) -> list[Event]:
+        """Train the bank."""
+        if self._next is None:
+            return []
+        (bank, measure), self._next = self._next, None
+        rows = self._rows[bank.rows.key]
+        if measure:
+            return [Done(bank.name, calibrate(bank, rows))]
+        result = train_task(
+            bank,
+            rows,
+            self._checkpoints,
+            lambda part: self._on_progress(Progress(bank.name, part, "this process")),
+        )
+        return [Done(bank.name, result)]
+
+    def close(self) -> None:
+        """Nothing to end."""

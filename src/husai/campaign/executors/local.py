@@ -1,0 +1,160 @@
+"""Worker processes on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from husai.campaign.banks import Bank
+from husai.campaign.executors.base import Done, Event, Lost, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+@dataclass
+class _Worker:
+    """One process and the pipe to it."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    bank: str | None = None
+    rows: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return f"process {self.process.pid}"
+
+
+class ProcessExecutor:
+    """Some processes, each with one bank at a time.
+
+    A worker is a fresh Python that reads its work from a pipe: nothing is forked, so that threads
+    and a GPU's context are its own, and its number of threads is set before anything is loaded.
+    It ends when the pipe closes, which it does whatever ends this process.
+
+    Parameters
+    ----------
+    checkpoints
+        Folder of the banks' checkpoints.
+    processes
+        How many.
+    threads
+        CPU threads of each.
+    gpus
+        GPUs shared among them, 0 for none.
+    """
+
+    def __init__(self, checkpoints: Path | None, processes: int, threads: int, gpus: int) -> None:
+        self.slots = processes
+        self.devices = 1.0 if gpus else float(threads)
+        self._checkpoints = checkpoints
+        self._threads = threads
+        self._gpus = gpus
+        self._numbers: Iterator[int] = count()
+        self._workers: list[_Worker] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="husai-rows-")
+
+    @property
+    def room(self) -> int:
+        """Workers that have nothing to do."""
+        return self.slots - sum(worker.bank is not None for worker in self._workers)
+
+    def put(self, key: str, rows: torch.Tensor) -> None:
+        """Write the rows where every worker maps them into its memory."""
+        import numpy as np
+
+        np.save(self._path(key), rows.numpy())
+
+    def submit(self, bank: Bank, *, measure: bool = False) -> None:
+        """Give the bank to a worker that has nothing to do, started when there is none."""
+        worker = next((w for w in self._workers if w.bank is None), None) or self._start()
+        worker.bank = bank.name
+        # a worker that died since is found by wait
+        with suppress(OSError):
+            worker.pipe.send((bank, str(self._path(bank.rows.key)), measure))
+
+    def wait(self, timeout: float) -> list[Event]:
+        """Collect what the workers sent."""
+        events: list[Event] = []
+        by_pipe = {worker.pipe: worker for worker in self._workers}
+        if not by_pipe:
+            time.sleep(timeout)
+            return events
+        for pipe in wait(list(by_pipe), timeout):
+            worker = by_pipe[pipe]  # type: ignore[index]
+            try:
+                while worker.pipe.poll():
+                    kind, value = worker.pipe.recv()
+                    if kind == "progress":
+                        events.append(Progress(worker.bank or "", value, worker.name))
+                    else:
+                        events.append(Done(worker.bank or "", value))
+                        worker.bank = None
+            except (EOFError, OSError):
+                code = worker.process.wait()
+                how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                self._workers.remove(worker)
+                worker.pipe.close()
+                if worker.bank is not None:
+                    events.append(Lost(worker.bank, f"{worker.name} was {how}"))
+        return events
+
+    def pids(self) -> list[int]:
+        """Give the workers' process ids."""
+        return [worker.process.pid for worker in self._workers]
+
+    def close(self) -> None:
+        """Kill the workers: what they had not finished is in their checkpoints."""
+        for worker in self._workers:
+            worker.pipe.close()
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.wait()
+        self._workers = []
+        self._folder.cleanup()
+
+    def _path(self, key: str) -> Path:
+        return Path(self._folder.name) / f"{key}.npy"
+
+    def _start(self) -> _Worker:
+        number = next(self._numbers)
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(self._threads))}
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = str(number % self._gpus)
+        mine, theirs = Pipe()
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "husai.campaign.executors.worker",
+                str(theirs.fileno()),
+                str(self._checkpoints or ""),
+            ],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        worker = _Worker(number, process, mine)
+        self._workers.append(worker)
+        return worker

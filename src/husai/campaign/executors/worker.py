@@ -1,0 +1,56 @@
+"""A worker process: ``python -m husai.campaign.executors.worker DESCRIPTOR CHECKPOINTS``."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+
+def main(descriptor: int, checkpoints: Path | None) -> None:
+    """Carry out what comes through the pipe until it closes."""
+    # a keyboard's interrupt goes to the whole group; the driver says what becomes of the workers
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe = Connection(descriptor)
+    work: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def listen() -> None:
+        while True:
+            try:
+                work.put(pipe.recv())
+            except (EOFError, OSError):
+                os._exit(0)  # the driver is gone: nobody would take what is being trained
+
+    threading.Thread(target=listen, daemon=True).start()
+    import numpy as np
+    import torch
+
+    from husai.campaign.work import calibrate, train_task
+
+    sending = threading.Lock()
+
+    def send(kind: str, value: object) -> None:
+        with sending:
+            try:
+                pipe.send((kind, value))
+            except OSError:
+                os._exit(0)
+
+    while True:
+        bank, path, measure = work.get()
+        rows = torch.from_numpy(np.load(path))
+        send("progress", 0.0)
+        if measure:
+            send("done", calibrate(bank, rows))
+        else:
+            send("done", train_task(bank, rows, checkpoints, lambda p: send("progress", p)))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2] else None)

@@ -1,0 +1,149 @@
+"""The ledger: what happened to every SAE of a campaign, in one file that only grows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
+
+
+@dataclass
+class Entry:
+    """What the ledger says of one SAE.
+
+    Attributes
+    ----------
+    status
+        planned, running, done or failed.
+    attempts
+        Times its training was started or gone on with.
+    seconds
+        Device-seconds spent on it, all attempts together.
+    cost
+        What they cost.
+    bank, worker
+        Where it was last trained.
+    started, ended
+        Unix times of the first attempt and of the end.
+    reason, traceback
+        Why it failed, or why it was last started again.
+    """
+
+    sae_id: str
+    status: str = PLANNED
+    attempts: int = 0
+    seconds: float = 0.0
+    cost: float = 0.0
+    bank: str = ""
+    worker: str = ""
+    started: float | None = None
+    ended: float | None = None
+    reason: str = ""
+    traceback: str = ""
+
+
+class Ledger:
+    """One line of JSON for each event, appended and flushed to disk before anything depends on it.
+
+    A line that a killed writer left torn is passed over.
+
+    Parameters
+    ----------
+    path
+        The file; its folder is made when missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: dict[str, Entry] = {}
+        self._before: dict[str, tuple[float, float]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes() if path.is_file() else b""
+        for line in content.splitlines():
+            try:
+                self._apply(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s: a torn line is passed over", path)
+        if content and not content.endswith(b"\n"):
+            self._write(b"\n")
+
+    def record(self, event: str, ids: Sequence[str], **fields: Any) -> None:
+        """Append an event of some SAEs.
+
+        Parameters
+        ----------
+        event
+            ``planned``; ``running`` (an attempt starts); ``spent`` (it goes on: ``seconds`` and
+            ``cost`` of this attempt so far, for each SAE); ``lost`` (back to planned); ``done``;
+            ``failed``.
+        ids
+            The SAEs.
+        **fields
+            ``bank``, ``worker``, ``seconds``, ``cost``, ``reason``, ``traceback``.
+        """
+        if not ids:
+            return
+        line = {"time": time.time(), "event": event, "ids": list(ids), **fields}
+        self._write(json.dumps(line).encode() + b"\n")
+        self._apply(line)
+
+    def table(self, ids: Iterable[str] | None = None) -> pd.DataFrame:
+        """Give one row a SAE, of these or of all: the fields of :class:`Entry`."""
+        chosen = self.entries if ids is None else ids
+        rows = [asdict(self.entries.get(sae_id, Entry(sae_id))) for sae_id in chosen]
+        return pd.DataFrame(rows, columns=list(Entry.__dataclass_fields__))
+
+    def before(self, sae_id: str) -> tuple[float, float]:
+        """Give the device-seconds and the cost of a SAE's attempts before its present one."""
+        return self._before.get(sae_id, (0.0, 0.0))
+
+    def cost(self) -> float:
+        """What the whole campaign has cost."""
+        return sum(entry.cost for entry in self.entries.values())
+
+    def _write(self, line: bytes) -> None:
+        with self.path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _apply(self, line: dict[str, Any]) -> None:
+        event, at = line["event"], float(line["time"])
+        for sae_id in line["ids"]:
+            entry = self.entries.setdefault(sae_id, Entry(sae_id))
+            entry.bank = line.get("bank", entry.bank)
+            entry.worker = line.get("worker", entry.worker)
+            if event == PLANNED:
+                entry.status = PLANNED
+                entry.reason = line.get("reason", "")
+                entry.traceback, entry.ended = "", None
+            elif event == RUNNING:
+                entry.status = RUNNING
+                entry.attempts += 1
+                entry.started = entry.started or at
+                self._before[sae_id] = (entry.seconds, entry.cost)
+            elif event in ("spent", "lost", DONE, FAILED):
+                # of this attempt so far: it may be told several times
+                if "seconds" in line:
+                    seconds, cost = self._before.get(sae_id, (0.0, 0.0))
+                    entry.seconds = seconds + float(line["seconds"])
+                    entry.cost = cost + float(line["cost"])
+                if event == "lost":
+                    entry.status, entry.reason = PLANNED, line["reason"]
+                elif event in (DONE, FAILED):
+                    entry.status, entry.ended = event, at
+                    entry.reason = line.get("reason", "")
+                    entry.traceback = line.get("traceback", "")
+            else:
+                raise ValueError(f"event '{event}'?")

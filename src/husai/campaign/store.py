@@ -1,0 +1,146 @@
+"""The store of trained SAEs: what is there, whether it fits the plan, and who may write."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from husai import __version__
+from husai.campaign.banks import NEUTRAL_FIELDS, neutral_dump
+from husai.errors import InputError
+from husai.sae.config import BankTrainingConfig, SAEConfig
+
+if TYPE_CHECKING:
+    from husai.sae import TrainedSAE
+
+logger = logging.getLogger(__name__)
+
+SUFFIX = ".safetensors"
+
+
+def difference(
+    sae: TrainedSAE, config: SAEConfig, training: BankTrainingConfig, fingerprint: str
+) -> str | None:
+    """Say why a SAE is not what training this configuration on these rows gives, or None."""
+    provenance = sae.provenance
+    if sae.config != config:
+        return "its configuration is another"
+    theirs = dict(provenance.get("training", {}))
+    for name in NEUTRAL_FIELDS:
+        theirs.pop(name, None)
+    mine = neutral_dump(training)
+    if theirs != mine:
+        names = sorted(n for n in mine.keys() | theirs.keys() if theirs.get(n) != mine.get(n))
+        return f"it was trained with another {', '.join(names)}"
+    if provenance.get("rows", {}).get("fingerprint") != fingerprint:
+        return "it was trained on other rows"
+    if provenance.get("husai") != __version__:
+        return f"it was trained by version {provenance.get('husai')}"
+    return None
+
+
+def identity(header: Mapping[str, Any]) -> str:
+    """Sixteen hex digits of all that decides a SAE: configuration, training, rows, version."""
+    provenance = header.get("provenance", {})
+    training = {
+        name: value
+        for name, value in provenance.get("training", {}).items()
+        if name not in NEUTRAL_FIELDS
+    }
+    content = [
+        header.get("config"),
+        training,
+        provenance.get("rows", {}).get("fingerprint"),
+        provenance.get("husai"),
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Store:
+    """The folder of the SAEs' files, ``<sae_id>.safetensors``, and the one for what was moved out.
+
+    Parameters
+    ----------
+    folder
+        Of the SAEs.
+    quarantine
+        Where files go that are torn or do not fit the plan.
+    """
+
+    def __init__(self, folder: Path, quarantine: Path) -> None:
+        self.folder = folder
+        self.quarantine = quarantine
+
+    def look(
+        self, sae_id: str, config: SAEConfig, training: BankTrainingConfig, fingerprint: str
+    ) -> tuple[TrainedSAE | None, str | None]:
+        """Give the SAE that is kept under this name, or None and what is wrong with its file."""
+        from husai.sae.trained import read_sae
+
+        path = self.folder / f"{sae_id}{SUFFIX}"
+        if not path.is_file():
+            return None, None
+        try:
+            sae = read_sae(path)
+            problem = difference(sae, config, training, fingerprint)
+        except InputError as error:
+            problem = str(error).removeprefix(f"{path}: ")
+        return (sae, None) if problem is None else (None, problem)
+
+    def move_out(self, sae_id: str) -> Path:
+        """Move a file that is torn, or not what the plan asks for, to the quarantine.
+
+        So nothing that was computed is overwritten. Gives the place it is at now.
+        """
+        path = self.folder / f"{sae_id}{SUFFIX}"
+        self.quarantine.mkdir(parents=True, exist_ok=True)
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        for number in range(1000):
+            target = self.quarantine / f"{path.stem}.{stamp}.{number}{path.suffix}"
+            if not target.exists():
+                path.replace(target)
+                return target
+        raise InputError(f"{self.quarantine}: too many files of {path.stem}; clear it")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left half written; only with the lock in hand."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder's lock, which the system gives back whatever ends the process.
+
+    Raises
+    ------
+    InputError
+        When another process holds it, saying which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise InputError(
+                f"{folder}: {what} is already being worked on by {holder}; wait for it, or give "
+                "this one a folder of its own (HUSAI_DATA_DIR)"
+            ) from error
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        file.write(f"process {os.getpid()} on {platform.node()} since {since}\n")
+        file.flush()
+        yield

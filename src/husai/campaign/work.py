@@ -1,0 +1,222 @@
+"""What a worker does: train one bank, or measure how long one would take."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from husai.campaign.banks import Bank, write_manifest
+from husai.errors import InputError
+from husai.progress import progress_to
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[float], None]
+"""Called in the worker with the part of the bank that is done, 0 … 1."""
+
+# what another try on the same machine would meet again, and no SAE is to blame for
+MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
+
+REPORT_SECONDS = 0.2
+"""A worker tells how far it is no more often than this."""
+
+CALIBRATION_SECONDS = 0.5
+"""What the longer of two calibration runs should last beyond the shorter one."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A bank that ended: each SAE's file as bytes, in the order of its ids."""
+
+    files: tuple[bytes, ...]
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A bank whose training raised.
+
+    Attributes
+    ----------
+    reason
+        The exception in one line.
+    traceback
+        In full.
+    kind
+        ``input``: bad configuration; ``machine``: no space, an unreadable disk; ``other``.
+    """
+
+    reason: str
+    traceback: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured cost of a bank: ``fixed + steps · step + entries · entry`` seconds."""
+
+    fixed: float
+    step: float
+    entry: float
+    peak_bytes: int
+
+    def seconds(self, steps: int, eval_interval: int) -> float:
+        """How long as many steps take, with an entry of the history at every interval."""
+        return self.fixed + steps * self.step + -(-steps // eval_interval) * self.entry
+
+
+def train_task(
+    bank: Bank, rows: torch.Tensor, checkpoints: Path | None, report: Report
+) -> Trained | Broken:
+    """Train a bank, from its checkpoint where there is one; an exception becomes ``Broken``."""
+    from husai import __version__
+    from husai.sae import to_tensors, train_bank
+    from husai.storage import tensors_to_bytes
+
+    last = 0.0
+
+    def told(done: float, total: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= REPORT_SECONDS or done >= total:
+            last = now
+            report(done / total)
+
+    try:
+        folder = None if checkpoints is None else checkpoints / bank.name
+        with alone_in(folder), progress_to(told), peak_memory() as peak:
+            if folder is not None:
+                write_manifest(folder, bank)
+                set_torn_aside(folder)
+            trained = train_bank(
+                rows, bank.configs, bank.training, checkpoint_dir=folder, progress=True
+            )
+        files = []
+        for sae in trained:
+            provenance = {**sae.provenance, "husai": __version__}
+            files.append(tensors_to_bytes(*to_tensors(replace(sae, provenance=provenance))))
+        return Trained(tuple(files), peak.bytes)
+    except Exception as error:
+        return broken(error)
+
+
+def broken(error: BaseException) -> Broken:
+    """Say what an exception means for the campaign."""
+    kind = "other"
+    if isinstance(error, InputError):
+        kind = "input"
+    elif isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+        kind = "machine"
+    text = "".join(traceback.format_exception(error))
+    message = str(error).strip().splitlines()
+    return Broken(f"{type(error).__name__}: {message[0] if message else ''}", text, kind)
+
+
+def calibrate(bank: Bank, rows: torch.Tensor) -> Calibration | Broken:
+    """Measure what a bank's training takes, with runs of a few steps.
+
+    A run of one step, one of as many as last long enough to be told from it, and one of as many
+    with a further entry of the history: so a step, an entry and all the rest are told apart.
+    """
+    from husai.sae import train_bank
+
+    def run(steps: int, interval: int) -> float:
+        training = bank.training.model_copy(
+            update={"steps": steps, "eval_interval": interval, "checkpoint_interval": 10**9}
+        )
+        started = time.perf_counter()
+        with progress_to(lambda done, total: None):
+            train_bank(rows, bank.configs, training)
+        return time.perf_counter() - started
+
+    try:
+        run(1, 1)  # compiles, and reads the rows in
+        with peak_memory() as peak:
+            once, steps, longer = run(1, 1), 1, 0.0
+            while longer - once < CALIBRATION_SECONDS and steps < bank.training.steps:
+                steps *= 2
+                longer = run(steps, steps)
+            halved = run(steps, -(-steps // 2))
+        step = max((longer - once) / max(1, steps - 1), 1e-9)
+        entry = max(halved - longer, 0.0)
+        fixed = max(once - step - entry, 0.0)
+        return Calibration(fixed, step, entry, peak.bytes)
+    except Exception as error:
+        return broken(error)
+
+
+@contextmanager
+def alone_in(folder: Path | None) -> Iterator[None]:
+    """Wait until no other worker is in a bank's folder.
+
+    The worker of a driver that was killed a moment ago may still be ending there.
+    """
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def set_torn_aside(folder: Path) -> None:
+    """Rename checkpoints that do not read, so that training goes on from the one before."""
+    from husai.sae.checkpoint import checkpoint_files
+    from husai.storage import read_header
+
+    for path in reversed(checkpoint_files(folder)):
+        try:
+            read_header(path)
+            return
+        except InputError as error:
+            logger.warning("%s; training goes on from the checkpoint before", error)
+            path.replace(path.with_suffix(".torn"))
+
+
+class PeakMemory:
+    """Largest memory in use between enter and exit."""
+
+    bytes = 0
+
+
+@contextmanager
+def peak_memory() -> Iterator[PeakMemory]:
+    """Measure the largest memory a piece of work takes: on the GPU where it runs there.
+
+    Of the process where the system cannot begin to count anew.
+    """
+    import torch
+
+    peak = PeakMemory()
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        logger.debug("the peak of memory is that of the whole process")
+    yield peak
+    if on_gpu and torch.cuda.max_memory_allocated():
+        peak.bytes = torch.cuda.max_memory_allocated()
+        return
+    try:
+        status = Path("/proc/self/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        peak.bytes = int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak.bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,31 @@
+"""The pipeline that trains nothing and says what training would take."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from husai.pipelines.campaign_dry_run.nodes import estimate
+
+
+def create_pipeline() -> Pipeline:
+    """Activations and parameters in; the banks, with time, memory and cost, out."""
+    return Pipeline(
+        [
+            Node(
+                estimate,
+                inputs=[
+                    "activations",
+                    "params:sae_training",
+                    "params:campaign",
+                    "sae_store",
+                    "sae_checkpoints",
+                    "campaign_folder",
+                ],
+                outputs=["campaign_estimate", "campaign_estimate_text"],
+                name="estimate_campaign",
+            ),
+        ],
+        namespace="campaign_dry_run",
+        prefix_datasets_with_namespace=False,
+        tags="saes",
+    )

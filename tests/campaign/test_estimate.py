@@ -1,0 +1,77 @@
+"""The dry run: every missing SAE once, and nothing touched."""
+
+from __future__ import annotations
+
+import pytest
+from tests.campaign.conftest import ACTIVATIONS, TRAINING, make_config
+
+from husai.campaign import estimate_campaign
+from husai.campaign.banks import Bank, RowsInfo, make_banks
+from husai.campaign.estimate import clock_seconds
+from husai.errors import InputError
+from husai.sae import BankTrainingConfig, SAEConfig
+
+ROWS = RowsInfo("h@-1", 240, 8, "f")
+
+
+def test_dry_run_lists_what_is_missing_and_trains_nothing(campaign):
+    config = make_config(budget={"rate": 2.0, "max_cost": 1e-9})
+    plan = campaign.plan(config)
+    table, text = estimate_campaign(plan, ACTIVATIONS, TRAINING, config, campaign.folders)
+    assert table["saes"].sum() == 12
+    assert (table["seconds"] > 0).all()
+    assert (table["memory_mb"] > 0).all()
+    assert not campaign.folders.store.exists()
+    assert {p.name for p in campaign.folders.campaign.iterdir()} == {"calibrations.json"}
+    assert "12 SAEs planned, 0 trained already" in text
+    assert "max_cost = 1e-09 would stop it" in text
+    campaign.start(make_config(), stop_after=3)
+    table, text = estimate_campaign(plan, ACTIVATIONS, TRAINING, config, campaign.folders)
+    assert table["saes"].sum() == 9
+    assert "3 trained already" in text
+
+
+def test_clock_time_is_that_of_the_fullest_slot():
+    assert clock_seconds([5.0, 4.0, 3.0, 3.0], 2) == 8.0
+    assert clock_seconds([5.0, 4.0], 1) == 9.0
+    assert clock_seconds([], 3) == 0.0
+
+
+def configs(d_sae: int, n: int) -> list[SAEConfig]:
+    return [SAEConfig(architecture="topk", d_sae=d_sae, k=2, init_seed=i) for i in range(n)]
+
+
+def banks_of(saes: list[SAEConfig], **options: float) -> list[Bank]:
+    ids = [f"s{i}" for i in range(len(saes))]
+    n = len(saes)
+    return make_banks(ids, saes, [BankTrainingConfig()] * n, [ROWS] * n, **options)  # type: ignore[arg-type]
+
+
+def test_banks_are_of_one_shape_within_memory_and_hold_every_sae_once():
+    saes = configs(8, 5) + configs(64, 7)
+    whole = banks_of(saes)
+    assert [len(bank.ids) for bank in whole] == [7, 5]
+    limit = 3 * whole[0].part(["s5"]).bytes
+    small = banks_of(saes, max_bytes=limit)
+    assert all(bank.bytes <= limit for bank in small)
+    assert sorted(i for bank in small for i in bank.ids) == sorted(f"s{i}" for i in range(12))
+    assert all(len({c.shape_key for c in bank.configs}) == 1 for bank in small)
+    with pytest.raises(InputError, match="s5 alone takes"):
+        banks_of(saes, max_bytes=limit / 4)
+
+
+def test_no_slot_waits_long_for_the_last_bank():
+    banks = banks_of(configs(64, 12), slots=4)
+    assert max(len(bank.ids) for bank in banks) <= 2
+
+
+def test_a_training_of_its_own_is_a_bank_of_its_own():
+    saes = configs(8, 4)
+    own = BankTrainingConfig(dead_latents="none")
+    banks = make_banks(
+        ["a", "b", "c", "d"],
+        saes,
+        [BankTrainingConfig(), own, BankTrainingConfig(), own],
+        [ROWS] * 4,
+    )
+    assert sorted(bank.ids for bank in banks) == [("a", "c"), ("b", "d")]

@@ -1,0 +1,307 @@
+"""Campaigns: complete, resumable, and the same weights whatever happened on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.campaign.conftest import (
+    TRAINING,
+    Campaign,
+    assert_same_weights,
+    make_config,
+)
+
+from husai.campaign.ledger import Ledger
+from husai.campaign.run import LEDGER
+from husai.campaign.store import locked
+from husai.errors import CampaignStopped, InputError
+from husai.sae.checkpoint import write_checkpoint
+
+PROCESSES = {"compute": {"processes": 2, "threads": 1}}
+
+
+def statuses(campaign: Campaign) -> dict[str, int]:
+    table = Ledger(campaign.folders.campaign / LEDGER).table()
+    return {str(status): int(n) for status, n in table["status"].value_counts().items()}
+
+
+def test_started_again_does_nothing(campaign, undisturbed):
+    campaign.start()
+    before = {path: path.stat().st_mtime_ns for path in campaign.folders.store.iterdir()}
+    assert campaign.start() == []
+    assert {p: p.stat().st_mtime_ns for p in campaign.folders.store.iterdir()} == before
+    assert statuses(campaign) == {"done": 12}
+    table = Ledger(campaign.folders.campaign / LEDGER).table()
+    assert (table["attempts"] == 1).all()
+    assert_same_weights(campaign.saes(), undisturbed)
+    assert not any(campaign.folders.checkpoints.iterdir())
+
+
+def test_processes_train_the_same_weights(campaign, undisturbed):
+    campaign.start(make_config(**PROCESSES))
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 11])
+def test_interrupted_between_two_saes_goes_on(campaign, undisturbed, stop_after):
+    first = campaign.start(stop_after=stop_after)
+    # closed before the ledger could say of the last one that it is done
+    second = campaign.start()
+    assert sorted(first + second) == sorted(undisturbed)
+    assert statuses(campaign) == {"done": 12}
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+def test_an_interrupted_bank_goes_on_from_its_checkpoint(campaign, undisturbed, monkeypatch):
+    import husai.sae.train as train
+
+    class Killed(BaseException):
+        """Nothing may catch it."""
+
+    write, steps = write_checkpoint, []
+
+    def write_and_die(directory: Path, checkpoint: Any, *rest: Any, **options: Any) -> None:
+        write(directory, checkpoint, *rest, **options)
+        if checkpoint.step == 20:
+            raise Killed
+
+    monkeypatch.setattr(train, "write_checkpoint", write_and_die)
+    with pytest.raises(Killed):
+        campaign.start()
+
+    def write_and_count(directory: Path, checkpoint: Any, *rest: Any, **options: Any) -> None:
+        write(directory, checkpoint, *rest, **options)
+        steps.append(checkpoint.step)
+
+    monkeypatch.setattr(train, "write_checkpoint", write_and_count)
+    campaign.start()
+    # the interrupted bank of four made 30 and 40 only
+    assert sorted(steps) == sorted([30, 40] + 3 * [10, 20, 30, 40])
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+def test_a_killed_worker_costs_one_attempt_of_its_bank(campaign, undisturbed, monkeypatch):
+    from husai.campaign.executors import local
+
+    killed: list[int] = []
+    wait = local.ProcessExecutor.wait
+
+    def kill_and_wait(self: Any, timeout: float) -> Any:
+        events = wait(self, timeout)
+        if not killed and any(getattr(event, "part", 0) > 0 for event in events):
+            killed.extend(self.pids()[:1])
+            os.kill(killed[0], signal.SIGKILL)
+        return events
+
+    monkeypatch.setattr(local.ProcessExecutor, "wait", kill_and_wait)
+    campaign.start(make_config(**PROCESSES))
+    assert len(killed) == 1
+    table = Ledger(campaign.folders.campaign / LEDGER).table()
+    assert (table["status"] == "done").all()
+    assert set(table["attempts"]) == {1, 2}
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+def test_a_bank_that_always_loses_its_worker_ends_as_a_failure(campaign, monkeypatch):
+    from husai.campaign.executors import local
+
+    wait = local.ProcessExecutor.wait
+
+    def kill_and_wait(self: Any, timeout: float) -> Any:
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
+        return wait(self, timeout)
+
+    monkeypatch.setattr(local.ProcessExecutor, "wait", kill_and_wait)
+    config = make_config(
+        plan={"hook_name": "h", "architectures": {"topk": {"k": [2]}}, "d_sae": [8], "seeds": [0]},
+        compute={"processes": 1, "max_retries": 2},
+    )
+    with pytest.raises(CampaignStopped, match=r"lost 3 times, .* killed by signal 9"):
+        campaign.start(config)
+    assert statuses(campaign) == {"failed": 1}
+
+
+def test_a_torn_or_foreign_partition_is_set_aside_and_redone(campaign, undisturbed):
+    campaign.start()
+    torn, foreign, *_ = sorted(undisturbed)
+    content = campaign.path(torn).read_bytes()
+    campaign.path(torn).write_bytes(content[: len(content) // 2])
+    campaign.path(foreign).write_bytes(campaign.path(sorted(undisturbed)[-1]).read_bytes())
+    assert sorted(campaign.start()) == [torn, foreign]
+    assert_same_weights(campaign.saes(), undisturbed)
+    aside = sorted(p.name for p in (campaign.folders.campaign / "quarantine").iterdir())
+    assert [name.split(".")[0] for name in aside] == [torn, foreign]
+
+
+def test_saes_of_another_training_are_set_aside_not_overwritten(campaign, undisturbed):
+    campaign.start()
+    longer = TRAINING.model_copy(update={"steps": 50})
+    assert len(campaign.start(training=longer)) == 12
+    assert len(list((campaign.folders.campaign / "quarantine").iterdir())) == 12
+    # threads and checkpoints change nothing of what comes out
+    neutral = longer.model_copy(update={"threads": 2, "checkpoint_interval": 25})
+    assert campaign.start(training=neutral) == []
+
+
+def test_a_sae_that_diverges_fails_alone_and_is_not_tried_again(campaign, undisturbed):
+    config = make_config()
+    variant = {
+        "architecture": "topk",
+        "d_sae": 8,
+        "options": {"k": 2, "learning_rate": 1e30},
+    }
+    plan = config.plan.model_dump(exclude_defaults=True)
+    config = make_config(
+        plan={**plan, "seeds": [0, 1, 2], "variants": {"hot": variant}}, max_failures=0.5
+    )
+    assert len(campaign.start(config)) == 15
+    assert statuses(campaign) == {"done": 12, "failed": 3}
+    saes = campaign.saes()
+    hot = {name for name in saes if "hot" in name}
+    assert all("not finite" in str(saes[name].failure) for name in hot)
+    assert_same_weights({n: s for n, s in saes.items() if n not in hot}, undisturbed)
+    assert campaign.start(config) == []
+    with pytest.raises(CampaignStopped, match=r"3 SAEs failed.*not finite"):
+        campaign.start(config.model_copy(update={"max_failures": 0.05}))
+    failures = (campaign.folders.campaign / "failures.csv").read_text()
+    assert all(name in failures for name in hot)
+
+
+def test_an_exception_fails_only_the_sae_at_fault(campaign, undisturbed, monkeypatch):
+    import husai.sae
+
+    train_bank = husai.sae.train_bank
+    culprit = 1
+
+    def faulty(rows: Any, configs: Any, *rest: Any, **options: Any) -> Any:
+        if any(c.init_seed == culprit and c.d_sae == 8 for c in configs):
+            raise RuntimeError("out of luck")
+        return train_bank(rows, configs, *rest, **options)
+
+    monkeypatch.setattr(husai.sae, "train_bank", faulty)
+    with pytest.raises(CampaignStopped, match="10 of 12 SAEs are trained, 2 SAEs failed"):
+        campaign.start()
+    table = Ledger(campaign.folders.campaign / LEDGER).table()
+    failed = table[table["status"] == "failed"]
+    assert all("-d8-" in sae_id and "-s1-" in sae_id for sae_id in failed["sae_id"])
+    assert failed["traceback"].str.contains("out of luck").all()
+    monkeypatch.undo()
+    assert sorted(campaign.start()) == sorted(failed["sae_id"])
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+def test_a_full_disk_stops_the_campaign_and_it_goes_on_afterwards(
+    campaign, undisturbed, monkeypatch
+):
+    import husai.sae.train as train
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train, "write_checkpoint", full)
+    with pytest.raises(CampaignStopped, match=r"No space left.*0 of 12 SAEs"):
+        campaign.start()
+    monkeypatch.undo()
+    campaign.start()
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+def test_a_torn_checkpoint_is_set_aside(campaign, undisturbed):
+    campaign.start(stop_after=1)
+    (folder,) = campaign.folders.checkpoints.iterdir()
+    newest = sorted(folder.glob("step_*"))[-1]
+    newest.write_bytes(newest.read_bytes()[:50])
+    campaign.start()
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+def test_two_campaigns_at_once_are_one_and_a_message(campaign):
+    entered = threading.Event()
+    leave = threading.Event()
+
+    def hold() -> None:
+        with locked(campaign.folders.campaign, "this campaign"):
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait(10)
+    try:
+        with pytest.raises(InputError, match=f"already being worked on by process {os.getpid()}"):
+            campaign.start()
+    finally:
+        leave.set()
+        thread.join()
+    assert len(campaign.start()) == 12
+
+
+def test_budget_stops_before_it_is_passed_and_goes_on_with_more(campaign, undisturbed):
+    budget: dict[str, Any] = {"rate": 3600.0, "max_cost": 1e-6}
+    with pytest.raises(CampaignStopped, match=r"max_cost = 1e-06 .* 0 of 12 SAEs"):
+        campaign.start(make_config(budget=budget))
+    assert campaign.saes() == {}
+    with pytest.raises(CampaignStopped, match=r"max_hours = 1e-09"):
+        campaign.start(make_config(budget={"max_hours": 1e-9}))
+    # what one device-second costs is 1; a campaign of this size takes a few
+    assert len(campaign.start(make_config(budget={"rate": 3600.0, "max_cost": 1000.0}))) == 12
+    table = Ledger(campaign.folders.campaign / LEDGER).table()
+    assert table["cost"].sum() == pytest.approx(table["seconds"].sum())
+    assert 0 < table["cost"].sum() < 1000
+    costs = {name: sae.provenance["campaign"]["cost"] for name, sae in campaign.saes().items()}
+    assert costs == pytest.approx(dict(zip(table["sae_id"], table["cost"], strict=True)))
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+def test_a_budget_in_between_trains_a_part(campaign, monkeypatch):
+    from husai.campaign.budget import Estimates
+
+    monkeypatch.setattr(Estimates, "seconds", lambda self, bank: 1.0)
+    monkeypatch.setattr("husai.campaign.run._Running.seconds", lambda self: 1.0)
+    # banks of three cost 1 each by this clock, on one device
+    config = make_config(
+        compute={"processes": 0, "threads": 1}, budget={"rate": 3600.0, "max_cost": 2.5}
+    )
+    with pytest.raises(CampaignStopped, match="6 of 12"):
+        campaign.start(config)
+    assert Ledger(campaign.folders.campaign / LEDGER).cost() == pytest.approx(2.0)
+    # what was spent counts when it is started again
+    with pytest.raises(CampaignStopped, match="2 spent"):
+        campaign.start(config)
+
+
+def test_ledger_passes_over_a_torn_line_and_keeps_the_rest(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.record("planned", ["a", "b"])
+    ledger.record("running", ["a"], bank="x", worker="w")
+    ledger.record("spent", ["a"], seconds=2.0, cost=0.2)
+    ledger.record("lost", ["a"], seconds=3.0, cost=0.3, reason="gone")
+    ledger.record("running", ["a"])
+    ledger.record("done", ["a"], seconds=4.0, cost=0.4)
+    before = ledger.table()
+    with path.open("ab") as file:
+        file.write(b'{"time": 1, "event": "don')
+    again = Ledger(path)
+    again.record("running", ["b"])
+    third = Ledger(path).table().set_index("sae_id")
+    assert third.loc["a", ["status", "attempts"]].tolist() == ["done", 2]
+    assert third.loc["a", ["seconds", "cost"]].tolist() == pytest.approx([7.0, 0.7])
+    assert third.loc["b", "status"] == "running"
+    assert before["sae_id"].tolist() == ["a", "b"]
+
+
+def test_workers_end_with_their_driver(campaign):
+    from husai.campaign.executors.local import ProcessExecutor
+
+    executor = ProcessExecutor(None, 1, 1, 0)
+    executor._start()
+    (worker,) = executor._workers
+    worker.pipe.close()
+    assert worker.process.wait(timeout=60) == 0
