@@ -274,14 +274,20 @@ def test_shapes_group_into_banks() -> None:
         train_bank(rows(), mixed, BankTrainingConfig(batch_size=64))
 
 
-@pytest.mark.parametrize("architecture", SETTINGS)
-def test_neither_bank_mates_nor_threads_change_a_bit(architecture: str) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [*((name, "auxk") for name in SETTINGS), ("topk", "resample"), ("relu", "ghost")],
+)
+def test_neither_bank_mates_nor_threads_change_a_bit(architecture: str, method: str) -> None:
     """A campaign may train a missing SAE alone, anywhere, and get the same file."""
     x = rows(600)
     mates = [*configs(architecture, 3), *configs(architecture, 2, data_seed=1)]
 
     def trained(chosen: list[SAEConfig], threads: int) -> list[TrainedSAE]:
-        training = BankTrainingConfig(steps=25, batch_size=300, eval_interval=25, threads=threads)
+        training = BankTrainingConfig(
+            **{"steps": 25, "batch_size": 300, "eval_interval": 25, "threads": threads},
+            **{"dead_latents": method, "dead_after_passes": 2, "resample_every_passes": 4},
+        )
         return train_bank(x, chosen, training)
 
     together = trained(mates, 3)

@@ -441,7 +441,8 @@ class _Run:
         """Resample dead latents when this step is one of those fixed for it."""
         due = self.step % self.resample_interval() == 0
         if due and self.step <= self.training.resample_until_fraction * self.training.steps:
-            resample_dead_latents(self.bank, self.rows.train, self.training, self.step)
+            with one_thread():
+                resample_dead_latents(self.bank, self.rows.train, self.training, self.step)
 
 
 def train_bank(
