@@ -89,8 +89,10 @@ def _check_transformer(groups: dict[str, Any], d_vocab: int, n_ctx: int) -> None
 
 def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
     from husai.campaign import plan_saes
+    from husai.campaign.executors import check_backend
 
     plan = groups["campaign"].plan
+    check_backend(groups["campaign"].compute)
     table = plan_saes(plan)
     if "activations" in groups:
         extraction = groups["activations"]

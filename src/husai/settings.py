@@ -8,6 +8,7 @@ import warnings
 from kedro.config import OmegaConfigLoader
 
 from husai.checks import StudyChecks
+from husai.plain_errors import PlainErrors
 from husai.tracking import MlflowHook
 
 # Kedro's own call of a function that OmegaConf will rename: nothing a user could mend
@@ -19,7 +20,7 @@ def data_dir(default: str) -> str:
     return os.environ.get("HUSAI_DATA_DIR", default)
 
 
-HOOKS = (StudyChecks(), MlflowHook())
+HOOKS = (StudyChecks(), MlflowHook(), PlainErrors())
 
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {
