@@ -74,9 +74,12 @@ class _Running:
     submitted: float
     started: float | None = None
     told: float = 0.0
+    taken: float | None = None
 
     def seconds(self) -> float:
-        """Since its worker began; 0 while it waits for one."""
+        """Since its worker began, as the worker says once it has ended; 0 while it waits."""
+        if self.taken is not None:
+            return self.taken
         return 0.0 if self.started is None else time.monotonic() - self.started
 
 
@@ -310,15 +313,18 @@ class _Campaign:
         elif isinstance(event.result, Trained):
             yield from self._trained(event)
         elif isinstance(event.result, Broken):
-            self._broken(event.name, event.result)
+            self._broken(event, event.result)
 
-    def _progressed(self, event: Progress) -> None:
-        run = self.running[event.name]
+    def _begun(self, name: str, worker: str) -> _Running:
+        """Write down that a bank's worker began, once."""
+        run = self.running[name]
         if run.started is None:
             run.started = time.monotonic()
-            self.ledger.record(
-                RUNNING, sorted(run.bank.wanted), bank=event.name, worker=event.worker
-            )
+            self.ledger.record(RUNNING, sorted(run.bank.wanted), bank=name, worker=worker)
+        return run
+
+    def _progressed(self, event: Progress) -> None:
+        self._begun(event.name, event.worker)
         self.view.progress(event.name, event.part)
         self._keep_accounts()
 
@@ -340,19 +346,19 @@ class _Campaign:
             "cost": self.budget.cost(seconds) / n,
         }
 
-    def _settle(self, name: str) -> tuple[_Running, dict[str, float]]:
+    def _settle(self, event: Done | Lost) -> tuple[_Running, dict[str, float]]:
         """Take a bank off the running ones; give what it cost."""
-        run = self.running.pop(name)
-        if run.started is None:  # it was gone before it told anything
-            run.started = time.monotonic()
-            self.ledger.record(RUNNING, sorted(run.bank.wanted), bank=name)
+        run = self._begun(event.name, event.worker)
+        if isinstance(event, Done) and isinstance(event.result, Trained | Broken):
+            run.taken = event.result.seconds
+        del self.running[event.name]
         return run, self._share(run)
 
     def _trained(self, event: Done) -> Iterator[tuple[str, TrainedSAE]]:
         from husai.sae import from_tensors
 
         assert isinstance(event.result, Trained)
-        run, share = self._settle(event.name)
+        run, share = self._settle(event)
         bank = run.bank
         self.estimates.learn(bank, run.seconds())
         failures = 0
@@ -384,13 +390,13 @@ class _Campaign:
         self.view.ended(event.name, len(bank.wanted) - failures, failures)
         shutil.rmtree(self.folders.checkpoints / event.name, ignore_errors=True)
 
-    def _broken(self, name: str, result: Broken) -> None:
-        run, share = self._settle(name)
+    def _broken(self, event: Done, result: Broken) -> None:
+        run, share = self._settle(event)
         if result.kind == "machine":
             self.ledger.record("lost", sorted(run.bank.wanted), reason=result.reason, **share)
             self.refusal = f"{result.reason}; put it right"
             self.pending.clear()
-            self.view.waits(name)
+            self.view.waits(event.name)
         elif result.kind == "input" or len(run.bank.ids) == 1:
             self._fail(run.bank, result.reason, result.traceback, share)
         else:
@@ -399,7 +405,7 @@ class _Campaign:
         self.budget.spent = self.ledger.cost()
 
     def _lost(self, event: Lost) -> None:
-        run, share = self._settle(event.name)
+        run, share = self._settle(event)
         bank = run.bank
         losses = self.losses[event.name] = self.losses.get(event.name, 0) + 1
         if losses <= self.config.compute.max_retries:

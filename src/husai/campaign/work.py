@@ -43,6 +43,7 @@ class Trained:
 
     files: tuple[bytes, ...]
     peak_bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Broken:
     reason: str
     traceback: str
     kind: str
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def train_task(
             last = now
             report(done / total)
 
+    started = time.perf_counter()
     try:
         folder = None if checkpoints is None else checkpoints / bank.name
         with alone_in(folder), progress_to(told), peak_memory() as peak:
@@ -108,9 +111,9 @@ def train_task(
         for sae in trained:
             provenance = {**sae.provenance, "husai": __version__}
             files.append(tensors_to_bytes(*to_tensors(replace(sae, provenance=provenance))))
-        return Trained(tuple(files), peak.bytes)
+        return Trained(tuple(files), peak.bytes, time.perf_counter() - started)
     except Exception as error:
-        return broken(error)
+        return replace(broken(error), seconds=time.perf_counter() - started)
 
 
 def broken(error: BaseException) -> Broken:

@@ -27,6 +27,7 @@ class Done:
 
     name: str
     result: Trained | Broken | Calibration
+    worker: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Lost:
 
     name: str
     reason: str
+    worker: str = ""
 
 
 Event = Progress | Done | Lost

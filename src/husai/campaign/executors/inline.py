@@ -13,6 +13,8 @@ from husai.campaign.work import calibrate, train_task
 if TYPE_CHECKING:
     import torch
 
+WORKER = "this process"
+
 
 class InlineExecutor:
     """Trains while :meth:`wait` is called.
@@ -65,14 +67,14 @@ class InlineExecutor:
         (bank, measure), self._next = self._next, None
         rows = self._rows[bank.rows.key]
         if measure:
-            return [Done(bank.name, calibrate(bank, rows))]
+            return [Done(bank.name, calibrate(bank, rows), WORKER)]
         result = train_task(
             bank,
             rows,
             self._checkpoints,
-            lambda part: self._on_progress(Progress(bank.name, part, "this process")),
+            lambda part: self._on_progress(Progress(bank.name, part, WORKER)),
         )
-        return [Done(bank.name, result)]
+        return [Done(bank.name, result, WORKER)]
 
     def close(self) -> None:
         """Nothing to end."""

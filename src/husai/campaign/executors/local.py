@@ -108,7 +108,7 @@ class ProcessExecutor:
                     if kind == "progress":
                         events.append(Progress(worker.bank or "", value, worker.name))
                     else:
-                        events.append(Done(worker.bank or "", value))
+                        events.append(Done(worker.bank or "", value, worker.name))
                         worker.bank = None
             except (EOFError, OSError):
                 code = worker.process.wait()

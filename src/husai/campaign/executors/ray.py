@@ -102,7 +102,7 @@ class RayExecutor:
             name = self._running.pop(reference)
             self._parts.pop(name, None)
             try:
-                events.append(Done(name, self._ray.get(reference)))
+                events.append(Done(name, *self._ray.get(reference)))
             except (
                 exceptions.WorkerCrashedError,
                 exceptions.NodeDiedError,
@@ -150,7 +150,7 @@ class _Board:
 def _carry_out(
     bank: Bank, rows: Any, checkpoints: Path | None, measure: bool, threads: int, board: Any
 ) -> Any:
-    """Train a bank or measure it, on the node where this runs."""
+    """Train a bank or measure it, on the node where this runs; say also where that was."""
     import ray
     import torch
 
@@ -163,7 +163,8 @@ def _carry_out(
     # Ray's arrays may not be written to, which torch has no way of knowing
     values = torch.from_numpy(rows.copy())
     if measure:
-        return calibrate(bank, values)
-    return train_task(
+        return calibrate(bank, values), worker
+    result = train_task(
         bank, values, checkpoints, lambda part: board.tell.remote(bank.name, part, worker)
     )
+    return result, worker
