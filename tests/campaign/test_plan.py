@@ -177,6 +177,14 @@ def test_settings_on_the_untrained_model_stand_beside_the_others():
             assert [row_config(r) for r in records(part)] == [row_config(r) for r in records(other)]
 
 
+def test_a_variant_may_read_another_hook():
+    variant = {"architecture": "topk", "d_sae": 64, "options": {"k": 4}, "hook_name": "hook_embed"}
+    plan = make_plan(variants={"embed": {**variant, "position": 0}})
+    own = plan[plan["variant"] == "embed"]
+    assert set(plan_keys(own)) == {"hook_embed@0"}
+    assert set(plan_keys(plan[plan["variant"] == ""])) == {"blocks.0.hook_resid_post@-1"}
+
+
 def test_a_variant_may_vary_something_else_and_train_differently():
     plan = make_plan(
         variants={
@@ -194,7 +202,7 @@ def test_a_variant_may_vary_something_else_and_train_differently():
     assert (order["init_seed"].tolist(), order["data_seed"].tolist()) == ([0, 0, 0], [0, 1, 2])
     shared = BankTrainingConfig(steps=7)
     trained = [row_training(row, shared) for row in records(plan)]
-    assert {config.dead_latents for config in trained} == {"auxk", "none"}
+    assert {config.dead_latents for config in trained} == {"auto", "none"}
     assert {config.steps for config in trained} == {7}
     assert [config is shared for config in trained] == [True] * 18 + [True] * 3 + [False] * 3
     # the grid keeps its names whatever stands beside it

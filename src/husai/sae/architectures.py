@@ -8,6 +8,7 @@ from typing import Literal
 from husai.errors import InputError
 
 Selection = Literal["all", "row", "batch", "threshold"]
+DeadLatentMethod = Literal["none", "auxk", "ghost", "resample"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,16 @@ class Architecture:
     def needs_k(self) -> bool:
         """Whether it takes a number of active latents."""
         return self.selection in ("row", "batch")
+
+    @property
+    def dead_latents(self) -> DeadLatentMethod:
+        """What is done about its dead latents unless told otherwise.
+
+        AuxK needs dead latents with positive pre-activations. Where latents compete for k places
+        there are such; under a penalty a latent is dead because it has none, and AuxK is idle.
+        Measured in benchmarks/results/planted_trainers.csv and home_dead_latents.csv.
+        """
+        return "auxk" if self.needs_k else "resample"
 
     @property
     def has_threshold(self) -> bool:

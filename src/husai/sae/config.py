@@ -7,9 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from husai.config import Config
-from husai.sae.architectures import architecture
-
-DeadLatentMethod = Literal["none", "auxk", "ghost", "resample"]
+from husai.sae.architectures import DeadLatentMethod, architecture
 
 
 class SAEConfig(Config):
@@ -148,8 +146,10 @@ class BankTrainingConfig(Config):
         "geometric_median", description="Where b_dec starts."
     )
 
-    dead_latents: DeadLatentMethod = Field(
-        "auxk", description="What is done about dead latents; none only counts them."
+    dead_latents: DeadLatentMethod | Literal["auto"] = Field(
+        "auto",
+        description="What is done about dead latents; none only counts them. auto: auxk where "
+        "latents compete for k places, resample under a penalty.",
     )
     dead_after_passes: float = Field(
         20.0, gt=0, description="Dataset passes without firing after which a latent is dead."
@@ -208,3 +208,9 @@ class BankTrainingConfig(Config):
     threads: int | None = Field(
         None, gt=0, description="CPU threads; what torch is set to when not given."
     )
+
+    def dead_latent_method(self, name: str) -> DeadLatentMethod:
+        """Give the method for an architecture: the one set, or its own where that is auto."""
+        if self.dead_latents == "auto":
+            return architecture(name).dead_latents
+        return self.dead_latents

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from husai.sae.architectures import DeadLatentMethod
 from husai.sae.bank import SAEBank
 from husai.sae.config import BankTrainingConfig
 from husai.sae.schedule import BATCH_TOPK_BETA, StepTable
@@ -159,8 +160,10 @@ def dense_loss(
     reconstruction = reconstruction / (len(bank.prefixes) * d_in)
 
     auxiliary = torch.zeros_like(reconstruction)
-    if training.dead_latents in ("auxk", "ghost") and bool(dead.any()):
-        auxiliary = _auxiliary_loss(pre, W_dec, (x_B1D - x_hat).detach(), dead, training)
+    method = training.dead_latent_method(bank.architecture.name)
+    if method in ("auxk", "ghost") and bool(dead.any()):
+        residual = (x_B1D - x_hat).detach()
+        auxiliary = _auxiliary_loss(method, pre, W_dec, residual, dead, training)
     total = reconstruction + settings.penalty.to(pre) * cost / d_in
     total = total + training.aux_coefficient * auxiliary
     fired = f.detach() > 0
@@ -176,6 +179,7 @@ def dense_loss(
 
 
 def _auxiliary_loss(
+    method: DeadLatentMethod,
     pre: torch.Tensor,
     W_dec: torch.Tensor,
     residual: torch.Tensor,
@@ -183,7 +187,7 @@ def _auxiliary_loss(
     training: BankTrainingConfig,
 ) -> torch.Tensor:
     d_sae, d_in = W_dec.shape[1:]
-    if training.dead_latents == "auxk":
+    if method == "auxk":
         k_aux = min(training.aux_k or max(1, d_in // 2), d_sae)
         masked = torch.where(dead, pre, -torch.inf)
         top = masked.topk(k_aux, dim=2)

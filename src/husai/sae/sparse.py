@@ -326,7 +326,7 @@ class SparseEngine:
         self.rows: F32 = rows.numpy()
         self.d_sae = bank.d_sae
         self.selection = bank.architecture.selection
-        self.method = training.dead_latents
+        self.method = training.dead_latent_method(bank.architecture.name)
         self.prefixes: I64 = np.array(bank.prefixes, dtype=np.int64)
         self.dead_rows = float(training.dead_after_passes * len(rows))
         self.k_aux = min(training.aux_k or max(1, bank.d_in // 2), bank.d_sae)

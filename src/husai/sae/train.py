@@ -220,6 +220,7 @@ class _Run:
         self.rows = rows
         self.training = training
         self.checkpoint_dir = checkpoint_dir
+        self.dead_latents = training.dead_latent_method(configs[0].architecture)
         self.loss_with = loss_with
         self.on_finish = on_finish
         self.device = choose_device(training)
@@ -363,7 +364,7 @@ class _Run:
         intervals = [training.eval_interval, training.checkpoint_interval]
         if training.snapshot_interval:
             intervals.append(training.snapshot_interval)
-        if training.dead_latents == "resample":
+        if self.dead_latents == "resample":
             intervals.append(self.resample_interval())
         steps = {step for size in intervals for step in range(size, training.steps, size)}
         return sorted({s for s in steps if s > self.step} | {training.steps})
@@ -419,7 +420,7 @@ class _Run:
             if not bank.active():
                 self.step = boundary
             last = boundary == training.steps
-            if training.dead_latents == "resample" and not last:
+            if self.dead_latents == "resample" and not last:
                 self.resample_if_due()
             if training.snapshot_interval and boundary % training.snapshot_interval == 0:
                 self.take_snapshots()

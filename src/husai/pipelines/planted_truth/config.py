@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from husai.campaign.plan import ArchitectureGrid
@@ -22,7 +24,7 @@ class PlantedTruthConfig(Config):
 
     worlds: dict[str, WorldStudy] = Field(min_length=1, description="planted worlds by name")
     architectures: dict[str, ArchitectureGrid] = Field(min_length=1)
-    dead_latents: tuple[DeadLatentMethod, ...] = Field(("auxk",), min_length=1)
+    dead_latents: tuple[DeadLatentMethod | Literal["auto"], ...] = Field(("auto",), min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=2, description="initial weights")
     learning_rate: float = Field(5e-3, gt=0, description="Adam's step size")
     n_rows: int = Field(20_000, ge=1, description="training rows of every world")
