@@ -602,9 +602,11 @@ def measure_quality(directory: str, rows: Any, held_out: Any) -> list[dict[str, 
     return found
 
 
-def write_markdown(result: dict[str, Any], command: str) -> None:
-    """The table for people."""
+def speed_lines(result: dict[str, Any]) -> list[str]:
+    """The table of speeds, for people."""
     lines = [
+        "## Speed",
+        "",
         "Milliseconds per SAE and step (median of interleaved rounds), "
         f"{SEEDS} seeds, d_in {D_IN}, batch {BATCH}, k {K}, {THREADS} threads.",
         "",
@@ -622,8 +624,94 @@ def write_markdown(result: dict[str, Any], command: str) -> None:
                 f"| {label} | {entry['d_sae']} | {times[name]} | {cells[0]} | {cells[1]} | "
                 f"{cells[2]} | {speedup} | {product['fresh']} / {product['kept']} |"
             )
-    lines += ["", f"Made by `{command}`.", ""]
-    (RESULTS / f"sae_engine_{THREADS}.md").write_text("\n".join(lines))
+    return lines
+
+
+def rest_lines(result: dict[str, Any]) -> list[str]:
+    """Overhead and curves."""
+    lines = [
+        "## Whole trainings over their bare steps",
+        "",
+        "| d_sae | steps | ratio |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {e['d_sae']} | {e['steps']} | {e['ratio']} |" for e in result["overhead"]]
+    lines += ["", "## Cost by seeds and width (TopK, ms per SAE and step)", ""]
+    for title, key in (("by_seeds", "seeds"), ("by_width", "d_sae"), ("narrow", "d_sae")):
+        points = result["curves"][title]
+        lines += [
+            f"| {key} | " + " | ".join(str(point[key]) for point in points) + " |",
+            "|---" * (len(points) + 1) + "|",
+            "| ms | " + " | ".join(str(point["ms_per_sae_step"]) for point in points) + " |",
+            "",
+        ]
+    return lines[:-1]
+
+
+def memory_lines(result: dict[str, Any]) -> list[str]:
+    """Peaks of memory."""
+    names = [f"ours, bank of {SEEDS}", "ours, bank of 1", *CASES]
+    lines = [
+        "## Memory",
+        "",
+        "Peak resident megabytes a SAE adds.",
+        "",
+        "| architecture | d_sae | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for entry in result["memory_mb_per_sae"]:
+        cells = " | ".join(str(entry.get(name, "–")) for name in names)
+        lines.append(f"| {entry['architecture']} | {entry['d_sae']} | {cells} |")
+    return lines
+
+
+def quality_lines(result: dict[str, Any]) -> list[str]:
+    """FVU at equal L0, each at its best learning rate."""
+    first = result["quality"][0]
+    lines = [
+        "## Quality",
+        "",
+        f"Held-out FVU after {first['steps']} steps of {first['batch_size']} rows, d_sae "
+        f"{first['d_sae']}, each at its best of three learning rates.",
+        "",
+        "| architecture | who | L0 | FVU | ours at this L0 |",
+        "|---|---|---|---|---|",
+    ]
+    for entry in result["quality"]:
+        name = entry["architecture"]
+        if name != "relu":
+            best = min(entry["ours"], key=lambda cell: float(cell["fvu"]))
+            ours = [
+                cell["fvu"]
+                for cell in entry["ours"]
+                if cell["learning_rate"] == best["learning_rate"]
+            ]
+            lines.append(f"| {name} | ours | {best['l0']} | {min(ours)}–{max(ours)} | |")
+        for peer in CASES:
+            if peer in entry:
+                cell = min(entry[peer], key=lambda cell: float(cell["fvu"]))
+                mine = cell.get("ours_at_this_l0") or ""
+                lines.append(f"| {name} | {peer} | {cell['l0']} | {cell['fvu']} | {mine} |")
+    return lines
+
+
+PARTS = {
+    "table": speed_lines,
+    "rest": rest_lines,
+    "memory": memory_lines,
+    "quality": quality_lines,
+}
+
+
+def write_markdown(result: dict[str, Any]) -> None:
+    """Every part that was measured, each with its command."""
+    blocks = ["# The SAE engine beside its peers"]
+    for part, command in sorted(
+        result["commands"].items(), key=lambda item: list(PARTS).index(item[0])
+    ):
+        blocks.append("\n".join([*PARTS[part](result), "", f"Made by `{command}`."]))
+    path = RESULTS / f"sae_engine_{THREADS}.md"
+    path.write_text("\n\n".join(blocks) + "\n")
 
 
 def main() -> None:
@@ -653,11 +741,11 @@ def main() -> None:
             result[f"load_average_{part}"] = os.getloadavg()[0]
             if part == "table":
                 result["table"] = measure_table(rows, directory, rounds=3)
-                write_markdown(result, command)
             else:
                 result["overhead"] = measure_overhead(rows)
                 result["curves"] = measure_curves(rows)
     path.write_text(json.dumps(result, indent=1) + "\n")
+    write_markdown(result)
     print(json.dumps({k: v for k, v in result.items() if k != "table"}, indent=1))
 
 
