@@ -96,16 +96,20 @@ def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
     table = plan_saes(plan)
     if "activations" in groups:
         extraction = groups["activations"]
-        if plan.hook_name not in extraction.hook_names:
-            raise InputError(
-                f"campaign.plan.hook_name: '{plan.hook_name}' is not extracted; "
-                f"activations.hook_names has: {', '.join(extraction.hook_names)}"
-            )
-        if plan.position not in extraction.positions:
-            raise InputError(
-                f"campaign.plan.position: {plan.position} is not extracted; "
-                f"activations.positions has: {list(extraction.positions)}"
-            )
+        places = extraction.places()
+        for hook_name, position in dict.fromkeys(
+            zip(table["hook_name"], table["position"], strict=True)
+        ):
+            if hook_name not in {name for name, _ in places}:
+                raise InputError(
+                    f"campaign.plan.hook_name: '{hook_name}' is not extracted; "
+                    f"activations.hook_names has: {', '.join(extraction.hook_names)}"
+                )
+            if (hook_name, position) not in places:
+                raise InputError(
+                    f"campaign.plan.position: {position} of '{hook_name}' is not extracted; "
+                    f"there are: {', '.join(f'{name}@{at}' for name, at in places)}"
+                )
         if plan.untrained != "none" and not extraction.untrained:
             raise InputError(
                 f"campaign.plan.untrained: '{plan.untrained}', but activations.untrained is false: "

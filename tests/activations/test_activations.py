@@ -49,6 +49,9 @@ def test_chunks_give_what_one_pass_gives(model_and_tokens):
     [
         ({"hook_names": ("blocks.7.hook_resid_post",)}, "no hook 'blocks.7.hook_resid_post'"),
         ({"positions": (3,)}, "3 is outside the context of 3"),
+        ({"hook_names": ("blocks.0.hook_resid_post@-4",)}, "-4 is outside the context of 3"),
+        ({"hook_names": ("hook_embed@first",)}, "what follows the @ is a token position"),
+        ({"hook_names": ("hook_embed@-1", "hook_embed")}, r"more than once: \['hook_embed@-1'\]"),
         ({"positions": (-1, 2)}, "names a position of the 3 tokens twice"),
         ({"hook_names": ("blocks.0.attn.hook_pattern",)}, r"no \[batch, position\] axes"),
         ({"hook_names": ("blocks.0.attn.hook_q_input",)}, "does not fire"),
@@ -59,6 +62,15 @@ def test_bad_extraction_names_field_and_value(model_and_tokens, change, message)
     config = ExtractionConfig(**change)
     with pytest.raises(InputError, match=message):
         list(extract_activations(model, tokens, split, config, {}, False))
+
+
+def test_a_hook_may_have_a_position_of_its_own(model_and_tokens):
+    model, tokens, split = model_and_tokens
+    config = ExtractionConfig(hook_names=("hook_embed@0", "blocks.0.hook_resid_post"))
+    found = {a.key: a for a in extract_activations(model, tokens, split, config, {}, False)}
+    assert list(found) == ["hook_embed@0", "blocks.0.hook_resid_post@-1"]
+    embedding = model.state_dict()["embed.weight"]
+    torch.testing.assert_close(found["hook_embed@0"].values, embedding[tokens[:, 0]])
 
 
 def test_non_finite_activations_stop(model_and_tokens):

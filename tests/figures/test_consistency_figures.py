@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from husai.consistency import ConsistencyConfig, SAERecord, consistency_report, match_features
+from husai.consistency.tables import settings_table
 from husai.figures import consistency as figures
 
 N, D = 12, 8
@@ -70,17 +71,17 @@ def test_unconverged_is_marked_in_every_figure() -> None:
     tables = report_tables(unconverged=True)
     made = [
         figures.scores_figure(tables["groups"]),
-        figures.l0_figure(tables["groups"]),
+        figures.settings_figure(settings_table(tables["groups"], 4.0)),
         figures.seed_matrix_figure(tables["pairs"]),
         figures.reproducibility_figure(tables["features"]),
     ]
     for figure in made:
         assert "†" in words(figure)
-    for figure in made[:2]:
+    for figure, times in zip(made[:2], (2, 3), strict=True):
         hollow = [
             line for a in figure.axes for line in a.lines if line.get_markerfacecolor() == "white"
         ]
-        assert len(hollow) == 2  # the relu group, in both spaces
+        assert len(hollow) == times  # the relu group, in both spaces and in three panels
 
 
 def test_similarity_is_ordered_by_the_match() -> None:
@@ -133,10 +134,26 @@ def test_training_shows_score_nulls_and_what_is_left_of_the_start() -> None:
             "cosine_to_init": [1.0, 0.7, 0.2],
         }
     )
-    figure = figures.training_figure({"topk": curve})
+    head = {"group": "topk d8", "architecture": "topk", "d_sae": 8, "converged": False}
+    figure = figures.training_figure(curve.assign(**head))
     assert len(figure.axes) == 2
     drawn = heights(figure)
     for value in (0.9, 0.31, 0.6, 0.2):
         assert np.isclose(drawn, value).any()
-    with pytest.raises(Exception, match="none given"):
-        figures.training_figure({})
+    assert "† not converged" in [text.get_text() for text in figure.legends[0].get_texts()]
+    none = pd.DataFrame([{**head, "reason": "no decoders kept on the way"}])
+    assert "no decoders kept" in figures.training_figure(none).texts[0].get_text()
+
+
+def test_settings_draw_a_curve_only_where_there_is_one() -> None:
+    groups = report_tables()["groups"]
+    table = settings_table(groups, 4.0)
+    figure = figures.settings_figure(table)
+    figure.draw_without_rendering()
+    own = groups.query("score == 'pw_mcc' and not signed and space == 'full'")
+    for axis, column in zip(figure.axes, ("width_ratio", "k", "l0"), strict=True):
+        assert (axis.get_title() == "one value: no curve") == (table[column].nunique() < 2)
+        drawn = [y for line in axis.lines for y in np.atleast_1d(line.get_ydata())]
+        assert all(np.isclose(drawn, value).any() for value in own["mean"])
+    with pytest.raises(Exception, match="no defined"):
+        figures.settings_figure(table.assign(mean=np.nan))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from husai.consistency import (
+    ConsistencyConfig,
+    SAERecord,
     coactivation,
-    detect_symmetries,
     plane_recovery,
     sparsity_pattern,
-    task_symmetries,
 )
+from husai.consistency.tables import symmetry_table
 from husai.errors import InputError
 from husai.figures import geometry as figures
 
@@ -72,13 +75,20 @@ def test_symmetries_are_drawn_beside_their_null() -> None:
     p = 7
     a, b = np.divmod(np.arange(p * p), p)
     codes = np.stack([np.maximum(np.cos(2 * np.pi * (a + b + j) / p), 0) for j in range(p)], axis=1)
-    table = detect_symmetries(codes, task_symmetries(p), n_null=2)
-    figure = figures.symmetry_figure({"one": table})
-    axis = figure.axes[0]
-    assert [t.get_text() for t in axis.get_yticklabels()][-1] == "swap"
-    scores = next(line for line in axis.lines if line.get_label() == "one")
-    np.testing.assert_allclose(np.asarray(scores.get_xdata(), dtype=float), table["score"])
-    with pytest.raises(InputError, match="no symmetry"):
-        figures.symmetry_figure(
-            {"dead": detect_symmetries(np.zeros((p * p, 2)), task_symmetries(p))}
-        )
+    records = [
+        SAERecord(f"s{seed}", "topk", seed, np.eye(p), codes=codes, group="one", converged=False)
+        for seed in range(2)
+    ]
+    table = symmetry_table({"one": records}, p, ConsistencyConfig(symmetry_draws=2))
+    figure = figures.symmetry_figure(table)
+    figure.draw_without_rendering()
+    itself, other = figure.axes
+    assert [t.get_text() for t in itself.get_yticklabels()][-1] == "swap"
+    for axis, kind in ((itself, "itself"), (other, "other seed")):
+        expected = table.loc[table["kind_of_pair"] == kind, "score"]
+        drawn = [np.asarray(line.get_xdata(), dtype=float) for line in axis.lines]
+        assert any(len(x) == len(expected) and np.allclose(x, expected) for x in drawn)
+    assert any("†" in text.get_text() for text in figure.legends[0].get_texts())
+    dead = [replace(record, codes=np.zeros((p * p, p))) for record in records]
+    nothing = symmetry_table({"one": dead}, p, ConsistencyConfig(symmetry_draws=2))
+    assert figures.symmetry_figure(nothing).texts[0].get_text()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import mlflow
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from kedro.framework.startup import bootstrap_project
 
 from husai.checks import StudyError
 from husai.consistency import ConsistencyConfig
+from husai.consistency.report import summary_schema
 
 PROJECT = Path(__file__).parents[2]
 
@@ -57,12 +60,16 @@ def read_newest(folder: Path) -> Any:
 
 def test_every_planned_sae_is_there_and_compared(study):
     plan = pd.read_parquet(study / "saes" / "plan.parquet")
-    assert plan["model"].value_counts().to_dict() == {"trained": 18, "untrained": 18}
+    assert plan["model"].value_counts().to_dict() == {"trained": 24, "untrained": 18}
     assert {path.stem for path in (study / "saes" / "trained").iterdir()} == set(plan["sae_id"])
     table = pd.read_parquet(study / "saes" / "table.parquet")
     assert np.isfinite(table[["fvu", "l0", "cosine_to_init"]].to_numpy()).all()
     groups = pd.read_parquet(study / "consistency" / "groups.parquet")
     assert set(groups["group"]) == set(plan.loc[plan["model"] == "trained", "group"])
+    hooks = dict(zip(groups["group"], groups["hook"], strict=True))
+    assert hooks["topk d8 k3 embed"] == "hook_embed@0"
+    assert hooks["topk d8 k3 mlp"] == "blocks.0.mlp.hook_post@-1"
+    groups = groups[groups["hook"] == "blocks.0.hook_resid_post@-1"]
     scores = groups[(groups["score"] == "pw_mcc") & ~groups["signed"] & (groups["space"] == "full")]
     assert len(scores) == 6
     assert scores["mean"].between(0, 1).all()
@@ -79,17 +86,55 @@ def test_tables_and_figures_are_there(study):
         "saes/learning_curves.png",
         "consistency/similarity.png",
         "consistency/scores.png",
+        *(
+            f"consistency/{name}.png"
+            for name in (
+                "seeds",
+                "reproducibility",
+                "settings",
+                "trajectories",
+                "symmetries",
+                "geometry",
+                "firing",
+                "correlation",
+            )
+        ),
     ):
         assert (study / name).stat().st_size > 10_000, name
+    # sixty epochs learn no frequency: the figure of the true circles says that there are none
+    assert (study / "consistency" / "circles.png").is_file()
     statistics = pd.read_parquet(study / "activations" / "statistics.parquet")
     assert (statistics["rows"] == 17 * 17).all()
-    assert sorted(statistics["model"]) == ["trained"] * 2 + ["untrained"] * 2
+    assert sorted(statistics["model"]) == ["trained"] * 4 + ["untrained"] * 4
+    for name in ("settings", "matched_l0", "published", "orderings", "trajectories", "geometry"):
+        table = pd.read_parquet(study / "consistency" / f"{name}.parquet")
+        assert len(table), name
+        marked = name == "orderings" or "converged" in table
+        assert marked, name
+    trajectories = pd.read_parquet(study / "consistency" / "trajectories.parquet")
+    assert set(trajectories["step"]) == {0, 20, 40, 60}
+    # what was followed ends where the report stands
+    groups = pd.read_parquet(study / "consistency" / "groups.parquet")
+    own = groups.query("score == 'pw_mcc' and not signed and space == 'full'").set_index("group")
+    last = trajectories[trajectories["step"] == 60].set_index("group")
+    pd.testing.assert_series_equal(last["mean"], own["mean"][last.index], check_exact=False)
+    waves = pd.read_parquet(study / "activations" / "fourier_waves.parquet")
+    assert set(waves["variable"]) <= {"answer", "a", "b"}
     measures = pd.read_parquet(study / "transformer" / "progress_measures.parquet")
     assert measures["epoch"].tolist() == [0, 20, 40, 60]
 
 
 @pytest.mark.parametrize(
-    "name", ["saes/plan", "saes/table", "consistency/groups", "consistency/pairs"]
+    "name",
+    [
+        "saes/plan",
+        "saes/table",
+        "activations/fourier_waves",
+        *(
+            f"consistency/{name}"
+            for name in ("groups", "pairs", "settings", "published", "orderings", "symmetries")
+        ),
+    ],
 )
 def test_table_cells_are_plain_values(study, name):
     """Kedro-Viz answers with an error to a table that holds arrays."""
@@ -135,7 +180,27 @@ def test_summary_says_what_made_it(study):
     plan = pd.read_parquet(study / "saes" / "plan.parquet")
     assert provenance["plan"] == plan["sae_id"].tolist()
     assert provenance["versions"]["husai"]
-    assert "schema_version" in summary
+    assert provenance["seeds"] == [0, 1, 2]
+    assert len(provenance["activations"]) == 3
+
+
+def test_summary_follows_its_schema(study):
+    summary = read_newest(study / "consistency" / "summary.json")
+    jsonschema.Draft202012Validator.check_schema(summary_schema())
+    checker = jsonschema.Draft202012Validator(summary_schema())
+    assert [error.message for error in checker.iter_errors(summary)] == []
+    # it does look: what it forbids is found
+    for spoil in (
+        lambda s: s.pop("schema_version"),
+        lambda s: s.update(extra=1),
+        lambda s: s["groups"][0].update(mean="high"),
+        lambda s: s["groups"][0].update(unheard_of=1.0),
+        lambda s: s["provenance"].pop("plan"),
+        lambda s: s["provenance"]["activations"][0].update(fingerprint="?"),
+    ):
+        changed = copy.deepcopy(summary)
+        spoil(changed)
+        assert not checker.is_valid(changed)
 
 
 def test_one_mlflow_run_with_a_child_for_every_sae(study):
@@ -143,7 +208,7 @@ def test_one_mlflow_run_with_a_child_for_every_sae(study):
     assert parent.info.status == "FINISHED"
     assert parent.data.params["task.modulus"] == "17"
     assert parent.data.params["campaign.plan.architectures.topk.k"] == "[3]"
-    assert parent.data.params["sae_training.dead_latents"] == "auxk"
+    assert parent.data.params["sae_training.dead_latents"] == "auto"
     assert "version.transformer" in parent.data.tags
     assert parent.data.tags["kedro.env"] == "test"
     client = client_of(study)

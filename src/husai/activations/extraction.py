@@ -22,7 +22,10 @@ class ExtractionConfig(Config):
     """What to read from the model."""
 
     hook_names: tuple[str, ...] = Field(
-        default=("blocks.0.hook_resid_post",), min_length=1, description="TransformerLens hooks"
+        default=("blocks.0.hook_resid_post",),
+        min_length=1,
+        description="TransformerLens hooks, read at every one of positions; or, as NAME@POSITION, "
+        "at a position of their own",
     )
     positions: tuple[int, ...] = Field(
         default=(-1,), min_length=1, description="token positions; negative ones from the end"
@@ -40,6 +43,29 @@ class ExtractionConfig(Config):
             raise ValueError(f"named more than once: {repeated}")
         return values
 
+    def places(self) -> list[tuple[str, int]]:
+        """Every hook with every position at which it is read.
+
+        Raises
+        ------
+        InputError
+            When what follows the @ is no number, or a hook is read twice at one position.
+        """
+        found: list[tuple[str, int]] = []
+        for entry in self.hook_names:
+            name, at, position = entry.partition("@")
+            try:
+                own = (int(position),) if at else self.positions
+            except ValueError:
+                raise InputError(
+                    f"activations.hook_names: '{entry}': what follows the @ is a token position"
+                ) from None
+            found += [(name, one) for one in own]
+        repeated = sorted({f"{name}@{at}" for name, at in found if found.count((name, at)) > 1})
+        if repeated:
+            raise InputError(f"activations.hook_names: read more than once: {repeated}")
+        return found
+
 
 def check_extraction(model: TransformerBridge, n_ctx: int, config: ExtractionConfig) -> None:
     """Check that every hook exists in the model and every position in its context.
@@ -50,7 +76,8 @@ def check_extraction(model: TransformerBridge, n_ctx: int, config: ExtractionCon
         Naming the field, the value, and what there is instead.
     """
     known = model.hook_dict
-    for name in config.hook_names:
+    places = config.places()
+    for name in dict.fromkeys(name for name, _ in places):
         if name not in known:
             last = name.split(".")[-1]
             alike = [hook for hook in sorted(known) if hook.split(".")[-1] == last]
@@ -59,16 +86,15 @@ def check_extraction(model: TransformerBridge, n_ctx: int, config: ExtractionCon
                 f"activations.hook_names: no hook '{name}' in the model; the closest of "
                 f"{len(known)} are: {', '.join(alike)}"
             )
-    for position in config.positions:
+    for _, position in places:
         if not -n_ctx <= position < n_ctx:
             raise InputError(
                 f"activations.positions: {position} is outside the context of {n_ctx} tokens"
             )
-    read = {position % n_ctx for position in config.positions}
-    if len(read) < len(config.positions):
+    if len({(name, position % n_ctx) for name, position in places}) < len(places):
         raise InputError(
-            f"activations.positions: {list(config.positions)} names a position of the "
-            f"{n_ctx} tokens twice"
+            f"activations.positions: {[position for _, position in places]} names a position of "
+            f"the {n_ctx} tokens twice"
         )
 
 
@@ -115,16 +141,15 @@ def extract_activations(
     n_rows, n_ctx = tokens.shape
     check_extraction(model, n_ctx, config)
     device = next(model.parameters()).device
-    chunks: dict[tuple[str, int], list[torch.Tensor]] = {
-        (name, position): [] for name in config.hook_names for position in config.positions
-    }
+    chunks: dict[tuple[str, int], list[torch.Tensor]] = {place: [] for place in config.places()}
+    wanted = {name for name, _ in chunks}
     with (
         torch.no_grad(),
         progress_bar(n_rows, "extract activations", "row", disable=not progress) as bar,
     ):
         for batch in torch.split(tokens, config.chunk_size):
             _, cache = model.run_with_cache(
-                batch.to(device), names_filter=lambda name: name in config.hook_names
+                batch.to(device), names_filter=lambda name: name in wanted
             )
             for name, position in chunks:
                 value = _hook_value(cache, name, batch)

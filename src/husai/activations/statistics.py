@@ -19,7 +19,8 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
     -------
     dict
         ``hook_name``, ``position``, ``model`` (trained or untrained), rows in all and by split,
-        ``d_in``, ``mean_norm`` (mean Euclidean norm of the rows), ``norm_of_mean``, ``total_variance`` (sum over dimensions),
+        ``d_in``, ``mean_norm`` (mean Euclidean norm of the rows), ``norm_of_mean``,
+        ``total_variance`` (sum over dimensions),
         ``effective_rank_entropy``, ``participation_ratio``, ``dims_99_variance``.
     """
     # float64: the smallest eigenvalues are many orders below the largest

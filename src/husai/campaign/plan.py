@@ -60,6 +60,8 @@ class Variant(Config):
     architecture: str = Field(description="as in the grid")
     d_sae: int = Field(gt=0, description="width")
     vary: Vary | None = Field(default=None, description="what the seeds change; the plan's")
+    hook_name: str | None = Field(default=None, description="activations; left out: the plan's")
+    position: int | None = Field(default=None, description="token position; likewise")
     options: dict[str, Any] = Field(
         default_factory=dict, description="its sparsity and further SAEConfig fields"
     )
@@ -127,6 +129,8 @@ class _Setting:
     variant: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     model: Model = "trained"
+    hook_name: str | None = None
+    position: int | None = None
 
 
 def plan_saes(config: PlanConfig) -> pd.DataFrame:
@@ -197,7 +201,13 @@ def _settings(config: PlanConfig) -> Iterator[_Setting]:
             **variant.options,
         }
         yield _Setting(
-            f"{_name(fields)} {name}", fields, variant.vary or config.vary, name, variant.training
+            f"{_name(fields)} {name}",
+            fields,
+            variant.vary or config.vary,
+            name,
+            variant.training,
+            hook_name=variant.hook_name,
+            position=variant.position,
         )
     if config.random is None:
         return
@@ -266,7 +276,10 @@ def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
     except ValidationError as error:
         given = f"{setting.name} with {fields} {dict(setting.training) or ''}".strip()
         raise InputError(f"campaign.plan: {given}: {_problems(error)}") from error
-    where = {"hook_name": config.hook_name, "position": config.position}
+    where = {
+        "hook_name": setting.hook_name or config.hook_name,
+        "position": config.position if setting.position is None else setting.position,
+    }
     content = {**sae.model_dump(mode="json"), **where}
     if setting.training:
         content["training"] = dict(setting.training)

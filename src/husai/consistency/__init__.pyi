@@ -37,7 +37,7 @@ from .geometry import (
 from .matching import Match, match_features, match_signed_and_absolute
 from .nulls import NullDistribution, null_between, null_scores
 from .records import SAERecord
-from .report import ConsistencyReport, consistency_report
+from .report import ConsistencyReport, consistency_report, join_reports
 from .scores import (
     MMCS,
     PAIR_SCORES,
@@ -152,6 +152,7 @@ __all__ = [
     "detect_symmetries",
     "effective_dimension",
     "gt_mcc",
+    "join_reports",
     "lp_distance",
     "match_activations",
     "match_all",

@@ -18,7 +18,7 @@ from numba import njit
 FREE = -1
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _sift_up(heap_d: Any, heap_j: Any, place: int) -> None:
     """Move the last entry of a binary heap (least distance first) to its place."""
     d, j = heap_d[place], heap_j[place]
@@ -33,7 +33,7 @@ def _sift_up(heap_d: Any, heap_j: Any, place: int) -> None:
     heap_j[place] = j
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _pop(heap_d: Any, heap_j: Any, size: int) -> int:
     """Remove the top of the heap of ``size`` entries; return the new size."""
     size -= 1
@@ -55,7 +55,7 @@ def _pop(heap_d: Any, heap_j: Any, size: int) -> int:
     return size
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def reduce_rows(
     indptr: Any,
     columns: Any,
@@ -112,7 +112,7 @@ def reduce_rows(
     return bids
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def shortest_paths(
     indptr: Any,
     columns: Any,

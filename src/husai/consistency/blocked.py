@@ -124,7 +124,7 @@ class TopLists:
         return self.key.max(axis=1)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _replace_top(key: Any, index: Any, new_key: float, new_index: int) -> None:
     """Replace the least entry of one list and restore the heap."""
     size = len(key)

@@ -40,5 +40,11 @@ class ConsistencyConfig(Config):
     )
     null_draws: int = Field(default=40, ge=1, description="random pairs behind each null")
     level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of intervals")
+    symmetry_width: int = Field(
+        default=256, ge=1, description="widest SAE whose symmetries are looked for (time: width²)"
+    )
+    symmetry_draws: int = Field(
+        default=9, ge=1, description="random relabellings of the inputs behind symmetries' null"
+    )
     seed: int = Field(default=0, ge=0, description="seed of the nulls")
     workers: int = Field(default=1, ge=1, description="threads")

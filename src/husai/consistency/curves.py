@@ -125,6 +125,7 @@ def consistency_over_training(
     inits: Sequence[ArrayLike] | None = None,
     signed: bool = False,
     covariance: ArrayLike | None = None,
+    nulls: Mapping[str, float] | None = None,
     n_draws: int = 20,
     level: float = 0.95,
     seed: int = 0,
@@ -143,6 +144,8 @@ def consistency_over_training(
         Use the cosine itself instead of its absolute value.
     covariance
         ``[d, d]`` of the activations: adds the data-aware null.
+    nulls
+        Chance levels that are known, by kind; drawn here when None.
     n_draws, seed
         Of the nulls.
     level
@@ -164,7 +167,6 @@ def consistency_over_training(
     counts = {step: len(seeds) for step, seeds in decoders.items()}
     if len(set(counts.values())) != 1:
         raise InputError(f"decoders: seeds by step are {counts}; give the same seeds at each")
-    nulls: dict[str, float] | None = None
     rows: list[dict[str, Any]] = []
     for step in sorted(decoders):
         seeds = [np.asarray(W) for W in decoders[step]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from typing import Any, cast
 
@@ -39,6 +38,7 @@ from husai.consistency.statistics import (
 )
 from husai.consistency.subspace import DataSpan
 from husai.consistency.truth import PlaneNull, plane_null
+from husai.consistency.workers import worker_pool
 
 # Scores that have no null of their own borrow one. The decoder's half of the shared fraction
 # bounds the whole from above, and the best match of the encoders bounds the cosine of encoders
@@ -259,7 +259,7 @@ def _shuffled(
         rng = np.random.default_rng([config.seed, t])
         return match_activations(one, shuffle_rows(other, rng)).mean
 
-    with ThreadPoolExecutor(config.workers) as pool:
+    with worker_pool(config.workers) as pool:
         values = list(pool.map(draw, range(config.code_null_draws)))
     known = [value for value in values if value is not None]
     if len(known) < len(values):

@@ -7,7 +7,6 @@ dictionaries of 2,048 features in 128 dimensions), so every score stands beside 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, get_args
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from husai.consistency.scores import PAIR_SCORES, DictionaryPair, signed_and_absolute
+from husai.consistency.workers import worker_pool
 from husai.errors import InputError
 
 NullKind = Literal["isotropic", "data_aware"]
@@ -195,7 +195,7 @@ def null_scores(
         pair = DictionaryPair(*draw(t), signed=signed, rank=rank)
         return [PAIR_SCORES[name].compute(pair) for name in scores]
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:  # assignments and products release the GIL
+    with worker_pool(workers) as pool:  # assignments and products release the GIL
         values = list(pool.map(one, range(n_draws)))
     return _defined(kind, signed, scores, values, independent=True)
 
@@ -228,7 +228,7 @@ def null_scores_of_both_signs(
         pairs = signed_and_absolute(*draw(t), rank=rank)
         return [[PAIR_SCORES[name].compute(pair) for name in scores] for pair in pairs]
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with worker_pool(workers) as pool:
         values = list(pool.map(one, range(n_draws)))
     return {
         sign: _defined(kind, sign, scores, [both[at] for both in values], independent=True)

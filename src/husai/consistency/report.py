@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import resources
 from itertools import combinations
 from typing import Any
 
@@ -51,9 +53,11 @@ from husai.consistency.truth import (
     plane_measures,
     plane_recovery,
 )
+from husai.consistency.workers import worker_pool
 from husai.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_NAME = "husai.consistency"
+SCHEMA_VERSION = "2.0"
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def consistency_report(
     members = group_members(records)
     nulls = NullCache(config, covariance, spaces)
     gathered = _Gathered()
-    with ThreadPoolExecutor(config.workers) as pool:
+    with worker_pool(config.workers) as pool:
         codes = _all_codes(members, config, pool)
         for space, span in spaces.items():
             live = {
@@ -166,9 +170,9 @@ def consistency_report(
                 gathered.add_group(name, group, space, scored, inits, nulls, config, codes)
             if config.across_groups:
                 gathered.pairs += _score_across(live, space, config, pool)
-    groups = pd.DataFrame(gathered.groups)
-    if untrained:
-        groups = _add_untrained(groups, gathered.pairs, untrained, config)
+        groups = pd.DataFrame(gathered.groups)
+        if untrained:
+            groups = _add_untrained(groups, gathered.pairs, untrained, config, pool)
     groups = adjust_groups(groups)
     full = {
         name: [live_sae(record, config.dead) for record in group] for name, group in members.items()
@@ -288,6 +292,7 @@ def _add_untrained(
     pairs: Sequence[Row],
     untrained: Sequence[SAERecord],
     config: ConsistencyConfig,
+    pool: ThreadPoolExecutor,
 ) -> pd.DataFrame:
     """Add columns ``untrained_*``: the same scores of SAEs trained on an untrained model.
 
@@ -302,13 +307,9 @@ def _add_untrained(
                 f"untrained: no trained group {name!r}; train both with the same settings"
             )
         live = [live_sae(record, config.dead) for record in members]
-        codes = [live_codes(one, config) for one in live]
-        rows = [
-            row
-            for i, j in combinations(range(len(live)), 2)
-            for row in score_pair(live[i], live[j], "full", config, (codes[i], codes[j])).rows
-        ]
-        found = by_score(rows)
+        codes = _all_codes({name: members}, config, pool)
+        scored = _score_within(live, "full", config, pool, codes)
+        found = by_score([row for pair in scored.values() for row in pair.rows])
         trained = by_score([r for r in pairs if r["group"] == name and r["space"] == "full"])
         chosen = groups[(groups["group"] == name) & (groups["space"] == "full")]
         for index, line in chosen.iterrows():
@@ -373,15 +374,16 @@ def feature_table(
         if record.firing_rate is not None:
             table["firing_rate"] = np.asarray(record.firing_rate, dtype=np.float64)[one.index]
         if one.init is not None:
-            table["cosine_to_init"] = _row_cosines(one.decoder, one.init)
+            table["cosine_to_init"] = row_cosines(one.decoder, one.init)
         if one.encoder is not None:
-            table["cosine_to_encoder"] = _row_cosines(one.decoder, one.encoder)
+            table["cosine_to_encoder"] = row_cosines(one.decoder, one.encoder)
         table["converged"] = pd.array([record.converged] * len(table), dtype="boolean")
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
-def _row_cosines(A: NDArray[np.float64], B: NDArray[np.float64]) -> NDArray[np.float64]:
+def row_cosines(A: NDArray[np.float64], B: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cosine ``[n]`` of each row of A with the same row of B."""
     scale = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1)
     return np.asarray((A * B).sum(axis=1) / np.maximum(scale, 1e-300))
 
@@ -496,6 +498,65 @@ def _truth_tables(
     return joined, pd.DataFrame(rows)
 
 
+def join_reports(reports: Mapping[str, ConsistencyReport]) -> ConsistencyReport:
+    """Join the reports of several hooks: every table gets a column ``hook``.
+
+    Features of different hooks live in different spaces, so each has a report of its own; group
+    names must differ between them.
+
+    Parameters
+    ----------
+    reports
+        Hook to its report; the first is the study's own.
+
+    Raises
+    ------
+    InputError
+        When there is none, or a group's name occurs at two hooks.
+    """
+    if not reports:
+        raise InputError("reports: none to join")
+    seen: dict[str, str] = {}
+    for hook, report in reports.items():
+        for name in dict.fromkeys(report.saes["group"]):
+            if name in seen:
+                raise InputError(
+                    f"group {name!r} occurs at {seen[name]} and at {hook}; name them apart"
+                )
+            seen[name] = hook
+    tables = {
+        name: pd.concat(
+            [getattr(report, name).assign(hook=hook) for hook, report in reports.items()],
+            ignore_index=True,
+        )
+        for name, value in vars(next(iter(reports.values()))).items()
+        if isinstance(value, pd.DataFrame)
+    }
+    first = next(iter(reports.values())).summary
+    summary = {
+        **first,
+        **{
+            key: sum(report.summary[key] for report in reports.values())
+            for key in ("n_saes", "n_groups", "n_converged", "n_convergence_unknown")
+        },
+        "data_subspaces": [
+            {"hook": hook, **report.summary["data_subspaces"][0]}
+            for hook, report in reports.items()
+            if report.summary["data_subspaces"]
+        ],
+        "groups": plain_rows(tables["groups"]),
+        "truth": plain_rows(tables["truth"]),
+    }
+    return ConsistencyReport(**tables, summary=summary)
+
+
+def summary_schema() -> dict[str, Any]:
+    """Give the JSON schema of the study's ``summary.json``."""
+    text = resources.files("husai.consistency").joinpath("summary_schema.json").read_text("utf-8")
+    data: dict[str, Any] = json.loads(text)
+    return data
+
+
 def _summary(
     saes: pd.DataFrame,
     groups: pd.DataFrame,
@@ -505,15 +566,16 @@ def _summary(
 ) -> dict[str, Any]:
     data = spaces.get("data")
     return {
+        "schema": SCHEMA_NAME,
         "schema_version": SCHEMA_VERSION,
         "config": config.model_dump(),
         "n_saes": len(saes),
         "n_groups": int(saes["group"].nunique()),
         "n_converged": int(saes["converged"].fillna(False).sum()),
         "n_convergence_unknown": int(saes["converged"].isna().sum()),
-        "data_subspace": None
+        "data_subspaces": []
         if data is None
-        else {"dimensions": data.rank, "variance": data.variance},
+        else [{"dimensions": data.rank, "variance": data.variance}],
         "groups": plain_rows(groups),
         "truth": plain_rows(truth),
     }

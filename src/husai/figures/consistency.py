@@ -306,7 +306,7 @@ def seed_matrix_figure(
     if chosen.empty:
         raise InputError(f"pairs: no {score} (signed={signed}) in space {space!r}")
     names = list(dict.fromkeys(chosen["group"]))
-    columns = min(4, len(names))
+    columns = min(4 if len(names) <= 12 else 5, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(2.35 * columns + 0.6, 2.3 * lines + 0.5), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
@@ -385,9 +385,9 @@ def reproducibility_figure(
     if chosen.empty:
         raise InputError(f"features: none in space {space!r} was compared with another seed")
     names = list(dict.fromkeys(chosen["group"]))
-    columns = min(3, len(names))
+    columns = min(3 if len(names) <= 9 else 5, len(names))
     lines = -(-len(names) // columns)
-    figure = Figure(figsize=(2.6 * columns + 0.4, 2.3 * lines + 0.5), layout="constrained")
+    figure = Figure(figsize=(2.2 * columns + 0.6, 2.0 * lines + 0.7), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True)
     rate = chosen["firing_rate"].to_numpy(dtype=np.float64)
     floor = rate[rate > 0].min(initial=1.0) / 3
@@ -450,50 +450,55 @@ def _strata(axis: Axes, part: pd.DataFrame, floor: float) -> None:
         axis.plot(x, middle, "o", ms=4, color=COLOURS[0], mec="white", mew=0.5)
 
 
-def l0_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = False) -> Figure:
-    """Score against L0 for each architecture: the only fair way to compare architectures.
+def settings_figure(
+    settings: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = False, space: str = "full"
+) -> Figure:
+    """Score against width over effective rank, against k, and against L0.
 
     Parameters
     ----------
-    groups
-        ``groups`` of a report, with ``l0``.
-    score, signed
+    settings
+        Of :func:`husai.consistency.tables.settings_table`.
+    score, signed, space
         Which score.
     """
-    _need(groups, ["architecture", "l0", "space", "score", "signed", "mean"], "groups")
-    chosen = groups[
-        (groups["score"] == score)
-        & (groups["signed"] == signed)
-        & groups["l0"].notna()
-        & groups["mean"].notna()
+    _need(settings, ["architecture", "width_ratio", "k", "l0", "space", "score"], "settings")
+    chosen = settings[
+        (settings["score"] == score)
+        & (settings["signed"] == signed)
+        & (settings["space"] == space)
+        & settings["mean"].notna()
     ]
     if chosen.empty:
-        raise InputError(f"groups: no defined {score} (signed={signed}) with an L0")
+        raise InputError(f"settings: no defined {score} (signed={signed}) in space {space!r}")
     look = styles(sorted(set(chosen["architecture"])))
-    spaces = list(dict.fromkeys(chosen["space"]))
-    figure = Figure(figsize=(3.6 * len(spaces), 3.5), layout="constrained")
-    axes = figure.subplots(1, len(spaces), sharey=True, squeeze=False)[0]
-    widths = sorted(set(chosen["d_sae"]))
-    strokes = {width: LINES[i % len(LINES)] for i, width in enumerate(widths)}
-    for axis, space in zip(axes, spaces, strict=True):
-        for (name, width), part in chosen[chosen["space"] == space].groupby(
-            ["architecture", "d_sae"], sort=True
-        ):
-            colour, marker = look[str(name)]
-            part = part.sort_values("l0")
-            axis.plot(part["l0"], part["mean"], strokes[width], color=colour, lw=1)
-            for row in part.to_dict("records"):
-                if not pd.isna(row.get("low")):
-                    axis.plot([row["l0"]] * 2, [row["low"], row["high"]], color=colour, lw=1)
-                face = "white" if _unconverged(row.get("converged")) else colour
-                axis.plot(row["l0"], row["mean"], marker, ms=4.5, color=colour, mfc=face)
-        axis.set(xlabel="L0", title="full space" if space == "full" else "data's subspace")
-        plain_log(axis)
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    panels = (
+        ("width_ratio", "d_sae over effective rank of the data", ["k", "l1_coefficient"]),
+        ("k", "k", ["d_sae"]),
+        ("l0", "L0", ["d_sae"]),
+    )
+    for axis, (column, label, same) in zip(axes, panels, strict=True):
+        part = chosen[chosen[column].notna() & (chosen[column] > 0)]
+        axis.set_xlabel(label)
         tidy(axis)
+        _curves(axis, part, column, same, look)
+        if part[column].nunique() > 1:
+            plain_log(axis)
+            continue
+        axis.set_xticks(list(part[column].unique()))
+        axis.set_title("one value: no curve" if len(part) else "no group has one", size=FONT)
     axes[0].set_ylabel(score_name(score, signed), size=FONT)
-    handles = [Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in look.items()]
-    handles += [Line2D([], [], color=GREY, ls=s, label=f"d_sae {w}") for w, s in strokes.items()]
-    if any(_unconverged(v) for v in chosen.get("converged", ())):
+    handles = [
+        Line2D([], [], color=c, marker=m, ls="-", label=name) for name, (c, m) in look.items()
+    ]
+    handles += [
+        Line2D([], [], color=c, marker=m, ls="", ms=8, label=label)
+        for kind, (label, m, c) in _NULLS.items()
+        if f"{kind}_mean" in chosen and chosen[f"{kind}_mean"].notna().any()
+    ]
+    if any(_unconverged(v) for v in chosen["converged"]):
         handles.append(
             Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="† not converged")
         )
@@ -503,63 +508,114 @@ def l0_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = Fal
     return figure
 
 
-def training_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
-    """PW-MCC and cosine to the initialisation over training, with the nulls.
+def _curves(
+    axis: Axes,
+    part: pd.DataFrame,
+    column: str,
+    same: Sequence[str],
+    look: Mapping[str, tuple[str, str]],
+) -> None:
+    """One line for each architecture and value of ``same``, with intervals and nulls."""
+    for keys, own in part.groupby(["architecture", *same], dropna=False, sort=True):
+        colour, marker = look[str(keys[0])]
+        own = own.sort_values(column)
+        axis.plot(own[column], own["mean"], "-", color=colour, lw=0.8)
+        for row in own.to_dict("records"):
+            x = row[column]
+            if not pd.isna(row["low"]):
+                axis.plot([x, x], [row["low"], row["high"]], color=colour, lw=1.2)
+            face = "white" if _unconverged(row["converged"]) else colour
+            axis.plot(x, row["mean"], marker, ms=5, color=colour, mfc=face, zorder=3)
+            for kind, (_, mark, tone) in _NULLS.items():
+                value = row.get(f"{kind}_mean")
+                if value is not None and not pd.isna(value):
+                    axis.plot(x, value, mark, ms=7, color=tone, mew=1.2)
+
+
+def not_available(why: str) -> Figure:
+    """Give a figure that says why there is nothing to draw."""
+    figure = Figure(figsize=(4.8, 0.8), layout="constrained")
+    figure.text(0.5, 0.5, why, ha="center", va="center", size=FONT + 1)
+    return figure
+
+
+def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figure:
+    """PW-MCC and cosine to the initialisation over training, with the nulls; a column a width.
 
     Parameters
     ----------
-    curves
-        For each group a table of :func:`husai.consistency.consistency_over_training`.
+    trajectories
+        Of :func:`husai.consistency.tables.trajectory_table`.
+    max_columns
+        Show so many widths, the narrowest and the widest among them.
     """
-    if not curves:
-        raise InputError("curves: none given")
-    for name, table in curves.items():
-        _need(table, ["step", "mean"], f"curves[{name!r}]")
-    look = styles(list(curves))
-    with_init = any("cosine_to_init" in table for table in curves.values())
-    figure = Figure(figsize=(7.2 if with_init else 3.9, 3.2), layout="constrained")
-    axes = figure.subplots(1, 2 if with_init else 1, squeeze=False)[0]
-    for name, table in curves.items():
-        colour, marker = look[name]
-        step = table["step"].to_numpy(dtype=np.float64)
-        axes[0].plot(step, table["mean"], "-", marker=marker, ms=3.5, color=colour, label=name)
-        if "low" in table and table["low"].notna().any():
-            axes[0].fill_between(
-                step,
-                table["low"].to_numpy(dtype=np.float64),
-                table["high"].to_numpy(dtype=np.float64),
-                color=colour,
-                alpha=0.18,
-                lw=0,
-            )
+    _need(trajectories, ["group", "architecture", "d_sae"], "trajectories")
+    if "step" not in trajectories or trajectories["step"].isna().all():
+        reasons = trajectories["reason"].dropna() if "reason" in trajectories else []
+        return not_available("; ".join(dict.fromkeys(reasons)) or "no trajectory")
+    known = trajectories[trajectories["step"].notna() & trajectories["mean"].notna()]
+    widths = sorted(set(known["d_sae"]))
+    if len(widths) > max_columns:
+        at = np.linspace(0, len(widths) - 1, max_columns).round().astype(int)
+        widths = [widths[i] for i in at]
+    look = styles(sorted(set(known["architecture"])))
+    figure = Figure(figsize=(max(4.4, 2.5 * len(widths) + 0.6), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(widths), squeeze=False, sharey="row", sharex=True)
+    any_open = False
+    for column, width in enumerate(widths):
+        part = known[known["d_sae"] == width]
+        drawn: set[str] = set()
+        for name, own in part.groupby("group", sort=True):
+            kind = str(own["architecture"].iloc[0])
+            colour, marker = look[kind]
+            # further settings of one architecture: the same colour, other strokes
+            stroke = LINES[sum(one.startswith(f"{kind} ") for one in drawn) % len(LINES)]
+            drawn.add(f"{kind} {name}")
+            hollow = any(_unconverged(v) for v in own["converged"])
+            any_open |= hollow
+            _trajectory(axes[:, column], own.sort_values("step"), colour, marker, stroke, hollow)
         for kind, stroke in (("isotropic", ":"), ("data_aware", "--")):
-            if f"{kind}_mean" in table:
-                axes[0].axhline(
-                    float(table[f"{kind}_mean"].iloc[0]), color=colour, ls=stroke, lw=0.9
-                )
-        if "cosine_to_init" in table:
-            axes[1].plot(step, table["cosine_to_init"], "-", marker=marker, ms=3.5, color=colour)
-    axes[0].set(
-        xlabel="training step", ylabel="PW-MCC", title="agreement between seeds", ylim=(0, 1.02)
-    )
-    if with_init:
-        axes[1].set(
-            xlabel="training step",
-            ylabel="mean |cosine| to own start",
-            title="what is left of the initialisation",
-            ylim=(0, 1.02),
-        )
-    for axis in axes:
-        axis.set_xscale("symlog", linthresh=10)
-        axis.set_xlim(left=0)
-        axis.xaxis.set_minor_locator(NullLocator())
-        tidy(axis)
+            if f"{kind}_mean" in part and part[f"{kind}_mean"].notna().any():
+                level = float(part[f"{kind}_mean"].mean())
+                axes[0, column].axhline(level, color="black", ls=stroke, lw=0.9)
+        axes[0, column].set(title=f"d_sae = {int(width)}", ylim=(0, 1.02))
+        axes[1, column].set(xlabel="training step", ylim=(0, 1.02))
+        for axis in axes[:, column]:
+            axis.set_xscale("symlog", linthresh=100)
+            axis.set_xlim(left=0)
+            axis.xaxis.set_minor_locator(NullLocator())
+            tidy(axis)
+    axes[0, 0].set_ylabel("PW-MCC between seeds (absolute)", size=FONT)
+    axes[1, 0].set_ylabel("mean |cosine| to own start", size=FONT)
     handles = [Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in look.items()]
     handles += [
-        Line2D([], [], color=GREY, ls=":", label="isotropic null"),
-        Line2D([], [], color=GREY, ls="--", label="data-aware null"),
+        Line2D([], [], color="black", ls=":", lw=0.9, label="isotropic null"),
+        Line2D([], [], color="black", ls="--", lw=0.9, label="data-aware null"),
     ]
+    if any_open:
+        handles.append(
+            Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="† not converged")
+        )
     figure.legend(
         handles=handles, loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False
     )
     return figure
+
+
+def _trajectory(
+    axes: Sequence[Axes] | NDArray[Any],
+    table: pd.DataFrame,
+    colour: str,
+    marker: str,
+    stroke: str,
+    hollow: bool,
+) -> None:
+    step = table["step"].to_numpy(dtype=np.float64)
+    face = "white" if hollow else colour
+    look: dict[str, Any] = {"marker": marker, "ms": 3.5, "color": colour, "mfc": face, "lw": 1}
+    axes[0].plot(step, table["mean"], stroke, **look)
+    if table["low"].notna().any():
+        low, high = (table[name].to_numpy(dtype=np.float64) for name in ("low", "high"))
+        axes[0].fill_between(step, low, high, color=colour, alpha=0.15, lw=0)
+    if "cosine_to_init" in table:
+        axes[1].plot(step, table["cosine_to_init"], stroke, **look)

@@ -25,29 +25,35 @@ from husai.figures.consistency import (
     FONT,
     GREY,
     LINES,
+    not_available,
     plain_log,
     styles,
     tidy,
 )
 
 
-def activation_figure(patterns: Mapping[str, SparsityPattern]) -> Figure:
+def activation_figure(
+    patterns: Mapping[str, SparsityPattern], *, unconverged: Sequence[str] = ()
+) -> Figure:
     """How SAEs fire: activation sizes, firing rates of latents, and L0 of rows.
 
     Parameters
     ----------
     patterns
         For each SAE what :func:`husai.consistency.sparsity_pattern` gave.
+    unconverged
+        Names of SAEs that are not converged: marked †.
     """
     if not patterns:
         raise InputError("patterns: none given")
-    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     sizes, rates, counts = figure.subplots(1, 3)
     look = styles(list(patterns))
     for i, (name, pattern) in enumerate(patterns.items()):
         colour, stroke = look[name][0], LINES[i % len(LINES)]
         share = pattern.histogram / max(1, pattern.histogram.sum())
         dead = f" ({pattern.n_dead} dead)" if pattern.n_dead else ""
+        dead += " †" if name in unconverged else ""
         sizes.stairs(share, pattern.edges, color=colour, ls=stroke, label=name + dead)
         rate = np.sort(pattern.latents["firing_rate"].to_numpy(dtype=np.float64))[::-1]
         alive = rate[rate > 0]
@@ -62,7 +68,14 @@ def activation_figure(patterns: Mapping[str, SparsityPattern]) -> Figure:
     plain_log(rates)
     for axis in (sizes, rates, counts):
         tidy(axis)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False)
+    figure.legend(
+        loc="outside lower center",
+        ncols=3,
+        fontsize=FONT - 1,
+        frameon=False,
+        title="† not converged" if unconverged else None,
+        title_fontsize=FONT - 1,
+    )
     return figure
 
 
@@ -203,7 +216,10 @@ def circle_figure(
 
 
 def geometry_figure(
-    dictionaries: Mapping[str, tuple[ArrayLike, ArrayLike | None]], *, seed: int = 0
+    dictionaries: Mapping[str, tuple[ArrayLike, ArrayLike | None]],
+    *,
+    unconverged: Sequence[str] = (),
+    seed: int = 0,
 ) -> Figure:
     """Dimensions filled, nearest neighbours, and decoder against encoder of several SAEs.
 
@@ -211,12 +227,14 @@ def geometry_figure(
     ----------
     dictionaries
         ``{name: (W_dec [n, d], W_enc [d, n] or None)}``.
+    unconverged
+        Names of SAEs that are not converged: marked †.
     seed
         Of the random dictionary drawn for comparison, of the first one's shape.
     """
     if not dictionaries:
         raise InputError("dictionaries: none given")
-    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     spectrum, nearest, aligned = figure.subplots(1, 3)
     shape = np.shape(next(iter(dictionaries.values()))[0])
     random = np.random.default_rng(seed).standard_normal(shape)
@@ -235,7 +253,7 @@ def geometry_figure(
             held,
             ls=stroke,
             color=colour,
-            label=f"{name} ({got.participation_ratio:.1f})",
+            label=f"{name} ({got.participation_ratio:.1f})" + (" †" if name in unconverged else ""),
         )
         close = neighbours(W_dec, 1)["cosine"].abs()
         nearest.stairs(np.histogram(close, bins)[0] / len(close), bins, color=colour, ls=stroke)
@@ -257,46 +275,88 @@ def geometry_figure(
         ncols=3,
         fontsize=FONT - 1,
         frameon=False,
-        title="participation ratio in brackets",
+        title="participation ratio in brackets" + ("; † not converged" if unconverged else ""),
         title_fontsize=FONT - 1,
     )
     return figure
 
 
-def symmetry_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """How far each symmetry of the task maps a dictionary, beside relabelled inputs.
+def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
+    """How far each symmetry of the task maps dictionaries, beside relabelled inputs.
 
     Parameters
     ----------
-    tables
-        For each SAE (or pair) what :func:`husai.consistency.detect_symmetries` gave.
+    symmetries
+        Of :func:`husai.consistency.tables.symmetry_table`.
+    max_groups
+        Show so many groups: of each architecture the narrowest and the widest.
     """
-    tables = {name: t for name, t in tables.items() if "score" in t and t["score"].notna().any()}
-    if not tables:
-        raise InputError("tables: no symmetry is defined")
-    names = list(dict.fromkeys(s for t in tables.values() for s in t["symmetry"]))
+    if "score" not in symmetries or symmetries["score"].isna().all():
+        reasons = symmetries["reason"].dropna() if "reason" in symmetries else []
+        return not_available("; ".join(dict.fromkeys(reasons)) or "no symmetry is defined")
+    known = symmetries[symmetries["score"].notna()]
+    groups = known.drop_duplicates("group").sort_values(["architecture", "d_sae"], kind="stable")
+    if len(groups) > max_groups:
+        ends = [part.iloc[[0, -1]] for _, part in groups.groupby("architecture", sort=True)]
+        groups = pd.concat(ends).drop_duplicates("group").iloc[:max_groups]
+    shown = {
+        str(row["group"]): bool(pd.notna(row["converged"]) and not row["converged"])
+        for row in groups.to_dict("records")
+    }
+    look = styles(list(shown))
+    names = list(dict.fromkeys(known["symmetry"]))
     place = {name: i for i, name in enumerate(reversed(names))}
-    figure = Figure(figsize=(5.4, 0.34 * len(names) + 1.3), layout="constrained")
-    axis = figure.subplots()
-    look = styles(list(tables))
-    spread = np.linspace(0.18, -0.18, len(tables)) if len(tables) > 1 else np.zeros(1)
-    for shift, (name, table) in zip(spread, tables.items(), strict=True):
-        colour, marker = look[name]
-        y = np.array([place[s] for s in table["symmetry"]]) + shift
-        axis.hlines(y, table["null_mean"], table["score"], color=colour, lw=1)
-        axis.plot(table["null_mean"], y, "|", ms=7, color=colour)
-        axis.plot(table["score"], y, marker, ms=4.5, ls="", color=colour, label=name)
-        axis.axvline(float(table["identity_score"].iloc[0]), color=colour, ls=":", lw=0.8)
-    axis.set(
-        yticks=list(place.values()),
-        yticklabels=list(place),
-        xlabel="matched correlation of f(g(a, b)) with f(a, b)\n"
-        "(tick: inputs relabelled at random; dotted: no map)",
-        xlim=(min(0.0, min(float(t["null_mean"].min()) for t in tables.values())) - 0.02, 1.03),
+    kinds = [kind for kind in ("itself", "other seed") if kind in set(known["kind_of_pair"])]
+    figure = Figure(figsize=(3.7 * len(kinds) + 1.4, 0.42 * len(names) + 1.6), layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    spread = np.linspace(0.3, -0.3, len(shown)) if len(shown) > 1 else np.zeros(1)
+    for axis, kind in zip(axes, kinds, strict=True):
+        for shift, (group, hollow) in zip(spread, shown.items(), strict=True):
+            table = known[(known["group"] == group) & (known["kind_of_pair"] == kind)]
+            if table.empty:
+                continue
+            colour, marker = look[group]
+            y = np.array([place[one] for one in table["symmetry"]]) + shift
+            axis.hlines(y, table["null_mean"], table["score"], color=colour, lw=0.8)
+            axis.plot(table["null_mean"], y, "|", ms=5, color=colour)
+            face = "white" if hollow else colour
+            axis.plot(table["score"], y, marker, ms=4, ls="", color=colour, mfc=face)
+            if kind == "other seed":
+                level = float(table["identity_score"].iloc[0])
+                axis.axvline(level, color=colour, ls=":", lw=0.8)
+        for line in np.arange(len(names) - 1) + 0.5:
+            axis.axhline(line, color="#DDDDDD", lw=0.5)
+        axis.set(
+            yticks=list(place.values()),
+            yticklabels=list(place),
+            title="a dictionary to itself" if kind == "itself" else "one seed's to another's",
+            xlabel="matched correlation of f(g(a, b))",
+            xlim=(min(0.0, float(known["null_mean"].min())) - 0.02, 1.03),
+        )
+        tidy(axis)
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=look[name][0],
+            marker=look[name][1],
+            mfc="white" if hollow else look[name][0],
+            ls="",
+            ms=4.5,
+            label=name + (" †" if hollow else ""),
+        )
+        for name, hollow in shown.items()
+    ]
+    handles.append(
+        Line2D([], [], color=GREY, marker="|", ls="", label="inputs relabelled at random")
     )
-    tidy(axis)
-    axis.xaxis.label.set_fontsize(FONT - 1)
-    figure.legend(loc="outside upper center", ncols=3, fontsize=FONT - 1, frameon=False)
+    if "other seed" in kinds:
+        handles.append(Line2D([], [], color=GREY, ls=":", label="no map at all"))
+    if any(shown.values()):
+        handles.append(Line2D([], [], ls="", label="† not converged"))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=3, fontsize=FONT - 1, frameon=False
+    )
     return figure
 
 

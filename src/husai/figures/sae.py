@@ -56,13 +56,19 @@ def learning_curves(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
     if not histories:
         raise InputError("groups: no SAE has a history; nothing to draw")
     widths = sorted({groups[name][0].config.d_sae for name in histories})
-    figure = Figure(figsize=(2.6 * len(PANELS), 2.0 * len(widths) + 0.6), layout="constrained")
+    figure = Figure(
+        figsize=(2.4 * len(PANELS) + 1.8, 2.0 * len(widths) + 0.6), layout="constrained"
+    )
     axes = figure.subplots(len(widths), len(PANELS), squeeze=False, sharex=True)
+    marked = False
     for row, width in zip(axes, widths, strict=True):
         names = [name for name in histories if groups[name][0].config.d_sae == width]
         for number, name in enumerate(names):
+            gates = [sae.metrics.get("converged") for sae in groups[name] if sae.failure is None]
+            mark = " †" if any(gate is not None and not gate for gate in gates) else ""
+            marked |= bool(mark)
             for axis, (column, _, _) in zip(row, PANELS, strict=True):
-                _band(axis, histories[name], column, name, number)
+                _band(axis, histories[name], column, name + mark, number)
         for axis, (_, label, logarithmic) in zip(row, PANELS, strict=True):
             if logarithmic:
                 axis.set_yscale("log")
@@ -75,7 +81,9 @@ def learning_curves(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
             if width == widths[-1]:
                 axis.set_xlabel("step", fontsize=9)
         row[0].set_ylabel(f"d_sae = {width}", fontsize=9)
-        row[0].legend(fontsize=6.5, frameon=False)
+        row[-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    if marked:
+        figure.supxlabel("† not every SAE of the group is converged", fontsize=8)
     return figure
 
 
@@ -86,7 +94,8 @@ def _band(
     length = min(len(history) for history in histories)
     step = histories[0]["step"].to_numpy()[:length]
     values = np.stack([history[column].to_numpy(dtype=float)[:length] for history in histories])
-    colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+    colour = COLOURS[number % len(COLOURS)]
+    style = STYLES[(number + number // len(COLOURS)) % len(STYLES)]
     axis.plot(step, values.mean(axis=0), color=colour, linestyle=style, label=name)
     axis.fill_between(
         step, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0

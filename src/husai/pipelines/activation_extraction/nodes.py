@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from husai.transformer import TrainedTransformer
 
 logger = logging.getLogger(__name__)
+
+# what the waves of a hook may be waves of; of equals the first counts
+VARIABLES: tuple[Literal["answer", "a", "b"], ...] = ("answer", "a", "b")
 
 
 def extract(
@@ -80,28 +83,74 @@ def _key_frequencies(trained: TrainedTransformer) -> tuple[int, ...]:
 def _with_planes(
     rows: Activations, trained: TrainedTransformer, frequencies: tuple[int, ...]
 ) -> Activations:
-    """Add the planes of the key frequencies, the truth that features are held against."""
+    """Add the planes of the key frequencies, the truth that features are held against.
+
+    Before the MLP the model holds waves of a and of b, after it waves of the answer: the planes
+    are those of the one that explains most of the variance at this hook.
+    """
     import torch
 
-    from husai.transformer.fourier import frequency_planes
+    from husai.transformer.fourier import fraction_explained, frequency_planes
 
     vocabulary = trained.vocabulary
+    modulus, operation = vocabulary.modulus, vocabulary.operation
     # in a group of even order the last frequency is a line, an alternating sign, and no plane
-    order = vocabulary.modulus - (vocabulary.operation == "multiplication")
+    order = modulus - (operation == "multiplication")
     frequencies = tuple(k for k in frequencies if 2 * k != order)
     if not frequencies:
         return rows
-    if len(rows.values) != vocabulary.modulus**2:
+    if len(rows.values) != modulus**2:
         logger.warning("no ground truth for %s: not every pair (a, b) is there", rows.key)
         return rows
-    planes = frequency_planes(
-        rows.values.numpy(), frequencies, vocabulary.modulus, vocabulary.operation
-    )
+    values = rows.values.numpy()
+    try:
+        explained = {
+            variable: fraction_explained(values, frequencies, modulus, operation, variable)
+            for variable in VARIABLES
+        }
+        variable = max(VARIABLES, key=lambda name: explained[name])
+        planes = frequency_planes(values, frequencies, modulus, operation, variable)
+    except InputError as error:
+        logger.warning("no ground truth for %s: %s", rows.key, error)
+        return rows
     return replace(
         rows,
         planes=torch.from_numpy(planes).float(),
-        plane_names=tuple(f"k = {k}" for k in frequencies),
+        plane_names=tuple(f"{variable}, k = {k}" for k in frequencies),
     )
+
+
+def tabulate_waves(
+    transformer: TensorFile, activations: Mapping[str, Callable[[], TensorFile]]
+) -> pd.DataFrame:
+    """Tabulate how much of each hook's variance the waves of the key frequencies hold.
+
+    A row for each hook, model, variable (of which the waves are) and frequency: its ``share`` of
+    the variance. The untrained model's beside it is what to expect without training.
+    """
+    from husai.transformer import TrainedTransformer
+    from husai.transformer.fourier import fraction_explained
+
+    trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
+    vocabulary = trained.vocabulary
+    modulus, operation = vocabulary.modulus, vocabulary.operation
+    frequencies = _key_frequencies(trained)
+    columns = ["hook", "model", "variable", "frequency", "share", "reason"]
+    found = []
+    for rows in load_all(activations):
+        head = {"hook": f"{rows.hook_name}@{rows.position}"}
+        head["model"] = "trained" if rows.trained else "untrained"
+        values = rows.values.numpy()
+        for variable in VARIABLES:
+            for k in frequencies:
+                line: dict[str, Any] = {**head, "variable": variable, "frequency": k}
+                try:
+                    share = fraction_explained(values, [k], modulus, operation, variable)
+                except InputError as error:
+                    found.append({**line, "reason": str(error)})
+                    continue
+                found.append({**line, "share": share, "reason": ""})
+    return pd.DataFrame(found, columns=pd.Index(columns))
 
 
 def describe(activations: Mapping[str, Callable[[], TensorFile]]) -> pd.DataFrame:

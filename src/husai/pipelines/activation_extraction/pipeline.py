@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from husai.pipelines.activation_extraction.nodes import describe, extract
+from husai.pipelines.activation_extraction.nodes import describe, extract, tabulate_waves
 
 
 def create_pipeline() -> Pipeline:
@@ -22,6 +22,12 @@ def create_pipeline() -> Pipeline:
                 inputs="activations",
                 outputs="activation_statistics",
                 name="describe_activations",
+            ),
+            Node(
+                tabulate_waves,
+                inputs=["transformer", "activations"],
+                outputs="fourier_waves",
+                name="tabulate_waves",
             ),
         ],
         namespace="activation_extraction",  # one box in Kedro-Viz until it is opened

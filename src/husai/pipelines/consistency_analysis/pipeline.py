@@ -6,10 +6,19 @@ from kedro.pipeline import Node, Pipeline
 
 from husai.pipelines.consistency_analysis.nodes import (
     compare,
+    find_symmetries,
+    follow_training,
+    measure_geometry,
+    plot_correlation,
+    plot_geometry,
     plot_reproducibility,
     plot_scores,
     plot_seeds,
+    plot_settings,
     plot_similarity,
+    plot_symmetries,
+    plot_trajectories,
+    tabulate_settings,
 )
 
 
@@ -28,6 +37,65 @@ def create_pipeline() -> Pipeline:
                     "consistency_summary",
                 ],
                 name="compare_saes",
+            ),
+            Node(
+                tabulate_settings,
+                inputs=["sae_plan", "consistency_groups", "activation_statistics"],
+                outputs=[
+                    "consistency_settings",
+                    "consistency_matched_l0",
+                    "consistency_published",
+                    "consistency_orderings",
+                ],
+                name="tabulate_settings",
+            ),
+            Node(
+                follow_training,
+                inputs=["sae_plan", "saes", "consistency_groups", "params:consistency"],
+                outputs="consistency_trajectories",
+                name="follow_training",
+            ),
+            Node(
+                measure_geometry,
+                inputs=["sae_plan", "saes", "activations", "params:consistency"],
+                outputs="consistency_geometry",
+                name="measure_geometry",
+            ),
+            Node(
+                find_symmetries,
+                inputs=["sae_plan", "saes", "activations", "params:consistency"],
+                outputs="consistency_symmetries",
+                name="find_symmetries",
+            ),
+            Node(
+                plot_settings,
+                inputs="consistency_settings",
+                outputs="settings_figure",
+                name="plot_settings",
+            ),
+            Node(
+                plot_trajectories,
+                inputs="consistency_trajectories",
+                outputs="trajectories_figure",
+                name="plot_trajectories",
+            ),
+            Node(
+                plot_symmetries,
+                inputs="consistency_symmetries",
+                outputs="symmetries_figure",
+                name="plot_symmetries",
+            ),
+            Node(
+                plot_geometry,
+                inputs=["sae_plan", "saes", "activations"],
+                outputs=["geometry_figure", "firing_figure", "circles_figure"],
+                name="plot_geometry",
+            ),
+            Node(
+                plot_correlation,
+                inputs=["consistency_groups", "sae_plan", "saes", "activations"],
+                outputs="correlation_figure",
+                name="plot_correlation",
             ),
             Node(
                 plot_scores,
