@@ -16,7 +16,9 @@ What a dataset means to MLflow stands beside it in the catalog, under ``metadata
     A tensor file, logged without pickle as a model that the script named by ``code`` loads.
 ``kind: child_runs``
     Partitions of SAE files: each gets a run of its own below the session's run, with its
-    configuration, metrics and history.
+    configuration, metrics and history. ``runs`` names a file to which the runs' ids are written.
+
+A server that is lost in the middle stops nothing: see :mod:`husai.recording`.
 """
 
 from __future__ import annotations
@@ -24,17 +26,16 @@ from __future__ import annotations
 import atexit
 import json
 import logging
-import math
 import os
 import platform
-import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kedro.framework.hooks import hook_impl
 from pydantic import Field
@@ -42,6 +43,7 @@ from pydantic import Field
 from husai.checks import StudyError
 from husai.config import Config
 from husai.provenance import git_commit
+from husai.recording import Recorder, adopt, find_saes, flatten, is_away
 from husai.storage import TensorFile
 
 if TYPE_CHECKING:
@@ -49,15 +51,8 @@ if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
-    from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
-
-# MLflow's own limits for one log_batch call and for a parameter's value
-MAX_METRICS_PER_BATCH = 1000
-MAX_PARAMS_PER_BATCH = 100
-MAX_PARAM_LENGTH = 6000
-PARENT_TAG = "mlflow.parentRunId"
 
 
 class TrackingConfig(Config):
@@ -76,19 +71,11 @@ class TrackingConfig(Config):
     data_dir: str = Field(default="data", description="folder of the SQLite file and artifacts")
     experiment: str = Field(default="husai", min_length=1, description="experiment of all runs")
     system_metrics: bool = Field(default=True, description="log CPU, memory and GPU load")
-
-
-def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings and models with dotted names."""
-    if hasattr(values, "model_dump"):
-        values = values.model_dump(mode="json")
-    if isinstance(values, Mapping):
-        if not values and prefix:
-            yield prefix, "{}"
-        for key, value in values.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, values
+    register_saes: Literal["none", "best", "all"] = Field(
+        default="best",
+        description="SAEs that become versions of a registered model, one model a group: none, "
+        "the best of each group (lowest FVU), or all",
+    )
 
 
 class MlflowHook:
@@ -98,12 +85,14 @@ class MlflowHook:
         self._tracking = TrackingConfig(enabled=False)
         self._project_path = Path()
         self._server: str | None = None
-        self._client: MlflowClient | None = None
+        self._recorder: Recorder | None = None
         self._catalog: DataCatalog | None = None
         self._run_id = ""
         self._experiment_id = ""
         self._monitor: Any = None
         self._inputs_logged: set[str] = set()
+        self._produced: set[str] = set()
+        self._saes: dict[str, _Known] = {}
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -127,13 +116,24 @@ class MlflowHook:
         """Open the run and say what is being run."""
         if not self._tracking.enabled:
             return
-        from mlflow import MlflowClient
-
         self._finish("KILLED")  # a run left open by an interrupted session in this process
         uri, artifacts = self._locations()
-        self._client = MlflowClient(tracking_uri=uri)
+        spool = self._project_path / self._tracking.data_dir / "tracking_spool"
+        recorder = Recorder(uri, spool.resolve())
+        try:
+            self._experiment_id = self._experiment(recorder, artifacts)
+            recorder.flush()  # what an earlier run could not send
+        except Exception as error:
+            if not (self._server and is_away(error)):
+                raise
+            raise StudyError(
+                f"the tracking server {uri} does not answer; start it, or set enabled: false in "
+                f"conf/{run_params['env'] or 'base'}/mlflow.yml"
+            ) from error
+        self._recorder = recorder
         self._catalog = catalog
-        self._experiment_id = self._experiment(artifacts)
+        self._produced = {name for node in pipeline.nodes for name in node.outputs}
+        self._saes = {}
         names = run_params.get("pipeline_names") or ["__default__"]
         name = "-".join(names).replace("__default__", "study")
         tags = {
@@ -153,23 +153,27 @@ class MlflowHook:
                 "mlflow.source.git.commit": str(git["commit"]),
                 "git.dirty": str(git["dirty"]).lower(),
             }
-        run = self._client.create_run(self._experiment_id, tags=tags, run_name=name)
+        run = recorder.client.create_run(self._experiment_id, tags=tags, run_name=name)
         self._run_id = run.info.run_id
         self._inputs_logged = set()
         atexit.register(self._finish, "KILLED")
         groups = sorted(name for name in pipeline.inputs() if name.startswith("params:"))
         values = {name.removeprefix("params:"): catalog.load(name) for name in groups}
-        self._log_params(self._run_id, dict(flatten(values)))
+        recorder.do("params", self._run_id, values=_plain(dict(flatten(values))))
         self._log_environment()
-        if self._tracking.system_metrics:
-            self._start_system_metrics(uri)
+        self._start_system_metrics()
         logger.info("MLflow run %s in experiment %s", self._run_id, self._tracking.experiment)
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
         """Record which version of a dataset a run read."""
-        if self._open() and self._kind(dataset_name).get("kind") == "dataset":
+        if not self._open():
+            return
+        kind = self._kind(dataset_name).get("kind")
+        if kind == "dataset":
             self._log_dataset(dataset_name, data, context="input")
+        elif kind == "child_runs" and dataset_name in self._produced:
+            self._complete_children(dataset_name, data)
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
@@ -180,30 +184,35 @@ class MlflowHook:
         kind = options.get("kind")
         version = self._version(dataset_name)
         if version:
-            self._client_().set_tag(self._run_id, f"version.{dataset_name}", version)
+            self._do("tags", values={f"version.{dataset_name}": version})
         if kind == "metrics":
-            self._log_values(self._run_id, data, options.get("prefix", dataset_name))
+            self._log_values(data, options.get("prefix", dataset_name))
         elif kind == "history":
-            self._log_history(self._run_id, data, options["step"], options.get("prefix", ""))
+            self._log_history(data, options["step"], options.get("prefix", ""))
         elif kind == "table":
-            self._client_().log_table(self._run_id, data, f"tables/{dataset_name}.json")
+            content = data.to_json(orient="split", index=False, date_format="iso").encode()
+            self._do("table", content, path=f"tables/{dataset_name}.json")
         elif kind == "figure":
-            self._client_().log_figure(self._run_id, data, f"figures/{dataset_name}.png")
+            image = BytesIO()
+            data.savefig(image, format="png")
+            self._do("file", image.getvalue(), path=f"figures/{dataset_name}.png")
         elif kind == "text":
-            self._client_().log_text(self._run_id, data, f"{dataset_name}.md")
+            self._do("file", data.encode(), path=f"{dataset_name}.md")
         elif kind == "dataset":
             self._log_dataset(dataset_name, data, context="output")
         elif kind == "model":
-            self._log_model(dataset_name, data, options["code"])
+            self._do("model", data.to_bytes(), name=dataset_name, code=options["code"])
         elif kind == "child_runs":
             for partition, value in data.items():
-                self._log_child(partition, value)
+                self._log_child(partition, value, options.get("runs"))
         elif kind is not None:
             raise ValueError(f"catalog entry '{dataset_name}': metadata.mlflow.kind '{kind}'?")
 
     @hook_impl
     def after_pipeline_run(self) -> None:
-        """Close the run."""
+        """Register the SAEs that were chosen, and close the run."""
+        if self._open():
+            self._register()
         self._finish("FINISHED")
 
     @hook_impl
@@ -211,17 +220,24 @@ class MlflowHook:
         """Close the run as failed, with the traceback."""
         if self._open():
             text = "".join(traceback.format_exception(error))
-            self._client_().set_tag(self._run_id, "error", f"{type(error).__name__}: {error}"[:500])
-            self._client_().log_text(self._run_id, text, "traceback.txt")
+            self._do("tags", values={"error": f"{type(error).__name__}: {error}"})
+            self._do("file", text.encode(), path="traceback.txt")
         self._finish("FAILED")
 
     def _open(self) -> bool:
         return bool(self._run_id)
 
-    def _client_(self) -> MlflowClient:
-        if self._client is None:
+    def _do(self, operation: str, payload: bytes | None = None, /, **fields: Any) -> None:
+        """Have something recorded of this session's run."""
+        recorder = self._recorder
+        if recorder is None:
             raise RuntimeError("no MLflow run is open")
-        return self._client
+        recorder.do(operation, self._run_id, payload, **fields)
+        if recorder.came_back:
+            # MLflow's monitor ends when the server goes
+            recorder.came_back = False
+            self._stop_system_metrics()
+            self._start_system_metrics(again=True)
 
     def _locations(self) -> tuple[str, str | None]:
         """Give the tracking URI and where a new experiment's artifacts go."""
@@ -233,63 +249,38 @@ class MlflowHook:
         artifacts = self._tracking.artifact_location or (folder / "mlartifacts").as_uri()
         return f"sqlite:///{folder / 'mlflow.db'}", artifacts
 
-    def _experiment(self, artifacts: str | None) -> str:
-        client = self._client_()
-        experiment = client.get_experiment_by_name(self._tracking.experiment)
+    def _experiment(self, recorder: Recorder, artifacts: str | None) -> str:
+        experiment = recorder.client.get_experiment_by_name(self._tracking.experiment)
         if experiment is not None:
             return str(experiment.experiment_id)
-        return str(client.create_experiment(self._tracking.experiment, artifacts))
+        return str(recorder.client.create_experiment(self._tracking.experiment, artifacts))
 
-    def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        params = []
-        for name, value in values.items():
-            text = json.dumps(value) if isinstance(value, list | tuple | dict) else str(value)
-            params.append(Param(name, text[:MAX_PARAM_LENGTH]))
-        for start in range(0, len(params), MAX_PARAMS_PER_BATCH):
-            batch = params[start : start + MAX_PARAMS_PER_BATCH]
-            self._client_().log_batch(run_id, params=batch)
-
-    def _log_metrics(self, run_id: str, rows: list[tuple[str, float, int]]) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        # MLflow stores NaN but cannot draw it
-        metrics = [
-            Metric(key, value, now, step) for key, value, step in rows if math.isfinite(value)
-        ]
-        for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
-            batch = metrics[start : start + MAX_METRICS_PER_BATCH]
-            self._client_().log_batch(run_id, metrics=batch)
-
-    def _log_values(self, run_id: str, data: Any, prefix: str) -> None:
-        rows = []
+    def _log_values(self, data: Any, prefix: str) -> None:
+        points, tags = [], {}
         for name, value in flatten(data, prefix):
             if isinstance(value, int | float):
-                rows.append((name, float(value), 0))
+                points.append((name, float(value), 0))
             elif isinstance(value, str):
-                self._client_().set_tag(run_id, name, value[:500])
-        self._log_metrics(run_id, rows)
+                tags[name] = value
+        self._do("metrics", points=points, at=_now())
+        if tags:
+            self._do("tags", values=tags)
 
-    def _log_history(self, run_id: str, table: pd.DataFrame, step: str, prefix: str) -> None:
+    def _log_history(self, table: pd.DataFrame, step: str, prefix: str) -> None:
         columns = table.drop(columns=step).select_dtypes("number").columns
         steps = table[step].astype(int).tolist()
         head = f"{prefix}." if prefix else ""
-        self._log_metrics(
-            run_id,
-            [
-                (f"{head}{column}", float(value), at)
-                for column in columns
-                for at, value in zip(steps, table[column].tolist(), strict=True)
-            ],
-        )
+        points = [
+            (f"{head}{column}", float(value), at)
+            for column in columns
+            for at, value in zip(steps, table[column].tolist(), strict=True)
+        ]
+        self._do("metrics", points=points, at=_now())
 
     def _log_dataset(self, name: str, data: Any, context: str) -> None:
         if name in self._inputs_logged:
             return
         import mlflow
-        from mlflow.entities import DatasetInput, InputTag
 
         # advice on integer columns of a model's input, which a data set is not
         warnings.filterwarnings("ignore", message="Hint: Inferred schema")
@@ -300,69 +291,76 @@ class MlflowHook:
             )
         else:
             entity = mlflow.data.from_pandas(data, name=name, digest=self._digest(name))
-        self._client_().log_inputs(
-            self._run_id,
-            [DatasetInput(entity._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])],
+        self._do("dataset", dataset=dict(entity._to_mlflow_entity()), context=context)
+
+    def _log_child(self, name: str, data: TensorFile, runs: str | None) -> None:
+        """Give a SAE its own run below the session's, and add its cost to the session's."""
+        self._do(
+            "sae",
+            data.to_bytes(),
+            sae_id=name,
+            experiment=self._experiment_id,
+            runs=None if runs is None else str((self._project_path / runs).resolve()),
         )
+        self._saes[name] = _Known(data.header)
+        costs = [sae.about.get("cost", 0.0) for sae in self._saes.values()]
+        done = len(costs)
+        points = [("campaign.cost", float(sum(costs)), done), ("campaign.saes", done, done)]
+        self._do("metrics", points=points, at=_now())
 
-    def _log_model(self, name: str, data: TensorFile, code: str) -> None:
-        import mlflow
-        from mlflow.models import Model
+    def _complete_children(self, dataset_name: str, partitions: Mapping[str, Any]) -> None:
+        """Log the planned SAEs that have no run: trained while nothing was tracked, or untold.
 
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            weights = Path(folder) / f"{name}.safetensors"
-            weights.write_bytes(data.to_bytes())
-            uri = mlflow.get_tracking_uri()
-            mlflow.set_tracking_uri(self._locations()[0])
+        A driver that is killed between saving a SAE and logging it leaves such ones. Those of
+        interrupted sessions come below this one.
+        """
+        assert self._catalog is not None
+        assert self._recorder is not None
+        planned = getattr(self._catalog.get(dataset_name), "planned", lambda: list(partitions))()
+        runs = self._kind(dataset_name).get("runs")
+        try:
+            known = find_saes(self._recorder.client, self._experiment_id)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            known = {}  # each is looked for again when it is logged
+        from husai.campaign.store import identity
+
+        for name in planned:
+            if name in self._saes or name not in partitions:
+                continue
+            data = partitions[name]()
+            run = known.get((name, identity(data.header)))
+            if run is None or run.info.status not in ("FINISHED", "FAILED"):
+                self._log_child(name, data, runs)
+                continue
+            self._saes[name] = _Known(data.header)
             try:
-                # its advice is on type hints and examples; a signature is given
-                warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
-                model = self._client_().create_logged_model(
-                    self._experiment_id, name=name, source_run_id=self._run_id
-                )
-                Model.log(
-                    artifact_path=None,
-                    model_id=model.model_id,
-                    name=name,
-                    flavor=mlflow.pyfunc,
-                    run_id=self._run_id,
-                    python_model=str(Path(__file__).parent / code),
-                    artifacts={"weights": str(weights)},
-                    signature=_tokens_signature(),
-                    pip_requirements=[f"husai=={metadata.version('husai')}"],
-                )
-            finally:
-                mlflow.set_tracking_uri(uri)
+                adopt(self._recorder, run, self._run_id)
+            except Exception as error:
+                if not is_away(error):
+                    raise
 
-    def _log_child(self, name: str, data: TensorFile) -> None:
-        """Give a SAE its own run below the session's."""
-        from husai.sae import from_tensors
-
-        client = self._client_()
-        header = data.header
-        sae = from_tensors(data.tensors, header, name)
-        tags = {PARENT_TAG: self._run_id, "husai.sae_id": name, "mlflow.user": "husai"}
-        for key in ("architecture", "d_sae", "init_seed", "data_seed", "k"):
-            if header["config"].get(key) is not None:
-                tags[f"sae.{key}"] = str(header["config"][key])
-        # the time it was trained, so that the UI's duration column says something
-        end = int(time.time() * 1000)
-        seconds = sae.metrics.get("train_seconds", 0.0)
-        run = client.create_run(
-            self._experiment_id, start_time=end - int(1000 * seconds), tags=tags, run_name=name
-        )
-        child = run.info.run_id
-        self._log_params(child, dict(flatten(header["config"])))
-        self._log_values(child, sae.metrics, "")
-        if len(sae.history):
-            self._log_history(child, sae.history, "step", "training")
-        with tempfile.TemporaryDirectory() as folder:
-            weights = Path(folder) / f"{name}.safetensors"
-            weights.write_bytes(data.to_bytes())
-            client.log_artifact(child, str(weights), "weights")
-        if sae.failure:
-            client.set_tag(child, "error", sae.failure[:500])
-        client.set_terminated(child, "FAILED" if sae.failure else "FINISHED", end_time=end)
+    def _register(self) -> None:
+        """Make versions of registered models of the SAEs that this session knows."""
+        if self._tracking.register_saes == "none" or not self._saes:
+            return
+        best: dict[str, str] = {}
+        for name, sae in self._saes.items():
+            held = best.get(sae.group)
+            if held is None or sae.fvu < self._saes[held].fvu:
+                best[sae.group] = name
+        chosen = list(self._saes) if self._tracking.register_saes == "all" else best.values()
+        for name in chosen:
+            sae = self._saes[name]
+            if sae.fvu < float("inf"):
+                self._do(
+                    "register",
+                    sae_id=name,
+                    identity=sae.identity,
+                    experiment=self._experiment_id,
+                    model=f"husai {sae.group}".replace(" ", "-"),
+                )
 
     def _log_environment(self) -> None:
         packages = sorted(
@@ -370,22 +368,33 @@ class MlflowHook:
             key=str.lower,
         )
         text = f"python=={platform.python_version()}\n" + "\n".join(packages) + "\n"
-        self._client_().log_text(self._run_id, text, "environment.txt")
+        self._do("file", text.encode(), path="environment.txt")
 
-    def _start_system_metrics(self, uri: str) -> None:
+    def _start_system_metrics(self, again: bool = False) -> None:
+        if not self._tracking.system_metrics or self._recorder is None:
+            return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._monitor = SystemMetricsMonitor(self._run_id, sampling_interval=5, tracking_uri=uri)
+        self._monitor = SystemMetricsMonitor(
+            self._run_id,
+            sampling_interval=5,
+            tracking_uri=self._recorder.uri,
+            resume_logging=again,
+        )
         self._monitor.start()
 
-    def _finish(self, status: str) -> None:
+    def _stop_system_metrics(self) -> None:
         if self._monitor is not None:
             self._monitor.finish()
             self._monitor = None
-        if self._open():
-            self._client_().set_terminated(self._run_id, status)
+
+    def _finish(self, status: str) -> None:
+        self._stop_system_metrics()
+        if self._open() and self._recorder is not None:
+            self._recorder.do("end", self._run_id, status=status, at=_now())
+            self._recorder.close()
         self._run_id = ""
-        self._client = None
+        self._recorder = None
         self._catalog = None
         atexit.unregister(self._finish)
 
@@ -409,13 +418,25 @@ class MlflowHook:
         return "".join(ch for ch in version if ch.isalnum())[:36] or None
 
 
-def _tokens_signature() -> Any:
-    """Integer tokens in, one row an input; logits out."""
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+class _Known:
+    """What the session needs to know of a SAE after its file is gone from memory."""
 
-    return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.int64), (-1, -1))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
-    )
+    def __init__(self, header: Mapping[str, Any]) -> None:
+        from husai.campaign.store import identity
+
+        self.about: Mapping[str, Any] = header["provenance"].get("campaign", {})
+        self.identity = identity(header)
+        config = header["config"]
+        self.group = str(self.about.get("group", f"{config['architecture']} d{config['d_sae']}"))
+        fvu = header["metrics"].get("fvu")
+        self.fvu = float("inf") if fvu is None or header.get("failure") else float(fvu)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give values as JSON has them, so that they can wait on disk."""
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain

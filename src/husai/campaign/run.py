@@ -39,6 +39,9 @@ POLL_SECONDS = 0.5
 SPENT_SECONDS = 10.0
 """How often the ledger is told what running banks have cost: what a killed driver forgets."""
 
+PLACE = ("group", "variant", "seed", "hook_name", "position", "model")
+"""Columns of the plan that a SAE's file keeps beside its configuration."""
+
 LEDGER, CALIBRATIONS, FAILURES, QUARANTINE = (
     "ledger.jsonl",
     "calibrations.json",
@@ -183,6 +186,10 @@ class _Campaign:
         self.activations = activations
         self.show = progress
         self.ids = plan["sae_id"].tolist()
+        self.places = {
+            row["sae_id"]: {name: row[name] for name in PLACE if name in row}
+            for row in records(plan)
+        }
         self.ledger = Ledger(folders.campaign / LEDGER)
         self.planned = planned_banks(plan, activations, training)
         self.failed: dict[str, str] = {}
@@ -370,6 +377,7 @@ class _Campaign:
             entry = self.ledger.entries[sae_id]
             told = self.ledger.before(sae_id)
             about = {
+                **self.places[sae_id],
                 "name": self.config.name,
                 "bank": event.name,
                 "worker": entry.worker,

@@ -37,10 +37,21 @@ class PlannedPartitionedDataset(PartitionedDataset):
         FileNotFoundError
             When there is no plan.
         """
-        planned = pd.read_parquet(self._plan, columns=[self._plan_column])[self._plan_column]
+        planned = self.planned()
         self._invalidate_caches()
         present = {self._path_to_partition(path) for path in self._list_partitions()}
         return [name for name in planned if name not in present]
+
+    def planned(self) -> list[str]:
+        """Name the planned partitions.
+
+        Raises
+        ------
+        FileNotFoundError
+            When there is no plan.
+        """
+        names = pd.read_parquet(self._plan, columns=[self._plan_column])[self._plan_column]
+        return [str(name) for name in names]
 
     def _exists(self) -> bool:
         try:

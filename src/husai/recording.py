@@ -1,0 +1,534 @@
+"""What is told to MLflow, as operations that can wait on disk while its server is away.
+
+Every operation is plain data and may be carried out again: parameters are the same, metrics
+carry the time at which they were measured, a SAE's run is found again by its tags. So what a lost
+server did not take is written to a folder and carried out, in order, when it is back; in this
+session or in the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+# MLflow's own limits for one log_batch call and for a parameter's value
+MAX_METRICS_PER_BATCH = 1000
+MAX_PARAMS_PER_BATCH = 100
+MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 500
+
+RETRY_SECONDS = 10.0
+"""How long a server that did not answer is left alone."""
+
+# by default a server that does not answer is waited for for minutes, while training waits; and a
+# bar is drawn for every file
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+PARENT_TAG = "mlflow.parentRunId"
+ID_TAG, IDENTITY_TAG = "husai.sae_id", "husai.identity"
+PACKAGE = Path(__file__).parent
+
+
+def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested mappings and models with dotted names."""
+    if hasattr(values, "model_dump"):
+        values = values.model_dump(mode="json")
+    if isinstance(values, Mapping):
+        if not values and prefix:
+            yield prefix, "{}"
+        for key, value in values.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, values
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether an error says that the store is away, and not that it was asked the wrong thing."""
+    from mlflow.exceptions import MlflowException, RestException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import OperationalError
+
+    while error is not None:
+        if isinstance(error, RequestException | ConnectionError | TimeoutError | OperationalError):
+            return True
+        if isinstance(error, MlflowException):
+            # a server's own answer, or MLflow's words for having got none
+            answered = isinstance(error, RestException) and error.get_http_status_code() >= 429
+            if answered or str(error).startswith("API request to"):
+                return True
+            if "OperationalError" in str(error):
+                return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class Recorder:
+    """Carries operations out, or keeps them until they can be.
+
+    Parameters
+    ----------
+    uri
+        Of the tracking store.
+    spool
+        Folder of what could not be carried out.
+    """
+
+    def __init__(self, uri: str, spool: Path) -> None:
+        from mlflow import MlflowClient
+
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self.uri = uri
+        self.client: MlflowClient = MlflowClient(tracking_uri=uri)
+        self._spool = spool
+        self._journal = spool / "operations.jsonl"
+        self._away_since: float | None = None
+        self.came_back = False
+
+    def do(self, name: str, run_id: str, payload: bytes | None = None, /, **fields: Any) -> None:
+        """Carry an operation of :data:`OPERATIONS` out, now or when the server is back."""
+        operation = {"name": name, "run_id": run_id, "fields": fields}
+        if self._may_try() and self.flush():
+            try:
+                OPERATIONS[name](self, run_id, payload, **fields)
+                return
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                self._gone(error)
+        self._keep(operation, payload)
+
+    def flush(self) -> bool:
+        """Carry out what was kept; False when the server is still away."""
+        if not self._journal.is_file():
+            return True
+        with self._locked():
+            if not self._journal.is_file():
+                return True
+            lines = self._journal.read_text().splitlines()
+            others = []
+            for number, line in enumerate(lines):
+                try:
+                    operation = json.loads(line)
+                except ValueError:
+                    logger.warning("%s: a torn line is passed over", self._journal)
+                    continue
+                if operation["uri"] != self.uri:
+                    others.append(line)
+                    continue
+                try:
+                    self._carry_out(operation)
+                except Exception as error:
+                    if not is_away(error):
+                        # one that no server will ever take must not hold up the others
+                        logger.error("%s: %s; it is left out", operation["name"], error)
+                        continue
+                    self._gone(error)
+                    self._journal.write_text("".join(f"{x}\n" for x in others + lines[number:]))
+                    return False
+            if others:
+                self._journal.write_text("".join(f"{x}\n" for x in others))
+            else:
+                self._journal.unlink()
+                for path in self._spool.glob("*.payload"):
+                    path.unlink()
+            if len(lines) > len(others):
+                logger.info("%d records were sent to the tracking server", len(lines))
+                self.came_back = True
+        self._away_since = None
+        return True
+
+    def close(self) -> None:
+        """Try once more, and say when something stays behind."""
+        if not self.flush():
+            kept = len(self._journal.read_text().splitlines())
+            logger.warning(
+                "the tracking server is away: %d records stay in %s and are sent by the next run",
+                kept,
+                self._spool,
+            )
+
+    def _may_try(self) -> bool:
+        return self._away_since is None or time.monotonic() - self._away_since > RETRY_SECONDS
+
+    def _gone(self, error: BaseException) -> None:
+        if self._away_since is None:
+            logger.warning(
+                "the tracking server does not answer (%s): training goes on, records are kept in "
+                "%s",
+                str(error).splitlines()[0][:200],
+                self._spool,
+            )
+        self._away_since = time.monotonic()
+
+    def _keep(self, operation: dict[str, Any], payload: bytes | None) -> None:
+        with self._locked():
+            if payload is not None:
+                descriptor, path = tempfile.mkstemp(dir=self._spool, suffix=".payload")
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(payload)
+                operation = {**operation, "payload": Path(path).name}
+            with self._journal.open("a") as journal:
+                journal.write(json.dumps({"uri": self.uri, **operation}) + "\n")
+                journal.flush()
+                os.fsync(journal.fileno())
+
+    def _carry_out(self, operation: dict[str, Any]) -> None:
+        payload = None
+        if "payload" in operation:
+            payload = (self._spool / operation["payload"]).read_bytes()
+        OPERATIONS[operation["name"]](self, operation["run_id"], payload, **operation["fields"])
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._spool.mkdir(parents=True, exist_ok=True)
+        with (self._spool / "lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def log_params(recorder: Recorder, run_id: str, payload: None, values: dict[str, Any]) -> None:
+    """Log parameters; lists and mappings as JSON."""
+    from mlflow.entities import Param
+
+    params = []
+    for name, value in values.items():
+        text = json.dumps(value) if isinstance(value, list | tuple | dict) else str(value)
+        params.append(Param(name, text[:MAX_PARAM_LENGTH]))
+    for start in range(0, len(params), MAX_PARAMS_PER_BATCH):
+        batch = params[start : start + MAX_PARAMS_PER_BATCH]
+        recorder.client.log_batch(run_id, params=batch)
+
+
+def log_metrics(
+    recorder: Recorder, run_id: str, payload: None, points: list[tuple[str, float, int]], at: int
+) -> None:
+    """Log ``(name, value, step)`` measured at a time in milliseconds."""
+    from mlflow.entities import Metric
+
+    # MLflow stores NaN but cannot draw it
+    metrics = [Metric(key, value, at, step) for key, value, step in points if math.isfinite(value)]
+    for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
+        batch = metrics[start : start + MAX_METRICS_PER_BATCH]
+        recorder.client.log_batch(run_id, metrics=batch)
+
+
+def set_tags(recorder: Recorder, run_id: str, payload: None, values: dict[str, str]) -> None:
+    """Set tags."""
+    from mlflow.entities import RunTag
+
+    tags = [RunTag(name, str(value)[:MAX_TAG_LENGTH]) for name, value in values.items()]
+    for start in range(0, len(tags), MAX_PARAMS_PER_BATCH):
+        recorder.client.log_batch(run_id, tags=tags[start : start + MAX_PARAMS_PER_BATCH])
+
+
+def log_file(recorder: Recorder, run_id: str, payload: bytes, path: str) -> None:
+    """Log a file as an artifact."""
+    target = Path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / target.name
+        file.write_bytes(payload)
+        parent = str(target.parent) if len(target.parts) > 1 else None
+        recorder.client.log_artifact(run_id, str(file), parent)
+
+
+def log_table(recorder: Recorder, run_id: str, payload: bytes, path: str) -> None:
+    """Log a table, given as JSON, as the UI shows it.
+
+    MLflow's own way of it appends to the table that is there, which may be this one.
+    """
+    log_file(recorder, run_id, payload, path)
+    tag = "mlflow.loggedArtifacts"
+    listed = json.loads(recorder.client.get_run(run_id).data.tags.get(tag, "[]"))
+    entry = {"path": path, "type": "table"}
+    if entry not in listed:
+        recorder.client.set_tag(run_id, tag, json.dumps([*listed, entry]))
+
+
+def log_dataset(
+    recorder: Recorder, run_id: str, payload: None, dataset: dict[str, str], context: str
+) -> None:
+    """Log a dataset as a run's input."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entity = DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", context)])
+    recorder.client.log_inputs(run_id, [entity])
+
+
+def log_model(
+    recorder: Recorder,
+    run_id: str,
+    payload: bytes,
+    name: str,
+    code: str,
+    register: str | None = None,
+) -> None:
+    """Log a tensor file, without pickle, as a model that a script of ``husai/served`` loads.
+
+    With ``register`` also as a version of the registered model of that name.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    client = recorder.client
+    experiment = client.get_run(run_id).info.experiment_id
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        weights = Path(folder) / f"{name}.safetensors"
+        weights.write_bytes(payload)
+        uri = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(recorder.uri)
+        try:
+            # its advice is on type hints and examples, past every filter; a signature is given
+            warnings.showwarning = lambda *arguments, **options: None
+            model = client.create_logged_model(experiment, name=name, source_run_id=run_id)
+            Model.log(
+                artifact_path=None,
+                model_id=model.model_id,
+                name=name,
+                flavor=mlflow.pyfunc,
+                run_id=run_id,
+                python_model=str(PACKAGE / code),
+                artifacts={"weights": str(weights)},
+                signature=_signature(code),
+                pip_requirements=[f"husai=={metadata.version('husai')}"],
+            )
+            if register is not None:
+                if not client.search_registered_models(f"name = '{register}'"):
+                    client.create_registered_model(register)
+                client.create_model_version(
+                    register, f"models:/{model.model_id}", run_id, model_id=model.model_id
+                )
+        finally:
+            mlflow.set_tracking_uri(uri)
+
+
+def register_sae(
+    recorder: Recorder,
+    run_id: str,
+    payload: None,
+    sae_id: str,
+    identity: str,
+    experiment: str,
+    model: str,
+) -> None:
+    """Make a SAE, whose weights its run holds, a version of a registered model."""
+    from mlflow.artifacts import download_artifacts
+
+    run = find_saes(recorder.client, experiment, sae_id).get((sae_id, identity))
+    if run is None:
+        logger.warning("%s has no run: it is not registered", sae_id)
+        return
+    child = run.info.run_id
+    if recorder.client.search_model_versions(f"run_id = '{child}'"):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        weights = download_artifacts(
+            run_id=child,
+            artifact_path=f"weights/{sae_id}.safetensors",
+            dst_path=folder,
+            tracking_uri=recorder.uri,
+        )
+        content = Path(weights).read_bytes()
+    log_model(recorder, child, content, "sae", "served/sae.py", register=model)
+
+
+def end_run(recorder: Recorder, run_id: str, payload: None, status: str, at: int) -> None:
+    """Close a run at a time in milliseconds."""
+    recorder.client.set_terminated(run_id, status, end_time=at)
+
+
+def log_sae(
+    recorder: Recorder,
+    run_id: str,
+    payload: bytes,
+    sae_id: str,
+    experiment: str,
+    runs: str | None = None,
+) -> None:
+    """Give a SAE its own run below the session's, or complete the one it has.
+
+    The run is found by the SAE's name and identity, whichever session made it. It moves below
+    this session's run when its own was interrupted.
+
+    Parameters
+    ----------
+    recorder, run_id, payload
+        The SAE's file, and the session's run.
+    sae_id
+        Its name in the plan.
+    experiment
+        Id of the experiment.
+    runs
+        File of JSON lines to which its run's id is appended.
+    """
+    from husai.campaign.banks import NEUTRAL_FIELDS
+    from husai.campaign.store import identity
+    from husai.sae import from_tensors
+    from husai.storage import TensorFile
+
+    file = TensorFile.from_bytes(payload, sae_id)
+    header = file.header
+    found = find_saes(recorder.client, experiment, sae_id).get((sae_id, identity(header)))
+    if found is not None:
+        adopt(recorder, found, run_id)
+        if found.info.status in ("FINISHED", "FAILED"):
+            _note_run(runs, sae_id, header, found.info.run_id, recorder.uri)
+            return
+    sae = from_tensors(file.tensors, header, sae_id)
+    about = header["provenance"].get("campaign", {})
+    end = int(1000 * about.get("finished", time.time()))
+    if found is None:
+        # the time it was trained, so that the UI's duration column says something
+        seconds = about.get("device_seconds", sae.metrics.get("train_seconds", 0.0))
+        found = recorder.client.create_run(
+            experiment,
+            start_time=end - int(1000 * seconds),
+            tags={PARENT_TAG: run_id, **sae_tags(sae_id, header)},
+            run_name=sae_id,
+        )
+    child = found.info.run_id
+    training = {
+        name: value
+        for name, value in header["provenance"].get("training", {}).items()
+        if name not in NEUTRAL_FIELDS
+    }
+    params = {**dict(flatten(header["config"])), **dict(flatten(training, "training"))}
+    log_params(recorder, child, None, params)
+    costs = {k: about[k] for k in ("cost", "device_seconds", "attempts") if k in about}
+    points = [(name, float(value), 0) for name, value in flatten(sae.metrics)]
+    points += [(f"campaign.{name}", float(value), 0) for name, value in costs.items()]
+    history = sae.history
+    for column in history.select_dtypes("number").columns.drop("step", errors="ignore"):
+        points += [
+            (f"training.{column}", float(value), int(step))
+            for step, value in zip(history["step"], history[column], strict=True)
+        ]
+    log_metrics(recorder, child, None, points, end)
+    log_file(recorder, child, payload, f"weights/{sae_id}.safetensors")
+    if sae.failure:
+        set_tags(recorder, child, None, {"error": sae.failure})
+    end_run(recorder, child, None, "FAILED" if sae.failure else "FINISHED", end)
+    _note_run(runs, sae_id, header, child, recorder.uri)
+
+
+def sae_tags(sae_id: str, header: Mapping[str, Any]) -> dict[str, str]:
+    """Give the tags by which ``mlflow.search_runs`` finds a SAE, or any slice of a campaign."""
+    from husai.campaign.store import identity
+
+    provenance = header["provenance"]
+    about = provenance.get("campaign", {})
+    tags = {
+        ID_TAG: sae_id,
+        IDENTITY_TAG: identity(header),
+        "husai.status": "failed" if header.get("failure") else "trained",
+        "husai.version": str(provenance.get("husai", "")),
+        "husai.rows": str(provenance.get("rows", {}).get("fingerprint", "")),
+        "mlflow.user": "husai",
+    }
+    for name in ("name", "group", "variant", "seed", "hook_name", "position", "model", "worker"):
+        if about.get(name) is not None:
+            tags["husai.campaign" if name == "name" else f"husai.{name}"] = str(about[name])
+    for name, value in header["config"].items():
+        if value is not None and not isinstance(value, list):
+            tags[f"sae.{name}"] = str(value)
+    return tags
+
+
+def find_saes(
+    client: MlflowClient, experiment: str, sae_id: str | None = None
+) -> dict[tuple[str, str], Any]:
+    """Give the runs of the SAEs of an experiment, or of one, by name and identity."""
+    condition = f"= '{sae_id}'" if sae_id else "LIKE '%'"
+    found = {}
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment],
+            f"tags.`{ID_TAG}` {condition}",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        for run in page:
+            tags = run.data.tags
+            found[tags[ID_TAG], tags.get(IDENTITY_TAG, "")] = run
+        token = page.token
+        if not token:
+            return found
+
+
+def adopt(recorder: Recorder, child: Any, parent: str) -> None:
+    """Move a SAE's run below this session's, when the session that made it was interrupted."""
+    theirs = child.data.tags.get(PARENT_TAG)
+    if theirs in (None, parent):
+        return
+    if recorder.client.get_run(theirs).info.status != "FINISHED":
+        set_tags(recorder, child.info.run_id, None, {PARENT_TAG: parent})
+
+
+def _note_run(
+    runs: str | None, sae_id: str, header: Mapping[str, Any], run_id: str, uri: str
+) -> None:
+    """Write down which run is a SAE's, once."""
+    from husai.campaign.store import identity
+
+    if runs is None:
+        return
+    path = Path(runs)
+    line = json.dumps(
+        {"sae_id": sae_id, "identity": identity(header), "run_id": run_id, "tracking_uri": uri}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and line in path.read_text().splitlines():
+        return
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+
+
+def _signature(code: str) -> Any:
+    """What goes into a served model and what comes out, one row an input."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    # integer tokens to logits, or activations to codes
+    kind = np.int64 if code.endswith("transformer.py") else np.float32
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(kind), (-1, -1))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
+    )
+
+
+Operation = Callable[..., None]
+OPERATIONS: dict[str, Operation] = {
+    "params": log_params,
+    "metrics": log_metrics,
+    "tags": set_tags,
+    "file": log_file,
+    "table": log_table,
+    "dataset": log_dataset,
+    "model": log_model,
+    "register": register_sae,
+    "end": end_run,
+    "sae": log_sae,
+}
