@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import platform
 import tempfile
 import time
 import warnings
@@ -47,6 +48,7 @@ ENVIRONMENT = {
 
 PARENT_TAG = "mlflow.parentRunId"
 ID_TAG, IDENTITY_TAG = "husai.sae_id", "husai.identity"
+PROCESS_TAG = "husai.process"
 PACKAGE = Path(__file__).parent
 
 
@@ -482,8 +484,25 @@ def adopt(recorder: Recorder, child: Any, parent: str) -> None:
     theirs = child.data.tags.get(PARENT_TAG)
     if theirs in (None, parent):
         return
-    if recorder.client.get_run(theirs).info.status != "FINISHED":
-        set_tags(recorder, child.info.run_id, None, {PARENT_TAG: parent})
+    run = recorder.client.get_run(theirs)
+    if run.info.status == "FINISHED":
+        return
+    set_tags(recorder, child.info.run_id, None, {PARENT_TAG: parent})
+    if run.info.status == "RUNNING" and is_gone(run.data.tags.get(PROCESS_TAG, "")):
+        recorder.client.set_terminated(theirs, "KILLED")  # by what gave it no time to say so
+
+
+def this_process() -> str:
+    """Name this process, for :func:`is_gone`."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def is_gone(process: str) -> bool:
+    """Whether a process of this machine has ended; False for those of others."""
+    import psutil
+
+    node, _, pid = process.rpartition(":")
+    return node == platform.node() and pid.isdigit() and not psutil.pid_exists(int(pid))
 
 
 def _note_run(

@@ -43,7 +43,15 @@ from pydantic import Field
 from husai.checks import StudyError
 from husai.config import Config
 from husai.provenance import git_commit
-from husai.recording import Recorder, adopt, find_saes, flatten, is_away
+from husai.recording import (
+    PROCESS_TAG,
+    Recorder,
+    adopt,
+    find_saes,
+    flatten,
+    is_away,
+    this_process,
+)
 from husai.storage import TensorFile
 
 if TYPE_CHECKING:
@@ -142,6 +150,7 @@ class MlflowHook:
             "kedro.pipeline": ",".join(names),
             "kedro.version": str(run_params["kedro_version"]),
             "husai.version": metadata.version("husai"),
+            PROCESS_TAG: this_process(),
             "mlflow.user": os.environ.get("USER", "unknown"),
             "mlflow.source.name": f"kedro run --pipeline={names[0]}",
             "mlflow.source.type": "PROJECT",
@@ -353,7 +362,9 @@ class MlflowHook:
         chosen = list(self._saes) if self._tracking.register_saes == "all" else best.values()
         for name in chosen:
             sae = self._saes[name]
-            if sae.fvu < float("inf"):
+            if sae.fvu == float("inf"):
+                continue
+            try:
                 self._do(
                     "register",
                     sae_id=name,
@@ -361,6 +372,10 @@ class MlflowHook:
                     experiment=self._experiment_id,
                     model=f"husai {sae.group}".replace(" ", "-"),
                 )
+            except Exception as error:
+                # everything is trained, saved and logged: a store without a registry changes
+                # nothing of that
+                logger.error("%s could not be registered: %s", name, error)
 
     def _log_environment(self) -> None:
         packages = sorted(

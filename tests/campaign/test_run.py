@@ -47,13 +47,14 @@ def test_processes_train_the_same_weights(campaign, undisturbed):
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 11])
+@pytest.mark.parametrize("stop_after", [1, 4, 11, 12])
 def test_interrupted_between_two_saes_goes_on(campaign, undisturbed, stop_after):
     first = campaign.start(stop_after=stop_after)
     # closed before the ledger could say of the last one that it is done
     second = campaign.start()
     assert sorted(first + second) == sorted(undisturbed)
     assert statuses(campaign) == {"done": 12}
+    assert not any(campaign.folders.checkpoints.iterdir())
     assert_same_weights(campaign.saes(), undisturbed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from requests.exceptions import ConnectionError as NoConnection
 
 from husai import recording
-from husai.recording import Recorder, find_saes
+from husai.recording import PROCESS_TAG, Recorder, find_saes, this_process
 from husai.sae import BankTrainingConfig, SAEConfig, to_tensors, train_bank
 from husai.storage import TensorFile, tensors_to_bytes
 
@@ -167,6 +168,20 @@ def test_a_run_left_half_logged_is_completed_not_made_again(store, sae_file, mon
     assert len(store.history(child.info.run_id, "training.fvu")) == 2
 
 
+def test_the_run_of_a_killed_session_is_marked_when_its_saes_are_adopted(store, sae_file):
+    client = store.recorder.client
+    store.recorder.do("sae", store.parent, sae_file, sae_id="s", experiment=store.experiment)
+    for process, status in ((this_process(), "RUNNING"), (f"{platform.node()}:0", "KILLED")):
+        # no process has number 0
+        client.set_tag(store.parent, PROCESS_TAG, process)
+        session = client.create_run(store.experiment).info.run_id
+        client.set_tag(session, PROCESS_TAG, this_process())
+        (child,) = find_saes(client, store.experiment).values()
+        client.set_tag(child.info.run_id, "mlflow.parentRunId", store.parent)
+        store.recorder.do("sae", session, sae_file, sae_id="s", experiment=store.experiment)
+        assert client.get_run(store.parent).info.status == status
+
+
 def test_runs_of_finished_sessions_stay_where_they_are(store, sae_file):
     store.recorder.do("sae", store.parent, sae_file, sae_id="s", experiment=store.experiment)
     store.recorder.do("end", store.parent, status="FINISHED", at=1)
@@ -209,9 +224,9 @@ def test_a_registered_sae_gives_its_codes(store, sae_file):
             experiment=store.experiment,
             model="husai-topk",
         )
-    versions = store.recorder.client.search_model_versions("name = 'husai-topk'")
-    assert len(versions) == 1
-    model = store.recorder.client.get_logged_model(versions[0].model_id)
+    (version,) = store.recorder.client.search_model_versions("name = 'husai-topk'")
+    (model,) = store.recorder.client.search_logged_models([store.experiment])
+    assert version.source.endswith((model.model_id, "artifacts"))
     loaded = mlflow.pyfunc.load_model(str(model.artifact_location))
     codes = loaded.predict(ROWS[:7].numpy())
     expected = from_tensors(file.tensors, file.header, "s").encode(ROWS[:7]).numpy()

@@ -1,4 +1,5 @@
 from .config import BudgetConfig, CampaignConfig, ComputeConfig
+from .database import read_ledger, results
 from .estimate import estimate_campaign
 from .plan import ArchitectureGrid, PlanConfig, Variant, plan_saes, row_config, row_training
 from .run import CampaignFolders, run_campaign
@@ -17,6 +18,8 @@ __all__ = [
     "draw_samples",
     "estimate_campaign",
     "plan_saes",
+    "read_ledger",
+    "results",
     "row_config",
     "row_training",
     "run_campaign",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -199,6 +201,17 @@ def adopt_banks(checkpoints: Path, planned: Bank) -> list[Bank]:
             taken |= bank.wanted
             found.append(bank)
     return found
+
+
+def remove_finished(checkpoints: Path, trained: Collection[str]) -> None:
+    """Remove the checkpoints of banks all of whose SAEs are trained.
+
+    A driver that is killed between saving the last of them and removing the folder leaves it.
+    """
+    for manifest in checkpoints.glob(f"*/{MANIFEST}"):
+        with suppress(OSError, ValueError, KeyError):
+            if set(json.loads(manifest.read_text())["ids"]) <= set(trained):
+                shutil.rmtree(manifest.parent, ignore_errors=True)
 
 
 def steps_done(checkpoints: Path, bank: Bank) -> int:

@@ -62,20 +62,21 @@ class Ledger:
     ----------
     path
         The file; its folder is made when missing.
+    read_only
+        Leave the file as it is, a torn end included.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read_only: bool = False) -> None:
         self.path = path
         self.entries: dict[str, Entry] = {}
         self._before: dict[str, tuple[float, float]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = path.read_bytes() if path.is_file() else b""
         for line in content.splitlines():
             try:
                 self._apply(json.loads(line))
             except (ValueError, KeyError, TypeError):
                 logger.warning("%s: a torn line is passed over", path)
-        if content and not content.endswith(b"\n"):
+        if content and not content.endswith(b"\n") and not read_only:
             self._write(b"\n")
 
     def record(self, event: str, ids: Sequence[str], **fields: Any) -> None:
@@ -113,6 +114,7 @@ class Ledger:
         return sum(entry.cost for entry in self.entries.values())
 
     def _write(self, line: bytes) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.write(line)
             file.flush()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from husai.activations import Activations, activation_key
-from husai.campaign.banks import Bank, RowsInfo, adopt_banks, make_banks
+from husai.campaign.banks import Bank, RowsInfo, adopt_banks, make_banks, remove_finished
 from husai.campaign.budget import Budget, Calibrations, Estimates
 from husai.campaign.config import CampaignConfig
 from husai.campaign.executors import Done, Event, Lost, Progress, check_backend, make_executor
@@ -212,6 +212,7 @@ class _Campaign:
         self.planned = found.groups
         self.kept = len(found.kept)
         self.failed |= found.failed
+        remove_finished(self.folders.checkpoints, [*found.kept, *found.failed])
         self.ledger.record(DONE, [i for i in found.kept if self._status(i) != DONE])
         for sae_id, reason in found.failed.items():
             if self._status(sae_id) != FAILED:

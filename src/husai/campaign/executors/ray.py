@@ -36,7 +36,6 @@ class RayExecutor:
     def __init__(self, compute: ComputeConfig, checkpoints: Path | None) -> None:
         # Ray's own way of saying so, before it is imported: nothing is reported to its makers
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -86,7 +85,13 @@ class RayExecutor:
         """Hand the bank to Ray."""
         threads = self._compute.threads or max(1, int(self._compute.cpus_per_bank))
         reference = self._task.remote(
-            bank, self._rows[bank.rows.key], self._checkpoints, measure, threads, self._board
+            bank,
+            self._rows[bank.rows.key],
+            self._checkpoints,
+            measure,
+            threads,
+            self._compute.gpus_per_bank > 0,
+            self._board,
         )
         self._running[reference] = bank.name
 
@@ -148,9 +153,17 @@ class _Board:
 
 
 def _carry_out(
-    bank: Bank, rows: Any, checkpoints: Path | None, measure: bool, threads: int, board: Any
+    bank: Bank,
+    rows: Any,
+    checkpoints: Path | None,
+    measure: bool,
+    threads: int,
+    on_gpu: bool,
+    board: Any,
 ) -> Any:
     """Train a bank or measure it, on the node where this runs; say also where that was."""
+    if not on_gpu:  # a GPU that was not asked for belongs to others
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import ray
     import torch
 

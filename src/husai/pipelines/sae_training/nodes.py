@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from husai.activations import Activations
-from husai.campaign import CampaignConfig, CampaignFolders, plan_saes, run_campaign
+from husai.campaign import (
+    CampaignConfig,
+    CampaignFolders,
+    plan_saes,
+    read_ledger,
+    run_campaign,
+)
 from husai.campaign.plan import plan_keys
 from husai.errors import InputError
 from husai.pipelines.activation_extraction.nodes import load_activations
@@ -62,6 +68,17 @@ def tabulate(sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]
     for sae_id, sae in load_saes(sae_plan, saes).items():
         rows.append({"sae_id": sae_id, **sae.metrics, "failure": sae.failure or ""})
     return sae_plan.merge(pd.DataFrame(rows), on="sae_id", validate="one_to_one")
+
+
+def account(
+    sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]], campaign_folder: Path
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Tabulate what happened to every planned SAE, and add up what they took."""
+    table = read_ledger(campaign_folder, sae_plan["sae_id"].tolist())
+    counts = table["status"].value_counts()
+    totals = {status: float(counts.get(status, 0)) for status in ("done", "failed")}
+    sums = {name: float(table[name].sum()) for name in ("attempts", "seconds", "cost")}
+    return table, {"planned": float(len(table)), **totals, **sums}
 
 
 def plot_learning_curves(

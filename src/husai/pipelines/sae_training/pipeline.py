@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from husai.pipelines.sae_training.nodes import plan, plot_learning_curves, tabulate, train
+from husai.pipelines.sae_training.nodes import account, plan, plot_learning_curves, tabulate, train
 
 
 def create_pipeline() -> Pipeline:
@@ -25,6 +25,12 @@ def create_pipeline() -> Pipeline:
                 ],
                 outputs="saes",
                 name="train_saes",
+            ),
+            Node(
+                account,
+                inputs=["sae_plan", "saes", "campaign_folder"],
+                outputs=["campaign_ledger", "campaign_totals"],
+                name="account_campaign",
             ),
             Node(tabulate, inputs=["sae_plan", "saes"], outputs="sae_table", name="tabulate_saes"),
             Node(

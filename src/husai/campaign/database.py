@@ -1,0 +1,176 @@
+"""The results database: every SAE of every campaign in one tidy table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from husai.campaign.ledger import Ledger
+from husai.campaign.plan import records
+from husai.campaign.run import LEDGER, PLACE
+from husai.campaign.store import SUFFIX, identity
+from husai.errors import InputError
+from husai.storage import read_header
+
+PLAN = "plan.parquet"
+
+RUNS = "runs.jsonl"
+"""Which MLflow run is a SAE's; tracking writes it beside the ledger."""
+
+PLACES = ("saes", "campaign/saes")
+"""Where below a data folder studies keep their SAEs: the default one's, and conf/campaign's."""
+
+
+def results(*folders: str | Path) -> pd.DataFrame:
+    """Tabulate every SAE of the campaigns in these folders, trained, failed or still missing.
+
+    Only headers are read, no weights.
+
+    Parameters
+    ----------
+    *folders
+        Folders of campaigns, with ``trained/`` and ``campaign/`` in them, or data folders: then
+        every campaign below it is taken. ``data`` when none is given.
+
+    Returns
+    -------
+    DataFrame
+        One row a SAE and campaign: ``campaign``, ``sae_id``, ``status`` (planned, running, done,
+        failed, and unfit for what is in the store under its name and not in the ledger),
+        ``group``, ``seed`` and the like from the plan; ``config.NAME``; ``training.NAME``;
+        ``metric.NAME``; ``attempts``, ``device_seconds``, ``cost``, ``reason``; ``path``;
+        ``run_id`` and ``tracking_uri``; ``identity``, ``rows`` and ``version.NAME``.
+
+    Raises
+    ------
+    InputError
+        When there is no campaign in a folder.
+    """
+    rows = [
+        row
+        for folder in folders or ("data",)
+        for campaign in _campaigns(Path(folder))
+        for row in _rows(campaign)
+    ]
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return pd.DataFrame(columns=["campaign", "sae_id", "status", "path"])
+    return table.sort_values(["folder", "sae_id"], ignore_index=True)
+
+
+def read_ledger(folder: str | Path, ids: Sequence[str] | None = None) -> pd.DataFrame:
+    """Give what the ledger in a campaign's folder says of each SAE, or of these.
+
+    Columns: ``sae_id``, ``status``, ``attempts``, ``seconds`` (of devices), ``cost``, ``bank``,
+    ``worker``, ``started``, ``ended`` (Unix times), ``reason``, ``traceback``.
+    """
+    return Ledger(Path(folder) / LEDGER, read_only=True).table(ids)
+
+
+def _campaigns(folder: Path) -> list[Path]:
+    found = [place for place in (folder, *(folder / name for name in PLACES)) if _is_one(place)]
+    if not found:
+        raise InputError(
+            f"{folder}: no campaign here: neither {folder}/campaign/{LEDGER} nor "
+            f"{folder}/{PLACES[0]}/campaign/{LEDGER}"
+        )
+    return found
+
+
+def _is_one(folder: Path) -> bool:
+    return (folder / "campaign" / LEDGER).is_file()
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    entries = Ledger(folder / "campaign" / LEDGER, read_only=True).entries
+    runs = _runs(folder / "campaign" / RUNS)
+    places = _places(folder / PLAN)
+    files = {path.stem: path for path in sorted((folder / "trained").glob(f"*{SUFFIX}"))}
+    rows = []
+    for sae_id in dict.fromkeys([*entries, *files]):
+        entry = entries.get(sae_id)
+        row: dict[str, Any] = {
+            "campaign": "",
+            "folder": str(folder),
+            "sae_id": sae_id,
+            "status": "unfit" if entry is None else entry.status,
+            **places.get(sae_id, {}),
+        }
+        path = files.get(sae_id)
+        if path is not None:
+            try:
+                row |= _file_cells(path, runs)
+            except InputError as error:
+                row |= {"reason": str(error), "path": str(path)}
+        if entry is not None:
+            row |= {
+                "attempts": entry.attempts,
+                "device_seconds": entry.seconds,
+                "cost": entry.cost,
+                "reason": entry.reason,
+            }
+        rows.append(row)
+    names = {row["campaign"] for row in rows} - {""}
+    if len(names) == 1:
+        # those that are missing have no file to say whose they are
+        (name,) = names
+        rows = [{**row, "campaign": name} for row in rows]
+    return rows
+
+
+def _places(plan: Path) -> dict[str, dict[str, Any]]:
+    """Give what the plan, where there is one, says of SAEs that are not trained yet."""
+    if not plan.is_file():
+        return {}
+    table = pd.read_parquet(plan)
+    return {
+        row["sae_id"]: {name: row[name] for name in PLACE if name in row} for row in records(table)
+    }
+
+
+def _file_cells(path: Path, runs: dict[tuple[str, str], dict[str, str]]) -> dict[str, Any]:
+    header = read_header(path)
+    provenance = header.get("provenance", {})
+    about = dict(provenance.get("campaign", {}))
+    cells: dict[str, Any] = {
+        "campaign": about.get("name", ""),
+        **{name: about[name] for name in (*PLACE, "worker") if name in about},
+    }
+    for kind, values in (
+        ("config", header.get("config", {})),
+        ("training", provenance.get("training", {})),
+        ("metric", header.get("metrics", {})),
+    ):
+        cells |= {
+            f"{kind}.{name}": json.dumps(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+    mine = identity(header)
+    run = runs.get((path.stem, mine), {})
+    return {
+        **cells,
+        "path": str(path),
+        "run_id": run.get("run_id", ""),
+        "tracking_uri": run.get("tracking_uri", ""),
+        "identity": mine,
+        "rows": provenance.get("rows", {}).get("fingerprint", ""),
+        "finished": pd.Timestamp(about.get("finished", float("nan")), unit="s"),
+        "version.husai": provenance.get("husai", ""),
+        "version.torch": provenance.get("torch", ""),
+    }
+
+
+def _runs(path: Path) -> dict[tuple[str, str], dict[str, str]]:
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                run = json.loads(line)
+                found[run["sae_id"], run["identity"]] = run
+            except (ValueError, KeyError):
+                continue  # torn by a killed writer; the run itself is found by its tags
+    return found

@@ -1,0 +1,64 @@
+"""The results database: every SAE once, whatever became of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.campaign.conftest import TRAINING, Campaign, make_config
+
+from husai.campaign import results
+from husai.campaign.database import RUNS
+from husai.campaign.store import identity
+from husai.errors import CampaignStopped, InputError
+from husai.storage import read_header
+
+
+def test_trained_and_missing_saes_of_several_campaigns_are_one_table(tmp_path):
+    grid = Campaign(tmp_path / "saes")
+    grid.start(make_config(name="grid"))
+    other = Campaign(tmp_path / "campaign" / "saes")
+    config = make_config(name="other")
+    other.start(config, stop_after=4)
+    other.plan(config).to_parquet(tmp_path / "campaign" / "saes" / "plan.parquet")
+    content = read_header(grid.path("topk-d8-k2-s0-20aec7"))
+    run = {"sae_id": "topk-d8-k2-s0-20aec7", "identity": identity(content), "run_id": "r"}
+    path = grid.folders.campaign / RUNS
+    path.write_text(json.dumps({**run, "tracking_uri": "u"}) + "\n{torn")
+    table = results(tmp_path)
+    assert len(table) == 24
+    assert table.groupby("campaign").size().to_dict() == {"grid": 12, "other": 12}
+    done = table[table["campaign"] == "grid"]
+    assert (done["status"] == "done").all()
+    for row in done.to_dict("records"):
+        sae = grid.saes()[row["sae_id"]]
+        assert row["metric.fvu"] == sae.metrics["fvu"]
+        assert row["config.d_sae"] == sae.config.d_sae
+        assert row["training.steps"] == TRAINING.steps
+        assert row["path"] == str(grid.path(row["sae_id"]))
+        assert row["version.husai"] == sae.provenance["husai"]
+    assert done.set_index("sae_id").loc[run["sae_id"], "run_id"] == "r"
+    missing = table[table["path"].isna()]
+    assert len(missing) == 8
+    assert set(missing["campaign"]) == {"other"}
+    assert set(missing["status"]) <= {"planned", "running"}
+    assert set(missing["seed"]) == {0, 1, 2}
+
+
+def test_failures_say_why(campaign, monkeypatch):
+    import husai.sae
+
+    def faulty(*arguments: object, **options: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(husai.sae, "train_bank", faulty)
+    with pytest.raises(CampaignStopped):
+        campaign.start()
+    table = results(campaign.folders.campaign.parent)
+    assert (table["status"] == "failed").all()
+    assert (table["reason"] == "RuntimeError: out of luck").all()
+
+
+def test_a_folder_without_a_campaign_is_named(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path}: no campaign here"):
+        results(tmp_path)
