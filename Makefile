@@ -35,8 +35,9 @@ check: $(READY)  ## ruff and mypy strict
 results: $(READY) ## copy the last study's page and figures to docs/results
 	mkdir -p docs/results
 	cp data/reporting/home_study.md data/consistency/scores.png data/consistency/reproducibility.png \
-		data/consistency/similarity.png data/transformer/training.png data/saes/learning_curves.png \
-		docs/results/
+		data/consistency/similarity.png data/consistency/settings.png data/consistency/circles.png \
+		data/consistency/trajectories.png data/consistency/symmetries.png \
+		data/transformer/training.png data/saes/learning_curves.png docs/results/
 
 bench: $(READY)  ## the benchmarks that need no peers' packages
 	$(BIN)/python benchmarks/transformer_step.py

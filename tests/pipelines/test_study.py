@@ -284,6 +284,45 @@ def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
     assert record.converged is bool(load_sae(paths[0]).metrics["converged"])
 
 
+def test_one_seed_is_marked_not_defined_and_stops_nothing(study):
+    from husai.pipelines.consistency_analysis import nodes
+    from husai.storage import TensorFile
+
+    def partitions(folder: Path) -> dict[str, Any]:
+        return {
+            path.stem: lambda path=path: TensorFile.from_bytes(path.read_bytes(), "")
+            for path in folder.glob("*.safetensors")
+        }
+
+    plan = pd.read_parquet(study / "saes" / "plan.parquet").query("seed == 0")
+    saes, activations = partitions(study / "saes" / "trained"), partitions(study / "activations")
+    config = ConsistencyConfig(null_draws=2, code_null_draws=2, symmetry_draws=1)
+    groups, pairs, features, _, summary = nodes.compare(plan, saes, {}, activations, config)
+    assert groups["mean"].isna().all()
+    assert (groups["reason"] == "one seed: no pair to compare").all()
+    assert jsonschema.Draft202012Validator(summary_schema()).is_valid(summary)
+    statistics = pd.read_parquet(study / "activations" / "statistics.parquet")
+    settings, matched, published, orderings = nodes.tabulate_settings(plan, groups, statistics)
+    assert (matched["reason"] != "").all()
+    assert (orderings["reason"] != "").all()
+    ours = published["source"] == "this study"
+    assert published.loc[ours, "value"].isna().all()
+    trajectories = nodes.follow_training(plan, saes, groups, config)
+    assert trajectories["reason"].str.contains("one seed").all()
+    correlates = nodes.correlate_features(features, config)
+    assert (correlates["reason"] != "").all()
+    for figure in (
+        nodes.plot_scores(groups),
+        nodes.plot_seeds(pairs),
+        nodes.plot_reproducibility(features, config),
+        nodes.plot_settings(settings),
+        nodes.plot_trajectories(trajectories),
+        nodes.plot_similarity(groups, plan, saes),
+    ):
+        assert len(figure.texts) == 1
+        assert not figure.axes
+
+
 def test_a_torn_partition_is_trained_again(study):
     from husai.sae import load_sae
 
@@ -323,7 +362,7 @@ def test_a_failed_run_is_marked_with_its_traceback(study, tmp_path):
         ({"activations": {"positions": [5]}}, r"positions: 5 is outside the context of 3"),
         ({"campaign": {"plan": {"d_sae": [2]}}}, r"k: 3 is more than d_sae = 2"),
         ({"campaign": {"plan": {"hook_name": "blocks.0.hook_mlp_out"}}}, "is not extracted"),
-        ({"activations": {"untrained": False}}, r"campaign\.plan\.untrained: 'all', but"),
+        ({"activations": {"untrained": False}}, r"campaign\.plan\.untrained: 'grid', but"),
         ({"campaign": {"compute": {"backend": "slurm"}}}, r"campaign\.compute\.backend = 'slurm'"),
         ({"sae_training": {"batch_size": 5000}}, r"batch_size: 5000 is more than the 260 rows"),
         ({"sae_training": {"steps": -1}}, r"sae_training\.steps = -1"),

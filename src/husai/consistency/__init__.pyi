@@ -37,7 +37,7 @@ from .geometry import (
 from .matching import Match, match_features, match_signed_and_absolute
 from .nulls import NullDistribution, null_between, null_scores
 from .records import SAERecord
-from .report import ConsistencyReport, consistency_report, join_reports
+from .report import ConsistencyReport, consistency_report, join_reports, plane_truth
 from .scores import (
     MMCS,
     PAIR_SCORES,
@@ -170,6 +170,7 @@ __all__ = [
     "path_retention",
     "plane_null",
     "plane_recovery",
+    "plane_truth",
     "pseudo_values",
     "published_numbers",
     "pw_mcc",

@@ -41,7 +41,7 @@ class ConsistencyConfig(Config):
     null_draws: int = Field(default=40, ge=1, description="random pairs behind each null")
     level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of intervals")
     symmetry_width: int = Field(
-        default=256, ge=1, description="widest SAE whose symmetries are looked for (time: width²)"
+        default=64, ge=1, description="widest SAE whose symmetries are looked for (time: width²)"
     )
     symmetry_draws: int = Field(
         default=9, ge=1, description="random relabellings of the inputs behind symmetries' null"

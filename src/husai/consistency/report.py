@@ -173,6 +173,9 @@ def consistency_report(
         groups = pd.DataFrame(gathered.groups)
         if untrained:
             groups = _add_untrained(groups, gathered.pairs, untrained, config, pool)
+    for column in ("mean", "low", "high"):
+        if column not in groups:  # one seed everywhere: not defined, and said so
+            groups[column] = np.nan
     groups = adjust_groups(groups)
     full = {
         name: [live_sae(record, config.dead) for record in group] for name, group in members.items()
@@ -183,9 +186,15 @@ def consistency_report(
     plane_table, truth = _truth_tables(full, planes, nulls, config)
     if len(plane_table):
         saes = saes.merge(_plane_columns(full, planes, config), on="id", how="left")
+    if planes is not None:
+        features = features.merge(
+            _feature_planes(full, planes, config), on=["id", "latent"], how="left"
+        )
     strata = pd.DataFrame()
     if "firing_rate" in features and (features["n_other_seeds"] > 0).any():
         strata = reproducibility_by_firing_rate(features, by=["group", "space"])
+        gates = groups.drop_duplicates("group").set_index("group")["converged"]
+        strata["converged"] = strata["group"].map(gates).astype("boolean")
     return ConsistencyReport(
         saes=saes,
         pairs=pairs,
@@ -451,6 +460,22 @@ def _plane_columns(
     return pd.DataFrame(rows)
 
 
+def _feature_planes(
+    live: Mapping[str, Sequence[LiveSAE]], planes: ArrayLike, config: ConsistencyConfig
+) -> pd.DataFrame:
+    """Best plane, and how much of a feature lies in it, of every live latent."""
+    axes = orthonormal_planes(planes)
+    tables = []
+    for one in (one for group in live.values() for one in group if len(one.index)):
+        got = plane_recovery(one.decoder, axes, threshold=config.plane_threshold).features
+        found = got[["plane", "rho", "purity", "energy", "angle", "in_plane"]].assign(
+            id=one.record.id, latent=one.index[got["feature"]]
+        )
+        tables.append(found)
+    columns = ["id", "latent", "plane", "rho", "purity", "energy", "angle", "in_plane"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
 def _truth_tables(
     live: Mapping[str, Sequence[LiveSAE]],
     planes: ArrayLike | None,
@@ -472,6 +497,7 @@ def _truth_tables(
             table = got.planes.copy()
             table.insert(0, "id", one.record.id)
             table.insert(0, "group", name)
+            table["converged"] = pd.array([one.record.converged] * len(table), dtype="boolean")
             tables.append(table)
             values.append(plane_measures(one.decoder, axes, config.plane_threshold))
         for measure in _MEASURES:
@@ -496,6 +522,46 @@ def _truth_tables(
             rows.append(line)
     joined = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     return joined, pd.DataFrame(rows)
+
+
+def plane_truth(
+    records: Sequence[SAERecord],
+    planes: ArrayLike,
+    config: ConsistencyConfig | None = None,
+    *,
+    covariance: ArrayLike | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Hold SAEs against true planes, without comparing their seeds.
+
+    Parameters
+    ----------
+    records
+        The SAEs.
+    planes
+        ``[n_planes, 2, d]``.
+    config
+        Threshold, null draws, level; defaults when None.
+    covariance
+        ``[d, d]`` of the activations: adds the data-aware null.
+
+    Returns
+    -------
+    planes, truth
+        As the tables of :class:`ConsistencyReport`.
+
+    Raises
+    ------
+    InputError
+        When the records do not fit together or the planes do not fit them.
+    """
+    config = config or ConsistencyConfig()
+    check_records(records)
+    nulls = NullCache(config, covariance, {"full": None})
+    live = {
+        name: [live_sae(record, config.dead) for record in group]
+        for name, group in group_members(records).items()
+    }
+    return _truth_tables(live, planes, nulls, config)
 
 
 def join_reports(reports: Mapping[str, ConsistencyReport]) -> ConsistencyReport:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd, isqrt
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -195,7 +196,7 @@ def best_translation(
     *,
     n_null: int = 9,
     seed: int = 0,
-) -> dict[str, str | float | int | bool | None]:
+) -> dict[str, Any]:
     """Find the translation that best maps one seed's dictionary to another's, of all p².
 
     Correlations of all pairs of latents at all shifts come from one Fourier transform each and
@@ -229,7 +230,7 @@ def best_translation(
     for name, side in zip(("codes", "other"), sides, strict=True):
         if len(side) != p * p:
             raise InputError(f"{name}: {len(side)} rows; the complete grid modulo {p} has {p * p}")
-    line: dict[str, str | float | int | bool | None] = {
+    line: dict[str, Any] = {
         "symmetry": "best translation",
         "kind": "translation",
         "answer_kept": False,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from husai.consistency.codes import code_blocks
 from husai.consistency.config import ConsistencyConfig
@@ -31,7 +32,6 @@ from husai.consistency.report import row_cosines
 from husai.consistency.statistics import mean_interval
 from husai.consistency.symmetry import best_translation, detect_symmetries, task_symmetries
 from husai.consistency.workers import worker_pool
-from husai.errors import InputError
 
 Row = dict[str, Any]
 
@@ -113,7 +113,9 @@ def geometry_table(
                 )
                 for _ in range(_GEOMETRY_DRAWS)
             ]
-            chance[kind, n, d] = pd.DataFrame(draws).mean().to_dict()
+            chance[kind, n, d] = {
+                name: float(np.mean([drawn[name] for drawn in draws])) for name in draws[0]
+            }
         return chance[kind, n, d]
 
     def one(record: SAERecord) -> dict[str, float]:
@@ -319,6 +321,8 @@ def trajectory_table(
         )
         return curve.assign(**{key: value for key, value in head.items() if key != "n_seeds"})
 
+    if not members:
+        return pd.DataFrame([{"group": None, "reason": "no SAE to follow"}])
     with worker_pool(config.workers) as pool:
         tables = list(pool.map(one, members.items()))
     columns = ["group", "architecture", "d_sae", "step"]
@@ -368,7 +372,7 @@ def matched_l0_table(groups: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         As :func:`husai.consistency.at_matched_l0`, with ``d_sae``, ``space``, ``score``,
         ``signed``, and ``converged`` of all groups on the curve. Where the curves of a width
-        share no L0, rows say so in ``reason``.
+        share no L0, or no score is defined, rows say so in ``reason``.
     """
     tables: list[pd.DataFrame] = []
     columns = ["mean", "low", "high", "isotropic_mean", "data_aware_mean"]
@@ -393,7 +397,9 @@ def matched_l0_table(groups: pd.DataFrame) -> pd.DataFrame:
                 table.insert(at, column, value)
             tables.append(table)
     if not tables:
-        raise InputError("groups: no group has both an L0 and a score; nothing to match")
+        reason = "no group has both an L0 and a score"
+        head = ["d_sae", "space", "score", "signed", "architecture", "l0", *columns, "converged"]
+        return pd.DataFrame([{**dict.fromkeys(head), "reason": reason}])
     return pd.concat(tables, ignore_index=True)
 
 
@@ -444,3 +450,70 @@ def orderings_table(groups: pd.DataFrame, matched: pd.DataFrame) -> pd.DataFrame
                 table = table.drop(columns="l0", errors="ignore")
             tables.append(table.assign(d_sae=width, basis=basis))
     return pd.concat(tables, ignore_index=True)
+
+
+# What may explain that a feature comes back.
+COVARIATES = (
+    "firing_rate",
+    "cosine_to_init",
+    "cosine_to_encoder",
+    "purity",
+    "energy",
+)
+
+
+def correlates_table(features: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """Ask what goes with a feature's coming back: rank correlations over the features of a SAE.
+
+    Parameters
+    ----------
+    features
+        ``features`` of a report.
+    level
+        Confidence level of the intervals, which are over SAEs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per group and covariate: ``mean`` Spearman correlation with ``similarity_mean``, with
+        interval, ``n_seeds``, ``converged``, ``reason``.
+    """
+    rows: list[Row] = []
+    full = features[features["space"] == "full"]
+    for name, group in full.groupby("group", sort=False):
+        flags = group.groupby("id")["converged"].first()
+        head: Row = {
+            "group": name,
+            "n_seeds": int(group["id"].nunique()),
+            "converged": all_converged([None if pd.isna(v) else bool(v) for v in flags]),
+        }
+        if "hook" in group:
+            head["hook"] = group["hook"].iloc[0]
+        for covariate in COVARIATES:
+            line: Row = {**head, "covariate": covariate}
+            if covariate not in group or "similarity_mean" not in group:
+                rows.append({**line, "reason": "not known"})
+                continue
+            found = [
+                _rank_correlation(own["similarity_mean"], own[covariate])
+                for _, own in group.groupby("id", sort=False)
+            ]
+            known = [value for value in found if value is not None]
+            if len(known) < len(found):
+                rows.append({**line, "reason": "does not vary, or is not known, in some SAE"})
+                continue
+            interval = mean_interval(known, level=level)
+            line |= {
+                "mean": interval.mean,
+                "low": None if interval.low is None else max(-1.0, interval.low),
+                "high": None if interval.high is None else min(1.0, interval.high),
+            }
+            rows.append({**line, "reason": interval.reason})
+    return pd.DataFrame(rows)
+
+
+def _rank_correlation(x: pd.Series[float], y: pd.Series[float]) -> float | None:
+    both = pd.DataFrame({"x": x, "y": y}).astype("float64").dropna()
+    if len(both) < 4 or both.nunique().min() < 2:
+        return None
+    return float(stats.spearmanr(both["x"], both["y"]).statistic)

@@ -484,11 +484,16 @@ def settings_figure(
         axis.set_xlabel(label)
         tidy(axis)
         _curves(axis, part, column, same, look)
-        if part[column].nunique() > 1:
+        values = sorted(set(part[column].astype(float)))
+        if len(values) < 2:
+            axis.set_title("one value: no curve" if values else "no group has one", size=FONT)
+        if column == "l0" and len(values) > 1:
             plain_log(axis)
-            continue
-        axis.set_xticks(list(part[column].unique()))
-        axis.set_title("one value: no curve" if len(part) else "no group has one", size=FONT)
+        elif values:
+            axis.set_xscale("log")
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.set_xticks(values, [f"{value:.3g}" for value in values])
+            axis.set_xlim(values[0] / 1.25, values[-1] * 1.25)
     axes[0].set_ylabel(score_name(score, signed), size=FONT)
     handles = [
         Line2D([], [], color=c, marker=m, ls="-", label=name) for name, (c, m) in look.items()
@@ -516,12 +521,15 @@ def _curves(
     look: Mapping[str, tuple[str, str]],
 ) -> None:
     """One line for each architecture and value of ``same``, with intervals and nulls."""
+    # architectures that share a setting stand side by side
+    beside = 1.0 if column == "l0" else 1.03
     for keys, own in part.groupby(["architecture", *same], dropna=False, sort=True):
         colour, marker = look[str(keys[0])]
+        shift = beside ** (list(look).index(str(keys[0])) - (len(look) - 1) / 2)
         own = own.sort_values(column)
-        axis.plot(own[column], own["mean"], "-", color=colour, lw=0.8)
+        axis.plot(own[column] * shift, own["mean"], "-", color=colour, lw=0.8)
         for row in own.to_dict("records"):
-            x = row[column]
+            x = row[column] * shift
             if not pd.isna(row["low"]):
                 axis.plot([x, x], [row["low"], row["high"]], color=colour, lw=1.2)
             face = "white" if _unconverged(row["converged"]) else colour
@@ -549,7 +557,6 @@ def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figu
     max_columns
         Show so many widths, the narrowest and the widest among them.
     """
-    _need(trajectories, ["group", "architecture", "d_sae"], "trajectories")
     if "step" not in trajectories or trajectories["step"].isna().all():
         reasons = trajectories["reason"].dropna() if "reason" in trajectories else []
         return not_available("; ".join(dict.fromkeys(reasons)) or "no trajectory")
@@ -581,12 +588,13 @@ def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figu
         axes[0, column].set(title=f"d_sae = {int(width)}", ylim=(0, 1.02))
         axes[1, column].set(xlabel="training step", ylim=(0, 1.02))
         for axis in axes[:, column]:
-            axis.set_xscale("symlog", linthresh=100)
+            later = known.loc[known["step"] > 0, "step"].min()
+            axis.set_xscale("symlog", linthresh=1.0 if pd.isna(later) else float(later))
             axis.set_xlim(left=0)
             axis.xaxis.set_minor_locator(NullLocator())
             tidy(axis)
-    axes[0, 0].set_ylabel("PW-MCC between seeds (absolute)", size=FONT)
-    axes[1, 0].set_ylabel("mean |cosine| to own start", size=FONT)
+    axes[0, 0].set_ylabel("PW-MCC between seeds", size=FONT)
+    axes[1, 0].set_ylabel("|cosine| to own start", size=FONT)
     handles = [Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in look.items()]
     handles += [
         Line2D([], [], color="black", ls=":", lw=0.9, label="isotropic null"),

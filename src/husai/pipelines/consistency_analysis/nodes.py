@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from husai.pipelines.activation_extraction.nodes import load_activations
 from husai.pipelines.sae_training.nodes import load_saes
 from husai.provenance import git_commit, versions
 from husai.storage import TensorFile
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,26 +45,34 @@ def compare(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, pd.DataFrame], dict[str, Any]]:
     """Compare the SAEs of every group across their seeds, beside every null, hook by hook."""
     from husai.consistency import activation_covariance, consistency_report, join_reports
+    from husai.consistency.report import plain_rows
 
     reports, fingerprints = {}, {}
-    for key in study_keys(sae_plan):
+    untrained_truth = []
+    for number, key in enumerate(study_keys(sae_plan)):
         rows = load_activations(activations, key)
         values = rows.values.numpy()
+        records = hook_records(sae_plan, saes, rows)
+        if number == 0:  # those from elsewhere read what the grid's SAEs read
+            records += external_records(external_saes, values)
+        if not records:
+            logger.warning("every SAE at %s failed; there is nothing to compare", key)
+            continue
         reports[key] = consistency_report(
-            [
-                *hook_records(sae_plan, saes, rows),
-                # those from elsewhere read what the plan's own SAEs read
-                *(external_records(external_saes, values) if not reports else ()),
-            ],
+            records,
             consistency,
             covariance=activation_covariance(values),
             planes=None if rows.planes is None else rows.planes.numpy(),
             untrained=untrained_records(sae_plan, saes, activations, key),
         )
         fingerprints[key] = rows.fingerprint
+        untrained_truth.append(hold_untrained(sae_plan, saes, activations, key, consistency))
     report = join_reports(reports)
+    # what the same settings find of the waves that the data alone hold
+    truth = pd.concat([report.truth, *untrained_truth], ignore_index=True)
     summary = {
         **report.summary,
+        "truth": plain_rows(truth),
         "metrics": group_metrics(report.groups),
         "provenance": {
             "plan": sae_plan["sae_id"].tolist(),
@@ -73,8 +85,11 @@ def compare(
         },
     }
     tables = report.tables()
-    named = [tables.pop(name) for name in ("groups", "pairs", "features")]
-    return named[0], named[1], named[2], tables, summary
+    if len(truth):
+        tables["truth"] = truth
+    for name in ("groups", "pairs", "features"):
+        tables.pop(name, None)
+    return report.groups, report.pairs, report.features, tables, summary
 
 
 def tabulate_settings(
@@ -107,6 +122,13 @@ def tabulate_settings(
     )
 
 
+def correlate_features(features: pd.DataFrame, consistency: ConsistencyConfig) -> pd.DataFrame:
+    """Tabulate what goes with a feature's coming back in other seeds."""
+    from husai.consistency.tables import correlates_table
+
+    return correlates_table(features, level=consistency.level)
+
+
 def plain_settings(sae_plan: pd.DataFrame) -> pd.Series[bool]:
     """Say which rows of a plan differ from the grid in architecture, width and sparsity alone."""
     grid = sae_plan[sae_plan["variant"] == ""]
@@ -133,7 +155,9 @@ def follow_training(
 
     trained = sae_plan[sae_plan["model"] == "trained"]
     loaded = load_saes(trained, saes)
-    members = group_members(sae_records(trained, loaded, None))
+    found = group_members(sae_records(trained, loaded, None))
+    # the plan's order: the study's own hook first
+    members = {name: found[name] for name in dict.fromkeys(trained["group"]) if name in found}
     chosen = consistency_groups.query("score == 'pw_mcc' and not signed and space == 'full'")
     nulls = {
         str(row["group"]): {
@@ -150,7 +174,9 @@ def follow_training(
         last = int(sae.history["step"].iloc[-1]) if len(sae.history) else 0
         return {0: sae.W_dec_init.numpy(), **kept, last: sae.W_dec.numpy()} if kept else {}
 
-    return trajectory_table(members, decoders, nulls, consistency)
+    table = trajectory_table(members, decoders, nulls, consistency)
+    hooks = dict(zip(sae_plan["group"], plan_keys(sae_plan), strict=True))
+    return table.assign(hook=table["group"].map(hooks))
 
 
 def measure_geometry(
@@ -215,7 +241,7 @@ def group_metrics(groups: pd.DataFrame) -> dict[str, dict[str, float]]:
             (f"{name}_above_isotropic", "isotropic_corrected"),
             (f"{name}_above_data_aware", "data_aware_corrected"),
         ):
-            if pd.notna(row[column]):
+            if pd.notna(row.get(column)):
                 found[label] = float(row[column])
     return metrics
 
@@ -224,35 +250,37 @@ def plot_scores(groups: pd.DataFrame) -> Figure:
     """Draw every group's PW-MCC with its interval and nulls."""
     from husai.figures.consistency import scores_figure
 
-    return scores_figure(of_study(groups))
+    return _or_reason(lambda: scores_figure(of_study(groups)))
 
 
 def plot_seeds(pairs: pd.DataFrame) -> Figure:
     """Draw PW-MCC of every pair of seeds as heat maps."""
     from husai.figures.consistency import seed_matrix_figure
 
-    return seed_matrix_figure(of_study(pairs))
+    return _or_reason(lambda: seed_matrix_figure(of_study(pairs)))
 
 
 def plot_reproducibility(features: pd.DataFrame, consistency: ConsistencyConfig) -> Figure:
     """Draw how well each feature comes back against how often it fires."""
     from husai.figures.consistency import reproducibility_figure
 
-    return reproducibility_figure(of_study(features), threshold=consistency.shared_threshold)
+    return _or_reason(
+        lambda: reproducibility_figure(of_study(features), threshold=consistency.shared_threshold)
+    )
 
 
 def plot_settings(settings: pd.DataFrame) -> Figure:
     """Draw PW-MCC against width over effective rank, k and L0."""
     from husai.figures.consistency import settings_figure
 
-    return settings_figure(settings)
+    return _or_reason(lambda: settings_figure(settings))
 
 
 def plot_trajectories(trajectories: pd.DataFrame) -> Figure:
     """Draw the agreement between seeds over training."""
     from husai.figures.consistency import training_figure
 
-    return training_figure(trajectories)
+    return _or_reason(lambda: training_figure(of_study(trajectories)))
 
 
 def plot_symmetries(symmetries: pd.DataFrame) -> Figure:
@@ -267,11 +295,11 @@ def plot_similarity(
 ) -> Figure:
     """Draw two seeds' matched similarities, for the group that is furthest above chance."""
     from husai.consistency import match_features
-    from husai.figures.consistency import similarity_figure
+    from husai.figures.consistency import not_available, similarity_figure
 
     group, loaded = best_group(groups, sae_plan, saes)
     if len(loaded) < 2:
-        raise InputError(f"campaign.plan: group '{group}' has one SAE; a comparison needs two")
+        return not_available(f"{group}: one SAE, no pair to compare")
     (name_a, one), (name_b, two) = list(loaded.items())[:2]
     A, B = one.W_dec.numpy(), two.W_dec.numpy()
     return similarity_figure(
@@ -328,6 +356,7 @@ def plot_correlation(
     import numpy as np
 
     from husai.consistency import cluster_features, coactivation
+    from husai.figures.consistency import not_available
     from husai.figures.geometry import correlation_figure
 
     name, sae = next(iter(best_group(groups, sae_plan, saes)[1].items()))
@@ -335,7 +364,7 @@ def plot_correlation(
     codes = np.concatenate(list(_code_blocks(sae, rows.values)))
     alive = np.flatnonzero(codes.std(axis=0) > 0)
     if len(alive) < 2:
-        raise InputError(f"{name}: fewer than two of its latents vary; nothing is correlated")
+        return not_available(f"{name}: fewer than two of its latents vary; nothing is correlated")
     decoder = sae.W_dec.numpy()[alive]
     return correlation_figure(
         np.corrcoef(codes[:, alive], rowvar=False),
@@ -347,7 +376,18 @@ def plot_correlation(
 
 def of_study(table: pd.DataFrame) -> pd.DataFrame:
     """Keep the rows of the study's own hook, the table's first; others are no like for like."""
-    return table[table["hook"] == table["hook"].iloc[0]]
+    return table[table["hook"] == table["hook"].iloc[0]] if len(table) else table
+
+
+def _or_reason(draw: Callable[[], Figure]) -> Figure:
+    """Draw, or say in the figure why there is nothing to: one seed, no latent that fires."""
+    from husai.figures.consistency import not_available
+
+    try:
+        return draw()
+    except InputError as error:
+        logger.warning("nothing to draw: %s", error)
+        return not_available(str(error))
 
 
 def best_group(
@@ -413,6 +453,30 @@ def untrained_records(
     rows = load_activations(activations, key)
     named = own.assign(group=own["group"].str.removesuffix(UNTRAINED))
     return sae_records(named, load_saes(own, saes), rows.values)
+
+
+def hold_untrained(
+    sae_plan: pd.DataFrame,
+    saes: Mapping[str, Callable[[], TensorFile]],
+    activations: Mapping[str, Callable[[], TensorFile]],
+    key: str,
+    consistency: ConsistencyConfig,
+) -> pd.DataFrame:
+    """Hold the untrained model's SAEs against the same frequencies' planes in its activations."""
+    from husai.consistency import activation_covariance, plane_truth
+
+    records = untrained_records(sae_plan, saes, activations, key)
+    rows = load_activations(activations, f"{key}@untrained") if records else None
+    if rows is None or rows.planes is None:
+        return pd.DataFrame()
+    named = [replace(record, group=record.group + UNTRAINED) for record in records]
+    _, truth = plane_truth(
+        named,
+        rows.planes.numpy(),
+        consistency,
+        covariance=activation_covariance(rows.values.numpy()),
+    )
+    return truth.assign(hook=f"{key}@untrained")
 
 
 def sae_records(

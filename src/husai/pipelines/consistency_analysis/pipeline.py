@@ -6,6 +6,7 @@ from kedro.pipeline import Node, Pipeline
 
 from husai.pipelines.consistency_analysis.nodes import (
     compare,
+    correlate_features,
     find_symmetries,
     follow_training,
     measure_geometry,
@@ -48,6 +49,12 @@ def create_pipeline() -> Pipeline:
                     "consistency_orderings",
                 ],
                 name="tabulate_settings",
+            ),
+            Node(
+                correlate_features,
+                inputs=["consistency_features", "params:consistency"],
+                outputs="consistency_correlates",
+                name="correlate_features",
             ),
             Node(
                 follow_training,

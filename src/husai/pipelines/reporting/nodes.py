@@ -6,23 +6,42 @@ from typing import Any
 
 import pandas as pd
 
-from husai.report import study_report
+from husai.report import StudyTables, study_report
 
 
 def write_report(
     training_summary: dict[str, Any],
     transformer_evaluation: dict[str, Any],
-    activation_statistics: pd.DataFrame,
-    sae_table: pd.DataFrame,
-    consistency_groups: pd.DataFrame,
     consistency_summary: dict[str, Any],
+    activation_statistics: pd.DataFrame,
+    fourier_waves: pd.DataFrame,
+    sae_table: pd.DataFrame,
+    groups: pd.DataFrame,
+    features: pd.DataFrame,
+    matched_l0: pd.DataFrame,
+    published: pd.DataFrame,
+    orderings: pd.DataFrame,
+    trajectories: pd.DataFrame,
+    geometry: pd.DataFrame,
+    symmetries: pd.DataFrame,
+    correlates: pd.DataFrame,
 ) -> str:
     """Put the study's numbers on one page of Markdown."""
+    tables = StudyTables(
+        statistics=activation_statistics,
+        waves=fourier_waves,
+        saes=sae_table,
+        groups=groups,
+        features=features,
+        truth=pd.DataFrame(consistency_summary["truth"]),
+        matched_l0=matched_l0,
+        published=published,
+        orderings=orderings,
+        trajectories=trajectories,
+        geometry=geometry,
+        symmetries=symmetries,
+        correlates=correlates,
+    )
     return study_report(
-        training_summary,
-        transformer_evaluation,
-        activation_statistics,
-        sae_table,
-        consistency_groups,
-        consistency_summary["provenance"],
+        training_summary, transformer_evaluation, tables, consistency_summary["provenance"]
     )
