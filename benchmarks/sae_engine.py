@@ -117,7 +117,9 @@ def peer_stepper(
             counter["step"] += 1
 
         def reconstruct(x: Any) -> Any:
-            code = trainer.ae.encode(x)
+            # BatchTopK by its batches, as it trains: its threshold starts late and lags
+            by_batch = {"use_threshold": False} if architecture == "batch_topk" else {}
+            code = trainer.ae.encode(x, **by_batch)
             return trainer.ae.decode(code), code
 
         return update, reconstruct

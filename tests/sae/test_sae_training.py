@@ -130,3 +130,12 @@ def test_initialisations() -> None:
     assert outside("random") > 0.5
     assert outside("random_in_span") < 1e-4
     assert outside("data") < 0.02
+
+
+@pytest.mark.parametrize("steps", [300, 1500])
+def test_batch_topk_keeps_k_latents_at_inference(steps: int) -> None:
+    """The threshold keeps up with training: L0 at inference is k, on rows it was not set on."""
+    x, _ = planted(2000)
+    training = BankTrainingConfig(steps=steps, batch_size=200)
+    (sae,) = train_bank(x, [SAEConfig(architecture="batch_topk", d_sae=48, k=3)], training)
+    assert sae.metrics["l0"] == pytest.approx(3, rel=0.12)

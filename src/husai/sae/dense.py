@@ -14,7 +14,7 @@ import torch
 from husai.sae.architectures import DeadLatentMethod
 from husai.sae.bank import SAEBank
 from husai.sae.config import BankTrainingConfig
-from husai.sae.schedule import BATCH_TOPK_BETA, StepTable
+from husai.sae.schedule import StepTable, threshold_decay
 
 
 @dataclass(frozen=True)
@@ -330,7 +330,7 @@ class DenseEngine:
                 batch = x.shape[-2]
                 since = torch.where(loss.fired, 0, bank.since_fired + batch)
                 bank.since_fired.copy_(torch.where(alive[:, None], since, bank.since_fired))
-                self._update_threshold(loss.smallest_active, alive)
+                self._update_threshold(step, loss.smallest_active, alive)
             for name, value in (
                 ("loss", total),
                 ("train_fvu", loss.reconstruction.double()),
@@ -343,11 +343,12 @@ class DenseEngine:
         bank.failed |= failed_here
         return {name: value.cpu() for name, value in sums.items()}
 
-    def _update_threshold(self, smallest: torch.Tensor, alive: torch.Tensor) -> None:
+    def _update_threshold(self, step: int, smallest: torch.Tensor, alive: torch.Tensor) -> None:
         bank = self.bank
         if bank.architecture.selection != "batch":
             return
         old = bank.running_threshold
-        mixed = BATCH_TOPK_BETA * old + (1 - BATCH_TOPK_BETA) * smallest
+        beta = threshold_decay(step)
+        mixed = beta * old + (1 - beta) * smallest
         new = torch.where(old < 0, smallest, mixed)
         old.copy_(torch.where(alive & ~smallest.isnan(), new, old))

@@ -17,7 +17,7 @@ from husai.sae import kernels
 from husai.sae.bank import SAEBank
 from husai.sae.config import BankTrainingConfig
 from husai.sae.kernels import F32, I32, I64
-from husai.sae.schedule import BATCH_TOPK_BETA, StepTable
+from husai.sae.schedule import StepTable, threshold_decay
 
 STRETCH_STEPS = 10
 """Steps a thread advances a SAE before it takes the one that is furthest behind."""
@@ -257,7 +257,8 @@ class _Worker:
                 kernels.update_vector(i, *e.adam["log_threshold"], self.g_threshold, 1.0, *adam)
         if e.selection == "batch" and smallest < math.inf:
             old = e.running_threshold[i]
-            mixed = BATCH_TOPK_BETA * old + (1 - BATCH_TOPK_BETA) * smallest
+            beta = threshold_decay(step)
+            mixed = beta * old + (1 - beta) * smallest
             e.running_threshold[i] = smallest if old < 0 else mixed
 
     def _step_latents_apart(
