@@ -74,7 +74,7 @@ def learning_curves(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
                 axis.set_yscale("log")
             else:
                 axis.set_ylim(bottom=0)
-            axis.tick_params(labelsize=8)
+            axis.tick_params(labelsize=8, which="both")
             axis.spines[["top", "right"]].set_visible(False)
             if width == widths[0]:
                 axis.set_title(label, fontsize=9)
