@@ -44,7 +44,7 @@ def match_l0(rows: Any, architecture: str, field: str, low: float, high: float) 
     for _ in range(ROUNDS):
         grid = np.geomspace(low, high, 4)
         saes = train_bank(
-            rows, [config(architecture, 0, **{field: float(c)}) for c in grid], training
+            rows, [config(architecture, 0, WIDTH, **{field: float(c)}) for c in grid], training
         )
         l0 = [sae.metrics["l0"] for sae in saes]
         at = int(np.argmin(np.abs(np.log(np.maximum(l0, 1e-3) / L0))))

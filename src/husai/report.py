@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from husai.campaign.plan import records
+
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Lay out rows of text as a Markdown table."""
@@ -360,9 +362,7 @@ def _interval(row: Mapping[str, Any], column: str = "mean", digits: int = 2) -> 
 def _correlate_table(correlates: pd.DataFrame) -> str:
     if "mean" not in correlates:
         return "Not defined: no group has two seeds."
-    cells = {
-        (row["group"], row["covariate"]): _interval(row) for row in correlates.to_dict("records")
-    }
+    cells = {(row["group"], row["covariate"]): _interval(row) for row in records(correlates)}
     gates = correlates.drop_duplicates("group").set_index("group")["converged"]
     names = list(dict.fromkeys(correlates["covariate"]))
     return markdown_table(
@@ -384,7 +384,7 @@ def _truth_table(truth: pd.DataFrame) -> str:
     }
     rows = []
     for (hook, group), part in truth.groupby(["hook", "group"], sort=False):
-        lines = {row["measure"]: row for row in part.to_dict("records")}
+        lines = {row["measure"]: row for row in records(part)}
         cells = []
         for name in measures:
             line = lines.get(name, {})
@@ -459,7 +459,7 @@ def _matched_table(matched: pd.DataFrame) -> str:
             f"{row['architecture']}{_mark(row['converged'])} {_interval(row)}"
             if not row["reason"]
             else f"{row['architecture']}: {row['reason']}"
-            for row in part.to_dict("records")
+            for row in records(part)
         )
         name = f"{score} ({'signed' if signed else 'absolute'})"
         rows.append([str(width), name, number(l0, 2), cells])
@@ -473,7 +473,7 @@ def _published_table(published: pd.DataFrame) -> str:
     signed = wanted["signed"].map(lambda v: v is not None and not pd.isna(v) and bool(v))
     wanted = wanted[~ours | (signed == (wanted["score"] == "shared_fraction"))]
     rows = []
-    for row in wanted.to_dict("records"):
+    for row in records(wanted):
         value = _interval({**row, "mean": row["value"]}, digits=3)
         rows.append(
             [

@@ -134,14 +134,15 @@ def test_training_shows_score_nulls_and_what_is_left_of_the_start() -> None:
             "cosine_to_init": [1.0, 0.7, 0.2],
         }
     )
-    head = {"group": "topk d8", "architecture": "topk", "d_sae": 8, "converged": False}
-    figure = figures.training_figure(curve.assign(**head))
+    curve = curve.assign(group="topk d8", architecture="topk", d_sae=8, converged=False)
+    figure = figures.training_figure(curve)
     assert len(figure.axes) == 2
     drawn = heights(figure)
     for value in (0.9, 0.31, 0.6, 0.2):
         assert np.isclose(drawn, value).any()
     assert "† not converged" in [text.get_text() for text in figure.legends[0].get_texts()]
-    none = pd.DataFrame([{**head, "reason": "no decoders kept on the way"}])
+    head = ["group", "architecture", "d_sae", "converged"]
+    none = curve[head].head(1).assign(reason="no decoders kept on the way")
     assert "no decoders kept" in figures.training_figure(none).texts[0].get_text()
 
 

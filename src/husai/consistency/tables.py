@@ -257,6 +257,7 @@ def symmetry_table(
 
 
 def _codes(record: SAERecord) -> NDArray[np.float64]:
+    assert record.codes is not None
     return np.vstack([block.toarray() for block in code_blocks(record.codes, record.id)])
 
 
@@ -380,7 +381,7 @@ def matched_l0_table(groups: pd.DataFrame) -> pd.DataFrame:
         chosen = groups[
             (groups["score"] == score) & (groups["signed"] == signed) & (groups["l0"] > 0)
         ]
-        for (width, space), part in chosen.groupby(["d_sae", "space"], sort=True):
+        for _, part in chosen.groupby(["d_sae", "space"], sort=True):
             points = part.reindex(columns=["architecture", "l0", *columns]).astype(
                 dict.fromkeys(columns, "float64")
             )
@@ -392,10 +393,11 @@ def matched_l0_table(groups: pd.DataFrame) -> pd.DataFrame:
                 for name, own in part.groupby("architecture")["converged"]
             }
             table["converged"] = pd.array([gates[a] for a in table["architecture"]], "boolean")
-            head = {"d_sae": width, "space": space, "score": score, "signed": signed}
-            for at, (column, value) in enumerate(head.items()):
-                table.insert(at, column, value)
-            tables.append(table)
+            order = list(table.columns)
+            table = table.assign(
+                d_sae=part["d_sae"].iloc[0], space=part["space"].iloc[0], score=score, signed=signed
+            )
+            tables.append(table[["d_sae", "space", "score", "signed", *order]])
     if not tables:
         reason = "no group has both an L0 and a score"
         head = ["d_sae", "space", "score", "signed", "architecture", "l0", *columns, "converged"]

@@ -558,7 +558,8 @@ def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figu
         Show so many widths, the narrowest and the widest among them.
     """
     if "step" not in trajectories or trajectories["step"].isna().all():
-        reasons = trajectories["reason"].dropna() if "reason" in trajectories else []
+        given = trajectories["reason"].dropna() if "reason" in trajectories else ()
+        reasons = [str(reason) for reason in given]
         return not_available("; ".join(dict.fromkeys(reasons)) or "no trajectory")
     known = trajectories[trajectories["step"].notna() & trajectories["mean"].notna()]
     widths = sorted(set(known["d_sae"]))

@@ -292,7 +292,8 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
         Show so many groups: of each architecture the narrowest and the widest.
     """
     if "score" not in symmetries or symmetries["score"].isna().all():
-        reasons = symmetries["reason"].dropna() if "reason" in symmetries else []
+        given = symmetries["reason"].dropna() if "reason" in symmetries else ()
+        reasons = [str(reason) for reason in given]
         return not_available("; ".join(dict.fromkeys(reasons)) or "no symmetry is defined")
     known = symmetries[symmetries["score"].notna()]
     groups = known.drop_duplicates("group").sort_values(["architecture", "d_sae"], kind="stable")

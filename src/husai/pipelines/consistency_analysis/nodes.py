@@ -109,7 +109,7 @@ def tabulate_settings(
         ]
     ).set_index("key")
     groups = consistency_groups[consistency_groups["hook"] == key]
-    settings = settings_table(groups, float(statistics.loc[key, "effective_rank_entropy"]))
+    settings = settings_table(groups, float(statistics["effective_rank_entropy"][key]))
     # groups beside the grid may differ in more than their sparsity
     beside = set(sae_plan.loc[~plain_settings(sae_plan), "group"])
     comparable = groups[~groups["group"].isin(beside)]

@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from husai.campaign.plan import ArchitectureGrid
 from husai.config import Config
-from husai.sae.config import BankTrainingConfig, DeadLatentMethod
+from husai.sae.architectures import DeadLatentMethod
+from husai.sae.config import BankTrainingConfig
 from husai.tasks import PlantedConfig
 
 
