@@ -45,7 +45,7 @@ RESULTS = Path(__file__).parent / "results"
 PROJECT = Path(__file__).parents[1]
 ROWS = torch.randn(4000, 32, generator=torch.Generator().manual_seed(0))
 TRAINING = BankTrainingConfig(
-    steps=800, batch_size=512, eval_interval=100, checkpoint_interval=50, device="cpu"
+    steps=400, batch_size=256, eval_interval=100, checkpoint_interval=50, device="cpu"
 )
 PLAN: dict[str, Any] = {
     "hook_name": "h",

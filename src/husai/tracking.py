@@ -326,6 +326,9 @@ class MlflowHook:
         assert self._catalog is not None
         assert self._recorder is not None
         planned = getattr(self._catalog.get(dataset_name), "planned", lambda: list(partitions))()
+        unknown = [name for name in planned if name in partitions and name not in self._saes]
+        if not unknown:
+            return
         runs = self._kind(dataset_name).get("runs")
         try:
             known = find_saes(self._recorder.client, self._experiment_id)
@@ -335,9 +338,7 @@ class MlflowHook:
             known = {}  # each is looked for again when it is logged
         from husai.campaign.store import identity
 
-        for name in planned:
-            if name in self._saes or name not in partitions:
-                continue
+        for name in unknown:
             data = partitions[name]()
             run = known.get((name, identity(data.header)))
             if run is None or run.info.status not in ("FINISHED", "FAILED"):

@@ -138,7 +138,13 @@ def calibrate(bank: Bank, rows: torch.Tensor) -> Calibration | Broken:
 
     def run(steps: int, interval: int) -> float:
         training = bank.training.model_copy(
-            update={"steps": steps, "eval_interval": interval, "checkpoint_interval": 10**9}
+            update={
+                "steps": steps,
+                "eval_interval": interval,
+                "checkpoint_interval": 10**9,
+                # latents die late, and what is done about dead ones takes longer than all the rest
+                "dead_after_passes": bank.training.batch_size / max(1, len(rows)),
+            }
         )
         started = time.perf_counter()
         with progress_to(lambda done, total: None):
