@@ -115,6 +115,20 @@ def test_resampling_follows_bricken() -> None:
     assert int(bank.since_fired[0, 2]) == 0
 
 
+def test_resampling_gives_no_two_seeds_the_same_directions() -> None:
+    """With shared draws, SAEs that learn nothing would agree: nothing may couple seeds."""
+    x, _ = planted(500)
+    configs = [
+        SAEConfig(architecture="relu", l1_coefficient=1.0, d_sae=8, init_seed=seed)
+        for seed in (0, 1)
+    ]
+    bank = build_bank(configs, x, x.mean(0))
+    bank.since_fired[:] = 10**9
+    assert resample_dead_latents(bank, x, BankTrainingConfig(), step=100) == [8, 8]
+    cosine = bank.parameters["W_dec"][0] @ bank.parameters["W_dec"][1].T
+    assert float(cosine.max()) < 0.999
+
+
 def train_half_killed(architecture: str, method: str) -> tuple[float, float]:
     """Planted features found and dead fraction, from a start with half of the latents silent."""
     x, directions = planted()

@@ -53,8 +53,8 @@ class SAEConfig(Config):
     data_seed: int = Field(
         0,
         ge=0,
-        description="Seed of the order of the rows (and of resampling). Equal in all SAEs of a "
-        "bank: they see the same batches.",
+        description="Seed of the order of the rows. Equal in all SAEs of a bank: they see the same "
+        "batches.",
     )
     learning_rate: float = Field(2e-3, gt=0, description="Adam's step size after warm-up.")
     warmup_steps: int | None = Field(

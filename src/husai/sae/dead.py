@@ -25,7 +25,8 @@ def resample_dead_latents(
 
     Each gets a decoder row along an input drawn with probability ∝ loss², the encoder that
     direction at 0.2 × the mean encoder norm of the live latents (1 × where latents compete for k
-    places), bias 0, and fresh optimiser state. Draws depend on ``data_seed`` and the step alone.
+    places), bias 0, and fresh optimiser state. Draws depend on both seeds and the step: these are
+    initial weights again, and SAEs of other seeds must not be given the same ones.
 
     Parameters
     ----------
@@ -49,7 +50,8 @@ def resample_dead_latents(
         dead = torch.nonzero(dead_all[index]).flatten()
         if not len(dead):
             continue
-        generator = np.random.default_rng([bank.configs[index].data_seed, step, 1])
+        config = bank.configs[index]
+        generator = np.random.default_rng([config.init_seed, config.data_seed, step])
         sample = generator.choice(len(rows), size=min(ROWS, len(rows)), replace=False)
         x = rows[torch.from_numpy(sample)].to(bank.parameters["W_dec"])
         p = {name: tensor[index] for name, tensor in bank.parameters.items()}
