@@ -126,7 +126,7 @@ def test_resampling_gives_no_two_seeds_the_same_directions() -> None:
     bank.since_fired[:] = 10**9
     assert resample_dead_latents(bank, x, BankTrainingConfig(), step=100) == [8, 8]
     cosine = bank.parameters["W_dec"][0] @ bank.parameters["W_dec"][1].T
-    assert float(cosine.max()) < 0.999
+    assert float(cosine.diagonal().max()) < 0.9
 
 
 def train_half_killed(architecture: str, method: str) -> tuple[float, float]:
