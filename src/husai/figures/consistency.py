@@ -189,11 +189,9 @@ def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool =
         raise InputError(f"groups: no defined {score} (signed={signed}) to show")
     chosen = chosen.sort_values(["d_sae", "k", "architecture"], kind="stable")
     chosen = chosen.assign(sparsity=[_sparsity(row) for row in chosen.to_dict("records")])
-    # groups told apart by their name alone (another initialisation, say) are series of their own
-    same = chosen.duplicated(["architecture", "d_sae", "sparsity", "space"]).any()
-    chosen = chosen.assign(series=chosen["group" if same else "architecture"])
+    chosen = chosen.assign(sparsity=chosen["sparsity"] + _variants(chosen))
     spaces = list(dict.fromkeys(chosen["space"]))
-    look = styles(sorted(set(chosen["series"])))
+    look = styles(sorted(set(chosen["architecture"])))
     settings = list(dict.fromkeys(zip(chosen["d_sae"], chosen["sparsity"], strict=True)))
     place = {setting: i for i, setting in enumerate(settings)}
     width = max(3.6, 0.55 * len(settings) + 1.6)
@@ -242,24 +240,34 @@ def _sparsity(row: Mapping[Any, Any]) -> str:
     return ""
 
 
+def _variants(chosen: pd.DataFrame) -> list[str]:
+    """What tells groups of one architecture, width and sparsity apart: the ends of their names."""
+    keys = ["architecture", "d_sae", "sparsity"]
+    plain = chosen.groupby(keys)["group"].transform(lambda names: min(names, key=len))
+    return [
+        "" if name == base else f", {str(name).removeprefix(str(base)).strip()}"
+        for name, base in zip(chosen["group"], plain, strict=True)
+    ]
+
+
 def _score_panel(
     axis: Axes,
     part: pd.DataFrame,
     look: Mapping[str, tuple[str, str]],
     place: Mapping[tuple[Any, Any], int],
 ) -> None:
-    # series that share a setting stand side by side
+    # architectures that share a setting stand side by side
     shift: dict[tuple[Any, Any, Any], float] = {}
     for (width, sparsity), own in part.groupby(["d_sae", "sparsity"], sort=False):
-        names = [name for name in look if name in set(own["series"])]
+        names = [name for name in look if name in set(own["architecture"])]
         for at, name in enumerate(names):
             shift[width, sparsity, name] = 0.22 * (at - (len(names) - 1) / 2)
     for row in part.to_dict("records"):
         if pd.isna(row["mean"]):
             continue
-        colour, marker = look[row["series"]]
+        colour, marker = look[row["architecture"]]
         setting = row["d_sae"], row["sparsity"]
-        x = place[setting] + shift[*setting, row["series"]]
+        x = place[setting] + shift[*setting, row["architecture"]]
         hollow = _unconverged(row["converged"])
         low, high = row.get("low"), row.get("high")
         if low is not None and not pd.isna(low):
