@@ -195,11 +195,14 @@ def _beside_untrained(own: pd.DataFrame) -> str:
     above = found[found["untrained_low"] > 0]
     below = found[found["untrained_high"] < 0]
     values = found["untrained_mean"].astype(float)
+    every = _pw_mcc(own)
+    silent = sorted(set(every["untrained_reason"].dropna())) if "untrained_reason" in every else []
+    missing = f" Elsewhere the null is not defined: {'; '.join(silent)}." if silent else ""
     return (
         "**Because of what was learned?** The same SAEs on the transformer before its training "
         f"agree at {number(values.min())} to {number(values.max())}. Trained ones agree more, by "
         f"an interval that leaves out 0, in {len(above)} of {len(found)} groups{_names(above)}, "
-        f"less in {len(below)}{_names(below)}."
+        f"less in {len(below)}{_names(below)}.{missing}"
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
@@ -246,6 +247,12 @@ def test_sparse_features_of_an_untrained_model_are_a_null() -> None:
     assert value(report.groups, "untrained_p", **chosen) < 0.05
     with pytest.raises(InputError, match="same settings"):
         consistency_report(trained, untrained=[planted(0, "relu")])
+    # SAEs that learnt nothing agree on nothing: no number, and the reason
+    silent = [replace(record, firing_rate=np.zeros(N)) for record in random]
+    report = consistency_report(trained, ConsistencyConfig(null_draws=3), untrained=silent)
+    row = report.groups.query("score == 'pw_mcc' and not signed and space == 'full'").iloc[0]
+    assert pd.isna(row["untrained_mean"])
+    assert row["untrained_reason"] == "3 of 3 SAEs of the untrained model never fire"
 
 
 def test_groups_are_compared_over_seeds() -> None:

@@ -306,7 +306,8 @@ def _add_untrained(
     """Add columns ``untrained_*``: the same scores of SAEs trained on an untrained model.
 
     ``untrained_difference`` is trained minus untrained, with an interval over the seeds of both,
-    Hedges' g and a t-test's p-value.
+    Hedges' g and a t-test's p-value. SAEs that never fire have learnt nothing to agree on: where
+    there are such, the null is not defined, and ``untrained_reason`` says so.
     """
     check_records(untrained)
     extra: dict[int, Row] = {}
@@ -315,6 +316,12 @@ def _add_untrained(
             raise InputError(
                 f"untrained: no trained group {name!r}; train both with the same settings"
             )
+        silent = sum(r.firing_rate is not None and not np.any(r.firing_rate) for r in members)
+        if silent:
+            reason = f"{silent} of {len(members)} SAEs of the untrained model never fire"
+            for index in groups.index[(groups["group"] == name) & (groups["space"] == "full")]:
+                extra[int(str(index))] = {"untrained_mean": None, "untrained_reason": reason}
+            continue
         live = [live_sae(record, config.dead) for record in members]
         codes = _all_codes({name: members}, config, pool)
         scored = _score_within(live, "full", config, pool, codes)
