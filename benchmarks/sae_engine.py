@@ -6,7 +6,7 @@
     python benchmarks/sae_engine.py --table    # milliseconds beside the peers
     python benchmarks/sae_engine.py --rest     # overhead of a whole training, curves
     python benchmarks/sae_engine.py --memory   # peak memory per SAE beside the peers'
-    python benchmarks/sae_engine.py --quality  # FVU at equal L0 after the same rows
+    python benchmarks/sae_engine.py --quality [topk batch_topk relu]  # FVU at equal L0
 
 Setting: 8 seeds, d_in 128, batch 2,048, k 32, 2 threads. Each peer makes its own training steps
 (forward, loss, backward, clipping, optimiser, its dead-latent bookkeeping) on the same rows in a
@@ -37,6 +37,7 @@ THREADS = int(os.environ.get("BENCH_THREADS", "2"))
 # one thread: CPU time, which other work on the machine hardly changes; more: wall time
 clock = time.process_time if THREADS == 1 else time.perf_counter
 WIDTHS = (1024, 4096)
+ARCHITECTURES = ("topk", "batch_topk", "relu")
 CASES = {
     "dictionary_learning": ("relu", "topk", "batch_topk"),
     "sparsify": ("topk",),
@@ -356,7 +357,7 @@ def measure_table(rows: Any, directory: str, rounds: int) -> list[dict[str, Any]
     """Interleaved milliseconds per SAE and step of every architecture, width and peer."""
     table = []
     for d_sae in WIDTHS:
-        for architecture in ("topk", "batch_topk", "relu"):
+        for architecture in ARCHITECTURES:
             peers = {
                 name: Peer(name, directory)
                 for name, known in CASES.items()
@@ -481,7 +482,7 @@ def measure_memory(directory: str) -> list[dict[str, Any]]:
     """
     table = []
     for d_sae in WIDTHS:
-        for architecture in ("topk", "batch_topk", "relu"):
+        for architecture in ARCHITECTURES:
             entry: dict[str, Any] = {"architecture": architecture, "d_sae": d_sae}
             for n in (SEEDS, 1):
                 command = [sys.executable, __file__, "--memory-of", architecture]
@@ -516,8 +517,10 @@ def memory_main(architecture: str, d_sae: int, n: int) -> None:
     print((peak_mb() - before) / n)
 
 
-def measure_quality(directory: str, rows: Any, held_out: Any) -> list[dict[str, Any]]:
-    """FVU at equal L0 after the same number of rows, each at its best of three learning rates.
+def measure_quality(
+    directory: str, rows: Any, held_out: Any, architectures: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """FVU at equal L0 after the same number of rows, each at its best of several learning rates.
 
     Smaller than the speed's setting, so that slow peers end. ReLU's L0 cannot be set: ours is
     trained at several weights of the penalty, and its FVU read off between them, in log L0, at
@@ -527,13 +530,15 @@ def measure_quality(directory: str, rows: Any, held_out: Any) -> list[dict[str, 
 
     from husai.sae import BankTrainingConfig, SAEConfig, train_bank
 
-    d_sae, batch_size, steps, rates = 512, 1024, 1000, (1e-3, 2e-3, 4e-3)
+    d_sae, batch_size, steps = 512, 1024, 1000
     training = BankTrainingConfig(
         threads=THREADS, steps=steps, batch_size=batch_size, eval_interval=steps
     )
     found = []
-    for architecture in ("topk", "batch_topk", "relu"):
-        weights = (0.03, 0.1, 0.3, 1.0, 3.0) if architecture == "relu" else (None,)
+    for architecture in architectures:
+        # a penalty asks for larger steps than a place among k does
+        rates = (2e-3, 4e-3, 8e-3, 1.6e-2) if architecture == "relu" else (1e-3, 2e-3, 4e-3)
+        weights = (0.05, 0.1, 0.3, 0.7, 1.0, 1.4) if architecture == "relu" else (None,)
         seeds = (0,) if architecture == "relu" else (0, 1, 2)
         configs = [
             SAEConfig(
@@ -674,7 +679,7 @@ def quality_lines(result: dict[str, Any]) -> list[str]:
         "## Quality",
         "",
         f"Held-out FVU after {first['steps']} steps of {first['batch_size']} rows, d_sae "
-        f"{first['d_sae']}, each at its best of three learning rates.",
+        f"{first['d_sae']}, each at its best of several learning rates.",
         "",
         "| architecture | who | L0 | FVU | ours at this L0 |",
         "|---|---|---|---|---|",
@@ -733,9 +738,16 @@ def main() -> None:
         commands = result.setdefault("commands", {})
         asked = [p for p in ("table", "rest", "memory", "quality") if f"--{p}" in sys.argv]
         for part in asked or ["table", "rest"]:
-            commands[part] = command
+            if part != "quality" or not any(a in sys.argv for a in ARCHITECTURES):
+                commands[part] = command
             if part == "quality":
-                result["quality"] = measure_quality(directory, rows, held_out)
+                found = {e["architecture"]: e for e in result.get("quality", [])}
+                asked_for = tuple(a for a in ARCHITECTURES if a in sys.argv) or ARCHITECTURES
+                for entry in measure_quality(directory, rows, held_out, asked_for):
+                    found[entry["architecture"]] = entry
+                result["quality"] = [found[a] for a in ARCHITECTURES if a in found]
+                if asked_for != ARCHITECTURES and commands.get(part, command) != command:
+                    commands[part] += f"; {command}"
                 continue
             if part == "memory":
                 result["memory_mb_per_sae"] = measure_memory(directory)

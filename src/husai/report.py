@@ -196,7 +196,8 @@ def _beside_untrained(own: pd.DataFrame) -> str:
     below = found[found["untrained_high"] < 0]
     values = found["untrained_mean"].astype(float)
     every = _pw_mcc(own)
-    silent = sorted(set(every["untrained_reason"].dropna())) if "untrained_reason" in every else []
+    reasons = every["untrained_reason"].dropna() if "untrained_reason" in every else ()
+    silent = sorted({str(reason) for reason in reasons if reason})
     missing = f" Elsewhere the null is not defined: {'; '.join(silent)}." if silent else ""
     return (
         "**Because of what was learned?** The same SAEs on the transformer before its training "
