@@ -16,6 +16,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import platform
 import random
 import signal
 import socket
@@ -111,6 +112,12 @@ def finish(folder: Path, compute: dict[str, Any], plan: dict[str, Any] | None = 
     with driver(folder, compute, plan) as process:
         _, errors = process.communicate(timeout=TIMEOUT)
         return errors if process.returncode else ""
+
+
+def last_line(said: str, folder: Path) -> str:
+    """Give the last line that a campaign said, its folder and machine left out."""
+    line = said.strip().splitlines()[-1]
+    return line.replace(str(folder), "data").replace(f" on {platform.node()} ", " ")[:400]
 
 
 def bits(folder: Path) -> dict[str, dict[str, bytes]]:
@@ -256,7 +263,7 @@ class Trials:
             subprocess.run(enlarge, check=True)
             assert not finish(folder, self.local)
             result = verdict(folder, self.expected, saved)
-            return [{**result, "faults": 1, "said": said.strip().splitlines()[-1][:300]}]
+            return [{**result, "faults": 1, "said": last_line(said, folder)}]
         finally:
             subprocess.run(["umount", str(folder)], check=True)
 
@@ -291,7 +298,7 @@ class Trials:
             {
                 **verdict(folder, self.expected, saved),
                 "faults": 1,
-                "said": said.strip().splitlines()[-1][-300:],
+                "said": last_line(said, folder),
             }
         ]
 
