@@ -156,7 +156,10 @@ def _chunks(F: int, per_row: int) -> int:
 def _add_bias_and_maxima(
     pre: F32, base: int, F: int, bias: F32, n_chunks: int, chunk_max: F32
 ) -> None:
-    """Add the bias to a row; chunk c holds latents c, c + n_chunks, …: plain vector operations."""
+    """Add the bias to a row; chunk c holds latents c, c + n_chunks, …: plain vector operations.
+
+    With as many chunks as latents the maxima are the row itself.
+    """
     # slices, because an index that is a sum keeps the loops from becoming vector operations
     row, add = pre[base : base + n_chunks], bias[:n_chunks]
     for c in range(n_chunks):
@@ -187,13 +190,6 @@ def _add_bias_and_maxima(
                 most = chunk_max[c]
                 chunk_max[c] = value if value > most else most
             begin += n_chunks
-
-
-@_jit
-def _add_bias(pre: F32, base: int, F: int, bias: F32) -> None:
-    row = pre[base : base + F]
-    for j in range(F):
-        row[j] += bias[j]
 
 
 @_jit
@@ -344,12 +340,10 @@ def select_in_rows(
     for r in range(rows):
         base = r * F
         low = np.int64(0)
+        _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
         if n_chunks < F:
-            _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
             low, _, _ = _bracket(chunk_bits, n_chunks, k, k // 4, level)
             level = low
-        else:
-            _add_bias(pre, base, F, bias)
         if n_dead > 0:
             aux_start[r0 + r] = aux_count
             aux_count = _collect_dead(
@@ -441,10 +435,7 @@ def list_for_batch(
     n_chunks = _chunks(F, max(1, k // 4))
     for r in range(rows):
         base = r * F
-        if n_chunks < F:
-            _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
-        else:
-            _add_bias(pre, base, F, bias)
+        _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
         if n_dead > 0:
             aux_start[r0 + r] = aux_count
             aux_count = _collect_dead(
@@ -554,12 +545,7 @@ def list_positive(
         add = -edge
     for r in range(rows):
         base = r * F
-        if apart:
-            _add_bias(pre, base, F, bias)
-        elif n_chunks < F:
-            _add_bias_and_maxima(pre, base, F, add, n_chunks, chunk_max)
-        else:
-            _add_bias(pre, base, F, add)
+        _add_bias_and_maxima(pre, base, F, bias if apart else add, n_chunks, chunk_max)
         if n_dead > 0:
             aux_start[r0 + r] = aux_count
             aux_count = _collect_dead(
@@ -574,10 +560,8 @@ def list_positive(
                 aux_latent,
                 aux_bits,
             )
-        if apart and n_chunks < F:
+        if apart:
             _add_bias_and_maxima(pre, base, F, add, n_chunks, chunk_max)
-        elif apart:
-            _add_bias(pre, base, F, add)
         n = _candidates(bits, base, F, n_chunks, 0, chunk_bits, chosen, candidate_bits, candidate)
         start[r0 + r] = count
         if count + n > capacity or (r0 + r >= 63 and (count + n) * B > capacity * 2 * (r0 + r + 1)):
