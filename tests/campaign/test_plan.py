@@ -132,7 +132,7 @@ def shipped_plan(changes: dict[str, Any] | None = None) -> pd.DataFrame:
 def test_shipped_campaign_is_45_and_12_in_groups_of_three_seeds():
     plan = shipped_plan()
     # the grid once more on the untrained model stands beside it
-    assert plan["model"].value_counts().to_dict() == {"trained": 57, "untrained": 45}
+    assert plan["model"].value_counts().to_dict() == {"trained": 57, "untrained": 27}
     plan = plan[plan["model"] == "trained"]
     grid, variants = plan[plan["variant"] == ""], plan[plan["variant"] != ""]
     assert (len(grid), len(variants)) == (45, 12)
@@ -175,6 +175,24 @@ def test_settings_on_the_untrained_model_stand_beside_the_others():
         for name, part in untrained.groupby("group"):
             other = trained[trained["group"] == str(name).removesuffix(UNTRAINED)]
             assert [row_config(r) for r in records(part)] == [row_config(r) for r in records(other)]
+
+
+def test_widths_may_train_differently_and_untrained_ones_be_fewer():
+    plan = make_plan(training_by_width={64: {"steps": 9}}, untrained="grid", untrained_d_sae=(16,))
+    shared = BankTrainingConfig(steps=7)
+    steps = {(row["d_sae"], row_training(row, shared).steps) for row in records(plan)}
+    assert steps == {(16, 7), (64, 9)}
+    untrained = plan[plan["model"] == "untrained"]
+    assert set(untrained["d_sae"]) == {16}
+    assert untrained["group"].nunique() == 3
+    # another training is another SAE; the others keep their names
+    assert set(plan["sae_id"]) & set(make_plan()["sae_id"]) == {
+        row["sae_id"] for row in records(make_plan()) if row["d_sae"] == 16
+    }
+    with pytest.raises(InputError, match="stepz"):
+        make_plan(training_by_width={64: {"stepz": 9}})
+    with pytest.raises(ValueError, match="-64 is no width"):
+        make_plan(training_by_width={-64: {}})
 
 
 def test_a_variant_may_read_another_hook():

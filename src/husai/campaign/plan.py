@@ -93,10 +93,18 @@ class PlanConfig(Config):
         default_factory=dict, description="settings beside the grid, by name; a null takes one out"
     )
     random: RandomSearch | None = Field(default=None, description="settings drawn at random")
+    training_by_width: dict[int, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="BankTrainingConfig fields of the grid's SAEs of a width that differ from the "
+        "others', e.g. more steps for the widest",
+    )
     untrained: Literal["none", "grid", "all"] = Field(
         default="none",
         description="settings that are trained once more, on the activations of the model at its "
         "initial weights: the null of arXiv 2501.17727",
+    )
+    untrained_d_sae: tuple[int, ...] | None = Field(
+        default=None, description="only settings of these widths; left out: of all"
     )
 
     @field_validator("architectures", "variants", mode="before")
@@ -116,6 +124,15 @@ class PlanConfig(Config):
             raise ValueError(f"{missing}: none given; a grid needs architectures and d_sae")
         if not (self.architectures or self.variants or self.random):
             raise ValueError("nothing to train: give architectures and d_sae, variants, or random")
+        return self
+
+    @model_validator(mode="after")
+    def _widths_are_there(self) -> PlanConfig:
+        # a plan may be shrunk from the command line: widths it has lost are no error, widths that
+        # are no widths are
+        widths = (*self.training_by_width, *(self.untrained_d_sae or ()))
+        if any(width <= 0 for width in widths):
+            raise ValueError(f"training_by_width, untrained_d_sae: {min(widths)} is no width")
         return self
 
 
@@ -177,7 +194,10 @@ def _all_settings(config: PlanConfig) -> Iterator[_Setting]:
     yield from _settings(config)
     if config.untrained == "none":
         return
+    widths = config.untrained_d_sae
     for setting in _settings(config):
+        if widths is not None and setting.fields["d_sae"] not in widths:
+            continue
         if config.untrained == "all" or not setting.variant:
             yield replace(setting, name=setting.name + UNTRAINED, model="untrained")
 
@@ -192,7 +212,8 @@ def _settings(config: PlanConfig) -> Iterator[_Setting]:
                     **sparsity,
                     **config.options,
                 }
-                yield _Setting(_name(fields), fields, config.vary)
+                training = config.training_by_width.get(d_sae, {})
+                yield _Setting(_name(fields), fields, config.vary, training=training)
     for name, variant in config.variants.items():
         fields = {
             "architecture": variant.architecture,
