@@ -267,6 +267,31 @@ class Trials:
         finally:
             subprocess.run(["umount", str(folder)], check=True)
 
+    def disk_fills(self) -> list[dict[str, Any]]:
+        """A disk that something else fills while the campaign writes to it."""
+        folder = self.new()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(folder)]
+        if subprocess.run(mount, capture_output=True).returncode:
+            return [{"left_out": "a small disk could not be mounted here"}]
+        try:
+            with driver(folder, self.local) as process:
+                while not times(folder) and process.poll() is None:
+                    time.sleep(0.01)
+                filler = folder / "filler"
+                with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                    while process.poll() is None:
+                        file.write(bytes(4096))
+                _, said = process.communicate(timeout=TIMEOUT)
+            assert process.returncode, "the campaign ended although the disk was full"
+            assert "No space left" in said or "CampaignStopped" in said, said
+            filler.unlink()
+            saved = times(folder)
+            assert not finish(folder, self.local)
+            result = verdict(folder, self.expected, saved)
+            return [{**result, "faults": 1, "said": last_line(said, folder)}]
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+
     def torn_files(self) -> list[dict[str, Any]]:
         """A SAE's file cut in half, one overwritten by another SAE's, a torn ledger."""
         folder = self.new()
@@ -464,6 +489,7 @@ FAULTS = (
     "worker_killed",
     "nan_sae",
     "full_disk",
+    "disk_fills",
     "torn_files",
     "two_at_once",
     "server_stopped",

@@ -30,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "relu": {"l1_coefficient": 2.0},
     "jumprelu": {"l0_coefficient": 0.5},
     "matryoshka_batch_topk": {"k": 3},
+    "matryoshka_topk": {"k": 3},
 }
 
 
@@ -49,8 +50,14 @@ CASES = [
     ("saelens", "batch_topk", "jumprelu"),
     ("saelens", "matryoshka_batch_topk", "jumprelu"),
     ("saelens", "jumprelu", "jumprelu"),
-    *[("dictionary_learning", name, name) for name in SETTINGS],
+    # what a nested SAE was trained with is not in its codes: read back, it is a TopK
+    *[
+        ("dictionary_learning", name, "topk" if name == "matryoshka_topk" else name)
+        for name in SETTINGS
+    ],
     ("sparsify", "topk", "topk"),
+    ("sparsify", "matryoshka_topk", "topk"),
+    ("saelens", "matryoshka_topk", "topk"),
 ]
 
 

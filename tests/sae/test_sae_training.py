@@ -27,6 +27,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "relu": {"l1_coefficient": 2.0},
     "jumprelu": {"l0_coefficient": 0.5},
     "matryoshka_batch_topk": {"k": 3},
+    "matryoshka_topk": {"k": 3},
 }
 
 

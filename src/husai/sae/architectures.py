@@ -103,3 +103,8 @@ register_architecture(
         "matryoshka_batch_topk", "batch", "none", True, "Bussmann et al., arXiv 2503.17547"
     )
 )
+register_architecture(
+    # each row keeps its own k, of which every prefix takes those it holds: the ordered SAEs of
+    # arXiv 2512.02194 with a prefix for every latent
+    Architecture("matryoshka_topk", "row", "none", True, "arXiv 2503.17547, arXiv 2512.02194")
+)

@@ -16,7 +16,7 @@ class SAEConfig(Config):
     architecture: str = Field(
         "topk",
         description="An entry of the registry: relu, topk, batch_topk, jumprelu, "
-        "matryoshka_batch_topk.",
+        "matryoshka_batch_topk, matryoshka_topk.",
     )
     d_sae: int = Field(gt=0, description="Number of latents.")
     k: int | None = Field(
@@ -42,7 +42,7 @@ class SAEConfig(Config):
     matryoshka_fractions: tuple[float, ...] = Field(
         (0.0625, 0.125, 0.25, 0.5, 1.0),
         description="Nested prefixes of the dictionary, as fractions of d_sae; "
-        "matryoshka_batch_topk only.",
+        "of the matryoshka kinds only.",
     )
     init: Literal["random", "data", "random_in_span"] = Field(
         "random",

@@ -419,7 +419,7 @@ def _to_dictionary_learning(sae: TrainedSAE, path: Path) -> None:
         # dictionary_learning writes −1 where no threshold was measured
         threshold = torch.tensor(-1.0) if sae.threshold is None else sae.threshold[0]
         buffers = {"k": k, "threshold": threshold}
-        if entry.nested:
+        if entry.nested and entry.selection == "batch":
             trainer["dict_class"] = "MatryoshkaBatchTopKSAE"
             ends = torch.tensor([0, *sae.config.prefixes])
             tensors = named | buffers | {"group_sizes": ends.diff()}
