@@ -9,10 +9,10 @@ export KEDRO_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check bench results viz ui lock clean help
+.PHONY: run test check bench results campaign-results viz ui lock clean help
 
 help:            ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("HUSAI needs Python 3.11 or newer, this is %s" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -32,12 +32,21 @@ check: $(READY)  ## ruff and mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+FIGURES := consistency/scores.png consistency/reproducibility.png consistency/similarity.png \
+	consistency/settings.png consistency/circles.png consistency/trajectories.png \
+	consistency/symmetries.png saes/learning_curves.png
+
 results: $(READY) ## copy the last study's page and figures to docs/results
 	mkdir -p docs/results
-	cp data/reporting/home_study.md data/consistency/scores.png data/consistency/reproducibility.png \
-		data/consistency/similarity.png data/consistency/settings.png data/consistency/circles.png \
-		data/consistency/trajectories.png data/consistency/symmetries.png \
-		data/transformer/training.png data/saes/learning_curves.png docs/results/
+	cp data/reporting/home_study.md data/transformer/training.png $(FIGURES:%=data/%) docs/results/
+
+campaign-results: $(READY) ## likewise those of kedro run --env=campaign, and its tables
+	mkdir -p docs/results/campaign
+	cp data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
+	cp $(FIGURES:%=data/campaign/%) docs/results/campaign/
+	for table in saes/table saes/loss_recovery consistency/groups consistency/settings; do \
+		$(BIN)/python -c 'import sys, pandas; pandas.read_parquet(sys.argv[1]).round(5).to_csv(sys.argv[2], index=False)' \
+			data/campaign/$$table.parquet docs/results/campaign/$$(basename $$table).csv || exit 1; done
 
 bench: $(READY)  ## the benchmarks that need no peers' packages
 	$(BIN)/python benchmarks/transformer_step.py

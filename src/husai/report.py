@@ -60,6 +60,8 @@ def study_report(
     evaluation: Mapping[str, Any],
     tables: StudyTables,
     provenance: Mapping[str, Any],
+    campaign: str,
+    totals: Mapping[str, float],
 ) -> str:
     """Write what a study found.
 
@@ -71,13 +73,20 @@ def study_report(
         The run's tables.
     provenance
         Commit and versions.
+    campaign
+        Name of the campaign that trained the SAEs; ``study`` is the default one.
+    totals
+        Its SAEs ``planned``, ``done`` and ``failed``, their ``attempts`` and device-``seconds``.
     """
     groups = tables.groups
     own = groups[groups["hook"] == groups["hook"].iloc[0]]
     parts = [
-        "# The home study",
+        "# The home study" if campaign == "study" else f"# The campaign {campaign}",
         "Made by `kedro run` and copied here by `make results`; every number comes from the "
         f"run's own tables. {_made_by(provenance)}",
+        f"{totals['done']:.0f} of {totals['planned']:.0f} planned SAEs are trained and "
+        f"{totals['failed']:.0f} failed, in {totals['attempts']:.0f} attempts and "
+        f"{totals['seconds'] / 3600:.2f} device-hours (campaign `{campaign}`).",
         "## In short",
         _in_short(tables, own),
         "## The transformer",

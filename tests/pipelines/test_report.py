@@ -88,11 +88,22 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
     )
 
 
-def page(**changes: float) -> str:
+def page(campaign: str = "study", **changes: float) -> str:
     training = {"epoch_test_99": None, "epochs": 10, "seconds": 1.0, "hardware": "x", "threads": 1}
     return study_report(
-        training, {"test_accuracy": 0.5, "test_loss": 1.0}, tables(**changes), {"versions": {}}
+        training,
+        {"test_accuracy": 0.5, "test_loss": 1.0},
+        tables(**changes),
+        {"versions": {}},
+        campaign,
+        {"planned": 6, "done": 5, "failed": 1, "attempts": 7, "seconds": 5400.0},
     )
+
+
+def test_page_says_which_campaign_trained_the_saes() -> None:
+    assert page().startswith("# The home study\n")
+    assert page("grid").startswith("# The campaign grid\n")
+    assert "5 of 6 planned SAEs are trained and 1 failed, in 7 attempts and 1.50" in page()
 
 
 def test_sentences_follow_the_numbers() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from husai.campaign import CampaignConfig
 from husai.report import StudyTables, study_report
 
 
@@ -25,6 +26,8 @@ def write_report(
     geometry: pd.DataFrame,
     symmetries: pd.DataFrame,
     correlates: pd.DataFrame,
+    campaign: CampaignConfig,
+    campaign_totals: dict[str, float],
 ) -> str:
     """Put the study's numbers on one page of Markdown."""
     tables = StudyTables(
@@ -43,5 +46,10 @@ def write_report(
         correlates=correlates,
     )
     return study_report(
-        training_summary, transformer_evaluation, tables, consistency_summary["provenance"]
+        training_summary,
+        transformer_evaluation,
+        tables,
+        consistency_summary["provenance"],
+        campaign.name,
+        campaign_totals,
     )

@@ -29,6 +29,8 @@ def create_pipeline() -> Pipeline:
                     "consistency_geometry",
                     "consistency_symmetries",
                     "consistency_correlates",
+                    "params:campaign",
+                    "campaign_totals",
                 ],
                 outputs="study_report",
                 name="write_report",
