@@ -106,7 +106,8 @@ def study_report(
         "PW-MCC, absolute cosine, with its 95 % interval over seeds (jackknife). The nulls are "
         "isotropic random dictionaries, random directions with the activations' covariance, the "
         "SAEs' own initialisations, and the same SAEs trained on the transformer at its initial "
-        f"weights. At `{own['hook'].iloc[0]}`, in the full space:",
+        "weights. Latents: how many of each SAE are matched, on average. At "
+        f"`{own['hook'].iloc[0]}`, in the full space:",
         _score_table(own, "full"),
         "Within the data's own subspace:",
         _score_table(own, "data"),
@@ -600,6 +601,7 @@ def _score_table(groups: pd.DataFrame, space: str) -> str:
     rows = [
         [
             f"{row['group']}{_mark(row['converged'])}",
+            number(row.get("n_live"), 0),
             f"**{number(row['mean'])}** [{number(row['low'])}, {number(row['high'])}]",
             f"{number(row['isotropic_mean'])} ± {number(row['isotropic_sd'])}",
             f"{number(row.get('data_aware_mean'))} ± {number(row.get('data_aware_sd'))}",
@@ -615,6 +617,7 @@ def _score_table(groups: pd.DataFrame, space: str) -> str:
     return markdown_table(
         [
             "group",
+            "latents",
             head,
             "isotropic null",
             "data-aware null",

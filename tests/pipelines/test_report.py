@@ -20,6 +20,7 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
         "d_sae": 16,
         "signed": False,
         "dimensions": 8,
+        "n_live": 14.0,
         "mean": 0.8123,
         "low": low,
         "high": 0.9,
@@ -108,7 +109,7 @@ def test_page_says_which_campaign_trained_the_saes() -> None:
 
 def test_sentences_follow_the_numbers() -> None:
     text = page()
-    assert "| topk d16 k4 † | **0.812** [0.700, 0.900]" in text
+    assert "| topk d16 k4 † | 14 | **0.812** [0.700, 0.900]" in text
     assert "which is the comparison that counts, in 1 (topk d16 k4 †)" in text
     assert "in 1 of 1 groups (topk d16 k4 †), less in 0." in text
     assert "75 to 75 % of a group are found in every other seed and 25 to 25 % in none" in text
