@@ -447,7 +447,7 @@ class Trials:
             assert kedro("--env=test", f"--pipeline={pipeline}").wait(TIMEOUT) == 0
         server = serve()
         params = "sae_training.steps=1500,sae_training.eval_interval=100,"
-        params += "sae_training.batch_size=64,campaign.plan.d_sae=[16,32],"
+        params += "sae_training.batch_size=64,campaign.plan.d_sae=16 32,"
         params += "campaign.plan.untrained=none,campaign.compute.processes=0"
         run = kedro("--env=team", "--pipeline=sae_training", "--params", params)
         trained = data / "saes" / "trained"

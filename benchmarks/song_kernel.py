@@ -236,7 +236,10 @@ def _refresh(d: int, F: int, K: int) -> Callable[..., int]:
         """Add z zᵀ to the blocks of a latent with the members of a set."""
         for m in range(n_members):
             i, j = min(f, members[m]), max(f, members[m])
-            T[i, j] += sign * square
+            # spelt out: an array expression would allocate one each time
+            for a in range(d + 1):
+                for b in range(d + 1):
+                    T[i, j, a, b] += sign * square[a, b]
 
     @njit(fastmath=True, nogil=True)
     def refresh(  # type: ignore[no-untyped-def]
@@ -326,7 +329,7 @@ def _refresh(d: int, F: int, K: int) -> Callable[..., int]:
                     n_members += 1
             for f in range(F):
                 if on[b, f] and not now[f]:
-                    add(square, T, f, members, n_members, -1)
+                    add(square, T, f, members, n_members, T.dtype.type(-1))
                     at = 0
                     for m in range(n_members):
                         if members[m] != f:
@@ -337,7 +340,7 @@ def _refresh(d: int, F: int, K: int) -> Callable[..., int]:
                 if now[f] and not on[b, f]:
                     members[n_members] = f
                     n_members += 1
-                    add(square, T, f, members, n_members, 1)
+                    add(square, T, f, members, n_members, T.dtype.type(1))
                 on[b, f] = now[f]
         return encoded
 

@@ -3,18 +3,22 @@
 Every operation is plain data and may be carried out again: parameters are the same, metrics
 carry the time at which they were measured, a SAE's run is found again by its tags. So what a lost
 server did not take is written to a folder and carried out, in order, when it is back; in this
-session or in the next one.
+session or in the next one. What a server answers that it will never take is put aside beside it,
+in ``rejected.jsonl``: neither stops what is being recorded.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import math
 import os
 import platform
+import re
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +26,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from husai.storage import TensorFile, atomic_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,6 +43,13 @@ MAX_TAG_LENGTH = 500
 RETRY_SECONDS = 10.0
 """How long a server that did not answer is left alone."""
 
+# what is another answer later: of a server that is starting, overrun, or lacks our credentials
+PASSING_STATUSES = frozenset({401, 403, 408, 429})
+PASSING_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE})
+
+SAME_PROCESS_SECONDS = 60.0
+"""Processes of one number that began further apart than this are two; clocks may be put right."""
+
 # by default a server that does not answer is waited for for minutes, while training waits; and a
 # bar is drawn for every file
 ENVIRONMENT = {
@@ -49,6 +62,8 @@ ENVIRONMENT = {
 PARENT_TAG = "mlflow.parentRunId"
 ID_TAG, IDENTITY_TAG = "husai.sae_id", "husai.identity"
 PROCESS_TAG = "husai.process"
+COSTS = ("cost", "device_seconds", "attempts", "peak_bytes")
+"""What a SAE's file says that it took; each becomes a metric ``campaign.NAME`` of its run."""
 PACKAGE = Path(__file__).parent
 
 
@@ -65,35 +80,81 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, values
 
 
+def http_status(error: BaseException) -> int | None:
+    """Give the HTTP status that an error of MLflow's client stands for, None for no answer."""
+    from mlflow.exceptions import MlflowException, RestException
+    from requests.exceptions import RequestException
+
+    if isinstance(error, RequestException):
+        return None if error.response is None else int(error.response.status_code)
+    if not isinstance(error, MlflowException):
+        return None
+    if isinstance(error, RestException):
+        # some servers give the status where MLflow's own name of it belongs
+        code = str(error.json.get("error_code", ""))
+        return int(code) if code.isdigit() else int(error.get_http_status_code())
+    told = re.match(r"API request to endpoint .* failed with error code (\d+)", str(error))
+    if told:
+        return int(told[1])
+    # raised on this side without saying why, it is no answer of the store
+    return None if error.error_code == "INTERNAL_ERROR" else int(error.get_http_status_code())
+
+
 def is_away(error: BaseException | None) -> bool:
     """Whether an error says that the store is away, and not that it was asked the wrong thing."""
-    from mlflow.exceptions import MlflowException, RestException
+    from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import OperationalError
 
     while error is not None:
+        status = http_status(error)
+        if status is not None:
+            return status in PASSING_STATUSES or status >= 500
         if isinstance(error, RequestException | ConnectionError | TimeoutError | OperationalError):
             return True
-        if isinstance(error, MlflowException):
-            # a server's own answer, or MLflow's words for having got none
-            answered = isinstance(error, RestException) and error.get_http_status_code() >= 429
-            if answered or str(error).startswith("API request to"):
-                return True
-            if "OperationalError" in str(error):
-                return True
+        if isinstance(error, OSError) and error.errno in PASSING_ERRORS:
+            return True
+        # MLflow's words for having got no answer, or none that it understands
+        if isinstance(error, MlflowException) and str(error).startswith("API request to"):
+            return True
         error = error.__cause__ or error.__context__
     return False
 
 
+def what_it_said(error: BaseException | None) -> str:
+    """Say in a few words what a store that is away did: ``answers 401`` or ``does not answer``."""
+    while error is not None:
+        status = http_status(error)
+        if status is not None:
+            return f"answers {status}"
+        error = error.__cause__ or error.__context__
+    return "does not answer"
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, on disk when this returns.
+
+    Where a killed writer left the last line torn, that one alone is lost.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            line = f"\n{line}"
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class Recorder:
-    """Carries operations out, or keeps them until they can be.
+    """Carries operations out, or keeps them until they can be. Several threads may use it.
 
     Parameters
     ----------
     uri
         Of the tracking store.
     spool
-        Folder of what could not be carried out.
+        Folder of what could not be carried out: ``operations.jsonl`` waits for a store that is
+        away, ``rejected.jsonl`` is what a store would not take.
     """
 
     def __init__(self, uri: str, spool: Path) -> None:
@@ -105,102 +166,152 @@ class Recorder:
         self.client: MlflowClient = MlflowClient(tracking_uri=uri)
         self._spool = spool
         self._journal = spool / "operations.jsonl"
+        self._rejected = spool / "rejected.jsonl"
         self._away_since: float | None = None
-        self.came_back = False
+        self._warned = ""
+        self._one_at_a_time = threading.RLock()
 
-    def do(self, name: str, run_id: str, payload: bytes | None = None, /, **fields: Any) -> None:
-        """Carry an operation of :data:`OPERATIONS` out, now or when the server is back."""
-        operation = {"name": name, "run_id": run_id, "fields": fields}
-        if self._may_try() and self.flush():
+    def do(self, name: str, run_id: str, payload: bytes | None = None, /, **fields: Any) -> bool:
+        """Carry an operation of :data:`OPERATIONS` out, now or when the server is back.
+
+        Nothing that a store does is raised: a record is not worth a training.
+
+        Returns
+        -------
+        bool
+            False when the operation was put aside, as no store would ever take it, or lost.
+        """
+        operation = {"uri": self.uri, "name": name, "run_id": run_id, "fields": fields}
+        with self._one_at_a_time:
             try:
-                OPERATIONS[name](self, run_id, payload, **fields)
-                return
-            except Exception as error:
-                if not is_away(error):
-                    raise
-                self._gone(error)
-        self._keep(operation, payload)
+                if self._may_try() and self.flush():
+                    try:
+                        OPERATIONS[name](self, run_id, payload, **fields)
+                        return True
+                    except Exception as error:
+                        if not is_away(error):
+                            self._reject(operation, payload, error)
+                            return False
+                        self._gone(error)
+                self._keep(operation, payload)
+            except Exception as error:  # a full disk: there is no place left to put it
+                logger.error("%s is not recorded: %s: %s", name, self._spool, _first_line(error))
+                return False
+        return True
 
     def flush(self) -> bool:
         """Carry out what was kept; False when the server is still away."""
-        if not self._journal.is_file():
-            return True
-        with self._locked():
-            if not self._journal.is_file():
-                return True
-            lines = self._journal.read_text().splitlines()
-            others = []
-            for number, line in enumerate(lines):
-                try:
-                    operation = json.loads(line)
-                except ValueError:
-                    logger.warning("%s: a torn line is passed over", self._journal)
-                    continue
-                if operation["uri"] != self.uri:
-                    others.append(line)
-                    continue
-                try:
-                    self._carry_out(operation)
-                except Exception as error:
-                    if not is_away(error):
-                        # one that no server will ever take must not hold up the others
-                        logger.error("%s: %s; it is left out", operation["name"], error)
-                        continue
-                    self._gone(error)
-                    self._journal.write_text("".join(f"{x}\n" for x in others + lines[number:]))
-                    return False
-            if others:
-                self._journal.write_text("".join(f"{x}\n" for x in others))
-            else:
-                self._journal.unlink()
-                for path in self._spool.glob("*.payload"):
-                    path.unlink()
-            if len(lines) > len(others):
-                logger.info("%d records were sent to the tracking server", len(lines))
-                self.came_back = True
-        self._away_since = None
+        with self._one_at_a_time:
+            if self._journal.is_file():
+                with self._locked():
+                    if self._journal.is_file() and not self._send():
+                        return False
+            self._away_since = None
         return True
 
     def close(self) -> None:
         """Try once more, and say when something stays behind."""
-        if not self.flush():
+        try:
+            if self.flush():
+                return
             kept = len(self._journal.read_text().splitlines())
-            logger.warning(
-                "the tracking server is away: %d records stay in %s and are sent by the next run",
-                kept,
-                self._spool,
-            )
+        except OSError as error:
+            logger.error("%s: %s", self._spool, error)
+            return
+        logger.warning(
+            "the tracking server is away: %d records stay in %s and are sent by the next run",
+            kept,
+            self._spool,
+        )
+
+    def _send(self) -> bool:
+        """Carry the journal out; False when the server went in the middle."""
+        lines = self._journal.read_text(errors="replace").splitlines()
+        kept: list[str] = []
+        payloads: list[Path] = []
+        sent, away = 0, False
+        for line in lines:
+            try:
+                operation = json.loads(line)
+                uri, name = operation["uri"], operation["name"]
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s: a torn line is passed over", self._journal)
+                continue
+            if away or uri != self.uri:
+                kept.append(line)
+                continue
+            payload = None
+            try:
+                if "payload" in operation:
+                    payload = (self._spool / operation["payload"]).read_bytes()
+                OPERATIONS[name](self, operation["run_id"], payload, **operation["fields"])
+                sent += 1
+            except Exception as error:
+                if is_away(error):
+                    self._gone(error)
+                    away = True
+                    kept.append(line)
+                    continue
+                # one that no server will ever take must not hold up the others
+                self._reject(operation, payload, error)
+            if "payload" in operation:
+                payloads.append(self._spool / operation["payload"])
+        if not kept:
+            self._journal.unlink()
+            payloads = list(self._spool.glob("*.payload"))
+        elif len(kept) < len(lines):
+            with atomic_path(self._journal) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
+        for path in payloads:
+            path.unlink(missing_ok=True)
+        if sent:
+            logger.info("%d records were sent to the tracking server", sent)
+        return not away
 
     def _may_try(self) -> bool:
         return self._away_since is None or time.monotonic() - self._away_since > RETRY_SECONDS
 
     def _gone(self, error: BaseException) -> None:
-        if self._away_since is None:
+        said = what_it_said(error)
+        if self._away_since is None or said != self._warned:
             logger.warning(
-                "the tracking server does not answer (%s): training goes on, records are kept in "
-                "%s",
-                str(error).splitlines()[0][:200],
+                "the tracking server %s (%s): training goes on, records are kept in %s",
+                said,
+                _first_line(error),
                 self._spool,
             )
+        self._warned = said
         self._away_since = time.monotonic()
 
     def _keep(self, operation: dict[str, Any], payload: bytes | None) -> None:
         with self._locked():
-            if payload is not None:
-                descriptor, path = tempfile.mkstemp(dir=self._spool, suffix=".payload")
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(payload)
-                operation = {**operation, "payload": Path(path).name}
-            with self._journal.open("a") as journal:
-                journal.write(json.dumps({"uri": self.uri, **operation}) + "\n")
-                journal.flush()
-                os.fsync(journal.fileno())
+            append_line(self._journal, json.dumps({**operation, **self._laid(payload, "payload")}))
 
-    def _carry_out(self, operation: dict[str, Any]) -> None:
-        payload = None
-        if "payload" in operation:
-            payload = (self._spool / operation["payload"]).read_bytes()
-        OPERATIONS[operation["name"]](self, operation["run_id"], payload, **operation["fields"])
+    def _reject(
+        self, operation: dict[str, Any], payload: bytes | None, error: BaseException
+    ) -> None:
+        logger.error(
+            "the tracking server does not take %s of run %s: %s; it is put aside in %s",
+            operation["name"],
+            operation["run_id"],
+            _first_line(error),
+            self._rejected,
+        )
+        told = {"error": f"{type(error).__name__}: {error}", "time": time.time()}
+        content = {**operation, **self._laid(payload, "rejected"), **told}
+        append_line(self._rejected, json.dumps(content))
+
+    def _laid(self, payload: bytes | None, suffix: str) -> dict[str, str]:
+        """Write a payload into the spool; give the field that names its file."""
+        if payload is None:
+            return {}
+        self._spool.mkdir(parents=True, exist_ok=True)
+        descriptor, path = tempfile.mkstemp(dir=self._spool, suffix=f".{suffix}")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(descriptor)
+        return {"payload": Path(path).name}
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -208,6 +319,11 @@ class Recorder:
         with (self._spool / "lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
 def log_params(recorder: Recorder, run_id: str, payload: None, values: dict[str, Any]) -> None:
@@ -384,10 +500,9 @@ def log_sae(
     runs
         File of JSON lines to which its run's id is appended.
     """
-    from husai.campaign.banks import NEUTRAL_FIELDS
     from husai.campaign.store import identity
     from husai.sae import from_tensors
-    from husai.storage import TensorFile
+    from husai.sae.config import NEUTRAL_FIELDS
 
     file = TensorFile.from_bytes(payload, sae_id)
     header = file.header
@@ -398,7 +513,7 @@ def log_sae(
             _note_run(runs, sae_id, header, found.info.run_id, recorder.uri)
             return
     sae = from_tensors(file.tensors, header, sae_id)
-    about = header["provenance"].get("campaign", {})
+    about = header["provenance"].get("campaign") or {}
     end = int(1000 * about.get("finished", time.time()))
     if found is None:
         # the time it was trained, so that the UI's duration column says something
@@ -406,7 +521,7 @@ def log_sae(
         found = recorder.client.create_run(
             experiment,
             start_time=end - int(1000 * seconds),
-            tags={PARENT_TAG: run_id, **sae_tags(sae_id, header)},
+            tags={PARENT_TAG: run_id, PROCESS_TAG: this_process(), **sae_tags(sae_id, header)},
             run_name=sae_id,
         )
     child = found.info.run_id
@@ -417,7 +532,7 @@ def log_sae(
     }
     params = {**dict(flatten(header["config"])), **dict(flatten(training, "training"))}
     log_params(recorder, child, None, params)
-    costs = {k: about[k] for k in ("cost", "device_seconds", "attempts") if k in about}
+    costs = {name: about[name] for name in COSTS if about.get(name) is not None}
     points = [(name, float(value), 0) for name, value in flatten(sae.metrics)]
     points += [(f"campaign.{name}", float(value), 0) for name, value in costs.items()]
     history = sae.history
@@ -463,46 +578,88 @@ def find_saes(
     """Give the runs of the SAEs of an experiment, or of one, by name and identity."""
     condition = f"= '{sae_id}'" if sae_id else "LIKE '%'"
     found = {}
+    for run in _search(client, experiment, f"tags.`{ID_TAG}` {condition}"):
+        tags = run.data.tags
+        found[tags[ID_TAG], tags.get(IDENTITY_TAG, "")] = run
+    return found
+
+
+def _search(client: MlflowClient, experiment: str, condition: str) -> Iterator[Any]:
     token = None
     while True:
         page = client.search_runs(
-            [experiment],
-            f"tags.`{ID_TAG}` {condition}",
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
+            [experiment], condition, order_by=["attributes.start_time ASC"], page_token=token
         )
-        for run in page:
-            tags = run.data.tags
-            found[tags[ID_TAG], tags.get(IDENTITY_TAG, "")] = run
+        yield from page
         token = page.token
         if not token:
-            return found
+            return
 
 
 def adopt(recorder: Recorder, child: Any, parent: str) -> None:
-    """Move a SAE's run below this session's, when the session that made it was interrupted."""
+    """Move a SAE's run below this session's, when the session that made it was interrupted.
+
+    One that is still at work keeps its own; of another machine's nobody here can say that it is
+    not, until its run has ended.
+    """
     theirs = child.data.tags.get(PARENT_TAG)
     if theirs in (None, parent):
         return
-    run = recorder.client.get_run(theirs)
-    if run.info.status == "FINISHED":
-        return
+    try:
+        run = recorder.client.get_run(theirs)
+    except Exception as error:
+        if http_status(error) != 404:  # else it was deleted for good
+            raise
+    else:
+        if run.info.status == "FINISHED":
+            return
+        if run.info.status == "RUNNING":
+            if not is_gone(run.data.tags.get(PROCESS_TAG, "")):
+                return
+            recorder.client.set_terminated(theirs, "KILLED")  # by what gave it no time to say so
     set_tags(recorder, child.info.run_id, None, {PARENT_TAG: parent})
-    if run.info.status == "RUNNING" and is_gone(run.data.tags.get(PROCESS_TAG, "")):
-        recorder.client.set_terminated(theirs, "KILLED")  # by what gave it no time to say so
+
+
+def adopt_sae(recorder: Recorder, run_id: str, payload: None, child: str) -> None:
+    """Move a SAE's run, given by its id, below the session's: see :func:`adopt`."""
+    adopt(recorder, recorder.client.get_run(child), run_id)
+
+
+def end_abandoned(client: MlflowClient, experiment: str) -> None:
+    """Close the runs of an experiment that killed processes of this machine left open."""
+    condition = f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '{platform.node()}:%'"
+    gone = [
+        run.info.run_id
+        for run in _search(client, experiment, condition)
+        if is_gone(run.data.tags[PROCESS_TAG])
+    ]
+    for run_id in gone:
+        logger.info("MLflow run %s was left open by a process that is gone: closed", run_id)
+        client.set_terminated(run_id, "KILLED")
 
 
 def this_process() -> str:
     """Name this process, for :func:`is_gone`."""
-    return f"{platform.node()}:{os.getpid()}"
+    import psutil
+
+    return f"{platform.node()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
 
 
 def is_gone(process: str) -> bool:
     """Whether a process of this machine has ended; False for those of others."""
     import psutil
 
-    node, _, pid = process.rpartition(":")
-    return node == platform.node() and pid.isdigit() and not psutil.pid_exists(int(pid))
+    node, pid, *began = process.split(":") if process.count(":") else (process, "")
+    if node != platform.node() or not pid.isdigit():
+        return False
+    try:
+        now = psutil.Process(int(pid)).create_time()
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+    # the number may be another's by now: in a container it is the same at every start
+    return bool(began) and abs(now - float(began[0])) > SAME_PROCESS_SECONDS
 
 
 def _note_run(
@@ -517,11 +674,8 @@ def _note_run(
     line = json.dumps(
         {"sae_id": sae_id, "identity": identity(header), "run_id": run_id, "tracking_uri": uri}
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and line in path.read_text().splitlines():
-        return
-    with path.open("a") as file:
-        file.write(f"{line}\n")
+    if not path.is_file() or line not in path.read_text().splitlines():
+        append_line(path, line)
 
 
 def _signature(code: str) -> Any:
@@ -550,4 +704,5 @@ OPERATIONS: dict[str, Operation] = {
     "register": register_sae,
     "end": end_run,
     "sae": log_sae,
+    "adopt": adopt_sae,
 }

@@ -18,7 +18,11 @@ What a dataset means to MLflow stands beside it in the catalog, under ``metadata
     Partitions of SAE files: each gets a run of its own below the session's run, with its
     configuration, metrics and history. ``runs`` names a file to which the runs' ids are written.
 
-A server that is lost in the middle stops nothing: see :mod:`husai.recording`.
+A server that is lost in the middle stops nothing, nor does one that refuses what it is told: see
+:mod:`husai.recording`. The load of this machine during an outage is recorded like all else; that
+of workers on other machines is not recorded at all. Beside its own metrics a SAE's run has
+``campaign.cost``, ``campaign.device_seconds`` and ``campaign.attempts``, and the session's run has
+what the whole campaign took until then, earlier sessions and failures included.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import json
 import logging
 import os
 import platform
+import threading
 import time
 import traceback
 import warnings
@@ -46,11 +51,12 @@ from husai.provenance import git_commit
 from husai.recording import (
     PROCESS_TAG,
     Recorder,
-    adopt,
+    end_abandoned,
     find_saes,
     flatten,
     is_away,
     this_process,
+    what_it_said,
 )
 from husai.storage import TensorFile
 
@@ -61,6 +67,12 @@ if TYPE_CHECKING:
     from kedro.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
+
+TOTALS_SECONDS = 10.0
+"""The session's run is told what the campaign took no more often than this: the ledger is read."""
+
+SAMPLING_SECONDS = 5.0
+"""How often this machine's load is measured."""
 
 
 class TrackingConfig(Config):
@@ -97,10 +109,12 @@ class MlflowHook:
         self._catalog: DataCatalog | None = None
         self._run_id = ""
         self._experiment_id = ""
-        self._monitor: Any = None
+        self._load: _MachineLoad | None = None
         self._inputs_logged: set[str] = set()
         self._produced: set[str] = set()
         self._saes: dict[str, _Known] = {}
+        self._ledgers: set[Path] = set()
+        self._totals_told: float | None = None
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -128,20 +142,6 @@ class MlflowHook:
         uri, artifacts = self._locations()
         spool = self._project_path / self._tracking.data_dir / "tracking_spool"
         recorder = Recorder(uri, spool.resolve())
-        try:
-            self._experiment_id = self._experiment(recorder, artifacts)
-            recorder.flush()  # what an earlier run could not send
-        except Exception as error:
-            if not (self._server and is_away(error)):
-                raise
-            raise StudyError(
-                f"the tracking server {uri} does not answer; start it, or set enabled: false in "
-                f"conf/{run_params['env'] or 'base'}/mlflow.yml"
-            ) from error
-        self._recorder = recorder
-        self._catalog = catalog
-        self._produced = {name for node in pipeline.nodes for name in node.outputs}
-        self._saes = {}
         names = run_params.get("pipeline_names") or ["__default__"]
         name = "-".join(names).replace("__default__", "study")
         tags = {
@@ -162,15 +162,35 @@ class MlflowHook:
                 "mlflow.source.git.commit": str(git["commit"]),
                 "git.dirty": str(git["dirty"]).lower(),
             }
-        run = recorder.client.create_run(self._experiment_id, tags=tags, run_name=name)
+        try:
+            self._experiment_id = self._experiment(recorder, artifacts)
+            recorder.flush()  # what an earlier run could not send
+            end_abandoned(recorder.client, self._experiment_id)
+            run = recorder.client.create_run(self._experiment_id, tags=tags, run_name=name)
+        except Exception as error:
+            if not (self._server and is_away(error)):
+                raise
+            raise StudyError(
+                f"the tracking server {uri} {what_it_said(error)}; start it, give its credentials "
+                "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN), or set enabled: false in "
+                f"conf/{run_params['env'] or 'base'}/mlflow.yml"
+            ) from error
         self._run_id = run.info.run_id
+        self._recorder = recorder
+        self._catalog = catalog
+        self._produced = {name for node in pipeline.nodes for name in node.outputs}
+        self._saes = {}
+        self._ledgers = self._find_ledgers()
+        self._totals_told = None
         self._inputs_logged = set()
         atexit.register(self._finish, "KILLED")
         groups = sorted(name for name in pipeline.inputs() if name.startswith("params:"))
         values = {name.removeprefix("params:"): catalog.load(name) for name in groups}
         recorder.do("params", self._run_id, values=_plain(dict(flatten(values))))
         self._log_environment()
-        self._start_system_metrics()
+        if self._tracking.system_metrics:
+            self._load = _MachineLoad(recorder, self._run_id)
         logger.info("MLflow run %s in experiment %s", self._run_id, self._tracking.experiment)
 
     @hook_impl
@@ -242,11 +262,6 @@ class MlflowHook:
         if recorder is None:
             raise RuntimeError("no MLflow run is open")
         recorder.do(operation, self._run_id, payload, **fields)
-        if recorder.came_back:
-            # MLflow's monitor ends when the server goes
-            recorder.came_back = False
-            self._stop_system_metrics()
-            self._start_system_metrics(again=True)
 
     def _locations(self) -> tuple[str, str | None]:
         """Give the tracking URI and where a new experiment's artifacts go."""
@@ -303,7 +318,7 @@ class MlflowHook:
         self._do("dataset", dataset=dict(entity._to_mlflow_entity()), context=context)
 
     def _log_child(self, name: str, data: TensorFile, runs: str | None) -> None:
-        """Give a SAE its own run below the session's, and add its cost to the session's."""
+        """Give a SAE its own run below the session's."""
         self._do(
             "sae",
             data.to_bytes(),
@@ -312,9 +327,47 @@ class MlflowHook:
             runs=None if runs is None else str((self._project_path / runs).resolve()),
         )
         self._saes[name] = _Known(data.header)
-        costs = [sae.about.get("cost", 0.0) for sae in self._saes.values()]
-        done = len(costs)
-        points = [("campaign.cost", float(sum(costs)), done), ("campaign.saes", done, done)]
+        told = self._totals_told
+        if told is None or time.monotonic() - told > TOTALS_SECONDS:
+            self._log_totals()
+
+    def _find_ledgers(self) -> set[Path]:
+        """Name the folders of the campaigns that this run carries out."""
+        found = set()
+        for name in self._produced:
+            options = self._kind(name)
+            if options.get("kind") == "child_runs" and options.get("runs"):
+                found.add((self._project_path / options["runs"]).resolve().parent)
+        return found
+
+    def _log_totals(self) -> None:
+        """Say what the campaign has taken: all its sessions, and what failed without a file."""
+        from husai.campaign import read_ledger
+
+        statuses: dict[str, str] = {}
+        took: dict[str, tuple[float, float]] = {}
+        for folder in self._ledgers:
+            table = read_ledger(folder)
+            ids = table["sae_id"].tolist()
+            statuses |= zip(ids, table["status"].tolist(), strict=True)
+            costs = zip(table["cost"].tolist(), table["seconds"].tolist(), strict=True)
+            took |= zip(ids, costs, strict=True)
+        # the ledger is told of a SAE once it is saved and recorded: its file may know more
+        for name, sae in self._saes.items():
+            statuses[name] = "failed" if sae.failed else "done"
+            known = took.get(name, (0.0, 0.0))
+            took[name] = (max(known[0], sae.took[0]), max(known[1], sae.took[1]))
+        if not statuses:
+            return
+        self._totals_told = time.monotonic()
+        n_done, n_failed = (list(statuses.values()).count(kind) for kind in ("done", "failed"))
+        totals = {
+            "cost": sum(cost for cost, _ in took.values()),
+            "device_seconds": sum(seconds for _, seconds in took.values()),
+            "saes": n_done,
+            "failed": n_failed,
+        }
+        points = [(f"campaign.{k}", float(total), n_done + n_failed) for k, total in totals.items()]
         self._do("metrics", points=points, at=_now())
 
     def _complete_children(self, dataset_name: str, partitions: Mapping[str, Any]) -> None:
@@ -333,9 +386,9 @@ class MlflowHook:
         try:
             known = find_saes(self._recorder.client, self._experiment_id)
         except Exception as error:
-            if not is_away(error):
-                raise
-            known = {}  # each is looked for again when it is logged
+            # each is looked for again when it is logged
+            logger.warning("the SAEs' runs could not be looked for: %s", error)
+            known = {}
         from husai.campaign.store import identity
 
         for name in unknown:
@@ -345,11 +398,7 @@ class MlflowHook:
                 self._log_child(name, data, runs)
                 continue
             self._saes[name] = _Known(data.header)
-            try:
-                adopt(self._recorder, run, self._run_id)
-            except Exception as error:
-                if not is_away(error):
-                    raise
+            self._do("adopt", child=run.info.run_id)
 
     def _register(self) -> None:
         """Make versions of registered models of the SAEs that this session knows."""
@@ -365,18 +414,13 @@ class MlflowHook:
             sae = self._saes[name]
             if sae.fvu == float("inf"):
                 continue
-            try:
-                self._do(
-                    "register",
-                    sae_id=name,
-                    identity=sae.identity,
-                    experiment=self._experiment_id,
-                    model=f"husai {sae.group}".replace(" ", "-"),
-                )
-            except Exception as error:
-                # everything is trained, saved and logged: a store without a registry changes
-                # nothing of that
-                logger.error("%s could not be registered: %s", name, error)
+            self._do(
+                "register",
+                sae_id=name,
+                identity=sae.identity,
+                experiment=self._experiment_id,
+                model=f"husai {sae.group}".replace(" ", "-"),
+            )
 
     def _log_environment(self) -> None:
         packages = sorted(
@@ -386,27 +430,15 @@ class MlflowHook:
         text = f"python=={platform.python_version()}\n" + "\n".join(packages) + "\n"
         self._do("file", text.encode(), path="environment.txt")
 
-    def _start_system_metrics(self, again: bool = False) -> None:
-        if not self._tracking.system_metrics or self._recorder is None:
-            return
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        self._monitor = SystemMetricsMonitor(
-            self._run_id,
-            sampling_interval=5,
-            tracking_uri=self._recorder.uri,
-            resume_logging=again,
-        )
-        self._monitor.start()
-
-    def _stop_system_metrics(self) -> None:
-        if self._monitor is not None:
-            self._monitor.finish()
-            self._monitor = None
-
     def _finish(self, status: str) -> None:
-        self._stop_system_metrics()
+        if self._load is not None:
+            self._load.stop()
+            self._load = None
         if self._open() and self._recorder is not None:
+            try:
+                self._log_totals()
+            except Exception as error:  # the ledger is another's: whatever is wrong with it
+                logger.warning("what the campaign took could not be read: %s", error)
             self._recorder.do("end", self._run_id, status=status, at=_now())
             self._recorder.close()
         self._run_id = ""
@@ -440,12 +472,62 @@ class _Known:
     def __init__(self, header: Mapping[str, Any]) -> None:
         from husai.campaign.store import identity
 
-        self.about: Mapping[str, Any] = header["provenance"].get("campaign", {})
+        about: Mapping[str, Any] = header["provenance"].get("campaign") or {}
+        self.took = float(about.get("cost") or 0.0), float(about.get("device_seconds") or 0.0)
+        self.failed = bool(header.get("failure"))
         self.identity = identity(header)
         config = header["config"]
-        self.group = str(self.about.get("group", f"{config['architecture']} d{config['d_sae']}"))
+        self.group = str(about.get("group", f"{config['architecture']} d{config['d_sae']}"))
         fvu = header["metrics"].get("fvu")
-        self.fvu = float("inf") if fvu is None or header.get("failure") else float(fvu)
+        self.fvu = float("inf") if fvu is None or self.failed else float(fvu)
+
+
+class _MachineLoad:
+    """Measures this machine's load in a thread, as MLflow names it, until it is stopped.
+
+    MLflow's own thread ends for good when the server does not answer; here what was measured
+    then waits with everything else.
+
+    Parameters
+    ----------
+    recorder, run_id
+        Where it is recorded.
+    """
+
+    def __init__(self, recorder: Recorder, run_id: str) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        # never started: it knows what there is to measure, and what a user wants of it
+        self._sensors = SystemMetricsMonitor(
+            run_id, sampling_interval=SAMPLING_SECONDS, tracking_uri=recorder.uri
+        )
+        self._recorder = recorder
+        self._run_id = run_id
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._measure, daemon=True, name="husai load")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        self._thread.join()
+
+    def _measure(self) -> None:
+        step = 0
+        while not self._ended.is_set():
+            try:
+                self._sensors.collect_metrics()
+                self._ended.wait(self._sensors.sampling_interval)
+                measured = self._sensors.aggregate_metrics()
+                for sensor in self._sensors.monitors:
+                    sensor.clear_metrics()
+            except Exception as error:
+                logger.warning("the load of this machine is not measured: %s", error)
+                return
+            points = [(f"system/{name}", float(value), step) for name, value in measured.items()]
+            if not self._recorder.do("metrics", self._run_id, points=points, at=_now()):
+                return  # its run is not there any more
+            step += 1
 
 
 def _now() -> int:

@@ -11,7 +11,7 @@ from husai.campaign import results
 from husai.campaign.database import RUNS
 from husai.campaign.store import identity
 from husai.errors import CampaignStopped, InputError
-from husai.storage import read_header
+from husai.storage import read_header, read_tensors, write_tensors
 
 
 def test_trained_and_missing_saes_of_several_campaigns_are_one_table(tmp_path):
@@ -43,6 +43,37 @@ def test_trained_and_missing_saes_of_several_campaigns_are_one_table(tmp_path):
     assert set(missing["campaign"]) == {"other"}
     assert set(missing["status"]) <= {"planned", "running"}
     assert set(missing["seed"]) == {0, 1, 2}
+
+
+def test_campaigns_are_found_wherever_they_lie_and_each_once(tmp_path):
+    deep = tmp_path / "studies" / "mine" / "saes"
+    Campaign(deep).start(make_config(name="deep"), stop_after=2)
+    table = results(tmp_path, tmp_path / "studies", deep)
+    assert table.groupby("campaign").size().to_dict() == {"deep": 12}
+
+
+def test_quarantined_files_are_rows_of_their_own(campaign):
+    # a name with a point in it, as the files' are in quarantine
+    relu = {"architectures": {"relu": {"l1_coefficient": [1.5]}}, "d_sae": [8], "seeds": [0, 1]}
+    config = make_config(plan={"hook_name": "h", **relu})
+    campaign.start(config)
+    campaign.start(config, training=TRAINING.model_copy(update={"steps": 50}))
+    table = results(campaign.folders.campaign.parent)
+    assert table["status"].value_counts().to_dict() == {"done": 2, "quarantined": 2}
+    old = table[table["status"] == "quarantined"]
+    assert set(old["sae_id"]) == set(campaign.saes())
+    assert (old["training.steps"] == 40).all()
+    assert old["path"].str.contains("quarantine").all()
+
+
+def test_a_file_without_its_provenance_is_a_row_that_says_so(campaign):
+    campaign.start()
+    path = next(campaign.folders.store.iterdir())
+    tensors, header = read_tensors(path)
+    write_tensors(path, tensors, {**header, "provenance": None})
+    table = results(campaign.folders.campaign.parent).set_index("sae_id")
+    assert len(table) == 12
+    assert "AttributeError" in table.loc[path.stem, "reason"]
 
 
 def test_failures_say_why(campaign, monkeypatch):

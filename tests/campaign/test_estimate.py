@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from tests.campaign.conftest import ACTIVATIONS, TRAINING, make_config
 
-from husai.campaign import estimate_campaign
+from husai.campaign import estimate_campaign, read_ledger
 from husai.campaign.banks import Bank, RowsInfo, make_banks
 from husai.campaign.estimate import clock_seconds
 from husai.errors import InputError
@@ -29,6 +31,18 @@ def test_dry_run_lists_what_is_missing_and_trains_nothing(campaign):
     table, text = estimate_campaign(plan, ACTIVATIONS, TRAINING, config, campaign.folders)
     assert table["saes"].sum() == 9
     assert "3 trained already" in text
+
+
+def test_what_banks_took_is_what_the_next_dry_run_says(campaign):
+    # with one thread the device-seconds of the ledger are the seconds of a bank
+    config = make_config(compute={"processes": 0, "threads": 1})
+    plan = campaign.plan(config)
+    campaign.start(config)
+    took = read_ledger(campaign.folders.campaign, plan["sae_id"].tolist())["seconds"].sum()
+    shutil.rmtree(campaign.folders.store)
+    table, _ = estimate_campaign(plan, ACTIVATIONS, TRAINING, config, campaign.folders)
+    assert table["saes"].sum() == 12
+    assert table["seconds"].sum() == pytest.approx(took, rel=0.05)
 
 
 def test_clock_time_is_that_of_the_fullest_slot():

@@ -49,6 +49,19 @@ def test_grid_is_complete_and_ids_are_unique():
     assert (plan["data_seed"] == 0).all()
 
 
+def test_lists_may_be_words_as_the_command_line_has_them():
+    grid = {"topk": {"k": "2 4"}, "relu": {"l1_coefficient": 1.5}}
+    words = make_plan(d_sae="16 64", seeds="0 1", architectures=grid)
+    lists = make_plan(
+        d_sae=[16, 64],
+        seeds=[0, 1],
+        architectures={"topk": {"k": [2, 4]}, "relu": {"l1_coefficient": [1.5]}},
+    )
+    pd.testing.assert_frame_equal(words, lists)
+    with pytest.raises(ValueError, match="d_sae"):
+        make_plan(d_sae="16;64")
+
+
 def test_ids_do_not_depend_on_the_rest_of_the_plan():
     small = make_plan(d_sae=(64,), seeds=(1,))
     assert set(small["sae_id"]) < set(make_plan()["sae_id"])
@@ -227,6 +240,48 @@ def test_a_variant_may_vary_something_else_and_train_differently():
     assert make_plan()["sae_id"].tolist() == plan["sae_id"].tolist()[:18]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": {"init_seed": 3}}, r"plan\.options\.init_seed: 3 .*vary: init"),
+        ({"options": {"data_seed": 3}, "vary": "data"}, r"options\.data_seed: 3 .*vary: data"),
+        ({"options": {"init_seed": 0}, "vary": "both"}, r"options\.init_seed: 0 .*vary: both"),
+        (
+            {
+                "variants": {
+                    "v": {"architecture": "topk", "d_sae": 16, "options": {"k": 4, "init_seed": 3}}
+                }
+            },
+            r"plan\.variants\.v\.options\.init_seed: 3 .*vary: init",
+        ),
+        (
+            {
+                "random": {
+                    "samples": 1,
+                    "fields": {
+                        "architecture": {"choice": ["topk"]},
+                        "d_sae": {"choice": [16]},
+                        "k": {"choice": [4]},
+                        "init_seed": {"integer": [1, 9]},
+                    },
+                }
+            },
+            r"plan\.random\.fields\.init_seed: .*1, 9.*vary: init",
+        ),
+    ],
+)
+def test_a_seed_that_varies_is_not_to_be_set(changes, message):
+    with pytest.raises(InputError, match=message):
+        make_plan(**changes)
+
+
+def test_the_seed_that_does_not_vary_may_be_set():
+    plan = make_plan(options={"data_seed": 5}, architectures={"topk": {"k": (4,)}}, d_sae=(16,))
+    assert (plan["init_seed"].tolist(), plan["data_seed"].tolist()) == ([0, 1, 2], [5, 5, 5])
+    own = shipped_plan().query("variant == 'data_order'")
+    assert (own["init_seed"].tolist(), own["data_seed"].tolist()) == ([3, 3, 3], [0, 1, 2])
+
+
 def make_search(**changes: Any) -> list[dict[str, Any]]:
     fields = {
         "architecture": {"choice": ["relu", "topk"]},
@@ -285,6 +340,26 @@ def test_impossible_conditions_are_named(changes, message):
     fields = {"k": {"integer": [1, 32]}}
     with pytest.raises(InputError, match=message):
         make_search(samples=3, fields=fields, **changes)
+
+
+def test_a_condition_on_a_field_that_is_drawn_later_is_named():
+    later = {"k": {"integer": [1, 4], "when": "a == 'topk'"}, "a": {"choice": ["topk"]}}
+    with pytest.raises(ValueError, match=r"fields\.k: .* names a, which is not drawn before k"):
+        make_search(fields=later, constraints=[])
+    itself = {"training.steps": {"integer": [1, 4], "when": "training_steps > 2"}}
+    with pytest.raises(ValueError, match=r"fields\.training\.steps: .* names training_steps"):
+        make_search(fields=itself, constraints=[])
+
+
+def test_choices_of_yes_and_no_stay_what_they_are():
+    fields = {
+        "training.unit_norm_decoder": {"choice": [True, False]},
+        "k": {"choice": [1, 2], "when": "training_unit_norm_decoder"},
+    }
+    samples = make_search(fields=fields, constraints=[])
+    assert {repr(s["training.unit_norm_decoder"]) for s in samples} == {"True", "False"}
+    assert all(("k" in s) == s["training.unit_norm_decoder"] for s in samples)
+    assert {repr(s["k"]) for s in samples if "k" in s} == {"1", "2"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -10,19 +11,27 @@ from typing import Any
 
 import pytest
 from tests.campaign.conftest import (
+    ACTIVATIONS,
     TRAINING,
     Campaign,
     assert_same_weights,
     make_config,
 )
 
+from husai.campaign import estimate_campaign
+from husai.campaign.banks import Bank, RowsInfo, make_banks
+from husai.campaign.budget import Calibrations, Estimates
 from husai.campaign.ledger import Ledger
 from husai.campaign.run import LEDGER
 from husai.campaign.store import locked
+from husai.campaign.work import Calibration
 from husai.errors import CampaignStopped, InputError
+from husai.sae import BankTrainingConfig, SAEConfig
 from husai.sae.checkpoint import write_checkpoint
+from husai.storage import read_tensors, write_tensors
 
-PROCESSES = {"compute": {"processes": 2, "threads": 1}}
+ROWS_INFO = RowsInfo("h@-1", 240, 8, "f")
+PROCESSES: dict[str, Any] = {"compute": {"processes": 2, "threads": 1}}
 
 
 def statuses(campaign: Campaign) -> dict[str, int]:
@@ -265,16 +274,297 @@ def test_a_budget_in_between_trains_a_part(campaign, monkeypatch):
 
     monkeypatch.setattr(Estimates, "seconds", lambda self, bank: 1.0)
     monkeypatch.setattr("husai.campaign.run._Running.seconds", lambda self: 1.0)
-    # banks of three cost 1 each by this clock, on one device
+    # banks of three cost 1 each by this clock, on one device; measured by a dry run beforehand
     config = make_config(
         compute={"processes": 0, "threads": 1}, budget={"rate": 3600.0, "max_cost": 2.5}
     )
+    estimate_campaign(campaign.plan(config), ACTIVATIONS, TRAINING, config, campaign.folders)
     with pytest.raises(CampaignStopped, match="6 of 12"):
         campaign.start(config)
     assert Ledger(campaign.folders.campaign / LEDGER).cost() == pytest.approx(2.0)
     # what was spent counts when it is started again
     with pytest.raises(CampaignStopped, match="2 spent"):
         campaign.start(config)
+    # and in the dry run: the six that are left would cost 2 more
+    for limit, stops in ((3.9, True), (4.1, False)):
+        more = config.model_copy(
+            update={"budget": config.budget.model_copy(update={"max_cost": limit})}
+        )
+        _, text = estimate_campaign(
+            campaign.plan(more), ACTIVATIONS, TRAINING, more, campaign.folders
+        )
+        assert "2.0000 EUR were spent before" in text
+        assert ("would stop it" in text) == stops
+
+
+def test_measuring_is_paid_for(campaign):
+    config = make_config(
+        compute={"processes": 0, "threads": 1}, budget={"rate": 3600.0, "max_cost": 1e-6}
+    )
+    with pytest.raises(CampaignStopped, match=r"max_cost = 1e-06 .* 0 of 12 SAEs"):
+        campaign.start(config)
+    table = Ledger(campaign.folders.campaign / LEDGER).table()
+    kept = json.loads((campaign.folders.campaign / "calibrations.json").read_text())
+    taken = sum(one["taken"] for one in kept.values())
+    assert 0 < taken == pytest.approx(table["cost"].sum()) == pytest.approx(table["seconds"].sum())
+    assert (table["attempts"] == 0).all()
+    # where the limit is reached, nothing more is measured
+    (campaign.folders.campaign / "calibrations.json").unlink()
+    with pytest.raises(CampaignStopped, match=r"max_cost = 1e-06"):
+        campaign.start(config)
+    assert not (campaign.folders.campaign / "calibrations.json").exists()
+
+
+def divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every bank of several SAEs lose its worker once it has told how far it is."""
+    from husai.campaign.executors import Progress, local
+
+    wait, submit = local.ProcessExecutor.wait, local.ProcessExecutor.submit
+    several: set[str] = set()
+
+    def submit_and_see(self: Any, bank: Bank, *, measure: bool = False) -> None:
+        if len(bank.ids) > 1 and not measure:
+            several.add(bank.name)
+        submit(self, bank, measure=measure)
+
+    def wait_and_kill(self: Any, timeout: float) -> Any:
+        events = wait(self, timeout)
+        for event in events:
+            if isinstance(event, Progress) and event.name in several:
+                for pid in self.pids():
+                    os.kill(pid, signal.SIGKILL)
+        return events
+
+    monkeypatch.setattr(local.ProcessExecutor, "submit", submit_and_see)
+    monkeypatch.setattr(local.ProcessExecutor, "wait", wait_and_kill)
+
+
+TWO_SEEDS = {"hook_name": "h", "architectures": {"topk": {"k": [2]}}, "d_sae": [8], "seeds": [0, 1]}
+
+
+def test_a_bank_is_divided_after_it_was_on_its_way(campaign, monkeypatch):
+    divided(monkeypatch)
+    config = make_config(plan=TWO_SEEDS, compute={"processes": 1, "max_retries": 0})
+    longer = TRAINING.model_copy(update={"steps": 2000, "checkpoint_interval": 1000})
+    assert len(campaign.start(config, training=longer)) == 2
+    assert statuses(campaign) == {"done": 2}
+    table = Ledger(campaign.folders.campaign / LEDGER).table()
+    assert (table["attempts"] == 2).all()
+
+
+def test_interrupted_banks_go_on_with_other_checkpoints(campaign, undisturbed):
+    campaign.start(stop_after=1)
+    neutral = {"checkpoint_interval": 7, "keep_checkpoints": 5, "threads": 2}
+    campaign.start(training=TRAINING.model_copy(update=neutral))
+    # the three of the interrupted bank: gone on with, not failed and not trained anew
+    assert statuses(campaign) == {"done": 12}
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+def test_nothing_is_submitted_after_the_machine_failed(campaign, undisturbed, monkeypatch):
+    from husai.campaign.executors import Done, Lost, local
+    from husai.campaign.work import Broken
+
+    submitted: list[Bank] = []
+
+    class Failing:
+        """Two slots: one meets a full disk, then the other loses its worker."""
+
+        slots, devices = 2, 1.0
+
+        def __init__(self, *arguments: Any) -> None:
+            self.events: list[Any] = []
+
+        @property
+        def room(self) -> int:
+            return 2 - len(self.events)
+
+        def put(self, key: str, rows: Any) -> None:
+            pass
+
+        def submit(self, bank: Bank, *, measure: bool = False) -> None:
+            submitted.append(bank)
+            full = Broken("OSError: no space left", "", "machine")
+            lost = Lost(bank.name, "gone", "b")
+            self.events.append(lost if self.events else Done(bank.name, full, "a"))
+
+        def wait(self, timeout: float) -> list[Any]:
+            return [self.events.pop(0)]
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(local, "ProcessExecutor", Failing)
+    with pytest.raises(CampaignStopped, match=r"no space left; put it right\. 0 of 12 SAEs"):
+        campaign.start(make_config(**PROCESSES))
+    assert len(submitted) == 2
+    assert statuses(campaign) == {"planned": 12}
+    monkeypatch.undo()
+    campaign.start()
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+def test_missing_saes_are_never_a_campaign_that_ended(campaign, monkeypatch):
+    monkeypatch.setattr("husai.campaign.run.missing_banks", lambda *rest: [])
+    with pytest.raises(CampaignStopped, match=r"12 SAEs are missing\. 0 of 12 SAEs are trained"):
+        campaign.start()
+
+
+def test_bad_input_fails_only_the_sae_at_fault(campaign, undisturbed, monkeypatch):
+    import husai.sae
+
+    train_bank = husai.sae.train_bank
+
+    def faulty(rows: Any, configs: Any, *rest: Any, **options: Any) -> Any:
+        if any(c.init_seed == 1 and c.d_sae == 8 for c in configs):
+            raise InputError("init_seed: 1 is out of luck")
+        return train_bank(rows, configs, *rest, **options)
+
+    monkeypatch.setattr(husai.sae, "train_bank", faulty)
+    with pytest.raises(CampaignStopped, match="10 of 12 SAEs are trained, 2 SAEs failed"):
+        campaign.start()
+    monkeypatch.undo()
+    assert len(campaign.start()) == 2
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+def test_halves_of_a_bank_cost_their_share(tmp_path):
+    training = BankTrainingConfig(steps=100, eval_interval=50)
+    configs = [SAEConfig(architecture="topk", d_sae=8, k=2, init_seed=i) for i in range(3)]
+    bank = make_banks(list("abc"), configs, [training] * 3, [ROWS_INFO] * 3)[0]
+    measured = Calibrations(tmp_path / "calibrations.json", "local", 1.0)
+    measured.put(bank, Calibration(3.0, 0.06, 1.5, 1))
+    estimates = Estimates(tmp_path, measured)
+    assert estimates.seconds(bank) == pytest.approx(12.0)
+    estimates.start(bank)
+    halves = bank.halves()
+    estimates.divide(bank, halves)
+    assert [estimates.seconds(half) for half in halves] == pytest.approx([4.0, 8.0])
+    # halves may be divided again
+    quarters = halves[1].halves()
+    estimates.divide(halves[1], quarters)
+    assert [estimates.seconds(quarter) for quarter in quarters] == pytest.approx([4.0, 4.0])
+
+
+def test_what_cannot_be_measured_takes_as_long_for_its_work_as_the_others(tmp_path):
+    training = BankTrainingConfig(steps=100)
+    configs = [SAEConfig(architecture="topk", d_sae=d, k=2) for d in (8, 24)]
+    wide, narrow = make_banks(["a", "b"], configs, [training] * 2, [ROWS_INFO] * 2)
+    measured = Calibrations(tmp_path / "calibrations.json", "local", 1.0)
+    estimates = Estimates(tmp_path, measured)
+    estimates.complete([wide, narrow])
+    assert estimates.seconds(wide) > estimates.seconds(narrow) > 0
+    measured.put(narrow, Calibration(0.0, 0.1, 0.0, 1))
+    estimates = Estimates(tmp_path, measured)
+    estimates.complete([wide, narrow])
+    assert estimates.seconds(wide) == pytest.approx(30.0)
+
+
+def test_a_worker_lost_while_measuring_is_no_end(campaign, undisturbed, monkeypatch):
+    from husai.campaign.executors import local
+
+    killed: list[int] = []
+    wait = local.ProcessExecutor.wait
+
+    def kill_and_wait(self: Any, timeout: float) -> Any:
+        if not killed:
+            killed.extend(self.pids()[:1])
+            os.kill(killed[0], signal.SIGKILL)
+        return wait(self, timeout)
+
+    monkeypatch.setattr(local.ProcessExecutor, "wait", kill_and_wait)
+    campaign.start(make_config(**PROCESSES, budget={"max_hours": 10.0}))
+    assert len(killed) == 1
+    assert_same_weights(campaign.saes(), undisturbed)
+
+
+def test_what_cannot_be_measured_fails_in_its_training(campaign, monkeypatch):
+    import husai.sae
+
+    train_bank = husai.sae.train_bank
+
+    def faulty(rows: Any, configs: Any, *rest: Any, **options: Any) -> Any:
+        if any(c.init_seed == 1 and c.d_sae == 8 for c in configs):
+            raise RuntimeError("out of luck")
+        return train_bank(rows, configs, *rest, **options)
+
+    monkeypatch.setattr(husai.sae, "train_bank", faulty)
+    config = make_config(budget={"rate": 1.0, "max_cost": 1000.0})
+    _, text = estimate_campaign(
+        campaign.plan(config), ACTIVATIONS, TRAINING, config, campaign.folders
+    )
+    assert "12 to train" in text
+    with pytest.raises(CampaignStopped, match="10 of 12 SAEs are trained, 2 SAEs failed"):
+        campaign.start(config)
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(husai.sae, "train_bank", full)
+    (campaign.folders.campaign / "calibrations.json").unlink()
+    with pytest.raises(CampaignStopped, match=r"measuring .*No space left on device; put it right"):
+        campaign.start(config)
+
+
+def spoiled(path: Path, **changes: Any) -> None:
+    """Write a file again with another header; None leaves an entry out."""
+    tensors, header = read_tensors(path)
+    header = {**header, **changes}
+    write_tensors(path, tensors, {k: v for k, v in header.items() if v is not LEFT_OUT})
+
+
+LEFT_OUT = object()
+
+
+def test_files_that_are_whole_and_no_saes_are_set_aside(campaign, undisturbed):
+    campaign.start()
+    names = sorted(undisturbed)[:5]
+    spoiled(campaign.path(names[0]), metrics=LEFT_OUT)
+    spoiled(campaign.path(names[1]), history_columns=LEFT_OUT)
+    spoiled(campaign.path(names[2]), provenance=None)
+    spoiled(campaign.path(names[3]), provenance={"training": None})
+    content = bytearray(campaign.path(names[4]).read_bytes())
+    content[-3] ^= 1  # a bit of the last tensor
+    campaign.path(names[4]).write_bytes(content)
+    assert sorted(campaign.start()) == names
+    assert_same_weights(campaign.saes(), undisturbed)
+    assert campaign.start() == []
+
+
+def test_what_a_sae_took_is_known_though_the_driver_ended_before_it_was_told(campaign):
+    config = make_config(budget={"rate": 3600.0})
+    (sae_id,) = campaign.start(config, stop_after=1)
+    assert Ledger(campaign.folders.campaign / LEDGER).entries[sae_id].status != "done"
+    campaign.start(config)
+    ledger = Ledger(campaign.folders.campaign / LEDGER)
+    for name, sae in campaign.saes().items():
+        about, entry = sae.provenance["campaign"], ledger.entries[name]
+        assert 0 < entry.cost == pytest.approx(about["cost"]), name
+        assert entry.seconds == pytest.approx(about["device_seconds"]), name
+
+
+@pytest.mark.parametrize("victim", ["ledger", "rows", "calibrations"])
+def test_a_full_disk_of_the_driver_stops_the_campaign(campaign, undisturbed, monkeypatch, victim):
+    from husai.campaign.executors import inline
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def short(*arguments: Any, **options: Any) -> None:
+        raise OSError("1920 requested and 512 written")  # as numpy says it
+
+    if victim == "ledger":
+        campaign.start(stop_after=2)
+        monkeypatch.setattr(Ledger, "_write", full)
+    elif victim == "rows":
+        monkeypatch.setattr(inline.InlineExecutor, "put", short)
+    else:
+        monkeypatch.setattr(Calibrations, "put", full)
+    with pytest.raises(CampaignStopped, match=r"(No space left|512 written).*put it right"):
+        campaign.start()
+    monkeypatch.undo()
+    campaign.start()
+    assert_same_weights(campaign.saes(), undisturbed)
 
 
 def test_ledger_passes_over_a_torn_line_and_keeps_the_rest(tmp_path):

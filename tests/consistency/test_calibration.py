@@ -1,15 +1,18 @@
 """Calibration against brute force, planted errors and simulated settings."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse, stats
 
-from husai.consistency import gt_mcc, pw_mcc
+from husai.consistency import gt_mcc, plane_recovery, pw_mcc
 from husai.consistency.calibration import (
+    axis_recovery_chance,
     calibrate_scores,
+    clustered_share,
     detector_metrics,
     excess_consistency,
     feature_recovery,
@@ -18,6 +21,7 @@ from husai.consistency.calibration import (
     reproducibility_as_detector,
     reproducible_features,
     truth_scores,
+    within_run_correlation,
 )
 from husai.errors import InputError
 from husai.tasks import planted_dictionary, song_world
@@ -155,6 +159,15 @@ def test_nulls_keep_different_chance_levels_apart():
     assert found.verdict == "stable but wrong"
 
 
+def test_no_verdict_where_the_scores_count_different_features():
+    found = excess_consistency(np.ones((4, 4)), np.full(4, 0.5), n_latents=12, n_true=8)
+    assert (found.verdict, found.excess, found.low) == ("not comparable", None, None)
+    assert "12 latents" in found.reason
+    assert "8 pairs" in found.reason
+    same = excess_consistency(np.ones((4, 4)), np.full(4, 0.5), n_latents=12, n_true=12)
+    assert (same.verdict, same.reason) == ("stable but wrong", "")
+
+
 def test_excess_interval_covers():
     rng = np.random.default_rng(5)
     inside, S, trials = 0, 5, 400
@@ -195,6 +208,53 @@ def test_reproducible_features_find_what_is_shared_and_true():
     assert nothing["recall"] is None
 
 
+def test_detector_intervals_are_over_clusters():
+    rng = np.random.default_rng(10)
+    # clusters of 40 latents that differ in how many of the reproduced are true
+    quality = rng.uniform(0.2, 0.9, 12)
+    cluster = np.repeat(np.arange(12), 40)
+    table = pd.DataFrame(
+        {
+            "reproducibility": rng.uniform(0.5, 1, 480),
+            "truth_similarity": np.where(rng.random(480) < quality[cluster], 0.95, 0.3),
+            "cluster": cluster,
+        }
+    )
+    found = reproducibility_as_detector(table, cluster="cluster", n_resamples=1000)
+    passing = table[table["reproducibility"] >= 0.9]
+    draws: dict[str, list[Any]] = {"precision": [], "recall": [], "auc": []}
+    parts = [part for _, part in table.groupby("cluster")]
+    for _ in range(500):
+        drawn = pd.concat([parts[c] for c in rng.integers(12, size=12)])
+        one = reproducibility_as_detector(drawn)
+        for name, values in draws.items():
+            values.append(one[name])
+    for name, values in draws.items():
+        brute = np.quantile(values, [0.025, 0.975])
+        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        assert (low, high) == pytest.approx(tuple(brute), abs=0.03)
+    assert found["n_clusters"] == 12
+    # latents taken for independent would give an interval that is far too short
+    n_true = int((passing["truth_similarity"] > 0.9).sum())
+    naive = stats.binomtest(n_true, len(passing)).proportion_ci()
+    assert found["precision_high"] - found["precision_low"] > 1.3 * (naive.high - naive.low)
+    few = reproducibility_as_detector(table[table["cluster"] < 3], cluster="cluster")
+    assert few["precision_low"] is None
+    assert "3 independent clusters" in few["reason"]
+    assert reproducibility_as_detector(table)["precision_low"] is None
+
+
+def test_reproducible_features_keep_the_names_of_the_seeds():
+    rng = np.random.default_rng(11)
+    seeds = [noisy(rng, TRUTH, noise) for noise in (0.02, 0.05, 2.0)]
+    by_position = reproducible_features(seeds, TRUTH)
+    named = reproducible_features(seeds, TRUTH, seeds=[0, 2, 7])
+    assert named["seed"].unique().tolist() == [0, 2, 7]
+    pd.testing.assert_frame_equal(named.drop(columns="seed"), by_position.drop(columns="seed"))
+    with pytest.raises(InputError, match="seeds: "):
+        reproducible_features(seeds, TRUTH, seeds=[0, 0, 1])
+
+
 def test_reproducibility_is_zero_without_a_partner():
     table = reproducible_features([TRUTH, TRUTH[:5]], TRUTH)
     first = table[table["seed"] == 0].set_index("latent")["reproducibility"]
@@ -220,6 +280,41 @@ def test_rank_correlation_is_spearman_and_respects_clusters():
     assert copied.high - copied.low == pytest.approx(found.high - found.low, rel=0.15)
     naive = rank_correlation(np.repeat(x, 10), np.repeat(y, 10), n_resamples=300)
     assert naive.high - naive.low < 0.5 * (found.high - found.low)
+
+
+def test_rank_correlation_resamples_whole_clusters():
+    rng = np.random.default_rng(12)
+    cluster = np.repeat(np.arange(8), [1, 2, 3, 4, 5, 6, 7, 8])
+    x = rng.integers(6, size=len(cluster)).astype(float)  # ties
+    y = np.round(x + rng.standard_normal(8)[cluster] * 2 + rng.standard_normal(len(x)), 1)
+    found = rank_correlation(x, y, cluster=cluster.tolist(), n_resamples=4000)
+    draws = []
+    for _ in range(1000):
+        index = np.concatenate([np.flatnonzero(cluster == c) for c in rng.integers(8, size=8)])
+        draws.append(stats.spearmanr(x[index], y[index]).statistic)
+    brute = np.nanquantile(draws, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx(tuple(brute), abs=0.05)
+
+
+def test_within_run_correlation_sees_what_differences_between_runs_hide():
+    # within every run the score falls as truth rises, over all settings it rises with it
+    rows = [
+        {"run": f"{c}{r}", "cluster": c, "gt_mcc": c + 0.1 * t, "score": c - 0.1 * t, "flat": 1.0}
+        for c in range(6)
+        for r in range(3)
+        for t in range(3)
+    ]
+    settings = pd.DataFrame(rows)
+    over_all = calibrate_scores(settings, ["score"], n_resamples=50)
+    assert over_all["rank_correlation"][0] > 0.8
+    table = within_run_correlation(settings, ["score", "flat"], run="run", n_resamples=50)
+    assert table["rank_correlation"][0] == pytest.approx(-1)
+    assert (table["n"][0], table["n_clusters"][0], table["reason"][0]) == (18, 6, "")
+    assert (table["low"][0], table["high"][0]) == (pytest.approx(-1), pytest.approx(-1))
+    assert table["n"][1] == 0
+    assert "no run" in table["reason"][1]
+    two = within_run_correlation(settings[settings["gt_mcc"] % 1 < 0.15], ["score"], run="run")
+    assert two["n"][0] == 0
 
 
 def test_rank_correlation_interval_covers():
@@ -255,7 +350,7 @@ def test_calibrate_scores_slices():
             "good": truth**3,
             "bad": rng.random(n),
             "backwards_in_b": np.where(np.arange(n) % 2, -truth, truth),
-            "run": np.arange(n) // 2,
+            "cluster": np.arange(n) // 2,
             "world": np.where(np.arange(n) % 2, "b", "a"),
         }
     )
@@ -273,23 +368,87 @@ def test_calibrate_scores_slices():
 
 
 def test_gate_calibration_counts():
-    # SAE a: passes while still 0.1 away, then settled; SAE b: held back although settled
+    # passed: two of three settled; settled: one of three held back
     gate = gate_calibration(
         passed=[False, True, True, False, True],
         recovery=[0.5, 0.8, 0.9, 0.7, 0.7],
         final_recovery=[0.9, 0.9, 0.9, 0.7, 0.7],
-        sae=["a", "a", "a", "b", "b"],
+        cluster=["a", "a", "a", "b", "b"],
     )
-    assert gate.false_pass_rate == pytest.approx(1 / 3)
-    assert gate.false_hold_rate == pytest.approx(1 / 3)
-    assert (gate.n_checkpoints, gate.n_passed, gate.n_saes_passed) == (5, 3, 2)
-    assert gate.low < 1 / 3 < gate.high
-    wilson = stats.binomtest(2, 6).proportion_ci(method="wilson")
-    many = gate_calibration([True] * 6, [0, 0, 1, 1, 1, 1], np.ones(6), list("abcdef"))
-    assert (many.low, many.high) == pytest.approx((wilson.low, wilson.high))
+    assert gate.false_pass.value == pytest.approx(1 / 3)
+    assert gate.false_hold.value == pytest.approx(1 / 3)
+    assert (gate.n, gate.false_pass.n, gate.false_hold.n) == (5, 3, 3)
+    assert gate.false_pass.low < 1 / 3 < gate.false_pass.high
+    # that recovery fell is no settling either
+    fell = gate_calibration([True], [0.9], [0.5], ["a"])
+    assert fell.false_pass.value == 1
     none = gate_calibration([False, False], [0.1, 0.2], [0.9, 0.9], [0, 1])
-    assert none.false_pass_rate is None
-    assert none.false_hold_rate is None
+    assert none.false_pass.value is None
+    assert none.false_hold.value is None
+
+
+def test_clustered_share_lies_between_two_wilson_intervals():
+    def wilson(k, n):
+        interval = stats.binomtest(k, n).proportion_ci(method="wilson")
+        return pytest.approx((interval.low, interval.high))
+
+    # every observation its own cluster: Wilson on all
+    alone = clustered_share([True] * 20 + [False] * 20, list(range(40)))
+    assert (alone.low, alone.high) == wilson(20, 40)
+    # clusters that agree wholly: Wilson on the clusters
+    whole = clustered_share(np.repeat([True, False], 50), np.repeat(np.arange(10), 10).tolist())
+    assert (whole.n, whole.n_clusters) == (100, 10)
+    assert whole.n_effective == 10
+    assert (whole.low, whole.high) == wilson(5, 10)
+    # clusters that are alike: Wilson on all
+    alike = clustered_share([True, False] * 50, np.repeat(np.arange(10), 10).tolist())
+    assert (alike.low, alike.high) == wilson(50, 100)
+    # none at all: a rate of 0 with as many observations as clusters, never [0, 0]
+    none = clustered_share([False] * 100, np.repeat(np.arange(10), 10).tolist())
+    assert none.value == 0
+    assert (none.low, none.high) == wilson(0, 10)
+
+
+def test_clustered_share_covers_where_wilson_on_all_does_not():
+    rng = np.random.default_rng(13)
+    trials, p = 400, 0.3
+    inside: list[bool] = []
+    naive: list[bool] = []
+    cluster = np.repeat(np.arange(16), 20)
+    for _ in range(trials):
+        # beta-binomial: mean 0.3, clusters of very different rates
+        rate = rng.beta(0.6, 1.4, 16)
+        success = rng.random(320) < rate[cluster]
+        found = clustered_share(success, cluster.tolist())
+        inside.append(bool(found.low <= p <= found.high))
+        wilson = stats.binomtest(int(success.sum()), 320).proportion_ci(method="wilson")
+        naive.append(bool(wilson.low <= p <= wilson.high))
+    assert np.mean(inside) > 0.9
+    assert np.mean(naive) < 0.7
+
+
+def test_chance_of_axes_is_that_of_turned_latents():
+    rng = np.random.default_rng(14)
+    planes = np.linalg.qr(rng.standard_normal((3, 10, 2)))[0].transpose(0, 2, 1)
+    rho = [0.95, 1.0, 0.92, 0.97]
+    of_plane = [0, 0, 1, 1]
+
+    def dictionary():
+        angle = rng.uniform(0, 2 * np.pi, 4)
+        rows = []
+        for phase, r, k in zip(angle, rho, of_plane, strict=True):
+            inside = np.cos(phase) * planes[k, 0] + np.sin(phase) * planes[k, 1]
+            out = rng.standard_normal(10)
+            out -= planes[k].T @ (planes[k] @ out)
+            rows.append(r * inside + np.sqrt(1 - r**2) * out / np.linalg.norm(out))
+        return np.array(rows)
+
+    axes = planes.reshape(6, 10)
+    drawn = [feature_recovery(dictionary(), axes, thresholds=[0.9]).rate[0.9] for _ in range(1500)]
+    chance = axis_recovery_chance(plane_recovery(dictionary(), planes, threshold=0.9))
+    assert chance == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / np.sqrt(1500))
+    far = np.linalg.svd(axes)[2][6:]  # orthogonal to every plane: nothing is in one
+    assert axis_recovery_chance(plane_recovery(far, planes, threshold=0.9)) == 0
 
 
 @pytest.mark.parametrize(
@@ -310,6 +469,11 @@ def test_gate_calibration_counts():
         (lambda: rank_correlation([1, np.nan, 3], [1, 2, 3]), "finite"),
         (lambda: calibrate_scores(pd.DataFrame({"a": [1]}), ["a"]), "gt_mcc"),
         (lambda: gate_calibration([True], [np.nan], [1.0], [0]), "NaN"),
+        (lambda: clustered_share([True], []), "differ"),
+        (
+            lambda: within_run_correlation(pd.DataFrame({"a": [1]}), ["a"], run="run"),
+            "run, gt_mcc, cluster",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -89,7 +89,7 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
     )
 
 
-def page(campaign: str = "study", **changes: float) -> str:
+def page(campaign: str = "study", /, **changes: float) -> str:
     training = {"epoch_test_99": None, "epochs": 10, "seconds": 1.0, "hardware": "x", "threads": 1}
     return study_report(
         training,

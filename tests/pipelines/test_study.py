@@ -260,6 +260,19 @@ def test_a_second_session_is_a_second_run_and_keeps_what_is_trained(study):
     assert {r.info.status for r in runs} == {"FINISHED"}
 
 
+def test_the_plan_of_a_campaign_that_runs_is_not_overwritten(study):
+    from husai.campaign.store import locked
+
+    plan = (study / "saes" / "plan.parquet").read_bytes()
+    # a lock of another open file is as good as another process's
+    with (
+        locked(study / "saes" / "campaign"),
+        pytest.raises(StudyError, match="this campaign is already being worked on by process"),
+    ):
+        run(study, {"campaign": {"plan": {"d_sae": [8]}}}, pipeline_names=["sae_training"])
+    assert (study / "saes" / "plan.parquet").read_bytes() == plan
+
+
 def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
     from husai.consistency.compare_files import load_saes
     from husai.pipelines.consistency_analysis.nodes import compare, external_records

@@ -215,6 +215,54 @@ def test_exclusive_groups_never_fire_together():
     assert fired.sum(axis=1).max() > 1
 
 
+@pytest.mark.parametrize(("probability", "fewest"), [(0.25, 1), (0.08, 0)])
+def test_one_of_a_correlated_group_fires(probability, fewest):
+    firing = {"kind": "bernoulli", "probability": probability, "exclusive_group_size": 4}
+    config = PlantedConfig.model_validate(
+        {
+            "n_features": 24,
+            "d_in": 40,
+            "dictionary": {"kind": "correlated", "group_size": 4, "cosine": 0.9},
+            "firing": {**firing, "exclusive_layout": "contiguous"},
+        }
+    )
+    data = planted_dictionary(config)
+    fired = data.sample(ROWS)[1].toarray() != 0
+    # the groups are found in the dictionary itself: directions near one another
+    near = data.dictionary @ data.dictionary.T > 0.6
+    assert (near.sum(axis=1) == 4).all()
+    for group in np.unique(near, axis=0):
+        count = fired[:, group].sum(axis=1)
+        assert (count.min(), count.max()) == (fewest, 1)
+    measured = data.firing_rates(ROWS)
+    assert (np.abs(measured - probability) < binomial_bound(measured, ROWS)).all()
+
+
+def test_exclusive_groups_need_not_divide_the_features():
+    for layout, groups in (("contiguous", np.arange(30) // 4), ("strided", np.arange(30) % 8)):
+        firing = BernoulliFiring(probability=0.2, exclusive_group_size=4, exclusive_layout=layout)
+        data = planted_dictionary(PlantedConfig(n_features=30, d_in=16, firing=firing))
+        fired = data.sample(ROWS)[1].toarray() != 0
+        for group in range(8):
+            assert fired[:, groups == group].sum(axis=1).max() == 1
+        assert (np.abs(fired.mean(axis=0) - 0.2) < binomial_bound(fired.mean(axis=0), ROWS)).all()
+    with pytest.raises(ValidationError, match="exclusive group 0 sum to"):
+        PlantedConfig.model_validate(
+            {
+                "n_features": 30,
+                "d_in": 16,
+                "firing": {
+                    "kind": "zipf",
+                    "exponent": 2.0,
+                    "p_max": 0.9,
+                    "p_min": 0.05,
+                    "exclusive_group_size": 4,
+                    "exclusive_layout": "contiguous",
+                },
+            }
+        )
+
+
 def test_near_orthogonal_is_orthonormal_where_it_fits():
     config = PlantedConfig(
         n_features=12, d_in=16, dictionary=NearOrthogonalDictionary(), firing=UniformKFiring(k=2)

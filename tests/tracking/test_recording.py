@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,70 +15,25 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from mlflow.exceptions import MlflowException, RestException
+from requests import Response
 from requests.exceptions import ConnectionError as NoConnection
+from requests.exceptions import HTTPError
+from tests.tracking.conftest import ROWS, Store
 
 from husai import recording
-from husai.recording import PROCESS_TAG, Recorder, find_saes, this_process
-from husai.sae import BankTrainingConfig, SAEConfig, to_tensors, train_bank
+from husai.recording import (
+    PROCESS_TAG,
+    Recorder,
+    append_line,
+    end_abandoned,
+    find_saes,
+    http_status,
+    is_away,
+    is_gone,
+    this_process,
+)
 from husai.storage import TensorFile, tensors_to_bytes
-
-ROWS = torch.randn(120, 6, generator=torch.Generator().manual_seed(0))
-TRAINING = BankTrainingConfig(steps=20, batch_size=20, eval_interval=10, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def sae_file() -> bytes:
-    (sae,) = train_bank(ROWS, [SAEConfig(architecture="topk", d_sae=8, k=2)], TRAINING)
-    tensors, header = to_tensors(sae)
-    about = {"group": "topk d8 k2", "name": "c", "cost": 0.5, "attempts": 2, "finished": 1e9}
-    header["provenance"] = {**header["provenance"], "husai": "1", "campaign": about}
-    return tensors_to_bytes(tensors, header)
-
-
-class Store:
-    """A store that can be taken away."""
-
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        self.away = False
-        self.recorder = self.new_recorder()
-        client = self.recorder.client
-        self.experiment = client.create_experiment("e", (folder / "artifacts").as_uri())
-        self.parent = client.create_run(self.experiment).info.run_id
-        patch.setattr(recording, "RETRY_SECONDS", 0.0)
-        for name, operation in recording.OPERATIONS.items():
-            self._guard(patch, name, operation)
-
-    def _guard(self, patch: pytest.MonkeyPatch, name: str, operation: Any) -> None:
-        def guarded(*arguments: Any, **fields: Any) -> None:
-            if self.away:
-                raise NoConnection("refused")
-            operation(*arguments, **fields)
-
-        patch.setitem(recording.OPERATIONS, name, guarded)
-
-    def new_recorder(self) -> Recorder:
-        return Recorder(f"sqlite:///{self.folder / 'mlflow.db'}", self.folder / "spool")
-
-    def history(self, run_id: str, key: str) -> list[tuple[float, int]]:
-        points = self.recorder.client.get_metric_history(run_id, key)
-        return [(point.value, point.step) for point in points]
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables, which take seconds to make."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    client = Recorder(f"sqlite:///{path}", path.parent / "spool").client
-    client.search_registered_models()
-    return path
-
-
-@pytest.fixture
-def store(tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    shutil.copy(empty, tmp_path / "mlflow.db")
-    return Store(tmp_path, monkeypatch)
 
 
 def record_everything(store: Store, content: bytes) -> None:
@@ -191,10 +149,237 @@ def test_runs_of_finished_sessions_stay_where_they_are(store, sae_file):
     assert child.data.tags["mlflow.parentRunId"] == store.parent
 
 
-def test_a_wrong_request_is_an_error_and_not_a_lost_server(store):
+def rejected(store: Store) -> list[dict[str, Any]]:
+    path = store.folder / "spool" / "rejected.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def test_a_wrong_request_is_put_aside_and_stops_nothing(store, caplog):
+    assert store.recorder.do("params", store.parent, values={"a": 1})
+    assert not store.recorder.do("params", store.parent, values={"a": 2})
+    assert "Changing param values is not allowed" in caplog.text
+    (entry,) = rejected(store)
+    assert (entry["name"], entry["fields"]) == ("params", {"values": {"a": 2}})
+    assert "Changing param values is not allowed" in entry["error"]
+    assert not store.recorder.do("sae", store.parent, b"torn", sae_id="s", experiment="0")
+    kept = store.folder / "spool" / rejected(store)[1]["payload"]
+    assert kept.read_bytes() == b"torn"
+    assert store.recorder.client.get_run(store.parent).data.params == {"a": "1"}
+
+
+def test_what_is_refused_when_it_is_sent_again_holds_up_nothing(store):
     store.recorder.do("params", store.parent, values={"a": 1})
-    with pytest.raises(Exception, match="Changing param values is not allowed"):
-        store.recorder.do("params", store.parent, values={"a": 2})
+    store.away = True
+    store.recorder.do("params", store.parent, values={"a": 2})
+    store.recorder.do("file", "no such run", b"content", path="f.txt")
+    store.recorder.do("metrics", store.parent, points=[("x", 1.0, 0)], at=7)
+    store.away = False
+    assert store.recorder.flush()
+    assert store.history(store.parent, "x") == [(1.0, 0)]
+    assert [entry["name"] for entry in rejected(store)] == ["params", "file"]
+    kept = store.folder / "spool" / rejected(store)[1]["payload"]
+    assert kept.read_bytes() == b"content"
+    assert not (store.folder / "spool" / "operations.jsonl").exists()
+    assert not list((store.folder / "spool").glob("*.payload"))
+
+
+def answer(status: int) -> HTTPError:
+    response = Response()
+    response.status_code = status
+    return HTTPError(f"{status}", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (NoConnection("refused"), True),
+        (TimeoutError(), True),
+        (answer(401), True),
+        (answer(403), True),
+        (answer(408), True),
+        (answer(429), True),
+        (answer(502), True),
+        (answer(413), False),
+        (answer(404), False),
+        (RestException({"error_code": "PERMISSION_DENIED", "message": ""}), True),
+        (RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": ""}), False),
+        (RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": ""}), False),
+        (RestException({"error_code": "INTERNAL_ERROR", "message": ""}), True),
+        (RestException({"error_code": 413, "message": ""}), False),
+        (MlflowException("API request to http://x failed with exception refused"), True),
+        (MlflowException("API request to endpoint /x failed with error code 413 != 200."), False),
+        (MlflowException("API request to endpoint /x failed with error code 401 != 200."), True),
+        (MlflowException("said on this side"), False),
+        (OSError(28, "No space left on device"), True),
+        (KeyError("x"), False),
+    ],
+)
+def test_what_passes_by_itself_and_what_does_not(error, away):
+    assert is_away(error) is away
+    outer = ValueError("outer")
+    outer.__cause__ = error
+    assert is_away(outer) is away
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, b"You are not authenticated."),
+        (403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}'),
+        (413, b"<html>Request Entity Too Large</html>"),
+        (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no"}'),
+    ],
+)
+def test_the_status_of_a_real_answer_is_read(server, tmp_path, status, body):
+    uri = server(status, body)
+    with pytest.raises(MlflowException) as asked:
+        mlflow.MlflowClient(uri).get_run("x")
+    assert http_status(asked.value) == status
+    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+    (tmp_path / "f.txt").write_text("x")
+    with pytest.raises(Exception, match=str(status)) as sent:
+        MlflowArtifactsRepository("mlflow-artifacts:/1", uri).log_artifact(str(tmp_path / "f.txt"))
+    assert http_status(sent.value) == status
+
+
+def test_a_server_that_wants_credentials_is_waited_for_with_one_warning(
+    server, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(recording, "RETRY_SECONDS", 0.0)
+    recorder = Recorder(server(401, b"You are not authenticated."), tmp_path / "spool")
+    for step in range(3):
+        assert recorder.do("metrics", "run", points=[("x", 1.0, step)], at=step)
+    warnings = [r.message for r in caplog.records if r.name == "husai.recording"]
+    assert len(warnings) == 1
+    assert "answers 401" in warnings[0]
+    assert len((tmp_path / "spool" / "operations.jsonl").read_text().splitlines()) == 3
+    server(200, b"{}")
+    assert recorder.flush()
+    assert not (tmp_path / "spool" / "operations.jsonl").exists()
+
+
+def test_a_journal_is_rewritten_whole_or_not_at_all(store, monkeypatch):
+    store.away = True
+    for step in range(3):
+        store.recorder.do("metrics", store.parent, points=[("x", float(step), step)], at=step)
+    journal = store.folder / "spool" / "operations.jsonl"
+    before = journal.read_text()
+    store.away = False
+    metrics = recording.OPERATIONS["metrics"]
+    calls: list[int] = []
+
+    def goes_in_the_middle(*arguments: Any, **fields: Any) -> None:
+        if calls:
+            raise NoConnection("refused")
+        calls.append(1)
+        metrics(*arguments, **fields)
+
+    monkeypatch.setitem(recording.OPERATIONS, "metrics", goes_in_the_middle)
+    write_text = Path.write_text
+
+    def full(path: Path, text: str, *rest: Any, **options: Any) -> int:
+        write_text(path, text[: len(text) // 2], *rest, **options)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            store.recorder.flush()
+    assert journal.read_text() == before
+    calls.clear()
+    assert not store.recorder.flush()
+    assert journal.read_text() == before.split("\n", 1)[1]
+
+
+def test_a_torn_tail_costs_itself_and_not_the_next_record(store):
+    store.away = True
+    store.recorder.do("metrics", store.parent, points=[("x", 0.0, 0)], at=0)
+    journal = store.folder / "spool" / "operations.jsonl"
+    with journal.open("ab") as file:
+        file.write(b'{"uri": "sqlite:')
+    store.recorder.do("metrics", store.parent, points=[("x", 1.0, 1)], at=1)
+    store.away = False
+    assert store.recorder.flush()
+    assert store.history(store.parent, "x") == [(0.0, 0), (1.0, 1)]
+
+
+def test_appended_lines_stand_alone(tmp_path):
+    path = tmp_path / "folder" / "lines"
+    append_line(path, "one")
+    with path.open("a") as file:
+        file.write("to")
+    append_line(path, "three")
+    assert path.read_text() == "one\nto\nthree\n"
+
+
+def test_what_a_sae_took_are_metrics_of_its_run(store, sae_file):
+    file = TensorFile.from_bytes(sae_file, "s")
+    header = dict(file.header)
+    about = {**header["provenance"]["campaign"], "device_seconds": 3.0, "peak_bytes": 7e6}
+    header["provenance"] = {**header["provenance"], "campaign": about}
+    content = tensors_to_bytes(file.tensors, header)
+    store.recorder.do("sae", store.parent, content, sae_id="s", experiment=store.experiment)
+    condition = "metrics.`campaign.cost` > 0.4 and metrics.`campaign.device_seconds` = 3"
+    (run,) = store.recorder.client.search_runs([store.experiment], condition)
+    took = {k: v for k, v in run.data.metrics.items() if k.startswith("campaign.")}
+    assert took == {
+        "campaign.cost": 0.5,
+        "campaign.attempts": 2,
+        "campaign.device_seconds": 3.0,
+        "campaign.peak_bytes": 7e6,
+    }
+
+
+def test_runs_that_a_killed_process_left_open_are_closed(store):
+    client = store.recorder.client
+    killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    theirs = f"{platform.node()}:{killed.pid}:{time.time():.0f}"
+    assert not is_gone(theirs)
+    killed.kill()
+    killed.wait()
+    processes = {
+        "gone": theirs,
+        "written by an earlier version": theirs.rpartition(":")[0],
+        # in a container every session may have the same number
+        "our number, long ago": f"{platform.node()}:{os.getpid()}:1000000000",
+        "live": this_process(),
+        "elsewhere": f"elsewhere:{killed.pid}:{time.time():.0f}",
+    }
+    runs = {}
+    for name, process in processes.items():
+        runs[name] = client.create_run(store.experiment, tags={PROCESS_TAG: process}).info.run_id
+    end_abandoned(client, store.experiment)
+    statuses = {name: client.get_run(run_id).info.status for name, run_id in runs.items()}
+    assert statuses == {
+        "gone": "KILLED",
+        "written by an earlier version": "KILLED",
+        "our number, long ago": "KILLED",
+        "live": "RUNNING",
+        "elsewhere": "RUNNING",
+    }
+    assert client.get_run(store.parent).info.status == "RUNNING"
+
+
+def test_nothing_is_taken_from_a_session_that_lives(store, sae_file):
+    client = store.recorder.client
+    store.recorder.do("sae", store.parent, sae_file, sae_id="s", experiment=store.experiment)
+    (child,) = find_saes(client, store.experiment).values()
+    session = client.create_run(store.experiment).info.run_id
+
+    def parent_after(operation: str, **fields: Any) -> str:
+        payload = sae_file if operation == "sae" else None
+        assert store.recorder.do(operation, session, payload, **fields)
+        return str(client.get_run(child.info.run_id).data.tags["mlflow.parentRunId"])
+
+    as_sae = {"operation": "sae", "sae_id": "s", "experiment": store.experiment}
+    as_run = {"operation": "adopt", "child": child.info.run_id}
+    for process in (this_process(), "elsewhere:1:1000000000", "elsewhere:1"):
+        client.set_tag(store.parent, PROCESS_TAG, process)
+        assert parent_after(**as_sae) == store.parent
+        assert parent_after(**as_run) == store.parent
+    client.set_terminated(store.parent, "FAILED")
+    assert parent_after(**as_run) == session
 
 
 def test_tags_find_any_slice(store, sae_file):

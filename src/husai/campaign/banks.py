@@ -18,9 +18,6 @@ from husai.storage import atomic_path
 MANIFEST = "bank.json"
 FLOAT_BYTES = 4
 
-# what changes how training runs, and not a bit of what comes out
-NEUTRAL_FIELDS = frozenset({"threads", "checkpoint_interval", "keep_checkpoints"})
-
 
 @dataclass(frozen=True)
 class RowsInfo:
@@ -62,7 +59,7 @@ class Bank:
         """Twelve hex digits of everything that decides what comes out."""
         content = [
             list(self.ids),
-            neutral_dump(self.training),
+            self.training.decisive(),
             self.rows.fingerprint,
             __version__,
         ]
@@ -95,11 +92,6 @@ class Bank:
         """Two banks of half the SAEs each."""
         middle = len(self.ids) // 2
         return [self.part(self.ids[:middle]), self.part(self.ids[middle:])]
-
-
-def neutral_dump(training: BankTrainingConfig) -> dict[str, object]:
-    """Give the training parameters that decide what comes out."""
-    return training.model_dump(mode="json", exclude=set(NEUTRAL_FIELDS))
 
 
 def sae_bytes(config: SAEConfig, d_in: int, batch_size: int) -> int:

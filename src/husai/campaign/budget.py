@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,9 @@ from husai.campaign.banks import Bank, steps_done
 from husai.campaign.config import BudgetConfig
 from husai.campaign.work import Calibration
 from husai.storage import atomic_path
+
+MULTIPLICATIONS_A_SECOND = 1e11
+"""What a core does, roughly: only where no bank could be measured at all."""
 
 
 class Calibrations:
@@ -47,6 +51,13 @@ class Calibrations:
         with atomic_path(self._path) as temporary:
             temporary.write_text(json.dumps(self._known, indent=1, sort_keys=True))
 
+    def took(self, bank: Bank, seconds: float, peak_bytes: int) -> None:
+        """Keep what a bank took that was trained from its first step to its last.
+
+        It is worth more than what the first steps let expect: SAEs get faster as they get sparse.
+        """
+        self.put(bank, Calibration(0.0, seconds / bank.training.steps, 0.0, peak_bytes))
+
     def key(self, bank: Bank) -> str:
         """Digest of what a bank's cost depends on."""
         training = bank.training.model_dump(mode="json", exclude={"steps", "eval_interval"})
@@ -75,9 +86,43 @@ class Estimates:
     def __init__(self, checkpoints: Path, measured: Calibrations | None = None) -> None:
         self.measured = measured
         self._checkpoints = checkpoints
+        self._derived: dict[str, Calibration] = {}
         self._expected: dict[str, float] = {}
         self._expected_in_all = 0.0
         self._taken_in_all = 0.0
+
+    def known(self, bank: Bank) -> Calibration | None:
+        """Give what was measured of a bank, or else what follows from others; None: nothing."""
+        found = None if self.measured is None else self.measured.get(bank)
+        return self._derived.get(bank.name) if found is None else found
+
+    def complete(self, banks: Sequence[Bank]) -> None:
+        """Have banks that could not be measured take as long for their work as the others do.
+
+        With a limit no bank may seem to take nothing.
+        """
+        known = [(bank, found) for bank in banks if (found := self.known(bank)) is not None]
+        taken = sum(
+            found.seconds(bank.training.steps, bank.training.eval_interval) for bank, found in known
+        )
+        work = sum(bank.work for bank, _ in known)
+        ratio = taken / work if known else 1 / MULTIPLICATIONS_A_SECOND
+        for bank in banks:
+            if self.known(bank) is None:
+                step = bank.work * ratio / bank.training.steps
+                self._derived[bank.name] = Calibration(0.0, step, 0.0, int(bank.bytes))
+
+    def divide(self, bank: Bank, halves: Sequence[Bank]) -> None:
+        """Have a bank's halves, which nobody measured, take their share of what it takes."""
+        found = self.known(bank)
+        self.forget(bank)
+        if found is not None:
+            for half in halves:
+                self._derived[half.name] = found.part(half.work / bank.work)
+
+    def forget(self, bank: Bank) -> None:
+        """Forget what was expected of a bank that runs no longer and did not end."""
+        self._expected.pop(bank.name, None)
 
     def seconds(self, bank: Bank) -> float:
         """Estimate how long a bank takes from where it is now; 0 when nothing is known."""
@@ -89,7 +134,7 @@ class Estimates:
 
     def start(self, bank: Bank) -> None:
         """Remember what is expected of a bank that is submitted now."""
-        self._expected.pop(bank.name, None)
+        self.forget(bank)
         self._expected[bank.name] = self._expect(bank)
 
     def learn(self, bank: Bank, seconds: float) -> None:
@@ -100,7 +145,7 @@ class Estimates:
     def _expect(self, bank: Bank) -> float:
         if bank.name in self._expected:
             return self._expected[bank.name]
-        found = None if self.measured is None else self.measured.get(bank)
+        found = self.known(bank)
         if found is None:
             return 0.0
         left = bank.training.steps - steps_done(self._checkpoints, bank)

@@ -47,8 +47,8 @@ class ComputeConfig(Config):
     max_retries: int = Field(
         default=3,
         ge=0,
-        description="times a bank is started again after its worker or node was lost; what fails "
-        "by itself (NaN, a bad configuration) is never tried twice",
+        description="times a bank is started again after its worker or node was lost; a NaN is "
+        "never tried twice, and a bank that raises is divided until the SAE at fault fails alone",
     )
 
 

@@ -11,8 +11,8 @@ import pandas as pd
 
 from husai.campaign.ledger import Ledger
 from husai.campaign.plan import records
-from husai.campaign.run import LEDGER, PLACE
-from husai.campaign.store import SUFFIX, identity
+from husai.campaign.run import LEDGER, PLACE, QUARANTINE
+from husai.campaign.store import SUFFIX, UNREADABLE, identity
 from husai.errors import InputError
 from husai.storage import read_header
 
@@ -20,9 +20,6 @@ PLAN = "plan.parquet"
 
 RUNS = "runs.jsonl"
 """Which MLflow run is a SAE's; tracking writes it beside the ledger."""
-
-PLACES = ("saes", "campaign/saes")
-"""Where below a data folder studies keep their SAEs: the default one's, and conf/campaign's."""
 
 
 def results(*folders: str | Path) -> pd.DataFrame:
@@ -33,14 +30,15 @@ def results(*folders: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     *folders
-        Folders of campaigns, with ``trained/`` and ``campaign/`` in them, or data folders: then
-        every campaign below it is taken. ``data`` when none is given.
+        Folders of campaigns, with ``trained/`` and ``campaign/`` in them, or any above: every
+        campaign below is taken, wherever its ledger lies. ``data`` when none is given.
 
     Returns
     -------
     DataFrame
-        One row a SAE and campaign: ``campaign``, ``sae_id``, ``status`` (planned, running, done,
-        failed, and unfit for what is in the store under its name and not in the ledger),
+        One row a SAE and campaign, and one for every file in quarantine: ``campaign``,
+        ``sae_id``, ``status`` (planned, running, done, failed, unfit for what is in the store
+        under its name and not in the ledger, and quarantined for what was moved out of it),
         ``group``, ``seed`` and the like from the plan; ``config.NAME``; ``training.NAME``;
         ``metric.NAME``; ``attempts``, ``device_seconds``, ``cost``, ``reason``; ``path``;
         ``run_id`` and ``tracking_uri``; ``identity``, ``rows`` and ``version.NAME``.
@@ -50,13 +48,9 @@ def results(*folders: str | Path) -> pd.DataFrame:
     InputError
         When there is no campaign in a folder.
     """
-    rows = [
-        row
-        for folder in folders or ("data",)
-        for campaign in _campaigns(Path(folder))
-        for row in _rows(campaign)
-    ]
-    table = pd.DataFrame(rows)
+    campaigns = [found for folder in folders or ("data",) for found in _campaigns(Path(folder))]
+    # a campaign may lie below several of the folders
+    table = pd.DataFrame([row for campaign in dict.fromkeys(campaigns) for row in _rows(campaign)])
     if table.empty:
         return pd.DataFrame(columns=["campaign", "sae_id", "status", "path"])
     return table.sort_values(["folder", "sae_id"], ignore_index=True)
@@ -72,17 +66,10 @@ def read_ledger(folder: str | Path, ids: Sequence[str] | None = None) -> pd.Data
 
 
 def _campaigns(folder: Path) -> list[Path]:
-    found = [place for place in (folder, *(folder / name for name in PLACES)) if _is_one(place)]
+    found = sorted(path.parent.parent for path in folder.rglob(f"campaign/{LEDGER}"))
     if not found:
-        raise InputError(
-            f"{folder}: no campaign here: neither {folder}/campaign/{LEDGER} nor "
-            f"{folder}/{PLACES[0]}/campaign/{LEDGER}"
-        )
+        raise InputError(f"{folder}: no campaign here: no campaign/{LEDGER} in it or below")
     return found
-
-
-def _is_one(folder: Path) -> bool:
-    return (folder / "campaign" / LEDGER).is_file()
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
@@ -102,16 +89,13 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         }
         path = files.get(sae_id)
         if path is not None:
-            try:
-                row |= _file_cells(path, runs)
-            except InputError as error:
-                row |= {"reason": str(error), "path": str(path)}
+            row |= _file_cells(path, sae_id, runs)
         if entry is not None:
             row |= {
                 "attempts": entry.attempts,
                 "device_seconds": entry.seconds,
                 "cost": entry.cost,
-                "reason": entry.reason,
+                "reason": entry.reason or row.get("reason", ""),
             }
         rows.append(row)
     names = {row["campaign"] for row in rows} - {""}
@@ -119,6 +103,11 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         # those that are missing have no file to say whose they are
         (name,) = names
         rows = [{**row, "campaign": name} for row in rows]
+    for path in sorted((folder / "campaign" / QUARANTINE).glob(f"*{SUFFIX}")):
+        # what it is called there ends in the time it was moved and a number
+        sae_id = path.stem.rsplit(".", 2)[0]
+        row = {"campaign": "", "folder": str(folder), "sae_id": sae_id, "status": "quarantined"}
+        rows.append({**row, **places.get(sae_id, {}), **_file_cells(path, sae_id, runs)})
     return rows
 
 
@@ -132,7 +121,18 @@ def _places(plan: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _file_cells(path: Path, runs: dict[tuple[str, str], dict[str, str]]) -> dict[str, Any]:
+def _file_cells(
+    path: Path, sae_id: str, runs: dict[tuple[str, str], dict[str, str]]
+) -> dict[str, Any]:
+    try:
+        return _header_cells(path, sae_id, runs)
+    except UNREADABLE as error:
+        return {"reason": f"{type(error).__name__}: {error}", "path": str(path)}
+
+
+def _header_cells(
+    path: Path, sae_id: str, runs: dict[tuple[str, str], dict[str, str]]
+) -> dict[str, Any]:
     header = read_header(path)
     provenance = header.get("provenance", {})
     about = dict(provenance.get("campaign", {}))
@@ -150,7 +150,7 @@ def _file_cells(path: Path, runs: dict[tuple[str, str], dict[str, str]]) -> dict
             for name, value in values.items()
         }
     mine = identity(header)
-    run = runs.get((path.stem, mine), {})
+    run = runs.get((sae_id, mine), {})
     return {
         **cells,
         "path": str(path),

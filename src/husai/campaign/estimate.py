@@ -11,8 +11,10 @@ from husai.activations import Activations
 from husai.campaign.budget import Budget, Estimates
 from husai.campaign.config import CampaignConfig
 from husai.campaign.executors import check_backend
+from husai.campaign.ledger import Ledger
 from husai.campaign.live import duration
 from husai.campaign.run import (
+    LEDGER,
     QUARANTINE,
     CampaignFolders,
     calibrations_for,
@@ -21,6 +23,8 @@ from husai.campaign.run import (
     measure_banks,
     missing_banks,
     planned_banks,
+    put_rows,
+    stopped_by_the_machine,
 )
 from husai.campaign.store import Store
 from husai.sae.config import BankTrainingConfig
@@ -36,7 +40,8 @@ def estimate_campaign(
     """Estimate what the missing SAEs of a plan would take, without training any.
 
     Each shape of bank is trained for a moment on the executor that would train it; what was
-    measured is kept, so that a second dry run, or a budget, measures nothing again.
+    measured is kept, so that a second dry run, or a budget, measures nothing again. The ledger is
+    left as it is: what a dry run itself takes is not in it.
 
     Parameters
     ----------
@@ -51,7 +56,12 @@ def estimate_campaign(
         its process, or on its GPU), ``cost``.
     text
         The table and its totals, for people: time by the clock with as many banks at once as
-        there are slots, cost, and what the limits would say.
+        there are slots, cost, and what the limits would say, with what was spent before.
+
+    Raises
+    ------
+    CampaignStopped
+        When the machine cannot go on.
     """
     check_backend(campaign.compute)
     store = Store(folders.store, folders.campaign / QUARANTINE)
@@ -59,18 +69,21 @@ def estimate_campaign(
     executor = executor_for(found.groups, campaign, folders, lambda progress: None)
     try:
         banks = missing_banks(found.groups, campaign, folders, executor.slots)
-        for key in {bank.rows.key for bank in banks}:
-            executor.put(key, activations[key].values)
-        measured = measure_banks(banks, executor, calibrations_for(executor, campaign, folders))
+        calibrations = calibrations_for(executor, campaign, folders)
+        with stopped_by_the_machine():
+            put_rows(banks, executor, activations)
+            measure_banks(banks, executor, calibrations, campaign.compute.max_retries)
         slots, devices = executor.slots, executor.devices
     finally:
         executor.close()
-    estimates = Estimates(folders.checkpoints, measured)
-    budget = Budget(campaign.budget, devices, 0.0)
+    estimates = Estimates(folders.checkpoints, calibrations)
+    estimates.complete(banks)
+    spent = Ledger(folders.campaign / LEDGER, read_only=True).cost()
+    budget = Budget(campaign.budget, devices, spent)
     rows = []
     for bank in banks:
         seconds = estimates.seconds(bank)
-        calibration = measured.get(bank)
+        calibration = estimates.known(bank)
         rows.append(
             {
                 "bank": bank.name,
@@ -86,7 +99,7 @@ def estimate_campaign(
         )
     columns = ["bank", "architecture", "d_sae", "saes", "activations", "steps"]
     table = pd.DataFrame(rows, columns=[*columns, "seconds", "memory_mb", "cost"])
-    return table, _text(table, campaign, len(plan), len(found.kept), slots)
+    return table, _text(table, campaign, len(plan), len(found.kept), slots, spent)
 
 
 def clock_seconds(seconds: list[float], slots: int) -> float:
@@ -98,7 +111,12 @@ def clock_seconds(seconds: list[float], slots: int) -> float:
 
 
 def _text(
-    table: pd.DataFrame, campaign: CampaignConfig, planned: int, kept: int, slots: int
+    table: pd.DataFrame,
+    campaign: CampaignConfig,
+    planned: int,
+    kept: int,
+    slots: int,
+    spent: float,
 ) -> str:
     budget = campaign.budget
     shown = table.assign(
@@ -119,7 +137,9 @@ def _text(
         f"{memory:.0f} MB together, {cost:.4f} {budget.currency} at {budget.rate:g} "
         f"{budget.currency} a device-hour",
     ]
-    if budget.max_cost is not None and cost > budget.max_cost:
+    if spent:
+        lines.append(f"{spent:.4f} {budget.currency} were spent before")
+    if budget.max_cost is not None and spent + cost > budget.max_cost:
         lines.append(f"budget.max_cost = {budget.max_cost:g} would stop it before its end")
     if budget.max_hours is not None and clock / 3600 > budget.max_hours:
         lines.append(f"budget.max_hours = {budget.max_hours:g} would stop it before its end")

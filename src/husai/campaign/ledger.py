@@ -29,7 +29,7 @@ class Entry:
     attempts
         Times its training was started or gone on with.
     seconds
-        Device-seconds spent on it, all attempts together.
+        Device-seconds spent on it, all attempts and measuring together.
     cost
         What they cost.
     bank, worker
@@ -85,7 +85,8 @@ class Ledger:
         Parameters
         ----------
         event
-            ``planned``; ``running`` (an attempt starts); ``spent`` (it goes on: ``seconds`` and
+            ``planned``; ``measured`` (``seconds`` and ``cost`` of finding out what training takes,
+            for each SAE); ``running`` (an attempt starts); ``spent`` (it goes on: ``seconds`` and
             ``cost`` of this attempt so far, for each SAE); ``lost`` (back to planned); ``done``;
             ``failed``.
         ids
@@ -106,7 +107,7 @@ class Ledger:
         return pd.DataFrame(rows, columns=list(Entry.__dataclass_fields__))
 
     def before(self, sae_id: str) -> tuple[float, float]:
-        """Give the device-seconds and the cost of a SAE's attempts before its present one."""
+        """Give the device-seconds and the cost of a SAE before its present attempt."""
         return self._before.get(sae_id, (0.0, 0.0))
 
     def cost(self) -> float:
@@ -130,6 +131,9 @@ class Ledger:
                 entry.status = PLANNED
                 entry.reason = line.get("reason", "")
                 entry.traceback, entry.ended = "", None
+            elif event == "measured":
+                entry.seconds += float(line["seconds"])
+                entry.cost += float(line["cost"])
             elif event == RUNNING:
                 entry.status = RUNNING
                 entry.attempts += 1

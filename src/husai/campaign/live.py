@@ -55,9 +55,8 @@ class LiveView:
 
     def replace(self, name: str, parts: Mapping[str, tuple[float, int]]) -> None:
         """Have a bank's work and SAEs stand in smaller banks from now on."""
-        self._parts.pop(name, None)
-        self._saes.pop(name, None)
-        self._work.pop(name, None)
+        for known in (self._parts, self._first, self._saes, self._work):
+            known.pop(name, None)
         for part, (work, saes) in parts.items():
             self._work[part], self._saes[part] = work, saes
         self._refresh()

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from husai.activations.rows import activation_key
 from husai.campaign.search import RandomSearch, draw_samples
-from husai.config import Config
+from husai.config import Config, Listed
 from husai.errors import InputError
 from husai.sae.config import BankTrainingConfig, SAEConfig
 
@@ -28,9 +28,9 @@ class ArchitectureGrid(Config):
     ``l0_coefficient`` for JumpReLU. Each value makes a group of SAEs at every width.
     """
 
-    k: tuple[int, ...] = Field(default=(), description="active latents a row")
-    l1_coefficient: tuple[float, ...] = Field(default=(), description="weights of the L1 term")
-    l0_coefficient: tuple[float, ...] = Field(default=(), description="weights of the L0 term")
+    k: Listed[int] = Field(default=(), description="active latents a row")
+    l1_coefficient: Listed[float] = Field(default=(), description="weights of the L1 term")
+    l0_coefficient: Listed[float] = Field(default=(), description="weights of the L0 term")
 
     @model_validator(mode="after")
     def _one_sparsity(self) -> ArchitectureGrid:
@@ -49,6 +49,11 @@ class ArchitectureGrid(Config):
 
 
 Vary = Literal["init", "data", "both"]
+VARIED: Mapping[Vary, tuple[str, ...]] = {
+    "init": ("init_seed",),
+    "data": ("data_seed",),
+    "both": SEED_FIELDS,
+}
 Model = Literal["trained", "untrained"]
 
 UNTRAINED = " untrained"  # what the name of a group on the untrained model ends in
@@ -78,8 +83,8 @@ class PlanConfig(Config):
     architectures: dict[str, ArchitectureGrid] = Field(
         default_factory=dict, description="of the grid; a null takes one out again"
     )
-    d_sae: tuple[int, ...] = Field(default=(), description="widths of the grid")
-    seeds: tuple[int, ...] = Field(min_length=1, description="one SAE of every group for each")
+    d_sae: Listed[int] = Field(default=(), description="widths of the grid")
+    seeds: Listed[int] = Field(min_length=1, description="one SAE of every group for each")
     vary: Vary = Field(
         default="init",
         description="what the seeds change: initial weights, the order of the rows, or both; the "
@@ -103,7 +108,7 @@ class PlanConfig(Config):
         description="settings that are trained once more, on the activations of the model at its "
         "initial weights: the null of arXiv 2501.17727",
     )
-    untrained_d_sae: tuple[int, ...] | None = Field(
+    untrained_d_sae: Listed[int] | None = Field(
         default=None, description="only settings of these widths; left out: of all"
     )
 
@@ -167,9 +172,11 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
     Raises
     ------
     InputError
-        When a combination is no valid SAE (k above d_sae, an unknown architecture or option) or
-        two rows are the same; the message names the field and the value.
+        When a combination is no valid SAE (k above d_sae, an unknown architecture or option), two
+        rows are the same, or a field sets the seed that is to vary; the message names the field
+        and the value.
     """
+    _check_seeds(config)
     plan = pd.DataFrame(
         [_row(config, setting, seed) for setting in _all_settings(config) for seed in config.seeds]
     )
@@ -188,6 +195,32 @@ def plan_keys(plan: pd.DataFrame) -> list[str]:
     """Name the activations that each row of a plan is trained on."""
     places = zip(plan["hook_name"], plan["position"], plan["model"], strict=True)
     return [activation_key(hook, int(position), model) for hook, position, model in places]
+
+
+def _check_seeds(config: PlanConfig) -> None:
+    """Refuse fields that set the very seed which varies: a group would be one SAE many times."""
+    shared: dict[str, Mapping[str, Any]] = {"options": config.options}
+    places: list[tuple[Vary, dict[str, Mapping[str, Any]]]] = []
+    if config.architectures:
+        places.append((config.vary, shared))
+    for name, variant in config.variants.items():
+        own = {**shared, f"variants.{name}.options": variant.options}
+        places.append((variant.vary or config.vary, own))
+    if config.random is not None:
+        drawn = {
+            name: distribution.model_dump(exclude_none=True)
+            for name, distribution in config.random.fields.items()
+        }
+        places.append((config.vary, {**shared, "random.fields": drawn}))
+    for vary, fields in places:
+        for place, values in fields.items():
+            for seed in VARIED[vary]:
+                if seed in values:
+                    raise InputError(
+                        f"campaign.plan.{place}.{seed}: {values[seed]} is set where the seeds vary "
+                        f"it (vary: {vary}), so that all would train the same SAE; leave it out, "
+                        "or vary the other seed"
+                    )
 
 
 def _all_settings(config: PlanConfig) -> Iterator[_Setting]:
@@ -287,8 +320,10 @@ def row_training(row: Mapping[str, Any], shared: BankTrainingConfig) -> BankTrai
 
 def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
     fields = {
-        "init_seed": seed if setting.vary in ("init", "both") else config.fixed_seed,
-        "data_seed": seed if setting.vary in ("data", "both") else config.fixed_seed,
+        **{
+            name: seed if name in VARIED[setting.vary] else config.fixed_seed
+            for name in SEED_FIELDS
+        },
         **setting.fields,
     }
     try:

@@ -7,22 +7,36 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from husai.activations import Activations, activation_key
-from husai.campaign.banks import Bank, RowsInfo, adopt_banks, make_banks, remove_finished
+from husai.campaign.banks import (
+    Bank,
+    RowsInfo,
+    adopt_banks,
+    make_banks,
+    remove_finished,
+    steps_done,
+)
 from husai.campaign.budget import Budget, Calibrations, Estimates
 from husai.campaign.config import CampaignConfig
 from husai.campaign.executors import Done, Event, Lost, Progress, check_backend, make_executor
 from husai.campaign.ledger import DONE, FAILED, PLANNED, RUNNING, Ledger
 from husai.campaign.live import LiveView
 from husai.campaign.plan import records, row_config, row_training
-from husai.campaign.store import Store, locked, remove_leftovers
-from husai.campaign.work import Broken, Calibration, Trained
+from husai.campaign.store import (
+    Store,
+    about_campaign,
+    locked,
+    remove_leftovers,
+    tensors_digest,
+)
+from husai.campaign.work import MACHINE_ERRORS, Broken, Calibration, Trained, broken
 from husai.errors import CampaignStopped, InputError
 from husai.sae.config import BankTrainingConfig, SAEConfig
 from husai.storage import TensorFile, atomic_path
@@ -71,10 +85,11 @@ class CampaignFolders:
 
 @dataclass
 class _Running:
-    """A bank that was submitted."""
+    """A bank that was submitted; ``whole`` when nothing of it had been done before."""
 
     bank: Bank
     submitted: float
+    whole: bool = True
     started: float | None = None
     told: float = 0.0
     taken: float | None = None
@@ -128,10 +143,29 @@ def run_campaign(
         When a budget's limit was reached, the machine cannot go on, or SAEs could not be trained.
     """
     check_backend(campaign.compute)
-    with locked(folders.campaign, "this campaign"):
+    with stopped_by_the_machine(), locked(folders.campaign):
         remove_leftovers(folders.store)
         work = _Campaign(plan, activations, training, campaign, folders, progress)
         yield from work.run()
+
+
+@contextmanager
+def stopped_by_the_machine() -> Iterator[None]:
+    """Say of a full or broken disk that the campaign stopped for it, and can go on.
+
+    Raises
+    ------
+    CampaignStopped
+        In place of such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        raise CampaignStopped(
+            f"{broken(error).reason}; put it right and start the campaign again, and it goes on"
+        ) from error
 
 
 def planned_banks(
@@ -197,11 +231,14 @@ class _Campaign:
         self._sort_out()
         self.running: dict[str, _Running] = {}
         self.losses: dict[str, int] = {}
+        # why nothing could be submitted the last time; why nothing will be any more
         self.refusal: str | None = None
+        self.stopped: str | None = None
         self.executor: Executor
         self.view: LiveView
         self.budget: Budget
         self.estimates: Estimates
+        self.calibrations: Calibrations
 
     def _sort_out(self) -> None:
         """Find out what is missing; bring the ledger up to what the store holds."""
@@ -213,16 +250,35 @@ class _Campaign:
         self.kept = len(found.kept)
         self.failed |= found.failed
         remove_finished(self.folders.checkpoints, [*found.kept, *found.failed])
-        self.ledger.record(DONE, [i for i in found.kept if self._status(i) != DONE])
+        for sae_id in found.kept:
+            if self._status(sae_id) != DONE:
+                self.ledger.record(DONE, [sae_id], **self._untold(sae_id, found.about[sae_id]))
         for sae_id, reason in found.failed.items():
             if self._status(sae_id) != FAILED:
-                self.ledger.record(FAILED, [sae_id], reason=reason)
+                untold = self._untold(sae_id, found.about[sae_id])
+                self.ledger.record(FAILED, [sae_id], reason=reason, **untold)
         for sae_id, problem in found.unfit.items():
             moved = store.move_out(sae_id)
             logger.warning("%s: %s; moved to %s, it is trained again", sae_id, problem, moved)
             self.ledger.record(PLANNED, [sae_id], reason=f"moved to {QUARANTINE}: {problem}")
         missing = [i for group in self.planned for i in group.ids if i in group.wanted]
         self.ledger.record(PLANNED, [i for i in missing if self._status(i) != PLANNED])
+
+    def _untold(self, sae_id: str, about: Mapping[str, Any]) -> dict[str, float]:
+        """Give what a SAE's last attempt took, by its file.
+
+        A driver that ends between the saving of the file and the ledger's line leaves it there
+        alone. Files of attempts that this ledger does not know cost this campaign nothing.
+        """
+        entry = self.ledger.entries.get(sae_id)
+        told = {"device_seconds", "cost"} <= about.keys()
+        if not told or entry is None or not 0 < entry.attempts == about.get("attempts"):
+            return {}
+        seconds, cost = self.ledger.before(sae_id)
+        return {
+            "seconds": float(about["device_seconds"]) - seconds,
+            "cost": float(about["cost"]) - cost,
+        }
 
     def _status(self, sae_id: str) -> str | None:
         entry = self.ledger.entries.get(sae_id)
@@ -256,13 +312,15 @@ class _Campaign:
                 currency=self.config.budget.currency if self.config.budget.rate else "",
                 show=self.show,
             )
-            for key in {bank.rows.key for bank in banks}:
-                self.executor.put(key, self.activations[key].values)
+            put_rows(banks, self.executor, self.activations)
             self.estimates = Estimates(self.folders.checkpoints)
-            if self.budget.limited:
-                self.estimates.measured = measure_banks(
-                    banks, self.executor, calibrations_for(self.executor, self.config, self.folders)
-                )
+            self.calibrations = calibrations_for(self.executor, self.config, self.folders)
+            # nothing more is to be spent, on measuring neither, where the limit is reached already
+            if self.budget.limited and self.budget.refusal(0.0, 0.0) is None:
+                retries = self.config.compute.max_retries
+                measure_banks(banks, self.executor, self.calibrations, retries, self._measured)
+                self.estimates.measured = self.calibrations
+                self.estimates.complete(banks)
             self.pending = deque(banks)
             while self.pending or self.running:
                 self._submit()
@@ -277,7 +335,7 @@ class _Campaign:
 
     def _submit(self) -> None:
         """Submit banks while there is room for them, on the executor and in the budget."""
-        while self.pending and self.executor.room > 0:
+        while self.pending and self.executor.room > 0 and self.stopped is None:
             committed = sum(
                 self.budget.cost(max(self.estimates.seconds(run.bank), run.seconds()))
                 for run in self.running.values()
@@ -295,8 +353,9 @@ class _Campaign:
             self.pending.remove(chosen)
             self.refusal = None
             self.estimates.start(chosen)
+            whole = steps_done(self.folders.checkpoints, chosen) == 0
             self.executor.submit(chosen)
-            self.running[chosen.name] = _Running(chosen, time.monotonic())
+            self.running[chosen.name] = _Running(chosen, time.monotonic(), whole)
 
     def _no_space(self, bank: Bank) -> str | None:
         """Say that a bank's checkpoints and files would not fit on the disk, or None."""
@@ -344,11 +403,16 @@ class _Campaign:
                 self.view.cost += self.budget.cost(now - max(run.started, run.told))
                 if now - max(run.started, run.told) > SPENT_SECONDS:
                     run.told = now
-                    self.ledger.record("spent", sorted(run.bank.wanted), **self._share(run))
+                    share = self._share(run.bank, run.seconds())
+                    self.ledger.record("spent", sorted(run.bank.wanted), **share)
 
-    def _share(self, run: _Running) -> dict[str, float]:
-        """Give the device-seconds and the cost of a bank so far, for each SAE it trains."""
-        n, seconds = len(run.bank.wanted), run.seconds()
+    def _measured(self, bank: Bank, seconds: float) -> None:
+        self.ledger.record("measured", sorted(bank.wanted), **self._share(bank, seconds))
+        self.budget.spent = self.ledger.cost()
+
+    def _share(self, bank: Bank, seconds: float) -> dict[str, float]:
+        """Give the device-seconds and the cost of so long, for each SAE that a bank trains."""
+        n = len(bank.wanted)
         return {
             "seconds": seconds * self.executor.devices / n,
             "cost": self.budget.cost(seconds) / n,
@@ -360,15 +424,17 @@ class _Campaign:
         if isinstance(event, Done) and isinstance(event.result, Trained | Broken):
             run.taken = event.result.seconds
         del self.running[event.name]
-        return run, self._share(run)
+        return run, self._share(run.bank, run.seconds())
 
     def _trained(self, event: Done) -> Iterator[tuple[str, TrainedSAE]]:
-        from husai.sae import from_tensors
+        from husai.sae import from_tensors, to_tensors
 
         assert isinstance(event.result, Trained)
         run, share = self._settle(event)
         bank = run.bank
         self.estimates.learn(bank, run.seconds())
+        if run.whole:
+            self.calibrations.took(bank, run.seconds(), event.result.peak_bytes)
         failures = 0
         for sae_id, content in zip(bank.ids, event.result.files, strict=True):
             if sae_id not in bank.wanted:
@@ -386,7 +452,9 @@ class _Campaign:
                 "device_seconds": told[0] + share["seconds"],
                 "cost": told[1] + share["cost"],
                 "currency": self.config.budget.currency,
+                "peak_bytes": event.result.peak_bytes,
                 "finished": time.time(),
+                "digest": tensors_digest(to_tensors(sae)[0]),
             }
             yield sae_id, replace(sae, provenance={**sae.provenance, "campaign": about})
             if sae.failure is None:
@@ -403,13 +471,13 @@ class _Campaign:
         run, share = self._settle(event)
         if result.kind == "machine":
             self.ledger.record("lost", sorted(run.bank.wanted), reason=result.reason, **share)
-            self.refusal = f"{result.reason}; put it right"
-            self.pending.clear()
+            self.stopped = result.reason
+            self.estimates.forget(run.bank)
             self.view.waits(event.name)
-        elif result.kind == "input" or len(run.bank.ids) == 1:
+        elif len(run.bank.ids) == 1:
             self._fail(run.bank, result.reason, result.traceback, share)
         else:
-            # one of its SAEs may be at fault: it shall fail alone
+            # one of its SAEs may be at fault, bad input too: it shall fail alone
             self._divide(run.bank, result.reason, share)
         self.budget.spent = self.ledger.cost()
 
@@ -421,6 +489,7 @@ class _Campaign:
             logger.warning("%s: bank %s is started again", event.reason, event.name)
             self.ledger.record("lost", sorted(bank.wanted), reason=event.reason, **share)
             self.pending.appendleft(bank)
+            self.estimates.forget(bank)
             self.view.waits(event.name)
         elif len(bank.ids) == 1:
             reason = f"lost {losses} times, the last time: {event.reason}"
@@ -435,6 +504,7 @@ class _Campaign:
         self.ledger.record("lost", sorted(bank.wanted), reason=reason, **share)
         halves = [half for half in bank.halves() if half.wanted]
         self.pending.extendleft(halves)
+        self.estimates.divide(bank, halves)
         self.view.replace(bank.name, {half.name: (half.work, len(half.wanted)) for half in halves})
 
     def _fail(self, bank: Bank, reason: str, trace: str, share: dict[str, float]) -> None:
@@ -454,9 +524,19 @@ class _Campaign:
             columns = ["sae_id", "attempts", "worker", "reason", "traceback"]
             failures[columns].to_csv(temporary, index=False)
         state = f"{done} of {len(self.ids)} SAEs are trained"
+        missing = len(self.ids) - done - len(failures)
+        if self.stopped is not None:
+            raise CampaignStopped(
+                f"{self.stopped}; put it right. {state}; start the campaign again, and it goes on"
+            )
         if self.refusal is not None:
             raise CampaignStopped(
                 f"{self.refusal}. {state}; start the campaign again with more, and it goes on"
+            )
+        if missing:
+            # whatever the reason: what is not there must not pass for a campaign that ended
+            raise CampaignStopped(
+                f"{missing} SAEs are missing. {state}; start the campaign again, and it goes on"
             )
         if not self.failed:
             return
@@ -484,12 +564,15 @@ class Found:
         Those that are there as failures, and why.
     unfit
         Those whose file is torn or is not what the plan asks for, and why.
+    about
+        What the files of those that are there say of the campaign that trained them.
     """
 
     groups: list[Bank]
     kept: list[str]
     failed: dict[str, str]
     unfit: dict[str, str]
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def look_through(groups: list[Bank], store: Store) -> Found:
@@ -503,7 +586,9 @@ def look_through(groups: list[Bank], store: Store) -> Found:
                 missing.add(sae_id)
                 if problem is not None:
                     found.unfit[sae_id] = problem
-            elif sae.failure is None:
+                continue
+            found.about[sae_id] = about_campaign(sae)
+            if sae.failure is None:
                 found.kept.append(sae_id)
             else:
                 found.failed[sae_id] = sae.failure
@@ -562,15 +647,52 @@ def calibrations_for(
     return Calibrations(folders.campaign / CALIBRATIONS, campaign.compute.backend, executor.devices)
 
 
-def measure_banks(
-    banks: list[Bank], executor: Executor, calibrations: Calibrations
-) -> Calibrations:
-    """Have the cost of every shape of bank measured that was not measured before.
+def put_rows(banks: list[Bank], executor: Executor, activations: Mapping[str, Activations]) -> None:
+    """Make the rows that banks are trained on known to the workers.
 
     Raises
     ------
     CampaignStopped
-        When a bank cannot be measured.
+        When there is no space for them.
+    """
+    for key in sorted({bank.rows.key for bank in banks}):
+        try:
+            executor.put(key, activations[key].values)
+        except OSError as error:
+            # numpy's own says how much of an array was written, and has no errno
+            raise CampaignStopped(
+                f"the rows of '{key}' cannot be given to the workers: {error}; put it right and "
+                "start the campaign again, and it goes on"
+            ) from error
+
+
+def measure_banks(
+    banks: list[Bank],
+    executor: Executor,
+    calibrations: Calibrations,
+    max_retries: int,
+    spent: Callable[[Bank, float], None] = lambda bank, seconds: None,
+) -> None:
+    """Have the cost of every shape of bank measured that was not measured before.
+
+    One that cannot be measured is left out: training it shows what is wrong, and fails the SAE at
+    fault alone.
+
+    Parameters
+    ----------
+    banks, executor
+        Those to be trained, on what trains them.
+    calibrations
+        Where what is measured is kept.
+    max_retries
+        Times that measuring a bank is started again after its worker was lost.
+    spent
+        Called with each bank that was measured, or tried to be, and the seconds that took.
+
+    Raises
+    ------
+    CampaignStopped
+        When the machine cannot go on.
     """
     waiting: dict[str, Bank] = {}
     for bank in banks:
@@ -581,19 +703,44 @@ def measure_banks(
         logger.info("measuring %d shapes of banks", len(waiting))
     todo = list(waiting.values())
     out: dict[str, Bank] = {}
+    begun: dict[str, float] = {}
+    losses: dict[str, int] = {}
     while todo or out:
         while todo and executor.room > 0:
             bank = todo.pop()
             out[bank.name] = bank
             executor.submit(bank, measure=True)
         for event in executor.wait(POLL_SECONDS):
+            if event.name not in out:
+                continue
             if isinstance(event, Progress):
+                begun.setdefault(event.name, time.monotonic())
                 continue
             bank = out.pop(event.name)
+            since = begun.pop(event.name, None)
+            reason = None
             if isinstance(event, Lost):
-                raise CampaignStopped(f"measuring {bank.ids[0]}: {event.reason}")
-            if isinstance(event.result, Calibration):
+                spent(bank, 0.0 if since is None else time.monotonic() - since)
+                losses[bank.name] = losses.get(bank.name, 0) + 1
+                if losses[bank.name] <= max_retries:
+                    logger.warning("%s: bank %s is measured again", event.reason, bank.name)
+                    todo.append(bank)
+                else:
+                    reason = event.reason
+            elif isinstance(event.result, Calibration):
+                spent(bank, event.result.taken)
                 calibrations.put(bank, event.result)
             elif isinstance(event.result, Broken):
-                raise CampaignStopped(f"measuring {bank.ids[0]}: {event.result.reason}")
-    return calibrations
+                spent(bank, event.result.seconds)
+                reason = event.result.reason
+                if event.result.kind == "machine":
+                    raise CampaignStopped(
+                        f"measuring {bank.ids[0]}: {reason}; put it right and start the campaign "
+                        "again, and it goes on"
+                    )
+            if reason is not None:
+                logger.warning(
+                    "measuring %s: %s; what it takes is guessed from the other banks",
+                    bank.ids[0],
+                    reason,
+                )

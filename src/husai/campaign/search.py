@@ -19,7 +19,7 @@ SIGNIFICANT_DIGITS = 4
 MAX_REJECTIONS = 1000
 """Draws of one sample that the constraints may refuse before they count as impossible."""
 
-Value = str | int | float
+Value = bool | str | int | float
 
 
 class Distribution(Config):
@@ -86,6 +86,19 @@ class RandomSearch(Config):
         "names was left out",
     )
 
+    @model_validator(mode="after")
+    def _conditions_look_back(self) -> RandomSearch:
+        order = [_written(name) for name in self.fields]
+        for place, (name, distribution) in enumerate(self.fields.items()):
+            named = set() if distribution.when is None else _names(distribution.when)
+            for later in order[place:]:
+                if later in named:
+                    raise ValueError(
+                        f"fields.{name}: its condition '{distribution.when}' names {later}, which "
+                        f"is not drawn before {name}; put {later} above it"
+                    )
+        return self
+
 
 def draw_samples(search: RandomSearch) -> list[dict[str, Value]]:
     """Draw the settings of a random search.
@@ -128,12 +141,10 @@ def _holds(
     condition: str, sample: dict[str, Value], search: RandomSearch, *, vacuous: bool
 ) -> bool:
     """Whether a condition holds; one that names a field left out of the sample is ``vacuous``."""
-    # a point is no part of a name in an expression: training.steps is written training_steps
-    values = {name.replace(".", "_"): value for name, value in sample.items()}
-    known = {name.replace(".", "_") for name in search.fields}
+    values = {_written(name): value for name, value in sample.items()}
+    known = {_written(name) for name in search.fields}
     try:
-        tree = ast.parse(condition, mode="eval")
-        named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        named = _names(condition)
         if named <= known and not named <= values.keys():
             return vacuous
         result = pd.DataFrame([values]).eval(
@@ -144,6 +155,20 @@ def _holds(
         raise InputError(
             f"campaign.plan.random: condition '{condition}' with {values}: {error}"
         ) from error
+
+
+def _written(name: str) -> str:
+    """Give a field as conditions name it: a point is no part of a name in an expression."""
+    return name.replace(".", "_")
+
+
+def _names(condition: str) -> set[str]:
+    """Give the names in a condition; none when it is no expression, which evaluating it says."""
+    try:
+        tree = ast.parse(condition, mode="eval")
+    except (SyntaxError, ValueError):
+        return set()
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def _rounded(value: float) -> float:

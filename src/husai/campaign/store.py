@@ -15,16 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from husai import __version__
-from husai.campaign.banks import NEUTRAL_FIELDS, neutral_dump
 from husai.errors import InputError
-from husai.sae.config import BankTrainingConfig, SAEConfig
+from husai.sae.config import NEUTRAL_FIELDS, BankTrainingConfig, SAEConfig
+from husai.storage import read_tensors
 
 if TYPE_CHECKING:
+    import torch
+
     from husai.sae import TrainedSAE
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
+
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What a file raises that is torn, foreign, or has lost a part of its header."""
 
 
 def difference(
@@ -37,7 +42,7 @@ def difference(
     theirs = dict(provenance.get("training", {}))
     for name in NEUTRAL_FIELDS:
         theirs.pop(name, None)
-    mine = neutral_dump(training)
+    mine = training.decisive()
     if theirs != mine:
         names = sorted(n for n in mine.keys() | theirs.keys() if theirs.get(n) != mine.get(n))
         return f"it was trained with another {', '.join(names)}"
@@ -46,6 +51,11 @@ def difference(
     if provenance.get("husai") != __version__:
         return f"it was trained by version {provenance.get('husai')}"
     return None
+
+
+def about_campaign(sae: TrainedSAE) -> dict[str, Any]:
+    """Give what a SAE's file says of the campaign that trained it; empty for other files."""
+    return dict(sae.provenance.get("campaign") or {})
 
 
 def identity(header: Mapping[str, Any]) -> str:
@@ -63,6 +73,16 @@ def identity(header: Mapping[str, Any]) -> str:
         provenance.get("husai"),
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Digest of every bit of a SAE's tensors: safetensors files have no checksum of their own."""
+    content = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        content.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        content.update(tensor.numpy().tobytes())
+    return content.hexdigest()
 
 
 class Store:
@@ -84,16 +104,23 @@ class Store:
         self, sae_id: str, config: SAEConfig, training: BankTrainingConfig, fingerprint: str
     ) -> tuple[TrainedSAE | None, str | None]:
         """Give the SAE that is kept under this name, or None and what is wrong with its file."""
-        from husai.sae.trained import read_sae
+        from husai.sae.trained import from_tensors
 
         path = self.folder / f"{sae_id}{SUFFIX}"
         if not path.is_file():
             return None, None
         try:
-            sae = read_sae(path)
+            tensors, header = read_tensors(path)
+            sae = from_tensors(tensors, header, str(path))
             problem = difference(sae, config, training, fingerprint)
+            # files of other origin say nothing of their tensors
+            saved = about_campaign(sae).get("digest")
+            if problem is None and saved not in (None, tensors_digest(tensors)):
+                problem = "its tensors are not those that were saved"
         except InputError as error:
             problem = str(error).removeprefix(f"{path}: ")
+        except UNREADABLE as error:
+            problem = f"it does not read as a SAE ({type(error).__name__}: {error})"
         return (sae, None) if problem is None else (None, problem)
 
     def move_out(self, sae_id: str) -> Path:
@@ -119,7 +146,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str = "this campaign") -> Iterator[None]:
     """Hold a folder's lock, which the system gives back whatever ends the process.
 
     Raises

@@ -68,16 +68,26 @@ class Broken:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Measured cost of a bank: ``fixed + steps · step + entries · entry`` seconds."""
+    """Measured cost of a bank: ``fixed + steps · step + entries · entry`` seconds.
+
+    ``taken`` is how many seconds measuring it took.
+    """
 
     fixed: float
     step: float
     entry: float
     peak_bytes: int
+    taken: float = 0.0
 
     def seconds(self, steps: int, eval_interval: int) -> float:
         """How long as many steps take, with an entry of the history at every interval."""
         return self.fixed + steps * self.step + -(-steps // eval_interval) * self.entry
+
+    def part(self, share: float) -> Calibration:
+        """What this part of the bank is expected to cost."""
+        return replace(
+            self, fixed=self.fixed * share, step=self.step * share, entry=self.entry * share
+        )
 
 
 def train_task(
@@ -156,6 +166,7 @@ def calibrate(bank: Bank, rows: torch.Tensor) -> Calibration | Broken:
     def faster(steps: int, interval: int) -> float:
         return min(run(steps, interval), run(steps, interval))
 
+    begun = time.perf_counter()
     try:
         run(1, 1)  # compiles, and reads the rows in
         with peak_memory() as peak:
@@ -167,9 +178,9 @@ def calibrate(bank: Bank, rows: torch.Tensor) -> Calibration | Broken:
         step = max((longer - once) / max(1, steps - 1), 1e-9)
         entry = max(halved - longer, 0.0)
         fixed = max(once - step - entry, 0.0)
-        return Calibration(fixed, step, entry, peak.bytes)
+        return Calibration(fixed, step, entry, peak.bytes, time.perf_counter() - begun)
     except Exception as error:
-        return broken(error)
+        return replace(broken(error), seconds=time.perf_counter() - begun)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ truth can compute: does it rank dictionaries as truth does, and where does it mi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, Literal
@@ -18,10 +18,19 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse, stats
 
 from husai.consistency.codes import Codes, code_blocks
-from husai.consistency.matching import match_features
+from husai.consistency.matching import Match
 from husai.consistency.scores import gt_mcc, mmcs, nearest_features, uniqueness
+from husai.consistency.seeds import match_all, pair_maps
 from husai.consistency.statistics import pair_matrix, pseudo_values
+from husai.consistency.truth import PlaneRecovery
 from husai.errors import InputError
+
+Floats = NDArray[np.float64]
+
+MIN_CLUSTERS = 5
+"""Independent clusters below which no bootstrap interval is given."""
+
+_BLOCK_NUMBERS = 1_000_000  # of a table of resamples held at a time: 8 MB
 
 FRR_THRESHOLDS = (0.8, 0.9)
 """Cosines at which a true feature counts as recovered."""
@@ -278,7 +287,9 @@ def truth_scores(
 # ---------------------------------------------------------------------------------------------
 
 
-Verdict = Literal["stable but wrong", "in step with truth", "truer than stable", "not defined"]
+Verdict = Literal[
+    "stable but wrong", "in step with truth", "truer than stable", "not defined", "not comparable"
+]
 
 
 @dataclass(frozen=True)
@@ -297,20 +308,25 @@ class ExcessConsistency:
         ``-margin``: each seed finds true features, but not the same ones.
     level, n_seeds
         What it rests on.
+    reason
+        Why the verdict is "not defined" or "not comparable"; empty otherwise.
     """
 
-    excess: float
+    excess: float | None
     low: float | None
     high: float | None
     verdict: Verdict
     level: float
     n_seeds: int
+    reason: str = ""
 
 
 def excess_consistency(
     pw_scores: ArrayLike,
     gt_scores: ArrayLike,
     *,
+    n_latents: int | None = None,
+    n_true: int | None = None,
     pw_null: float = 0.0,
     gt_null: float = 0.0,
     margin: float = 0.0,
@@ -319,10 +335,12 @@ def excess_consistency(
     """Name what a consistency score hides: seeds that agree on something that is not there.
 
     PW-MCC above GT-MCC means that dictionaries are nearer to one another than to the truth
-    (arXiv 2512.02194 prints such a case: stability .572, ground truth .479). The two scores have
-    different chance levels when there are more or fewer true features than latents, so both are
-    corrected, ``(score − null)/(1 − null)``, before they are subtracted. Interval: jackknife
-    pseudo-values of the PW-MCC minus each seed's own GT-MCC, t with S − 1 degrees of freedom.
+    (arXiv 2512.02194 prints such a case: stability .572, ground truth .479). Both are corrected
+    for chance, ``(score − null)/(1 − null)``, before they are subtracted. With more or fewer
+    latents than true features the two are means over different numbers of pairs, and no
+    correction makes them comparable: there the share of reproduced latents that are true
+    (:func:`reproducibility_as_detector`) serves. Interval: jackknife pseudo-values of the PW-MCC
+    minus each seed's own GT-MCC, t with S − 1 degrees of freedom.
 
     Parameters
     ----------
@@ -330,6 +348,9 @@ def excess_consistency(
         ``[S, S]`` symmetric PW-MCC of every pair of seeds.
     gt_scores
         ``[S]`` GT-MCC of every seed.
+    n_latents, n_true
+        Width of the dictionaries and number of true features; where they differ the verdict is
+        "not comparable". Not given: taken to be equal.
     pw_null, gt_null
         Chance levels of the two (``husai.consistency.null_scores``); 0 compares them as printed.
     margin
@@ -353,12 +374,19 @@ def excess_consistency(
     for name, null in (("pw_null", pw_null), ("gt_null", gt_null)):
         if not null < 1:
             raise InputError(f"{name}: {null}; a chance level is below 1")
-    W, gt = (W - pw_null) / (1 - pw_null), (gt - gt_null) / (1 - gt_null)
     n = len(W)
+    if n_latents != n_true and n_latents is not None and n_true is not None:
+        reason = (
+            f"PW-MCC is a mean over {n_latents} latents, GT-MCC over "
+            f"{min(n_latents, n_true)} pairs of {n_latents} latents and {n_true} true features"
+        )
+        return ExcessConsistency(None, None, None, "not comparable", level, n, reason)
+    W, gt = (W - pw_null) / (1 - pw_null), (gt - gt_null) / (1 - gt_null)
     off = ~np.eye(n, dtype=bool)
     excess = float(W[off].mean() - gt.mean())
     if n < 3:
-        return ExcessConsistency(excess, None, None, "not defined", level, n)
+        reason = f"{n} seeds: an interval needs three"
+        return ExcessConsistency(excess, None, None, "not defined", level, n, reason)
     difference = pseudo_values(np.where(off, W, 0.0)) - gt
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(difference.std(ddof=1)) / sqrt(n)
     low, high = excess - half, excess + half
@@ -370,7 +398,13 @@ def excess_consistency(
     return ExcessConsistency(excess, low, high, verdict, level, n)
 
 
-def reproducible_features(dictionaries: Sequence[ArrayLike], truth: ArrayLike) -> pd.DataFrame:
+def reproducible_features(
+    dictionaries: Sequence[ArrayLike],
+    truth: ArrayLike,
+    *,
+    seeds: Sequence[int] | None = None,
+    matches: Mapping[tuple[int, int], Match] | None = None,
+) -> pd.DataFrame:
     """Per latent: how well other seeds have it, and how near it is to a true feature.
 
     Parameters
@@ -379,37 +413,44 @@ def reproducible_features(dictionaries: Sequence[ArrayLike], truth: ArrayLike) -
         One ``[d_sae, d]`` a seed; widths may differ.
     truth
         ``[n_true, d]``.
+    seeds
+        ``[S]`` what each dictionary is called in the table; its position when not given.
+    matches
+        Matches of all pairs (:func:`husai.consistency.match_all`) by |cosine|, where they are
+        known already.
 
     Returns
     -------
     pandas.DataFrame
-        ``seed`` (position), ``latent``, ``reproducibility`` (mean over the other seeds of the
-        |cosine| to its one-to-one partner, 0 where it has none), ``truth_similarity`` (largest
-        |cosine| with a true feature) and ``feature`` (which).
+        ``seed``, ``latent``, ``reproducibility`` (mean over the other seeds of the |cosine| to
+        its one-to-one partner, 0 where it has none), ``truth_similarity`` (largest |cosine| with
+        a true feature) and ``feature`` (which).
 
     Raises
     ------
     InputError
         When fewer than two dictionaries are given, or inputs do not fit together.
     """
-    if len(dictionaries) < 2:
+    n = len(dictionaries)
+    if n < 2:
         raise InputError("dictionaries: one seed; reproducibility needs two or more")
+    names = list(range(n)) if seeds is None else list(seeds)
+    if len(set(names)) != n:
+        raise InputError(f"seeds: {names}; give a different one for each of {n} dictionaries")
     rows = [np.asarray(dictionary, dtype=np.float64) for dictionary in dictionaries]
-    sums = [np.zeros(len(W)) for W in rows]
-    for s in range(len(rows)):
-        for t in range(s + 1, len(rows)):
-            match = match_features(rows[s], rows[t])
-            sums[s][match.a_index] += match.similarity
-            sums[t][match.b_index] += match.similarity
+    maps = pair_maps(match_all(rows) if matches is None else matches)
+    if maps.sizes != tuple(len(W) for W in rows):
+        raise InputError(f"matches: of {maps.sizes} features, the dictionaries have others")
     tables = []
     for s, W in enumerate(rows):
         near = nearest_features(W, truth)
+        others = [maps.similarity(s, t) for t in range(n) if t != s]
         tables.append(
             pd.DataFrame(
                 {
-                    "seed": s,
+                    "seed": names[s],
                     "latent": np.arange(len(W)),
-                    "reproducibility": sums[s] / (len(rows) - 1),
+                    "reproducibility": np.mean(others, axis=0),
                     "truth_similarity": near.a_similarity,
                     "feature": near.a_index,
                 }
@@ -419,9 +460,19 @@ def reproducible_features(dictionaries: Sequence[ArrayLike], truth: ArrayLike) -
 
 
 def reproducibility_as_detector(
-    features: pd.DataFrame, *, reproducible: float = 0.9, true: float = 0.9
-) -> dict[str, float | int | None]:
+    features: pd.DataFrame,
+    *,
+    reproducible: float = 0.9,
+    true: float = 0.9,
+    cluster: str | None = None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, float | int | str | None]:
     """Treat "this latent comes back in other seeds" as a test for "this latent is true".
+
+    Latents of one group of seeds are one another's partners, and groups of one world share their
+    truth: the intervals come from resampling whole clusters (percentiles).
 
     Parameters
     ----------
@@ -431,33 +482,82 @@ def reproducibility_as_detector(
         Reproducibility at and above which a latent passes.
     true
         Similarity to the truth at and above which it is true.
+    cluster
+        Column of what belongs together; no intervals when not given.
+    level, n_resamples, seed
+        Of the bootstrap.
 
     Returns
     -------
     dict
         ``precision`` (share of passing latents that are true; one minus it is the share that is
         stable but wrong), ``recall`` (share of true latents that pass), ``auc`` (chance that a
-        true latent is more reproducible than one that is not), ``rank_correlation`` (Spearman),
-        and the counts ``n``, ``n_passing``, ``n_true``. None where not defined.
+        true latent is more reproducible than one that is not), each with ``_low`` and ``_high``;
+        ``rank_correlation`` (Spearman), the counts ``n``, ``n_passing``, ``n_true``,
+        ``n_clusters``, and ``reason`` (why there are no intervals; empty otherwise). None where
+        not defined.
+
+    Raises
+    ------
+    InputError
+        When a column is missing or the level is not between 0 and 1.
     """
+    missing = [c for c in (cluster,) if c is not None and c not in features]
+    if missing:
+        raise InputError(f"features: columns missing: {', '.join(missing)}")
+    if not 0 < level < 1:
+        raise InputError(f"level: {level}; give a number between 0 and 1")
     score = features["reproducibility"].to_numpy(dtype=np.float64)
     similarity = features["truth_similarity"].to_numpy(dtype=np.float64)
     passing, is_true = score >= reproducible, similarity >= true
-    both = int((passing & is_true).sum())
-    n_passing, n_true, n = int(passing.sum()), int(is_true.sum()), len(score)
-    auc = None
-    if 0 < n_true < n:
-        ranks = stats.rankdata(score)
-        auc = float((ranks[is_true].sum() - n_true * (n_true + 1) / 2) / (n_true * (n - n_true)))
-    return {
-        "precision": both / n_passing if n_passing else None,
-        "recall": both / n_true if n_true else None,
-        "auc": auc,
+    whole = _detector_shares(score, passing, is_true, np.ones((1, len(score))))
+    values = {name: None if np.isnan(v[0]) else float(v[0]) for name, v in whole.items()}
+    found: dict[str, float | int | str | None] = {
+        **values,
         "rank_correlation": _spearman(score, similarity),
-        "n": n,
-        "n_passing": n_passing,
-        "n_true": n_true,
+        "n": len(score),
+        "n_passing": int(passing.sum()),
+        "n_true": int(is_true.sum()),
     }
+    code = np.zeros(len(score), dtype=np.int64)
+    if cluster is not None:
+        code = pd.factorize(features[cluster])[0]
+    n_clusters = int(code.max(initial=-1)) + 1
+    few = n_clusters < MIN_CLUSTERS
+    found |= {"n_clusters": n_clusters, "reason": _too_few(n_clusters) if few else ""}
+    drawn: dict[str, Floats] = {name: np.zeros(0) for name in values}
+    if not few:
+        parts = [
+            _detector_shares(score, passing, is_true, weights)
+            for weights in _resamples(code, n_resamples, np.random.default_rng(seed))
+        ]
+        drawn = {name: np.concatenate([part[name] for part in parts]) for name in values}
+    for name, value in values.items():
+        known = drawn[name][~np.isnan(drawn[name])]
+        bounds = _percentiles(known, level) if value is not None and len(known) else (None, None)
+        found[f"{name}_low"], found[f"{name}_high"] = bounds
+    return found
+
+
+def _detector_shares(
+    score: Floats,
+    passing: NDArray[np.bool_],
+    is_true: NDArray[np.bool_],
+    weights: Floats,
+) -> dict[str, Floats]:
+    """Precision, recall and AUC with every row of ``weights [R, n]``; NaN where not defined."""
+    n_passing, n_true = weights @ passing, weights @ is_true
+    n_false = weights.sum(axis=1) - n_true
+    both = weights @ (passing & is_true)
+    # Mann-Whitney: the true latents' ranks, less the least that they could sum to
+    ranks = _midranks(score, weights)
+    above = (weights * ranks) @ is_true - n_true * (n_true + 1) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "precision": both / n_passing,
+            "recall": both / n_true,
+            "auc": above / (n_true * n_false),
+        }
 
 
 # ---------------------------------------------------------------------------------------------
@@ -501,16 +601,16 @@ def rank_correlation(
 ) -> RankCorrelation:
     """Spearman's rank correlation of a score with true recovery, bootstrapped over clusters.
 
-    Checkpoints of one training run are not independent observations, nor are settings that share
-    their SAEs: whole clusters are resampled.
+    Settings trained on the same rows of the same world are not independent observations: whole
+    clusters are resampled.
 
     Parameters
     ----------
     score, truth
         ``[n]`` the score and the true recovery of each setting.
     cluster
-        ``[n]`` what belongs together, for example the world and architecture of a run; every
-        observation by itself when not given.
+        ``[n]`` what belongs together, for example the draw of a world; every observation by
+        itself when not given.
     level
         Confidence level.
     n_resamples, seed
@@ -531,46 +631,71 @@ def rank_correlation(
     if cluster is not None and len(cluster) != len(x):
         raise InputError(f"cluster: {len(cluster)} for {len(x)} observations")
     code = np.arange(len(x)) if cluster is None else pd.factorize(pd.Series(list(cluster)))[0]
-    members = [np.flatnonzero(code == c) for c in range(int(code.max(initial=-1)) + 1)]
     value = _spearman(x, y)
-    n, n_clusters = len(x), len(members)
+    n, n_clusters = len(x), int(code.max(initial=-1)) + 1
     if value is None:
-        reason = "fewer than three observations, or one side does not vary"
+        constant = "the score" if len(x) and np.ptp(x) == 0 else "the truth"
+        reason = f"{n} observations" if n < 3 else f"{constant} does not vary"
         return RankCorrelation(None, None, None, n, n_clusters, level, reason)
-    if n_clusters < 5:
-        reason = f"{n_clusters} independent clusters: too few to see their spread"
-        return RankCorrelation(value, None, None, n, n_clusters, level, reason)
-    draws = _cluster_bootstrap(x, y, members, n_resamples, np.random.default_rng(seed))
+    if n_clusters < MIN_CLUSTERS:
+        return RankCorrelation(value, None, None, n, n_clusters, level, _too_few(n_clusters))
+    resamples = _resamples(code, n_resamples, np.random.default_rng(seed))
+    draws = np.concatenate([_weighted_spearman(x, y, weights) for weights in resamples])
+    # draws in which one side is constant say nothing
+    low, high = _percentiles(draws[~np.isnan(draws)], level)
+    return RankCorrelation(value, low, high, n, n_clusters, level, "")
+
+
+def _too_few(n_clusters: int) -> str:
+    return f"{n_clusters} independent clusters: too few to see their spread"
+
+
+def _resamples(
+    code: NDArray[np.int64], n_resamples: int, rng: np.random.Generator
+) -> Iterator[Floats]:
+    """How often each observation is in each resample of whole clusters: blocks ``[r, n]``."""
+    n_clusters = int(code.max()) + 1
+    counts = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_resamples)
+    at_once = max(1, _BLOCK_NUMBERS // len(code))
+    for start in range(0, n_resamples, at_once):
+        yield counts[start : start + at_once, code].astype(np.float64)
+
+
+def _percentiles(draws: Floats, level: float) -> tuple[float, float]:
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return RankCorrelation(value, float(low), float(high), n, n_clusters, level, "")
+    return float(low), float(high)
 
 
-def _cluster_bootstrap(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    members: list[NDArray[np.int64]],
-    n_resamples: int,
-    rng: np.random.Generator,
-) -> list[float]:
-    """Spearman's correlation of resampled clusters; draws in which one side is constant drop."""
-    n_clusters = len(members)
-    draws = []
-    for _ in range(n_resamples):
-        chosen = rng.integers(n_clusters, size=n_clusters)
-        index = np.concatenate([members[c] for c in chosen])
-        drawn = _spearman(x[index], y[index])
-        if drawn is not None:
-            draws.append(drawn)
-    return draws
+def _midranks(x: Floats, weights: Floats) -> Floats:
+    """Ranks ``[R, n]`` of ``x [n]`` in which observation i stands ``weights[r, i]`` times.
+
+    Ties share their mean rank, as in ``scipy.stats.rankdata`` of the repeated observations.
+    """
+    values, place = np.unique(x, return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[order], np.arange(len(values)))
+    count = np.add.reduceat(weights[:, order], starts, axis=1)
+    rank: Floats = (np.cumsum(count, axis=1) - (count - 1) / 2)[:, place]
+    return rank
 
 
-def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
+def _weighted_spearman(x: Floats, y: Floats, weights: Floats) -> Floats:
+    """Spearman's correlation with every row of ``weights``; NaN where one side is constant."""
+    total = weights.sum(axis=1, keepdims=True)
+    a, b = _midranks(x, weights), _midranks(y, weights)
+    a -= (weights * a).sum(axis=1, keepdims=True) / total
+    b -= (weights * b).sum(axis=1, keepdims=True) / total
+    scale = np.sqrt((weights * a * a).sum(axis=1) * (weights * b * b).sum(axis=1))
+    product = (weights * a * b).sum(axis=1)
+    # ranks are multiples of a half: what is constant sums to rounding errors only
+    return np.where(scale > 1e-9, product / np.maximum(scale, 1e-9), np.nan)
+
+
+def _spearman(x: Floats, y: Floats) -> float | None:
     if len(x) < 3:
         return None
-    a, b = stats.rankdata(x), stats.rankdata(y)
-    a, b = a - a.mean(), b - b.mean()
-    scale = sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale > 0 else None
+    value = float(_weighted_spearman(x, y, np.ones((1, len(x))))[0])
+    return None if np.isnan(value) else value
 
 
 def calibrate_scores(
@@ -578,7 +703,7 @@ def calibrate_scores(
     scores: Sequence[str],
     *,
     truth: str = "gt_mcc",
-    cluster: str = "run",
+    cluster: str = "cluster",
     within: Sequence[str] = (),
     level: float = 0.95,
     n_resamples: int = 2000,
@@ -589,8 +714,8 @@ def calibrate_scores(
     Parameters
     ----------
     settings
-        A row per setting (world, architecture, sparsity, step, ...): the scores a user without
-        truth can compute, the true recovery, and what to slice by.
+        A row per setting (world, draw, architecture, sparsity, steps, ...): the scores a user
+        without truth can compute, the true recovery, and what to slice by.
     scores
         Columns to calibrate.
     truth
@@ -605,8 +730,8 @@ def calibrate_scores(
     Returns
     -------
     pandas.DataFrame
-        ``score``, ``slice`` ("all" or a column of ``within``), ``value`` of that column,
-        ``rank_correlation``, ``low``, ``high``, ``n``, ``n_clusters``, ``reason``.
+        ``score``, ``truth``, ``slice`` ("all" or a column of ``within``), ``value`` of that
+        column, ``rank_correlation``, ``low``, ``high``, ``n``, ``n_clusters``, ``reason``.
 
     Raises
     ------
@@ -634,6 +759,7 @@ def calibrate_scores(
             rows.append(
                 {
                     "score": score,
+                    "truth": truth,
                     "slice": name,
                     "value": str(value),
                     "rank_correlation": found.value,
@@ -647,9 +773,164 @@ def calibrate_scores(
     return pd.DataFrame(rows)
 
 
+def within_run_correlation(
+    settings: pd.DataFrame,
+    scores: Sequence[str],
+    *,
+    run: str,
+    truth: str = "gt_mcc",
+    cluster: str = "cluster",
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Does a score rise when the truth does, within one run at several lengths of training?
+
+    Spearman's correlation within every run, and its mean over runs: what differs between worlds,
+    widths and architectures cannot bring it about.
+
+    Parameters
+    ----------
+    settings
+        A row per run and length.
+    scores
+        Columns to calibrate.
+    run
+        Column of what is the same but for its length; runs of fewer than three lengths, or in
+        which a side does not vary, are left out.
+    truth, cluster, level, n_resamples, seed
+        As in :func:`calibrate_scores`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of :func:`calibrate_scores`: ``rank_correlation`` is the mean over runs, ``n``
+        the number of runs.
+
+    Raises
+    ------
+    InputError
+        When a column is missing.
+    """
+    missing = [c for c in (*scores, run, truth, cluster) if c not in settings]
+    if missing:
+        raise InputError(f"settings: columns missing: {', '.join(missing)}")
+    rows = []
+    for score in scores:
+        values, clusters = [], []
+        known = settings[settings[score].notna() & settings[truth].notna()]
+        for _, part in known.groupby(run, sort=False):
+            x, y = (part[name].to_numpy(dtype=np.float64) for name in (score, truth))
+            value = _spearman(x, y)
+            if value is not None:
+                values.append(value)
+                clusters.append(part[cluster].iloc[0])
+        code = pd.factorize(pd.Series(clusters, dtype=object))[0]
+        n_clusters = int(code.max(initial=-1)) + 1
+        low = high = None
+        reason = "" if n_clusters >= MIN_CLUSTERS else _too_few(n_clusters)
+        if not values:
+            reason = "no run of three lengths in which both vary"
+        elif not reason:
+            resamples = _resamples(code, n_resamples, np.random.default_rng(seed))
+            means = [weights @ np.array(values) / weights.sum(axis=1) for weights in resamples]
+            low, high = _percentiles(np.concatenate(means), level)
+        rows.append(
+            {
+                "score": score,
+                "truth": truth,
+                "slice": "all",
+                "value": "",
+                "rank_correlation": float(np.mean(values)) if values else None,
+                "low": low,
+                "high": high,
+                "n": len(values),
+                "n_clusters": n_clusters,
+                "reason": reason,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 # ---------------------------------------------------------------------------------------------
 # The convergence gate
 # ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClusteredShare:
+    """A share of observations that come in clusters.
+
+    Attributes
+    ----------
+    value, low, high
+        None without observations.
+    n, n_clusters
+        Observations, and independent groups of them.
+    n_effective
+        Independent observations that say as much; None without observations.
+    level
+        Confidence level.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    n_clusters: int
+    n_effective: float | None
+    level: float
+
+
+def clustered_share(
+    success: ArrayLike, cluster: Sequence[Any], *, level: float = 0.95
+) -> ClusteredShare:
+    """Give a share with Wilson's interval on the effective number of observations.
+
+    The design effect is the variance of the share between clusters (the ratio estimator's, Kish
+    1965) over that of as many independent observations; n over it is the effective number, held
+    between the number of clusters and n. A share of 0 or 1 shows no spread at all: there every
+    cluster counts as one observation, and Wilson's interval is never of length 0.
+
+    Parameters
+    ----------
+    success
+        ``[n]`` bool.
+    cluster
+        ``[n]`` what belongs together.
+    level
+        Confidence level.
+
+    Raises
+    ------
+    InputError
+        When lengths differ or the level is not between 0 and 1.
+    """
+    y = np.asarray(success, dtype=bool)
+    if y.ndim != 1 or len(y) != len(cluster):
+        raise InputError(f"success, cluster: shapes {y.shape} and ({len(cluster)},); they differ")
+    if not 0 < level < 1:
+        raise InputError(f"level: {level}; give a number between 0 and 1")
+    n = len(y)
+    if not n:
+        return ClusteredShare(None, None, None, 0, 0, None, level)
+    code = pd.factorize(pd.Series(list(cluster), dtype=object))[0]
+    n_clusters = int(code.max()) + 1
+    share = float(y.mean())
+    effective = float(n_clusters)
+    if n_clusters > 1 and 0 < share < 1:
+        residual = np.bincount(code, weights=y - share)
+        variance = n_clusters / (n_clusters - 1) * float(residual @ residual) / n**2
+        if variance > 0:
+            effective = min(max(share * (1 - share) / variance, n_clusters), n)
+        else:
+            effective = float(n)
+    z = float(stats.norm.ppf((1 + level) / 2))
+    centre = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
+    spread = share * (1 - share) / effective + (z / (2 * effective)) ** 2
+    half = z * sqrt(spread) / (1 + z**2 / effective)
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return ClusteredShare(share, low, high, n, n_clusters, effective, level)
 
 
 @dataclass(frozen=True)
@@ -658,24 +939,19 @@ class GateCalibration:
 
     Attributes
     ----------
-    false_pass_rate, low, high
-        Of the checkpoints that passed, the share that was not settled; Wilson interval on SAEs
-        (checkpoints of one SAE count as one observation). None when none passed.
-    false_hold_rate
-        Of the settled checkpoints, the share that was held back. None when none was settled.
-    n_checkpoints, n_passed, n_saes_passed
-        Counts.
+    false_pass
+        Of the SAEs that passed, the share that was not settled.
+    false_hold
+        Of the settled SAEs, the share that was held back.
+    n
+        SAEs.
     tolerance
         Change of recovery that is called none.
     """
 
-    false_pass_rate: float | None
-    low: float | None
-    high: float | None
-    false_hold_rate: float | None
-    n_checkpoints: int
-    n_passed: int
-    n_saes_passed: int
+    false_pass: ClusteredShare
+    false_hold: ClusteredShare
+    n: int
     tolerance: float
 
 
@@ -683,24 +959,25 @@ def gate_calibration(
     passed: ArrayLike,
     recovery: ArrayLike,
     final_recovery: ArrayLike,
-    sae: Sequence[Any],
+    cluster: Sequence[Any],
     *,
     tolerance: float = 0.02,
     level: float = 0.95,
 ) -> GateCalibration:
-    """Compare what a convergence gate says at a checkpoint with what came after it.
+    """Compare what a convergence gate says of SAEs with what longer training makes of them.
 
-    A checkpoint is settled when its true recovery (GT-MCC, say) is within ``tolerance`` of that
-    of the same SAE trained on to the end. The gate sees no truth, only its loss curve.
+    A SAE is settled when its true recovery (GT-MCC, say) is within ``tolerance`` of that of the
+    same SAE, with the same seeds, trained for far longer. The gate sees no truth, only its loss
+    curve.
 
     Parameters
     ----------
     passed
-        ``[n]`` bool: the gate called this checkpoint converged.
+        ``[n]`` bool: the gate called this SAE converged.
     recovery, final_recovery
-        ``[n]`` true recovery now, and of the same SAE at its end.
-    sae
-        ``[n]`` which SAE a checkpoint belongs to.
+        ``[n]`` true recovery of the SAE, and of the same one trained for longer.
+    cluster
+        ``[n]`` what belongs together, for example the draw of a world.
     tolerance
         Change that is called none.
     level
@@ -713,21 +990,47 @@ def gate_calibration(
     """
     gate = np.asarray(passed, dtype=bool)
     now, end = (np.asarray(v, dtype=np.float64) for v in (recovery, final_recovery))
-    if not (gate.shape == now.shape == end.shape == (len(sae),)):
-        raise InputError("passed, recovery, final_recovery, sae: lengths differ")
+    if not (gate.shape == now.shape == end.shape == (len(cluster),)):
+        raise InputError("passed, recovery, final_recovery, cluster: lengths differ")
     if not np.isfinite([now, end]).all():
         raise InputError("recovery, final_recovery: a value is NaN or infinite")
     settled = np.abs(end - now) <= tolerance
-    n_passed = int(gate.sum())
-    false_hold = float((~gate[settled]).mean()) if settled.any() else None
-    if not n_passed:
-        return GateCalibration(None, None, None, false_hold, len(gate), 0, 0, tolerance)
-    rate = float((~settled[gate]).mean())
-    n_saes = len({key for key, through in zip(sae, gate, strict=True) if through})
-    # Wilson's interval with SAEs for observations: the checkpoints of one move together
-    z = float(stats.norm.ppf((1 + level) / 2))
-    centre = (rate + z**2 / (2 * n_saes)) / (1 + z**2 / n_saes)
-    spread = rate * (1 - rate) / n_saes + (z / (2 * n_saes)) ** 2
-    half = z * sqrt(spread) / (1 + z**2 / n_saes)
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return GateCalibration(rate, low, high, false_hold, len(gate), n_passed, n_saes, tolerance)
+    of_passed = [key for key, through in zip(cluster, gate, strict=True) if through]
+    of_settled = [key for key, still in zip(cluster, settled, strict=True) if still]
+    return GateCalibration(
+        false_pass=clustered_share(~settled[gate], of_passed, level=level),
+        false_hold=clustered_share(~gate[settled], of_settled, level=level),
+        n=len(gate),
+        tolerance=tolerance,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Planes
+# ---------------------------------------------------------------------------------------------
+
+
+def axis_recovery_chance(found: PlaneRecovery) -> float:
+    """Share of a plane's axes that its latents recover when their phases are chance.
+
+    The phase of a plane's axes is a convention, so a dictionary that holds the plane recovers
+    them by luck, the more latents it has there the likelier. The same latents stay in the same
+    planes, at the same distance from them (``rho``), and their phases are uniform: one of them is
+    at |cos| ≥ t to an axis with probability (2/π)·arccos(t/rho).
+
+    Parameters
+    ----------
+    found
+        The dictionary's recovery of the planes; t is its ``threshold``.
+
+    Returns
+    -------
+    float
+        Mean over planes of 1 − Π(1 − probability), the product over the latents in a plane.
+    """
+    inside = found.features[found.features["in_plane"]]
+    rho = inside["rho"].to_numpy(dtype=np.float64)
+    missed = 1 - 2 / np.pi * np.arccos(np.minimum(found.threshold / rho, 1.0))
+    planes = found.planes["plane"].to_numpy()
+    none = pd.Series(missed).groupby(inside["plane"].to_numpy()).prod()
+    return float(1 - none.reindex(planes, fill_value=1.0).mean())

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from husai.errors import InputError
 
@@ -22,6 +23,9 @@ SCORE_NAMES = {
     "mmcs": "MMCS",
     "reproducible_share": "share of features\nreproduced",
     "cycle_consistency": "cycle consistency",
+    "shared_fraction": "share shared by decoder\nand encoder",
+    "activation_correlation": "correlation of\nactivations",
+    "code_jaccard": "Jaccard of supports",
     "moved_from_init": "distance from init",
     "explained_variance": "explained variance",
 }
@@ -39,27 +43,34 @@ def calibration_figure(
     Parameters
     ----------
     settings, planes
-        Of :func:`husai.pipelines.planted_truth.study.score_study`.
+        Of :func:`husai.pipelines.planted_truth.scores.score_study`.
     calibration, detectors, gate
-        Of :func:`husai.pipelines.planted_truth.study.calibrate_study`.
+        Of :func:`husai.pipelines.planted_truth.worth.calibrate_study`.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Six panels: consistency against truth at the end and over training, rank correlations,
-        reproducibility as a test for truth, the convergence gate, planes.
+        Six panels: consistency against truth at the longest length and over lengths, rank
+        correlations, reproducibility as a test for truth, the convergence gate, planes. Markers
+        are hollow where not every seed passes the convergence gate.
+
+    Raises
+    ------
+    InputError
+        When there is no setting.
     """
-    if settings.empty or calibration.empty:
-        raise InputError("settings and calibration need at least one row each")
-    figure = Figure(figsize=(10.0, 7.2), layout="constrained")
+    if settings.empty:
+        raise InputError("settings: no row; a figure needs one at least")
+    figure = Figure(figsize=(11.0, 9.0), layout="constrained")
     axes = figure.subplots(2, 3)
-    lines = settings[settings["planes"] == 0]
+    lines = settings[settings["n_planes"] == 0]
     worlds = list(dict.fromkeys(settings["world"]))
     look = {
-        world: (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
+        # markers move on by one when the colours are used up
+        world: (_COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)])
         for i, world in enumerate(worlds)
     }
-    _truth_scatter(axes[0, 0], lines[lines["final"]], look)
+    _truth_scatter(axes[0, 0], lines[lines["steps"] == settings["steps"].max()], look)
     _truth_paths(axes[0, 1], lines, look)
     _rank_bars(axes[0, 2], calibration)
     _detector_bars(axes[1, 0], detectors)
@@ -79,25 +90,34 @@ def _corrected(table: pd.DataFrame) -> pd.Series:
     return (table["gt_mcc"] - table["gt_mcc_null"]) / (1 - table["gt_mcc_null"])
 
 
-def _truth_scatter(panel: Axes, final: pd.DataFrame, look: dict[str, tuple[str, str]]) -> None:
-    truth = _corrected(final)
+def _points(
+    panel: Axes, table: pd.DataFrame, look: dict[str, tuple[str, str]], size: float
+) -> None:
+    """A point per setting, hollow where not every seed passes the gate."""
+    truth = _corrected(table)
     for world, (colour, marker) in look.items():
-        here = final["world"] == world
-        if here.any():
-            panel.scatter(
-                final["pw_mcc_corrected"][here],
-                truth[here],
-                s=16,
-                c=colour,
-                marker=marker,
-                alpha=0.8,
-                linewidths=0,
-                label=world,
-            )
-    wrong = final["verdict"] == "stable but wrong"
+        for converged, face in ((True, colour), (False, "none")):
+            here = (table["world"] == world) & ((table["converged"] == 1) == converged)
+            if here.any():
+                panel.scatter(
+                    table["pw_mcc_corrected"][here],
+                    truth[here],
+                    s=size,
+                    facecolors=face,
+                    edgecolors=colour,
+                    marker=marker,
+                    alpha=0.8,
+                    linewidths=0.6,
+                )
+
+
+def _truth_scatter(panel: Axes, longest: pd.DataFrame, look: dict[str, tuple[str, str]]) -> None:
+    truth = _corrected(longest)
+    _points(panel, longest, look, 16)
+    wrong = longest["verdict"] == "stable but wrong"
     if wrong.any():
         panel.scatter(
-            final["pw_mcc_corrected"][wrong],
+            longest["pw_mcc_corrected"][wrong],
             truth[wrong],
             s=60,
             facecolors="none",
@@ -105,25 +125,27 @@ def _truth_scatter(panel: Axes, final: pd.DataFrame, look: dict[str, tuple[str, 
             linewidths=0.8,
             label="stable but wrong",
         )
+    for world in dict.fromkeys(longest["world"]):
+        colour, marker = look[world]
+        panel.plot([], [], marker, c=colour, ms=4, label=world)
+    panel.plot([], [], "o", mfc="none", mec=_GREY, ms=4, label="not all seeds converged")
     _diagonal(panel)
-    panel.legend(fontsize=_FONT - 2, frameon=False, loc="upper left", handletextpad=0.2)
     panel.set(
-        title="Consistency and truth, trained",
+        title="Consistency and truth at the end",
         xlabel="PW-MCC over seeds, corrected for chance",
         ylabel="GT-MCC, corrected for chance",
     )
+    _legend_below(panel, 3)
 
 
 def _truth_paths(panel: Axes, lines: pd.DataFrame, look: dict[str, tuple[str, str]]) -> None:
-    for _, path in lines.sort_values("step").groupby("group", sort=False):
-        colour, marker = look[str(path["world"].iloc[0])]
-        panel.plot(path["pw_mcc_corrected"], _corrected(path), "-", c=colour, lw=0.6, alpha=0.6)
-        panel.plot(
-            path["pw_mcc_corrected"].iloc[-1:], _corrected(path).iloc[-1:], marker, c=colour, ms=3
-        )
+    for _, path in lines.sort_values("steps").groupby("run", sort=False):
+        colour, _ = look[str(path["world"].iloc[0])]
+        panel.plot(path["pw_mcc_corrected"], _corrected(path), "-", c=colour, lw=0.5, alpha=0.5)
+    _points(panel, lines[lines["steps"] == lines["steps"].max()], look, 7)
     _diagonal(panel)
     panel.set(
-        title="Over training",
+        title="From short to long training",
         xlabel="PW-MCC over seeds, corrected for chance",
         ylabel="GT-MCC, corrected for chance",
     )
@@ -135,32 +157,55 @@ def _diagonal(panel: Axes) -> None:
 
 
 def _rank_bars(panel: Axes, calibration: pd.DataFrame) -> None:
-    part = calibration[calibration["slice"] == "all"]
+    panel.set(
+        title="Rank correlation with GT-MCC", xlabel="Spearman's ρ, 95 % over draws of worlds"
+    )
+    if calibration.empty:
+        panel.text(0.5, 0.5, "no world without planes", ha="center", transform=panel.transAxes)
+        return
+    part = calibration[(calibration["slice"] == "all") & (calibration["truth"] == "gt_mcc")]
     scores = [score for score in SCORE_NAMES if (part["score"] == score).any()]
-    at = np.arange(len(scores))
-    kinds = [kind for kind in ("trained", "all steps") if (part["settings"] == kind).any()]
+    at = np.arange(len(scores), dtype=np.float64)
+    kinds = list(dict.fromkeys(part["settings"]))
     for i, kind in enumerate(kinds):
         here = part[part["settings"] == kind].set_index("score").reindex(scores)
-        value = here["rank_correlation"].to_numpy(dtype=float)
-        low, high = here["low"].to_numpy(dtype=float), here["high"].to_numpy(dtype=float)
-        spread = np.nan_to_num(np.stack([value - low, high - value]).clip(min=0))
-        panel.errorbar(
-            value,
-            at + 0.15 - 0.3 * i,
-            xerr=spread,
-            fmt=_MARKERS[i],
-            c=_COLOURS[i],
-            ms=4,
-            lw=1,
-            capsize=2,
-            label=kind,
+        _interval_points(
+            panel,
+            here,
+            ("rank_correlation", "low", "high"),
+            at + 0.25 * (i - (len(kinds) - 1) / 2),
+            i,
+            kind,
         )
     panel.axvline(0, c=_GREY, lw=0.6)
     panel.set_yticks(at, [SCORE_NAMES[score] for score in scores])
     panel.invert_yaxis()
-    panel.set(title="Rank correlation with GT-MCC", xlabel="Spearman's ρ, 95 % over runs")
     panel.set_xlim(-1.05, 1.05)
-    panel.legend(fontsize=_FONT - 1, frameon=False)
+    _legend_below(panel, 3)
+
+
+def _interval_points(
+    panel: Axes,
+    table: pd.DataFrame,
+    columns: tuple[str, str, str],
+    at: NDArray[np.float64],
+    look: int,
+    label: str,
+) -> None:
+    """Values with intervals beside one another; without a bar where there is no interval."""
+    value, low, high = (table[name].to_numpy(dtype=float) for name in columns)
+    spread = np.nan_to_num(np.stack([value - low, high - value]).clip(min=0))
+    panel.errorbar(
+        value,
+        at,
+        xerr=spread,
+        fmt=_MARKERS[look],
+        c=_COLOURS[look],
+        ms=3.5,
+        lw=0.8,
+        capsize=1.5,
+        label=label,
+    )
 
 
 def _legend_below(panel: Axes, columns: int = 2) -> None:
@@ -169,7 +214,7 @@ def _legend_below(panel: Axes, columns: int = 2) -> None:
         fontsize=_FONT - 1,
         frameon=False,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.13),
+        bbox_to_anchor=(0.5, -0.19),
         ncols=columns,
         columnspacing=1.0,
         handletextpad=0.3,
@@ -177,7 +222,7 @@ def _legend_below(panel: Axes, columns: int = 2) -> None:
 
 
 def _detector_bars(panel: Axes, detectors: pd.DataFrame) -> None:
-    at = np.arange(len(detectors))
+    at = np.arange(len(detectors), dtype=np.float64)
     for i, (column, label) in enumerate(
         (
             ("precision", "true, of the reproduced\n(rest: stable but wrong)"),
@@ -185,13 +230,15 @@ def _detector_bars(panel: Axes, detectors: pd.DataFrame) -> None:
             ("auc", "AUC"),
         )
     ):
-        panel.plot(
-            detectors[column].astype(float), at, _MARKERS[i], c=_COLOURS[i], ms=5, label=label
-        )
-    panel.set_yticks(at, detectors["world"])
+        columns = (column, f"{column}_low", f"{column}_high")
+        _interval_points(panel, detectors, columns, at + 0.2 * (i - 1), i, label)
+    names = [f"{w}, {r}" for w, r in zip(detectors["world"], detectors["regime"], strict=True)]
+    panel.set_yticks(at, names)
     panel.invert_yaxis()
     panel.set(
-        title="Reproduced features: are they true?", xlabel="share of latents", xlim=(-0.03, 1.03)
+        title="Reproduced features: are they true?",
+        xlabel="share of latents, 95 % over draws (all)\nor over groups of seeds (one world)",
+        xlim=(-0.03, 1.03),
     )
     panel.grid(axis="y", lw=0.3)
     _legend_below(panel)
@@ -199,34 +246,36 @@ def _detector_bars(panel: Axes, detectors: pd.DataFrame) -> None:
 
 def _gate_lines(panel: Axes, gate: pd.DataFrame) -> None:
     table = gate.sort_values("slope")
-    known = table[table["false_pass"].notna()]
-    value = known["false_pass"].to_numpy(dtype=float)
-    low, high = known["low"].to_numpy(dtype=float), known["high"].to_numpy(dtype=float)
-    panel.errorbar(
-        known["slope"],
-        value,
-        yerr=np.stack([value - low, high - value]).clip(min=0),
-        fmt="o-",
-        c=_COLOURS[1],
-        ms=4,
-        lw=1,
-        capsize=2,
-        label="passed, recovery still to change",
-    )
-    panel.plot(
-        table["slope"],
-        table["false_hold"].astype(float),
-        "s--",
-        c=_COLOURS[0],
-        ms=4,
-        lw=1,
-        label="held back, though settled",
-    )
+    for i, (column, fmt, label) in enumerate(
+        (
+            ("false_hold", "s--", "held back, though settled"),
+            ("false_pass", "o-", "passed, recovery still to change"),
+        )
+    ):
+        known = table[table[column].notna()]
+        value, low, high = (
+            known[name].to_numpy(dtype=float)
+            for name in (column, f"{column}_low", f"{column}_high")
+        )
+        panel.errorbar(
+            known["slope"],
+            value,
+            yerr=np.stack([value - low, high - value]).clip(min=0),
+            fmt=fmt,
+            c=_COLOURS[i],
+            ms=4,
+            lw=1,
+            capsize=2,
+            label=label,
+        )
+    for slope in table.loc[table["in_use"], "slope"]:
+        panel.axvline(slope, c=_GREY, lw=0.8, ls=":", label="threshold in use")
     panel.set(
         title="Convergence gate's errors",
-        xlabel="largest slope that passes (loss share / 1,000 steps)",
-        ylabel="share of checkpoints",
+        xlabel="largest slope that passes\n(loss share / 1,000 steps)",
+        ylabel="share of SAEs, 95 % over draws",
         xscale="log",
+        xlim=(table["slope"].min() / 1.5, table["slope"].max() * 1.5),
         ylim=(-0.03, 1.03),
     )
     _legend_below(panel, 1)
@@ -237,7 +286,8 @@ def _plane_panel(panel: Axes, planes: pd.DataFrame) -> None:
     if planes.empty:
         panel.text(0.5, 0.5, "no world with planes", ha="center", transform=panel.transAxes)
         return
-    table = planes.groupby(["architecture", "d_sae", "sparsity"], sort=False).mean(
+    longest = planes[planes["steps"] == planes["steps"].max()]
+    table = longest.groupby(["architecture", "d_sae", "sparsity"], sort=False).mean(
         numeric_only=True
     )
     at = np.arange(len(table))
@@ -245,6 +295,7 @@ def _plane_panel(panel: Axes, planes: pd.DataFrame) -> None:
         (
             ("line_recovery", "lines recovered"),
             ("axis_recovery", "planes' axes recovered"),
+            ("axis_recovery_chance", "axes, by chance of phase"),
             ("plane_recall", "planes recovered"),
             ("plane_covered", "circles covered"),
             ("plane_recall_null", "planes, by chance"),
@@ -254,7 +305,7 @@ def _plane_panel(panel: Axes, planes: pd.DataFrame) -> None:
             table[column].astype(float),
             at,
             _MARKERS[i],
-            c=_COLOURS[i] if i < 4 else _GREY,
+            c=_GREY if column.endswith(("chance", "null")) else _COLOURS[i],
             ms=4,
             label=label,
         )

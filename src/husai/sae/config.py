@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from husai.config import Config
 from husai.sae.architectures import DeadLatentMethod, architecture
+
+NEUTRAL_FIELDS = frozenset({"threads", "checkpoint_interval", "keep_checkpoints"})
+"""Of BankTrainingConfig: they change how training runs, and not a bit of what comes out."""
 
 
 class SAEConfig(Config):
@@ -214,3 +217,7 @@ class BankTrainingConfig(Config):
         if self.dead_latents == "auto":
             return architecture(name).dead_latents
         return self.dead_latents
+
+    def decisive(self) -> dict[str, Any]:
+        """Give the fields that decide what comes out, as JSON data."""
+        return self.model_dump(mode="json", exclude=set(NEUTRAL_FIELDS))

@@ -236,7 +236,8 @@ class _Run:
         self.pending_steps = 0
         self.identity = {
             "configs": [config.model_dump(mode="json") for config in configs],
-            "training": training.model_dump(mode="json"),
+            # a checkpoint may be gone on from with more threads, or checkpoints at other steps
+            "training": training.decisive(),
             "rows": rows.fingerprint,
         }
 

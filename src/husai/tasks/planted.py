@@ -134,6 +134,8 @@ class GroupCopula(Config):
 
 Copula = Annotated[LowRankCopula | GroupCopula, Field(discriminator="kind")]
 
+ExclusiveLayout = Literal["strided", "contiguous"]
+
 
 class UniformKFiring(Config):
     """Exactly k units a row, drawn uniformly without replacement."""
@@ -159,6 +161,12 @@ class BernoulliFiring(Config):
     exclusive_group_size: int | None = Field(
         None, ge=2, description="units of a group never fire together; the rates stay as asked"
     )
+    exclusive_layout: ExclusiveLayout = Field(
+        "strided",
+        description="strided: unit i in group i mod n_groups, so that the commonest units are in "
+        "different groups; contiguous: unit i in group i // exclusive_group_size, as in correlated "
+        "dictionaries and group copulas",
+    )
 
 
 class ZipfFiring(Config):
@@ -175,6 +183,12 @@ class ZipfFiring(Config):
     copula: Copula | None = Field(None, description="co-occurrence; the rates stay as asked")
     exclusive_group_size: int | None = Field(
         None, ge=2, description="units of a group never fire together; the rates stay as asked"
+    )
+    exclusive_layout: ExclusiveLayout = Field(
+        "strided",
+        description="strided: unit i in group i mod n_groups, so that the commonest units are in "
+        "different groups; contiguous: unit i in group i // exclusive_group_size, as in correlated "
+        "dictionaries and group copulas",
     )
 
     @model_validator(mode="after")
@@ -342,7 +356,9 @@ class PlantedConfig(Config):
                     "firing.exclusive_group_size cannot be combined with a copula or a hierarchy"
                 )
             totals = np.bincount(
-                _exclusive_groups(self.n_units, firing.exclusive_group_size),
+                _exclusive_groups(
+                    self.n_units, firing.exclusive_group_size, firing.exclusive_layout
+                ),
                 weights=_marginals(firing, self.n_units),
             )
             if totals.max() > 1 + 1e-12:
@@ -717,9 +733,10 @@ def _marginals(firing: Firing, n_units: int) -> NDArray[np.float64] | None:
     return None
 
 
-def _exclusive_groups(n_units: int, group_size: int) -> NDArray[np.int64]:
-    """Group of every unit: strided, so that the commonest units are not all in one group."""
-    return np.arange(n_units) % -(-n_units // group_size)
+def _exclusive_groups(n_units: int, group_size: int, layout: ExclusiveLayout) -> NDArray[np.int64]:
+    """Group of every unit, int64 ``[n_units]``; see ``exclusive_layout`` of the firing laws."""
+    units = np.arange(n_units)
+    return units // group_size if layout == "contiguous" else units % -(-n_units // group_size)
 
 
 def _feature_rates(config: PlantedConfig) -> NDArray[np.float64] | None:
@@ -783,7 +800,7 @@ class _Law:
             return row, np.sort(chosen, axis=1).ravel()
         assert self.probability is not None
         if firing.exclusive_group_size:
-            return self._exclusive(rng, firing.exclusive_group_size)
+            return self._exclusive(rng, firing.exclusive_group_size, firing.exclusive_layout)
         if firing.copula is not None:
             fired = self._latents(rng, firing.copula) > self.cut
         else:
@@ -808,19 +825,28 @@ class _Law:
         return latent
 
     def _exclusive(
-        self, rng: np.random.Generator, group_size: int
+        self, rng: np.random.Generator, group_size: int, layout: ExclusiveLayout
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """One uniform draw a group decides which of its units fires, if any: rates stay exact."""
         assert self.probability is not None
         n = self.config.n_units
         n_groups = -(-n // group_size)
-        # [member, group] with absent members at probability 0; unit = member·n_groups + group
-        table = np.zeros(group_size * n_groups)
-        table[:n] = self.probability
-        ends = np.cumsum(table.reshape(group_size, n_groups), axis=0)
+        # [member, group] with absent members at probability 0; the unit of each place
+        places = np.arange(group_size * n_groups)
+        units = (
+            places.reshape(n_groups, group_size).T
+            if layout == "contiguous"
+            else places.reshape(group_size, n_groups)
+        )
+        probability = np.zeros(len(places))
+        probability[:n] = self.probability
+        table = probability[units]
+        ends = np.cumsum(table, axis=0)
         draw = rng.random((BLOCK_ROWS, 1, n_groups))
-        fired = (draw < ends) & (draw >= ends - table.reshape(group_size, n_groups))
-        row, unit = np.nonzero(fired.reshape(BLOCK_ROWS, -1)[:, :n])
+        inside = (draw < ends) & (draw >= ends - table)
+        fired = np.zeros((BLOCK_ROWS, len(places)), dtype=bool)
+        fired[:, units.ravel()] = inside.reshape(BLOCK_ROWS, -1)
+        row, unit = np.nonzero(fired[:, :n])
         return row, unit
 
     def _magnitudes(self, rng: np.random.Generator, unit: NDArray[np.int64]) -> Floats:

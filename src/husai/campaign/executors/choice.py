@@ -71,7 +71,7 @@ def make_executor(
     if processes == 0:
         from husai.campaign.executors.inline import InlineExecutor
 
-        return InlineExecutor(checkpoints, compute.threads, on_progress)
+        return InlineExecutor(checkpoints, compute.threads, on_progress, on_gpu=gpus > 0)
     from husai.campaign.executors.local import ProcessExecutor
 
     threads = compute.threads or max(1, cores // processes)

@@ -27,6 +27,8 @@ class InlineExecutor:
         CPU threads; what torch is set to when None.
     on_progress
         Called with what a bank has done while it runs, as nothing else can be.
+    on_gpu
+        Whether banks train on a GPU.
     """
 
     slots = 1
@@ -36,12 +38,13 @@ class InlineExecutor:
         checkpoints: Path | None,
         threads: int | None,
         on_progress: Callable[[Progress], None],
+        on_gpu: bool = False,
     ) -> None:
         import torch
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.devices = 1.0 if torch.cuda.is_available() else float(torch.get_num_threads())
+        self.devices = 1.0 if on_gpu else float(torch.get_num_threads())
         self._checkpoints = checkpoints
         self._on_progress = on_progress
         self._rows: dict[str, torch.Tensor] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from husai.campaign.banks import Bank
 from husai.campaign.executors.base import Done, Event, Lost, Progress
+from husai.campaign.executors.rows import RowsFolder
+from husai.campaign.work import Broken
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,12 @@ class ProcessExecutor:
 
     A worker is a fresh Python that reads its work from a pipe: nothing is forked, so that threads
     and a GPU's context are its own, and its number of threads is set before anything is loaded.
-    It ends when the pipe closes, which it does whatever ends this process.
+    It ends when the pipe closes, which it does whatever ends this process. On a GPU it also ends
+    after a bank that broke: an error there can spoil the context for everything that comes after
+    in the same process.
+
+    A worker that neither works nor ends is waited for; ``campaign.budget.max_hours`` does not end
+    it either, and the campaign goes on when it is stopped and started again.
 
     Parameters
     ----------
@@ -72,7 +78,7 @@ class ProcessExecutor:
         self._gpus = gpus
         self._numbers: Iterator[int] = count()
         self._workers: list[_Worker] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="husai-rows-")
+        self._rows = RowsFolder()
 
     @property
     def room(self) -> int:
@@ -110,13 +116,14 @@ class ProcessExecutor:
                     else:
                         events.append(Done(worker.bank or "", value, worker.name))
                         worker.bank = None
+                        if self._gpus and isinstance(value, Broken) and value.kind == "other":
+                            self._end(worker)
+                            break
             except (EOFError, OSError):
-                code = worker.process.wait()
-                how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
-                self._workers.remove(worker)
-                worker.pipe.close()
+                code = self._end(worker, kill=False)
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
                 if worker.bank is not None:
-                    events.append(Lost(worker.bank, f"{worker.name} was {how}"))
+                    events.append(Lost(worker.bank, f"{worker.name} {how}", worker.name))
         return events
 
     def pids(self) -> list[int]:
@@ -126,15 +133,21 @@ class ProcessExecutor:
     def close(self) -> None:
         """Kill the workers: what they had not finished is in their checkpoints."""
         for worker in self._workers:
-            worker.pipe.close()
             worker.process.kill()
-        for worker in self._workers:
-            worker.process.wait()
-        self._workers = []
-        self._folder.cleanup()
+        for worker in list(self._workers):
+            self._end(worker)
+        self._rows.close()
+
+    def _end(self, worker: _Worker, kill: bool = True) -> int:
+        """Have a worker's process end, and give the code that it ended with."""
+        self._workers.remove(worker)
+        worker.pipe.close()
+        if kill:
+            worker.process.kill()
+        return worker.process.wait()
 
     def _path(self, key: str) -> Path:
-        return Path(self._folder.name) / f"{key}.npy"
+        return self._rows.path / f"{key}.npy"
 
     def _start(self) -> _Worker:
         number = next(self._numbers)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from husai.campaign.banks import Bank
 from husai.campaign.config import ComputeConfig
 from husai.campaign.executors.base import Done, Event, Lost, Progress
+from husai.campaign.work import broken
+from husai.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+
+COLOURS = re.compile(r"\x1b\[\d+m")
+"""What Ray puts into a traceback for a terminal."""
 
 
 class RayExecutor:
@@ -31,6 +40,11 @@ class RayExecutor:
         Address, CPUs and GPUs of a bank.
     checkpoints
         Folder of the banks' checkpoints.
+
+    Raises
+    ------
+    InputError
+        When no node has what a bank holds: Ray would wait for one for ever.
     """
 
     def __init__(self, compute: ComputeConfig, checkpoints: Path | None) -> None:
@@ -51,6 +65,11 @@ class RayExecutor:
             )
         self.devices = compute.gpus_per_bank or compute.cpus_per_bank
         self._compute = compute
+        try:
+            check_room(compute, self._nodes())
+        except InputError:
+            self._shut_down()
+            raise
         self._checkpoints = None if checkpoints is None else checkpoints.resolve()
         self._rows: dict[str, Any] = {}
         self._running: dict[Any, str] = {}
@@ -59,18 +78,16 @@ class RayExecutor:
             num_cpus=compute.cpus_per_bank,
             num_gpus=compute.gpus_per_bank,
             max_retries=0,
+            # a bank that broke on a GPU can spoil its process for those that come after
+            max_calls=1 if compute.gpus_per_bank else 0,
         )(_carry_out)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
 
     @property
     def slots(self) -> int:
-        """Banks that the cluster's CPUs and GPUs have room for; it may grow."""
-        there = self._ray.cluster_resources()
-        fits = there.get("CPU", 0) / self._compute.cpus_per_bank
-        if self._compute.gpus_per_bank:
-            fits = min(fits, there.get("GPU", 0) / self._compute.gpus_per_bank)
-        return max(1, int(fits + 1e-9))
+        """Banks that the cluster's nodes have room for; it may grow, and lose all of them."""
+        return max(1, sum(banks_on(self._compute, node) for node in self._nodes()))
 
     @property
     def room(self) -> int:
@@ -105,23 +122,16 @@ class RayExecutor:
         events: list[Event] = []
         for reference in ready:
             name = self._running.pop(reference)
-            self._parts.pop(name, None)
+            worker = self._parts.pop(name, (0.0, ""))[1]
             try:
                 events.append(Done(name, *self._ray.get(reference)))
-            except (
-                exceptions.WorkerCrashedError,
-                exceptions.NodeDiedError,
-                exceptions.ObjectLostError,
-                exceptions.OutOfMemoryError,
-                exceptions.LocalRayletDiedError,
-            ) as error:
-                reason = str(error).strip().splitlines()
-                events.append(Lost(name, f"{type(error).__name__}: {reason[0] if reason else ''}"))
+            except exceptions.RayError as error:
+                events.append(ended(name, error, worker))
         if ready:
             return events
         try:
             board = self._ray.get(self._board.read.remote(), timeout=5)
-        except (exceptions.RayActorError, exceptions.GetTimeoutError):
+        except exceptions.RayError:
             return events  # the view stands still; training does not
         running = set(self._running.values())
         for name, told in board.items():
@@ -135,8 +145,67 @@ class RayExecutor:
         for reference in self._running:
             self._ray.cancel(reference, force=True)
         self._running = {}
+        self._shut_down()
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """Give what each node that is there has."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def _shut_down(self) -> None:
         if self._ours:
             self._ray.shutdown()
+
+
+def banks_on(compute: ComputeConfig, node: Mapping[str, float]) -> int:
+    """Count the banks that a node has room for: what one holds is all on one node."""
+    fits = math.floor(node.get("CPU", 0) / compute.cpus_per_bank + 1e-9)
+    if compute.gpus_per_bank:
+        gpus = node.get("GPU", 0)
+        if compute.gpus_per_bank < 1:  # a fraction is one of a single GPU
+            on_gpus = int(gpus) * math.floor(1 / compute.gpus_per_bank + 1e-9)
+        else:
+            on_gpus = math.floor(gpus / compute.gpus_per_bank + 1e-9)
+        fits = min(fits, on_gpus)
+    return fits
+
+
+def check_room(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Refuse what no node has room for.
+
+    Raises
+    ------
+    InputError
+        Naming the field, and what the largest node has.
+    """
+    if any(banks_on(compute, node) for node in nodes):
+        return
+    for field, resource in (("cpus_per_bank", "CPU"), ("gpus_per_bank", "GPU")):
+        asked = getattr(compute, field)
+        largest = max((node.get(resource, 0) for node in nodes), default=0)
+        if asked > largest:
+            raise InputError(
+                f"campaign.compute.{field}: {asked:g}, but the largest of the cluster's "
+                f"{len(nodes)} nodes has {largest:g} {resource}s; take less, or start a node that "
+                "has them"
+            )
+    raise InputError(
+        f"campaign.compute.gpus_per_bank: {compute.gpus_per_bank:g}, but no node with as many GPUs "
+        f"also has {compute.cpus_per_bank:g} CPUs (cpus_per_bank); take less, or start one that has"
+    )
+
+
+def ended(name: str, error: Exception, worker: str) -> Done | Lost:
+    """Say what an error of Ray means for a bank: its own fault, or that of what carried it out."""
+    from ray import exceptions
+
+    if isinstance(error, exceptions.RayTaskError):
+        cause = error.cause
+        # what a task cannot be started for (its rows are gone) is told as an error of the task;
+        # a cause that cannot be sent as it is comes as a bare RayError
+        if type(cause) is exceptions.RayError or not isinstance(cause, exceptions.RayError):
+            return Done(name, replace(broken(cause), traceback=COLOURS.sub("", str(error))), worker)
+    reason = str(error).strip().splitlines()
+    return Lost(name, f"{type(error).__name__}: {reason[0] if reason else ''}", worker)
 
 
 class _Board:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from husai.campaign.plan import ArchitectureGrid
+from husai.campaign.config import CampaignConfig, ComputeConfig
+from husai.campaign.plan import ArchitectureGrid, PlanConfig
 from husai.config import Config
 from husai.sae.architectures import DeadLatentMethod
 from husai.sae.config import BankTrainingConfig
 from husai.tasks import PlantedConfig
+
+EVALUATIONS = 20
+"""Entries of the history of every SAE, however long it trains: what the gate's slope is of."""
+
+Regime = Literal["compressive", "matched", "redundant"]
 
 
 class WorldStudy(Config):
@@ -21,47 +30,117 @@ class WorldStudy(Config):
 
 
 class PlantedTruthConfig(Config):
-    """Worlds x architectures x sparsity x dead-latent method x seeds."""
+    """Worlds x draws x architectures x sparsity x dead-latent method x lengths x seeds."""
 
-    worlds: dict[str, WorldStudy] = Field(min_length=1, description="planted worlds by name")
-    architectures: dict[str, ArchitectureGrid] = Field(min_length=1)
+    worlds: dict[str, WorldStudy] = Field(
+        min_length=1, description="planted worlds by name; a null takes one out again"
+    )
+    draws: int = Field(
+        2,
+        ge=1,
+        description="independent draws of every world: its dictionary and its rows, from seeds of "
+        "the world's name, its own dictionary_seed and the draw's number",
+    )
+    architectures: dict[str, ArchitectureGrid] = Field(
+        min_length=1, description="a null takes one out again"
+    )
     dead_latents: tuple[DeadLatentMethod | Literal["auto"], ...] = Field(("auto",), min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=2, description="initial weights")
+    lengths: tuple[int, ...] = Field(
+        (400, 1600, 6400),
+        min_length=1,
+        description="steps of training: each a run of its own, with its own fall of the learning "
+        "rate; the longest is what the others are held to",
+    )
     learning_rate: float = Field(5e-3, gt=0, description="Adam's step size")
     n_rows: int = Field(20_000, ge=1, description="training rows of every world")
-    n_eval_rows: int = Field(5_000, ge=1, description="further rows for the metrics")
-    training: BankTrainingConfig = BankTrainingConfig(
-        steps=1000, batch_size=256, eval_interval=100, snapshot_interval=100
+    n_eval_rows: int = Field(3_000, ge=1, description="further rows, for the scores")
+    training: BankTrainingConfig = Field(
+        BankTrainingConfig(batch_size=256, checkpoint_interval=5000),
+        description="shared by all SAEs, but for steps, eval_interval and dead_latents, which the "
+        "study sets",
     )
-    score_steps: tuple[int, ...] = Field(
-        (0, 100, 200, 500), description="steps scored besides the last one"
-    )
+    compute: ComputeConfig = Field(ComputeConfig(), description="what trains them")
     gate_tolerance: float = Field(0.02, ge=0, description="change of GT-MCC that is called none")
     threshold: float = Field(0.9, gt=0, le=1, description="cosine of a feature that is the same")
-    n_resamples: int = Field(500, ge=10, description="of the cluster bootstrap")
+    n_resamples: int = Field(1000, ge=10, description="of the cluster bootstrap")
+
+    @field_validator("worlds", "architectures", mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        # an environment or --params can only add to a mapping: null is how one takes out
+        if isinstance(value, Mapping):
+            return {name: entry for name, entry in value.items() if entry is not None}
+        return value
 
     @model_validator(mode="after")
-    def _snapshots_are_there(self) -> PlantedTruthConfig:
-        interval = self.training.snapshot_interval
-        if interval is None or interval != self.training.eval_interval:
-            raise ValueError(
-                "training.snapshot_interval and training.eval_interval must be given and equal: "
-                "the convergence gate is held to the dictionaries of the same steps"
-            )
-        for step in self.score_steps:
-            if step % interval or step >= self.training.steps:
+    def _names_and_seeds(self) -> PlantedTruthConfig:
+        for name in self.worlds:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise ValueError(
-                    f"score_steps: {step} is not a multiple of training.snapshot_interval = "
-                    f"{interval} below training.steps = {self.training.steps}"
+                    f"worlds: {name!r} becomes part of file names; use letters, digits, _ and -"
                 )
-        if self.training.steps <= interval * self.training.convergence_window:
+        for field in ("seeds", "dead_latents"):
+            values = getattr(self, field)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{field}: {list(values)} names one of them twice")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_rise(self) -> PlantedTruthConfig:
+        if list(self.lengths) != sorted(set(self.lengths)) or self.lengths[0] < EVALUATIONS:
             raise ValueError(
-                f"training.steps = {self.training.steps} leaves no checkpoint to hold the gate to; "
-                "it must exceed training.eval_interval x training.convergence_window"
+                f"lengths: {list(self.lengths)}; give steps that rise, from {EVALUATIONS} on"
             )
         return self
 
+    @model_validator(mode="after")
+    def _study_sets_the_rest(self) -> PlantedTruthConfig:
+        default = BankTrainingConfig()
+        for field, instead in (
+            ("steps", "lengths"),
+            ("eval_interval", f"{EVALUATIONS} evaluations of every length"),
+            ("dead_latents", "dead_latents of the study"),
+            ("snapshot_interval", "lengths"),
+            ("stop_when_converged", "lengths"),
+        ):
+            if getattr(self.training, field) != getattr(default, field):
+                raise ValueError(f"training.{field}: leave it out; {instead} takes its place")
+        if self.training.convergence_window > EVALUATIONS:
+            raise ValueError(
+                f"training.convergence_window: {self.training.convergence_window} is more than the "
+                f"{EVALUATIONS} evaluations of a run"
+            )
+        return self
 
-# ---------------------------------------------------------------------------------------------
-# Plan and training
-# ---------------------------------------------------------------------------------------------
+    def drawn(self, name: str, draw: int) -> PlantedConfig:
+        """Give one draw of a world, with seeds that no other draw of any world has.
+
+        Worlds of one size and seed would otherwise have one dictionary, and the intervals take
+        draws to be independent.
+        """
+        world = self.worlds[name].world
+        content = f"{name} {world.dictionary_seed} {draw}"
+        seed = zlib.crc32(content.encode())
+        rows = zlib.crc32(f"{content} {world.data_seed} rows".encode())
+        return world.model_copy(update={"dictionary_seed": seed, "data_seed": rows})
+
+    def regime(self, name: str, d_sae: int) -> Regime:
+        """Whether there are fewer latents than true features, as many, or more."""
+        n_features = self.worlds[name].world.n_features
+        if d_sae == n_features:
+            return "matched"
+        return "compressive" if d_sae < n_features else "redundant"
+
+    def campaign(self) -> CampaignConfig:
+        """Give what carries the plan out, for :func:`husai.campaign.run_campaign`."""
+        widths = sorted({width for study in self.worlds.values() for width in study.d_sae})
+        return CampaignConfig(
+            name="planted truth",
+            plan=PlanConfig(
+                architectures=self.architectures, d_sae=tuple(widths), seeds=self.seeds
+            ),
+            compute=self.compute,
+            # a loss that is not finite is a result here: the group is scored without that SAE
+            max_failures=1.0,
+        )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from husai.campaign import CampaignFolders
+from husai.campaign.store import locked
 from husai.pipelines.planted_truth.config import PlantedTruthConfig
 from husai.pipelines.sae_training.nodes import load_saes
 from husai.provenance import git_commit, versions
@@ -19,21 +21,30 @@ else:
     Figure = object  # Kedro resolves the hints of every node; matplotlib is slow to import
 
 
-def plan(planted_truth: PlantedTruthConfig) -> pd.DataFrame:
-    """Lay out worlds x architectures x sparsity x seeds as a table."""
+def plan(planted_truth: PlantedTruthConfig, campaign_folder: Path) -> pd.DataFrame:
+    """Lay out worlds x draws x architectures x sparsity x lengths x seeds as a table.
+
+    Not while the study trains in this folder: its plan would be overwritten.
+    """
     from husai.pipelines.planted_truth.study import plan_study
 
-    return plan_study(planted_truth)
+    with locked(campaign_folder):
+        return plan_study(planted_truth)
 
 
 def train(
-    planted_plan: pd.DataFrame, planted_truth: PlantedTruthConfig
+    planted_plan: pd.DataFrame,
+    planted_truth: PlantedTruthConfig,
+    store: Path,
+    checkpoints: Path,
+    campaign_folder: Path,
 ) -> Iterator[dict[str, TensorFile]]:
-    """Train every planned SAE on its world; each bank is saved as soon as it has finished."""
+    """Train every planned SAE that is not there yet; each is saved once its bank has ended."""
     from husai.pipelines.planted_truth.study import train_study
     from husai.sae import to_tensors
 
-    for sae_id, sae in train_study(planted_plan, planted_truth):
+    folders = CampaignFolders(store, checkpoints, campaign_folder)
+    for sae_id, sae in train_study(planted_plan, planted_truth, folders):
         yield {sae_id: TensorFile(*to_tensors(sae))}
 
 
@@ -42,31 +53,33 @@ def score(
     planted_saes: Mapping[str, Callable[[], TensorFile]],
     planted_truth: PlantedTruthConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Score every group, at every step, beside what it truly recovered."""
-    from husai.pipelines.planted_truth.study import score_study
+    """Score every group beside what it truly recovered."""
+    from husai.pipelines.planted_truth.scores import score_study
 
-    return score_study(planted_plan, load_saes(planted_plan, planted_saes), planted_truth)
+    tables = score_study(planted_plan, load_saes(planted_plan, planted_saes), planted_truth)
+    return tables.settings, tables.runs, tables.features, tables.planes
 
 
 def calibrate(
     planted_settings: pd.DataFrame,
+    planted_runs: pd.DataFrame,
     planted_features: pd.DataFrame,
     planted_planes: pd.DataFrame,
-    planted_checkpoints: pd.DataFrame,
     planted_truth: PlantedTruthConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Say what each score, the gate and reproducibility are worth."""
-    from husai.pipelines.planted_truth.study import calibrate_study
+    from husai.pipelines.planted_truth.scores import StudyTables
+    from husai.pipelines.planted_truth.worth import calibrate_study
 
-    calibration, detectors, gate, summary = calibrate_study(
-        planted_settings, planted_features, planted_planes, planted_checkpoints, planted_truth
-    )
+    tables = StudyTables(planted_settings, planted_runs, planted_features, planted_planes)
+    worth = calibrate_study(tables, planted_truth)
     provenance = {
         "config": planted_truth.model_dump(mode="json"),
         "versions": versions(),
         **git_commit(Path(__file__).parent),
     }
-    return calibration, detectors, gate, {**summary, "provenance": provenance}
+    summary = {**worth.summary, "provenance": provenance}
+    return worth.calibration, worth.detectors, worth.gate, summary
 
 
 def plot_calibration(

@@ -11,10 +11,21 @@ def create_pipeline() -> Pipeline:
     """Planted worlds in; SAEs, scores beside the truth, and what each score is worth, out."""
     return Pipeline(
         [
-            Node(plan, inputs="params:planted_truth", outputs="planted_plan", name="plan_worlds"),
+            Node(
+                plan,
+                inputs=["params:planted_truth", "planted_campaign_folder"],
+                outputs="planted_plan",
+                name="plan_worlds",
+            ),
             Node(
                 train,
-                inputs=["planted_plan", "params:planted_truth"],
+                inputs=[
+                    "planted_plan",
+                    "params:planted_truth",
+                    "planted_store",
+                    "planted_checkpoints",
+                    "planted_campaign_folder",
+                ],
                 outputs="planted_saes",
                 name="train_on_worlds",
             ),
@@ -23,9 +34,9 @@ def create_pipeline() -> Pipeline:
                 inputs=["planted_plan", "planted_saes", "params:planted_truth"],
                 outputs=[
                     "planted_settings",
+                    "planted_runs",
                     "planted_features",
                     "planted_planes",
-                    "planted_checkpoints",
                 ],
                 name="score_beside_truth",
             ),
@@ -33,9 +44,9 @@ def create_pipeline() -> Pipeline:
                 calibrate,
                 inputs=[
                     "planted_settings",
+                    "planted_runs",
                     "planted_features",
                     "planted_planes",
-                    "planted_checkpoints",
                     "params:planted_truth",
                 ],
                 outputs=[

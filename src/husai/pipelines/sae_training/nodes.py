@@ -17,6 +17,7 @@ from husai.campaign import (
     run_campaign,
 )
 from husai.campaign.plan import plan_keys
+from husai.campaign.store import locked
 from husai.errors import InputError
 from husai.pipelines.activation_extraction.nodes import load_activations
 from husai.sae.config import BankTrainingConfig
@@ -32,9 +33,13 @@ else:
     )
 
 
-def plan(campaign: CampaignConfig) -> pd.DataFrame:
-    """Lay out architecture x width x sparsity x seed as a table."""
-    return plan_saes(campaign.plan)
+def plan(campaign: CampaignConfig, campaign_folder: Path) -> pd.DataFrame:
+    """Lay out architecture x width x sparsity x seed as a table.
+
+    Not while a campaign works in this folder: its plan would be overwritten.
+    """
+    with locked(campaign_folder):
+        return plan_saes(campaign.plan)
 
 
 def train(

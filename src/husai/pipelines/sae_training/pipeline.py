@@ -11,7 +11,12 @@ def create_pipeline() -> Pipeline:
     """Activations and a plan in; SAEs, one partition each, and their table out."""
     return Pipeline(
         [
-            Node(plan, inputs="params:campaign", outputs="sae_plan", name="plan_saes"),
+            Node(
+                plan,
+                inputs=["params:campaign", "campaign_folder"],
+                outputs="sae_plan",
+                name="plan_saes",
+            ),
             Node(
                 train,
                 inputs=[
