@@ -9,7 +9,7 @@ export KEDRO_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check bench results campaign-results viz ui lock clean help
+.PHONY: run test check bench results campaign-results planted-results viz ui lock clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -47,6 +47,13 @@ campaign-results: $(READY) ## likewise those of kedro run --env=campaign, and it
 	for table in saes/table saes/loss_recovery consistency/groups consistency/settings; do \
 		$(BIN)/python -c 'import sys, pandas; pandas.read_parquet(sys.argv[1]).round(5).to_csv(sys.argv[2], index=False)' \
 			data/campaign/$$table.parquet docs/results/campaign/$$(basename $$table).csv || exit 1; done
+
+planted-results: $(READY) ## likewise those of kedro run --pipelines=planted_truth
+	mkdir -p docs/results/planted_truth
+	cp data/planted_truth/planted_truth.md data/planted_truth/calibration.png docs/results/planted_truth/
+	for table in settings planes calibration detectors gate; do \
+		$(BIN)/python -c 'import sys, pandas; pandas.read_parquet(sys.argv[1]).round(5).to_csv(sys.argv[2], index=False)' \
+			data/planted_truth/$$table.parquet docs/results/planted_truth/$$table.csv || exit 1; done
 
 bench: $(READY)  ## the benchmarks that need no peers' packages
 	$(BIN)/python benchmarks/transformer_step.py

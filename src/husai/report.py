@@ -83,7 +83,7 @@ def study_report(
     parts = [
         "# The home study" if campaign == "study" else f"# The campaign {campaign}",
         "Made by `kedro run` and copied here by `make results`; every number comes from the "
-        f"run's own tables. {_made_by(provenance)}",
+        f"run's own tables. {made_by(provenance)}",
         f"{totals['done']:.0f} of {totals['planned']:.0f} planned SAEs are trained and "
         f"{totals['failed']:.0f} failed, in {totals['attempts']:.0f} attempts and "
         f"{totals['seconds'] / 3600:.2f} device-hours (campaign `{campaign}`).",
@@ -540,7 +540,8 @@ def _ordering_table(orderings: pd.DataFrame) -> str:
     return markdown_table(["paper", "its order", "d_sae", "at", "our difference", "verdict"], rows)
 
 
-def _made_by(provenance: Mapping[str, Any]) -> str:
+def made_by(provenance: Mapping[str, Any]) -> str:
+    """Say which commit and versions a page's numbers were made with."""
     versions = ", ".join(f"{k} {v}" for k, v in provenance.get("versions", {}).items())
     commit = str(provenance.get("commit", "unknown"))[:12]
     dirty = " with changes" if provenance.get("dirty") else ""

@@ -14,6 +14,7 @@ import yaml
 from kedro.config import OmegaConfigLoader
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
+from kedro_datasets.json import JSONDataset
 from kedro_datasets.pandas import ParquetDataset
 from pydantic import ValidationError
 from scipy import stats
@@ -89,12 +90,16 @@ def run_study(folder, config):
                 f"planted_{name}": ParquetDataset(filepath=str(folder / f"{name}.parquet"))
                 for name in TABLES
             },
-            "planted_summary": MemoryDataset(),
+            # the runner lets go of what it holds in memory once the last node has read it
+            "planted_summary": JSONDataset(filepath=str(folder / "summary.json")),
             "planted_figure": MemoryDataset(copy_mode="assign"),
+            "planted_page": MemoryDataset(),
         }
     )
     SequentialRunner().run(create_pipeline(), catalog)
-    return {name: catalog.load(f"planted_{name}") for name in (*TABLES, "summary", "figure")}
+    return {
+        name: catalog.load(f"planted_{name}") for name in (*TABLES, "summary", "figure", "page")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +309,25 @@ def test_summary_and_figure(study, tmp_path):
     np.testing.assert_allclose(sorted(hollow), sorted(longest["pw_mcc_corrected"][~converged]))
 
 
+def test_the_page_says_what_the_tables_say(study):
+    page, summary = study["page"], study["summary"]
+    assert f"{summary['n_saes']} SAEs (0 failed) on {summary['n_draws']} draws of 3 worlds" in page
+    assert summary["device_seconds"] > 0
+    everything = study["calibration"]
+    row = everything[
+        (everything["slice"] == "all")
+        & (everything["settings"] == "longest")
+        & (everything["truth"] == "gt_mcc")
+        & (everything["score"] == "mmcs")
+    ].iloc[0]
+    line = next(line for line in page.splitlines() if line.startswith("| mmcs |"))
+    assert line.split("|")[2].strip().startswith(f"{row['rank_correlation']:.2f}")
+    gate = study["gate"]
+    in_use = gate[gate["in_use"]].iloc[0]
+    assert f"| **{in_use['slope']:g}** | {in_use['false_pass_n']} of {in_use['n']} |" in page
+    assert "nan" not in page.lower()
+
+
 def test_a_failed_sae_leaves_the_others_where_they_are(study, trained):
     config, plan = study_config(), study["plan"]
     plan = plan[(plan["world"] == "circles") & (plan["steps"] == 360)]
@@ -357,7 +381,11 @@ def test_a_second_run_trains_nothing_and_an_edited_world_is_trained_again(tmp_pa
     # a file that is lost is trained again, and is what it was
     lost = tmp_path / "saes" / f"{first['plan']['sae_id'][0]}.safetensors"
     lost.unlink()
-    pd.testing.assert_frame_equal(run_study(tmp_path, config)["runs"], first["runs"])
+    again = run_study(tmp_path, config)["runs"]
+    # but for how long that took
+    pd.testing.assert_frame_equal(
+        *(t.drop(columns="device_seconds") for t in (again, first["runs"]))
+    )
 
     worlds = copy.deepcopy(small["worlds"])
     worlds["twin"]["world"]["noise_std"] = 0.3
@@ -370,7 +398,9 @@ def test_a_second_run_trains_nothing_and_an_edited_world_is_trained_again(tmp_pa
     aside = list((tmp_path / "campaign" / "quarantine").iterdir())
     assert len(aside) == len(changed)
     same = first["settings"]["world"] == "lines"
-    pd.testing.assert_frame_equal(third["settings"][same], first["settings"][same])
+    pd.testing.assert_frame_equal(
+        *(t["settings"][same].drop(columns="device_seconds") for t in (third, first))
+    )
     assert (third["settings"]["gt_mcc"] != first["settings"]["gt_mcc"])[~same].all()
 
 

@@ -95,3 +95,24 @@ def plot_calibration(
     return calibration_figure(
         planted_settings, planted_calibration, planted_detectors, planted_gate, planted_planes
     )
+
+
+def write_page(
+    planted_settings: pd.DataFrame,
+    planted_calibration: pd.DataFrame,
+    planted_detectors: pd.DataFrame,
+    planted_gate: pd.DataFrame,
+    planted_planes: pd.DataFrame,
+    planted_summary: dict[str, Any],
+) -> str:
+    """Put the study's numbers on one page of Markdown."""
+    from husai.pipelines.planted_truth.page import study_page
+
+    return study_page(
+        planted_settings,
+        planted_calibration,
+        planted_detectors,
+        planted_gate,
+        planted_planes,
+        planted_summary,
+    )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from husai.pipelines.planted_truth.nodes import calibrate, plan, plot_calibration, score, train
+from husai.pipelines.planted_truth.nodes import (
+    calibrate,
+    plan,
+    plot_calibration,
+    score,
+    train,
+    write_page,
+)
 
 
 def create_pipeline() -> Pipeline:
@@ -68,6 +75,19 @@ def create_pipeline() -> Pipeline:
                 ],
                 outputs="planted_figure",
                 name="plot_calibration",
+            ),
+            Node(
+                write_page,
+                inputs=[
+                    "planted_settings",
+                    "planted_calibration",
+                    "planted_detectors",
+                    "planted_gate",
+                    "planted_planes",
+                    "planted_summary",
+                ],
+                outputs="planted_page",
+                name="write_planted_page",
             ),
         ],
         namespace="planted_truth",  # one box in Kedro-Viz until it is opened

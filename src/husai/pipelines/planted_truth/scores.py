@@ -201,6 +201,7 @@ def _measure(seed: int, sae: TrainedSAE, world: _World, config: PlantedTruthConf
         "moved_from_init": 1 - metrics["cosine_to_init"],
         "loss_slope": slope,
         "converged": float(abs(slope) < config.training.convergence_slope),
+        "device_seconds": float(sae.provenance["campaign"]["device_seconds"]),
     }
     return _Survivor(seed, sae, W, codes, measured)
 

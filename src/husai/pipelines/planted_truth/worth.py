@@ -175,6 +175,7 @@ def _summary(
         "n_saes": len(runs),
         "n_failed": int((runs["failure"] != "").sum()),
         "n_groups": len(settings),
+        "device_seconds": _plain(runs["device_seconds"].sum()),
         "n_draws": int(settings["cluster"].nunique()),
         "converged_share": _plain(longest["converged"].mean()) if len(longest) else None,
         "rank_correlation": correlations,
