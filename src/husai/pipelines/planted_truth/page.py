@@ -39,6 +39,7 @@ def study_page(
         f"{settings['world'].nunique()} worlds, {summary['device_seconds'] / 3600:.2f} "
         "device-hours. A draw of a world is what is independent: everything that was trained on it "
         "shares its features and rows, and intervals (95 %) are over draws.",
+        "![What a user sees beside what is true](calibration.png)",
         "## Does a score rank dictionaries as truth does?",
         "Spearman's ρ with GT-MCC, with the share of features recovered at |cos| ≥ 0.9, and with "
         "F1 as detectors; over settings trained for the longest, over all lengths, and within "
