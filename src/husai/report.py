@@ -62,6 +62,7 @@ def study_report(
     provenance: Mapping[str, Any],
     campaign: str,
     totals: Mapping[str, float],
+    command: str,
 ) -> str:
     """Write what a study found.
 
@@ -76,17 +77,20 @@ def study_report(
     campaign
         Name of the campaign that trained the SAEs; ``study`` is the default one.
     totals
-        Its SAEs ``planned``, ``done`` and ``failed``, their ``attempts`` and device-``seconds``.
+        Its SAEs ``planned``, ``done`` and ``failed``, their ``attempts`` and device-``seconds``,
+        and the seconds that ``elapsed``.
+    command
+        What makes all of it.
     """
     groups = tables.groups
     own = groups[groups["hook"] == groups["hook"].iloc[0]]
     parts = [
         "# The home study" if campaign == "study" else f"# The campaign {campaign}",
-        "Made by `kedro run` and copied here by `make results`; every number comes from the "
-        f"run's own tables. {made_by(provenance)}",
+        f"Made by `{command}`; every number comes from the run's own tables. {made_by(provenance)}",
         f"{totals['done']:.0f} of {totals['planned']:.0f} planned SAEs are trained and "
         f"{totals['failed']:.0f} failed, in {totals['attempts']:.0f} attempts and "
-        f"{totals['seconds'] / 3600:.2f} device-hours (campaign `{campaign}`).",
+        f"{totals['seconds'] / 3600:.2f} device-hours, {totals['elapsed'] / 60:.1f} minutes by the "
+        "clock.",
         "## In short",
         _in_short(tables, own),
         "## The transformer",

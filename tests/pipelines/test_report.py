@@ -97,14 +97,18 @@ def page(campaign: str = "study", /, **changes: float) -> str:
         tables(**changes),
         {"versions": {}},
         campaign,
-        {"planned": 6, "done": 5, "failed": 1, "attempts": 7, "seconds": 5400.0},
+        {"planned": 6, "done": 5, "failed": 1, "attempts": 7, "seconds": 5400.0, "elapsed": 3000.0},
+        "kedro run",
     )
 
 
 def test_page_says_which_campaign_trained_the_saes() -> None:
     assert page().startswith("# The home study\n")
     assert page("grid").startswith("# The campaign grid\n")
-    assert "5 of 6 planned SAEs are trained and 1 failed, in 7 attempts and 1.50" in page()
+    assert (
+        "5 of 6 planned SAEs are trained and 1 failed, in 7 attempts and 1.50 device-hours, 50.0"
+        in page()
+    )
 
 
 def test_sentences_follow_the_numbers() -> None:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+from pydantic import Field
 
 from husai.campaign import CampaignConfig
+from husai.config import Config
 from husai.report import StudyTables, study_report
+
+
+class ReportingConfig(Config):
+    """What a page says of itself."""
+
+    command: str = Field(default="kedro run", description="what makes all that is on it")
 
 
 def write_report(
@@ -28,6 +36,7 @@ def write_report(
     correlates: pd.DataFrame,
     campaign: CampaignConfig,
     campaign_totals: dict[str, float],
+    reporting: ReportingConfig,
 ) -> str:
     """Put the study's numbers on one page of Markdown."""
     tables = StudyTables(
@@ -52,4 +61,5 @@ def write_report(
         consistency_summary["provenance"],
         campaign.name,
         campaign_totals,
+        reporting.command,
     )

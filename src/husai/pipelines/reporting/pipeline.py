@@ -31,6 +31,7 @@ def create_pipeline() -> Pipeline:
                     "consistency_correlates",
                     "params:campaign",
                     "campaign_totals",
+                    "params:reporting",
                 ],
                 outputs="study_report",
                 name="write_report",

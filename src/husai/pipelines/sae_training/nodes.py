@@ -83,6 +83,9 @@ def account(
     counts = table["status"].value_counts()
     totals = {status: float(counts.get(status, 0)) for status in ("done", "failed")}
     sums = {name: float(table[name].sum()) for name in ("attempts", "seconds", "cost")}
+    if table["ended"].notna().any():
+        # by the clock, from the first start to the last end; what lay between counts
+        sums["elapsed"] = float(table["ended"].max() - table["started"].min())
     return table, {"planned": float(len(table)), **totals, **sums}
 
 
