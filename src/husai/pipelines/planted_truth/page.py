@@ -8,9 +8,13 @@ from typing import Any
 import pandas as pd
 
 from husai.campaign.plan import records
+from husai.consistency import mean_interval
 from husai.pipelines.planted_truth.scores import SCORES
 from husai.pipelines.planted_truth.worth import ALL_LENGTHS, LONGEST, TRUTHS, WITHIN_RUNS
 from husai.report import made_by, markdown_table, number
+from husai.sae.config import SAEConfig
+
+DEFAULT = str(SAEConfig.model_fields["architecture"].default)
 
 
 def study_page(
@@ -67,19 +71,22 @@ def study_page(
         ]
     parts += [
         "## Architectures",
-        "Means over draws, sparsities and seeds at the matched width, or at the only one, trained "
-        "for the longest.",
+        f"The default, {DEFAULT}, less each other one on the same draws and widths, trained for "
+        "the longest and averaged over sparsities: above 0 the default recovers more.",
+        _beside_default(longest),
+        "Means over draws, sparsities and seeds at the matched width, or at the only one.",
         _architectures(longest),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _interval(row: Mapping[str, Any], value: str, low: str, high: str) -> str:
+def _interval(row: Mapping[str, Any], value: str, low: str, high: str, digits: int = 2) -> str:
     if pd.isna(row[value]):
         return "–"
     if pd.isna(row[low]):
-        return number(row[value], 2)
-    return f"{number(row[value], 2)} [{number(row[low], 2)}, {number(row[high], 2)}]"
+        return number(row[value], digits)
+    ends = f"[{number(row[low], digits)}, {number(row[high], digits)}]"
+    return f"{number(row[value], digits)} {ends}"
 
 
 def _rank(row: Mapping[str, Any]) -> str:
@@ -165,6 +172,22 @@ def _planes(planes: pd.DataFrame) -> str:
             for row in records(means)
         ),
     )
+
+
+def _beside_default(longest: pd.DataFrame) -> str:
+    lines = longest[longest["n_planes"] == 0]
+    if DEFAULT not in set(lines["architecture"]):
+        return f"{DEFAULT} was not trained."
+    others = [name for name in dict.fromkeys(lines["architecture"]) if name != DEFAULT]
+    cells: dict[str, list[str]] = {name: [name] for name in others}
+    for truth in TRUTHS:
+        means = lines.groupby(["cluster", "d_sae", "architecture"])[truth].mean().unstack()
+        by_draw = means.groupby("cluster").mean()
+        for name in others:
+            found = mean_interval((by_draw[DEFAULT] - by_draw[name]).dropna())
+            row = {"mean": found.mean, "low": found.low, "high": found.high}
+            cells[name].append(_interval(row, "mean", "low", "high", digits=3))
+    return markdown_table(["less", *TRUTHS], cells.values())
 
 
 def _architectures(longest: pd.DataFrame) -> str:
