@@ -30,7 +30,7 @@ from husai.pipelines.planted_truth.study import plan_study, study_rows, train_st
 from husai.pipelines.planted_truth.worth import TRUTHS, calibrate_study, gate_outcomes
 from husai.sae.trained import read_sae
 from husai.settings import CONFIG_LOADER_ARGS
-from husai.tasks import planted_dictionary
+from husai.tasks import planted_dictionary, synth_sae_bench_world
 
 ROOT = Path(__file__).parents[2]
 SEEDS = [3, 5, 8]
@@ -468,3 +468,16 @@ def test_test_environment_is_small():
     loader = OmegaConfigLoader(str(ROOT / "conf"), env="test", **options)
     plan = plan_study(PlantedTruthConfig(**loader["parameters"]["planted_truth"]))
     assert plan["steps"].sum() < 50_000
+
+
+def test_the_full_benchmark_is_a_configuration():
+    options: dict[str, Any] = {**CONFIG_LOADER_ARGS}
+    loader = OmegaConfigLoader(str(ROOT / "conf"), env="synthsaebench", **options)
+    config = PlantedTruthConfig(**loader["parameters"]["planted_truth"])
+    assert list(config.worlds) == ["synth_sae_bench_16k"]
+    assert config.worlds["synth_sae_bench_16k"].world == synth_sae_bench_world()
+    plan = plan_study(config)
+    assert set(plan["d_sae"]) == {4096}
+    assert set(plan["k"]) == {25}
+    # 200 million rows
+    assert config.lengths[-1] * config.training.batch_size == pytest.approx(200e6, rel=1e-4)

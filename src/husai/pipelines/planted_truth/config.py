@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from husai.campaign.config import CampaignConfig, ComputeConfig
 from husai.campaign.plan import ArchitectureGrid, PlanConfig
-from husai.config import Config
+from husai.config import Config, Listed
 from husai.sae.architectures import DeadLatentMethod
 from husai.sae.config import BankTrainingConfig
 from husai.tasks import PlantedConfig
@@ -26,7 +26,7 @@ class WorldStudy(Config):
     """A planted world and the widths trained on it."""
 
     world: PlantedConfig
-    d_sae: tuple[int, ...] = Field(min_length=1, description="widths of the SAEs")
+    d_sae: Listed[int] = Field(min_length=1, description="widths of the SAEs")
 
 
 class PlantedTruthConfig(Config):
@@ -45,8 +45,8 @@ class PlantedTruthConfig(Config):
         min_length=1, description="a null takes one out again"
     )
     dead_latents: tuple[DeadLatentMethod | Literal["auto"], ...] = Field(("auto",), min_length=1)
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=2, description="initial weights")
-    lengths: tuple[int, ...] = Field(
+    seeds: Listed[int] = Field((0, 1, 2), min_length=2, description="initial weights")
+    lengths: Listed[int] = Field(
         (400, 1600, 6400),
         min_length=1,
         description="steps of training: each a run of its own, with its own fall of the learning "
