@@ -45,11 +45,12 @@ class Architecture:
     def dead_latents(self) -> DeadLatentMethod:
         """What is done about its dead latents unless told otherwise.
 
-        AuxK needs dead latents with positive pre-activations. Where latents compete for k places
-        there are such; under a penalty a latent is dead because it has none, and AuxK is idle.
-        Measured in benchmarks/results/planted_trainers.csv and home_dead_latents.csv.
+        AuxK needs dead latents with positive pre-activations. Where latents compete for k places,
+        or stay below a threshold, there are such; under an L1 penalty a latent is dead because it
+        has none, and AuxK is idle. Measured in benchmarks/results/planted_trainers_winners.csv
+        and home_dead_latents.csv.
         """
-        return "auxk" if self.needs_k else "resample"
+        return "resample" if self.penalty == "l1" else "auxk"
 
     @property
     def has_threshold(self) -> bool:

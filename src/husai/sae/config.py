@@ -151,8 +151,8 @@ class BankTrainingConfig(Config):
 
     dead_latents: DeadLatentMethod | Literal["auto"] = Field(
         "auto",
-        description="What is done about dead latents; none only counts them. auto: auxk where "
-        "latents compete for k places, resample under a penalty.",
+        description="What is done about dead latents; none only counts them. auto: resample under "
+        "an L1 penalty, auxk elsewhere.",
     )
     dead_after_passes: float = Field(
         20.0, gt=0, description="Dataset passes without firing after which a latent is dead."
