@@ -36,6 +36,11 @@ FIGURES := consistency/scores.png consistency/reproducibility.png consistency/si
 	consistency/settings.png consistency/circles.png consistency/trajectories.png \
 	consistency/symmetries.png saes/learning_curves.png
 
+# as_csv: folder, tables in it, folder of the CSV files
+as_csv = for table in $(2); do \
+	$(BIN)/python -c 'import sys, pandas; pandas.read_parquet(sys.argv[1]).round(5).to_csv(sys.argv[2], index=False)' \
+		$(1)/$$table.parquet $(3)/$$(basename $$table).csv || exit 1; done
+
 results: $(READY) ## copy the last study's page and figures to docs/results
 	mkdir -p docs/results
 	cp data/reporting/home_study.md data/transformer/training.png $(FIGURES:%=data/%) docs/results/
@@ -44,16 +49,12 @@ campaign-results: $(READY) ## likewise those of kedro run --env=campaign, and it
 	mkdir -p docs/results/campaign
 	cp data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
 	cp $(FIGURES:%=data/campaign/%) docs/results/campaign/
-	for table in saes/table saes/loss_recovery consistency/groups consistency/settings; do \
-		$(BIN)/python -c 'import sys, pandas; pandas.read_parquet(sys.argv[1]).round(5).to_csv(sys.argv[2], index=False)' \
-			data/campaign/$$table.parquet docs/results/campaign/$$(basename $$table).csv || exit 1; done
+	$(call as_csv,data/campaign,saes/table saes/loss_recovery consistency/groups consistency/settings,docs/results/campaign)
 
 planted-results: $(READY) ## likewise those of kedro run --pipelines=planted_truth
 	mkdir -p docs/results/planted_truth
 	cp data/planted_truth/planted_truth.md data/planted_truth/calibration.png docs/results/planted_truth/
-	for table in settings planes calibration detectors gate; do \
-		$(BIN)/python -c 'import sys, pandas; pandas.read_parquet(sys.argv[1]).round(5).to_csv(sys.argv[2], index=False)' \
-			data/planted_truth/$$table.parquet docs/results/planted_truth/$$table.csv || exit 1; done
+	$(call as_csv,data/planted_truth,settings planes calibration detectors gate,docs/results/planted_truth)
 
 bench: $(READY)  ## the benchmarks that need no peers' packages
 	$(BIN)/python benchmarks/transformer_step.py

@@ -141,7 +141,7 @@ def verdict(
 ) -> dict[str, Any]:
     """Compare what is there with the undisturbed campaign."""
     found, now = bits(folder), times(folder)
-    table = Ledger(folder / "campaign" / LEDGER, read_only=True).table()
+    table = Ledger(folder / "campaign" / LEDGER).table()
     return {
         "saes": len(expected),
         "missing": len(expected.keys() - found.keys()),
@@ -151,6 +151,19 @@ def verdict(
         "attempts": int(table["attempts"].sum()),
         "unfinished": int((~table["status"].isin(["done", "failed"])).sum()),
     }
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path | None]:
+    """Mount a disk of a size, as tmpfs has them, on a folder; None where that is not allowed."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 class Trials:
@@ -251,11 +264,9 @@ class Trials:
 
     def full_disk(self) -> list[dict[str, Any]]:
         """A disk too small for the campaign, which is then made larger."""
-        folder = self.new()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)]
-        if subprocess.run(mount, capture_output=True).returncode:
-            return [{"left_out": "a small disk could not be mounted here"}]
-        try:
+        with small_disk(self.new(), "600k") as folder:
+            if folder is None:
+                return [{"left_out": "a small disk could not be mounted here"}]
             said = finish(folder, self.local)
             assert "CampaignStopped" in said or "No space left" in said, said
             saved = times(folder)
@@ -264,16 +275,12 @@ class Trials:
             assert not finish(folder, self.local)
             result = verdict(folder, self.expected, saved)
             return [{**result, "faults": 1, "said": last_line(said, folder)}]
-        finally:
-            subprocess.run(["umount", str(folder)], check=True)
 
     def disk_fills(self) -> list[dict[str, Any]]:
         """A disk that something else fills while the campaign writes to it."""
-        folder = self.new()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(folder)]
-        if subprocess.run(mount, capture_output=True).returncode:
-            return [{"left_out": "a small disk could not be mounted here"}]
-        try:
+        with small_disk(self.new(), "60m") as folder:
+            if folder is None:
+                return [{"left_out": "a small disk could not be mounted here"}]
             with driver(folder, self.local) as process:
                 while not times(folder) and process.poll() is None:
                     time.sleep(0.01)
@@ -289,8 +296,6 @@ class Trials:
             assert not finish(folder, self.local)
             result = verdict(folder, self.expected, saved)
             return [{**result, "faults": 1, "said": last_line(said, folder)}]
-        finally:
-            subprocess.run(["umount", str(folder)], check=True)
 
     def torn_files(self) -> list[dict[str, Any]]:
         """A SAE's file cut in half, one overwritten by another SAE's, a torn ledger."""
@@ -471,7 +476,7 @@ class Trials:
             for run in runs
             for key in sorted(run.data.metrics)
         )
-        table = Ledger(data / "saes" / "campaign" / LEDGER, read_only=True).table()
+        table = Ledger(data / "saes" / "campaign" / LEDGER).table()
         assert (data / "saes" / "campaign" / RUNS).is_file()
         stop(server)
         return {

@@ -15,7 +15,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from husai.activations import Activations
@@ -38,23 +37,23 @@ def config(architecture: str, seed: int, width: int = WIDTH, **sparsity: Any) ->
     return SAEConfig(architecture=architecture, d_sae=width, init_seed=seed, **sparsity)
 
 
-def match_l0(rows: Any, architecture: str, field: str, low: float, high: float) -> float:
-    """Coefficient at which an architecture keeps about :data:`L0` latents: a shrinking grid."""
+def coefficient_of(rows: Any, architecture: str, field: str, low: float, high: float) -> float:
+    """Coefficient at which an architecture keeps about :data:`L0` latents."""
+    from match_l0 import match_l0  # beside this script, not a package
+
     training = BankTrainingConfig(**TRAINING)
-    for _ in range(ROUNDS):
-        grid = np.geomspace(low, high, 4)
-        saes = train_bank(
-            rows, [config(architecture, 0, WIDTH, **{field: float(c)}) for c in grid], training
-        )
-        l0 = [sae.metrics["l0"] for sae in saes]
-        at = int(np.argmin(np.abs(np.log(np.maximum(l0, 1e-3) / L0))))
+
+    def l0_of(coefficients: list[float]) -> list[float]:
+        configs = [config(architecture, 0, WIDTH, **{field: value}) for value in coefficients]
+        l0 = [sae.metrics["l0"] for sae in train_bank(rows, configs, training)]
         print(
-            architecture, {round(float(c), 4): round(v, 2) for c, v in zip(grid, l0, strict=True)}
+            architecture,
+            {round(c, 4): round(v, 2) for c, v in zip(coefficients, l0, strict=True)},
         )
-        low, high = grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)]
-        if abs(l0[at] - L0) < 0.05 * L0:
-            break
-    return float(grid[at])
+        return l0
+
+    found: float = match_l0(l0_of, L0, low, high, points=4, rounds=ROUNDS, tolerance=0.05)
+    return found
 
 
 def measured(sae: TrainedSAE, **more: Any) -> dict[str, Any]:
@@ -75,8 +74,8 @@ def main() -> None:
     """Train, print, write."""
     tensors, header = read_tensors(DATA / "activations" / f"{KEY}.safetensors")
     rows = Activations.from_tensors(tensors, header, KEY).values
-    relu = match_l0(rows, "relu", "l1_coefficient", 1.0, 30.0)
-    jump = match_l0(rows, "jumprelu", "l0_coefficient", 0.5, 30.0)
+    relu = coefficient_of(rows, "relu", "l1_coefficient", 1.0, 30.0)
+    jump = coefficient_of(rows, "jumprelu", "l0_coefficient", 0.5, 30.0)
     settings: dict[str, dict[str, Any]] = {
         "relu": {"l1_coefficient": relu},
         "topk": {"k": L0},

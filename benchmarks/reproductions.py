@@ -28,17 +28,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from husai.consistency import (
     gt_mcc,
     match_features,
+    mean_interval,
     null_scores,
     orderedness,
     pw_mcc,
     seed_interval,
 )
 from husai.provenance import git_commit, versions
+from husai.report import markdown_table
 from husai.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -194,13 +195,11 @@ def over_seeds(
     values: Sequence[float], least: float = -np.inf, most: float = np.inf
 ) -> dict[str, float | None]:
     """Mean of a number that each seed has, with Student's interval, within the possible."""
-    x = np.asarray(values, dtype=np.float64)
-    mean, spread = float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else 0.0
-    if spread == 0:
+    found = mean_interval(values)
+    if not found.se or found.low is None or found.high is None:
         # one seed, or all equal: nothing is known of the spread
-        return {"mean": mean, "low": None, "high": None}
-    half = float(stats.t.ppf(0.975, len(x) - 1)) * spread / np.sqrt(len(x))
-    return {"mean": mean, "low": max(least, mean - half), "high": min(most, mean + half)}
+        return {"mean": found.mean, "low": None, "high": None}
+    return {"mean": found.mean, "low": max(least, found.low), "high": min(most, found.high)}
 
 
 def song_rows(name: str, seeds: int) -> list[dict[str, Any]]:
@@ -485,18 +484,17 @@ def bench(n_features: int, d_in: int, steps: int, seeds: int) -> int:
 def matched_penalty(
     trained: Callable[..., list[TrainedSAE]], training: BankTrainingConfig, target: int
 ) -> float:
-    """L1 coefficient at which one ReLU SAE has the target L0: two grids, the second within."""
-    low, high = 0.25, 16.0
+    """L1 coefficient at which one ReLU SAE has the target L0, in a quarter of the steps."""
+    from match_l0 import match_l0  # beside this script, not a package
+
     short = training.model_copy(update={"steps": training.steps // 4})
-    best = low
-    for _ in range(2):
-        grid = np.geomspace(low, high, 6)
-        saes = trained([{"architecture": "relu", "l1_coefficient": float(c)} for c in grid], short)
-        l0 = np.array([max(sae.metrics["l0"], 1e-3) for sae in saes])
-        at = int(np.argmin(np.abs(np.log(l0 / target))))
-        best = float(grid[at])
-        low, high = grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)]
-    return best
+
+    def l0_of(coefficients: list[float]) -> list[float]:
+        fields = [{"architecture": "relu", "l1_coefficient": value} for value in coefficients]
+        return [sae.metrics["l0"] for sae in trained(fields, short)]
+
+    found: float = match_l0(l0_of, target, 0.25, 16.0, points=6, rounds=2)
+    return found
 
 
 # ----------------------------------------------------------------------------------- the table
@@ -574,21 +572,26 @@ def table() -> int:
         printed = "printed_full_scale" if full_scale else "printed"
         lines += ["", f"## {source}", "", NOTES[str(source)], ""]
         head = "printed, full scale" if full_scale else "printed"
-        lines += [
-            f"| setting | trainer | score | ours | chance | {head} | gap |",
-            "|---|---|---|---|---|---|---|",
-        ]
+        rows = []
         for _, row in part.iterrows():
             kind = {True: ", signed", False: ", absolute"}.get(row["signed"], "")
             kind = kind if row["score"].endswith("_mcc") else ""
             known = not pd.isna(row["low"])
             ends = f" [{number(row['low'])}, {number(row['high'])}]" if known else ""
             gap = "" if full_scale or pd.isna(row["gap"]) else f"{row['gap']:+.3f}"
-            lines.append(
-                f"| {row['setting']} | {row['trainer']} | {row['score']}{kind} | "
-                f"{number(row['mean'])}{ends} | "
-                f"{number(row['chance'])} | {number(row[printed])} | {gap} |"
+            rows.append(
+                [
+                    row["setting"],
+                    row["trainer"],
+                    f"{row['score']}{kind}",
+                    f"{number(row['mean'])}{ends}",
+                    number(row["chance"]),
+                    number(row[printed]),
+                    gap,
+                ]
             )
+        columns = ["setting", "trainer", "score", "ours", "chance", head, "gap"]
+        lines.append(markdown_table(columns, rows))
     with atomic_path(RESULTS / "reproductions.md") as path:
         path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

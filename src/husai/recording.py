@@ -27,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from husai.storage import TensorFile, atomic_path
+from husai.storage import TensorFile, append_line, atomic_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -129,20 +129,6 @@ def what_it_said(error: BaseException | None) -> str:
             return f"answers {status}"
         error = error.__cause__ or error.__context__
     return "does not answer"
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append a line to a file, on disk when this returns.
-
-    Where a killed writer left the last line torn, that one alone is lost.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-            line = f"\n{line}"
-        file.write(f"{line}\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class Recorder:

@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors files with a header, written whole or not at all."""
+"""What is on disk: files written whole or not at all, lines appended, tensors with a header."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, on disk when this returns.
+
+    Where a killed writer left the last line torn, that one alone is lost.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            line = f"\n{line}"
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)

@@ -183,18 +183,22 @@ def test_a_sae_that_diverges_fails_alone_and_is_not_tried_again(campaign, undist
     assert all(name in failures for name in hot)
 
 
-def test_an_exception_fails_only_the_sae_at_fault(campaign, undisturbed, monkeypatch):
+def break_training(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Have training raise where SAEs of width 8 and initial weights 1 are among a bank's."""
     import husai.sae
 
     train_bank = husai.sae.train_bank
-    culprit = 1
 
     def faulty(rows: Any, configs: Any, *rest: Any, **options: Any) -> Any:
-        if any(c.init_seed == culprit and c.d_sae == 8 for c in configs):
-            raise RuntimeError("out of luck")
+        if any(c.init_seed == 1 and c.d_sae == 8 for c in configs):
+            raise error
         return train_bank(rows, configs, *rest, **options)
 
     monkeypatch.setattr(husai.sae, "train_bank", faulty)
+
+
+def test_an_exception_fails_only_the_sae_at_fault(campaign, undisturbed, monkeypatch):
+    break_training(monkeypatch, RuntimeError("out of luck"))
     with pytest.raises(CampaignStopped, match="10 of 12 SAEs are trained, 2 SAEs failed"):
         campaign.start()
     table = Ledger(campaign.folders.campaign / LEDGER).table()
@@ -411,16 +415,7 @@ def test_missing_saes_are_never_a_campaign_that_ended(campaign, monkeypatch):
 
 
 def test_bad_input_fails_only_the_sae_at_fault(campaign, undisturbed, monkeypatch):
-    import husai.sae
-
-    train_bank = husai.sae.train_bank
-
-    def faulty(rows: Any, configs: Any, *rest: Any, **options: Any) -> Any:
-        if any(c.init_seed == 1 and c.d_sae == 8 for c in configs):
-            raise InputError("init_seed: 1 is out of luck")
-        return train_bank(rows, configs, *rest, **options)
-
-    monkeypatch.setattr(husai.sae, "train_bank", faulty)
+    break_training(monkeypatch, InputError("init_seed: 1 is out of luck"))
     with pytest.raises(CampaignStopped, match="10 of 12 SAEs are trained, 2 SAEs failed"):
         campaign.start()
     monkeypatch.undo()
@@ -481,14 +476,7 @@ def test_a_worker_lost_while_measuring_is_no_end(campaign, undisturbed, monkeypa
 def test_what_cannot_be_measured_fails_in_its_training(campaign, monkeypatch):
     import husai.sae
 
-    train_bank = husai.sae.train_bank
-
-    def faulty(rows: Any, configs: Any, *rest: Any, **options: Any) -> Any:
-        if any(c.init_seed == 1 and c.d_sae == 8 for c in configs):
-            raise RuntimeError("out of luck")
-        return train_bank(rows, configs, *rest, **options)
-
-    monkeypatch.setattr(husai.sae, "train_bank", faulty)
+    break_training(monkeypatch, RuntimeError("out of luck"))
     config = make_config(budget={"rate": 1.0, "max_cost": 1000.0})
     _, text = estimate_campaign(
         campaign.plan(config), ACTIVATIONS, TRAINING, config, campaign.folders
@@ -555,7 +543,7 @@ def test_a_full_disk_of_the_driver_stops_the_campaign(campaign, undisturbed, mon
 
     if victim == "ledger":
         campaign.start(stop_after=2)
-        monkeypatch.setattr(Ledger, "_write", full)
+        monkeypatch.setattr("husai.campaign.ledger.append_line", full)
     elif victim == "rows":
         monkeypatch.setattr(inline.InlineExecutor, "put", short)
     else:

@@ -25,7 +25,6 @@ from husai import recording
 from husai.recording import (
     PROCESS_TAG,
     Recorder,
-    append_line,
     end_abandoned,
     find_saes,
     http_status,
@@ -33,7 +32,7 @@ from husai.recording import (
     is_gone,
     this_process,
 )
-from husai.storage import TensorFile, tensors_to_bytes
+from husai.storage import TensorFile, append_line, tensors_to_bytes
 
 
 def record_everything(store: Store, content: bytes) -> None:

@@ -62,7 +62,7 @@ def read_ledger(folder: str | Path, ids: Sequence[str] | None = None) -> pd.Data
     Columns: ``sae_id``, ``status``, ``attempts``, ``seconds`` (of devices), ``cost``, ``bank``,
     ``worker``, ``started``, ``ended`` (Unix times), ``reason``, ``traceback``.
     """
-    return Ledger(Path(folder) / LEDGER, read_only=True).table(ids)
+    return Ledger(Path(folder) / LEDGER).table(ids)
 
 
 def _campaigns(folder: Path) -> list[Path]:
@@ -73,7 +73,7 @@ def _campaigns(folder: Path) -> list[Path]:
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
-    entries = Ledger(folder / "campaign" / LEDGER, read_only=True).entries
+    entries = Ledger(folder / "campaign" / LEDGER).entries
     runs = _runs(folder / "campaign" / RUNS)
     places = _places(folder / PLAN)
     files = {path.stem: path for path in sorted((folder / "trained").glob(f"*{SUFFIX}"))}

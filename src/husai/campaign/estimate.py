@@ -78,7 +78,7 @@ def estimate_campaign(
         executor.close()
     estimates = Estimates(folders.checkpoints, calibrations)
     estimates.complete(banks)
-    spent = Ledger(folders.campaign / LEDGER, read_only=True).cost()
+    spent = Ledger(folders.campaign / LEDGER).cost()
     budget = Budget(campaign.budget, devices, spent)
     rows = []
     for bank in banks:

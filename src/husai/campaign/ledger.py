@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from husai.storage import append_line
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +62,10 @@ class Ledger:
     Parameters
     ----------
     path
-        The file; its folder is made when missing.
-    read_only
-        Leave the file as it is, a torn end included.
+        The file; its folder is made when something is recorded.
     """
 
-    def __init__(self, path: Path, read_only: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.entries: dict[str, Entry] = {}
         self._before: dict[str, tuple[float, float]] = {}
@@ -76,8 +75,6 @@ class Ledger:
                 self._apply(json.loads(line))
             except (ValueError, KeyError, TypeError):
                 logger.warning("%s: a torn line is passed over", path)
-        if content and not content.endswith(b"\n") and not read_only:
-            self._write(b"\n")
 
     def record(self, event: str, ids: Sequence[str], **fields: Any) -> None:
         """Append an event of some SAEs.
@@ -97,7 +94,7 @@ class Ledger:
         if not ids:
             return
         line = {"time": time.time(), "event": event, "ids": list(ids), **fields}
-        self._write(json.dumps(line).encode() + b"\n")
+        append_line(self.path, json.dumps(line))
         self._apply(line)
 
     def table(self, ids: Iterable[str] | None = None) -> pd.DataFrame:
@@ -113,13 +110,6 @@ class Ledger:
     def cost(self) -> float:
         """What the whole campaign has cost."""
         return sum(entry.cost for entry in self.entries.values())
-
-    def _write(self, line: bytes) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
 
     def _apply(self, line: dict[str, Any]) -> None:
         event, at = line["event"], float(line["time"])
