@@ -91,7 +91,7 @@ def main() -> None:
     import jsonschema
 
     from husai.cli import main as husai
-    from husai.consistency.compare_document import schema
+    from husai.compare.document import schema
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

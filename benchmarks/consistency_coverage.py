@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from husai.consistency import match_features, seed_interval
-from husai.consistency.statistics import mean_interval
+from husai.consistency.inference.intervals import mean_interval
 
 RESULT = Path(__file__).parent / "results" / "consistency_coverage.json"
 SEEDS = (3, 5, 10)

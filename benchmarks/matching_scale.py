@@ -74,7 +74,7 @@ def dense_scores(a: Rows, b: Rows) -> NDArray[np.float64]:
 
 def floor_seconds(a: Rows, b: Rows, seconds: float = 6.0) -> float:
     """Seconds that one pass of the product takes, from as many of its blocks as fit."""
-    from husai.consistency.candidates import BLOCK_COLUMNS, BLOCK_ROWS
+    from husai.matching.candidates import BLOCK_COLUMNS, BLOCK_ROWS
 
     rows, columns = min(BLOCK_ROWS, len(a)), min(BLOCK_COLUMNS, len(b))
     block = np.empty((rows, columns), np.float32)
@@ -94,7 +94,7 @@ def measure(method: str, n: int, d: int, kind: str, seed: int, checkpoint: str) 
     a, b = dictionaries(n, d, kind, seed)
     result: dict[str, Any] = {"method": method, "n": n, "d": d, "kind": kind, "seed": seed}
     if method == "husai":
-        from husai.consistency.matching import match_features
+        from husai.matching.match import match_features
 
         # the first call compiles (cached on disk afterwards); it is not part of the measurement
         match_features(a[:2048], b[:2048], method="sparse")

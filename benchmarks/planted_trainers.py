@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from husai.calibration.config import PlantedTruthConfig
+from husai.calibration.scores import score_study
+from husai.calibration.study import SETTING, plan_study, train_study
 from husai.campaign import CampaignFolders
 from husai.consistency import mean_interval
-from husai.pipelines.planted_truth.config import PlantedTruthConfig
-from husai.pipelines.planted_truth.scores import score_study
-from husai.pipelines.planted_truth.study import SETTING, plan_study, train_study
 from husai.sae.architectures import architecture
 from husai.storage import atomic_path
 
@@ -79,7 +79,7 @@ def compare_methods(runs: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     runs
-        From :func:`husai.pipelines.planted_truth.scores.score_study`.
+        From :func:`husai.calibration.scores.score_study`.
 
     Returns
     -------

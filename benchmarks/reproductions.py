@@ -39,7 +39,7 @@ from husai.consistency import (
     seed_interval,
 )
 from husai.provenance import git_commit, versions
-from husai.report import markdown_table
+from husai.reporting.page import markdown_table
 from husai.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -401,7 +401,7 @@ def bench(n_features: int, d_in: int, steps: int, seeds: int) -> int:
     """
     import torch
 
-    from husai.consistency.calibration import truth_scores
+    from husai.calibration.measures import truth_scores
     from husai.sae import BankTrainingConfig, SAEConfig, train_bank
     from husai.tasks import planted_dictionary, synth_sae_bench_world
 

@@ -307,7 +307,7 @@ class Ours:
 
         from husai.sae import BankTrainingConfig
         from husai.sae.bank import build_bank
-        from husai.sae.sparse import SparseEngine
+        from husai.sae.engines.sparse import SparseEngine
 
         self.rows = rows
         self.training = BankTrainingConfig(threads=THREADS, steps=100_000)

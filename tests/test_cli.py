@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import husai
 from husai.cli import main
-from husai.consistency.compare_document import schema
+from husai.compare.document import schema
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_interruption_has_its_exit_code(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("husai.consistency.compare.match_signed_and_absolute", interrupted)
+    monkeypatch.setattr("husai.compare.comparison.match_signed_and_absolute", interrupted)
     code, _, error = run(capsys, "compare", folder / "s0.npy", folder / "s1.npy")
     assert code == 130
     assert error == "husai: interrupted\n"
@@ -226,8 +226,8 @@ def test_interruption_has_its_exit_code(
 def test_an_interrupted_comparison_is_resumed_and_cleans_up(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("husai.consistency.compare._LONG_PAIRS", 0)
-    monkeypatch.setattr("husai.consistency.matching._DENSE_PAIRS", 0)
+    monkeypatch.setattr("husai.compare.comparison._LONG_PAIRS", 0)
+    monkeypatch.setattr("husai.matching.match._DENSE_PAIRS", 0)
     command: list[str | Path] = [
         "compare",
         folder / "s0.npy",
@@ -237,7 +237,7 @@ def test_an_interrupted_comparison_is_resumed_and_cleans_up(
     ]
     command += ["--null-draws", "1"]
 
-    from husai.consistency import certified
+    from husai.matching import certified
 
     real = certified.CertifiedSearch.run
 

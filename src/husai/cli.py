@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import husai
 
 if TYPE_CHECKING:
-    from husai.consistency.compare import Comparison
+    from husai.compare.comparison import Comparison
 
 OK, BELOW, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -149,17 +149,17 @@ def run_compare(options: argparse.Namespace) -> int:
         raise InputError(f"{options.sae[0]}: only one SAE given; name two or more to compare")
     comparison = compare_files(options)
     if options.json is not None:
-        from husai.consistency.compare_document import write_result
+        from husai.compare.document import write_result
 
         written = write_result(comparison, options.json)
     if options.json is None or not options.quiet:
-        from husai.consistency.compare_text import result_text
+        from husai.compare.table import result_text
 
         print(result_text(comparison))
         if options.json is not None:
             print("\nwritten: " + ", ".join(str(path) for path in written))
     if options.resume is not None:
-        from husai.consistency.candidates import remove_checkpoints
+        from husai.matching.candidates import remove_checkpoints
 
         remove_checkpoints(options.resume)
     if options.fail_under is not None:
@@ -175,8 +175,8 @@ def run_compare(options: argparse.Namespace) -> int:
 
 def compare_files(options: argparse.Namespace) -> Comparison:
     """Load what the options name and compare it."""
-    from husai.consistency.compare import CompareConfig, compare
-    from husai.consistency.compare_files import load_activations, load_saes
+    from husai.compare.comparison import CompareConfig, compare
+    from husai.compare.files import load_activations, load_saes
 
     config = CompareConfig(
         shared_threshold=options.threshold,

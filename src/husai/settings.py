@@ -7,9 +7,9 @@ import warnings
 
 from kedro.config import OmegaConfigLoader
 
-from husai.checks import StudyChecks
-from husai.plain_errors import PlainErrors
-from husai.tracking import MlflowHook
+from husai.hooks.checks import StudyChecks
+from husai.hooks.errors import PlainErrors
+from husai.tracking.hook import MlflowHook
 
 # Kedro's own call of a function that OmegaConf will rename: nothing a user could mend
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from husai.consistency import match_features
-from husai.consistency.codes import (
+from husai.consistency.scores.codes import (
     RepresentationSimilarity,
     code_consistency,
     code_gram,
@@ -21,7 +21,7 @@ from husai.consistency.codes import (
     shuffle_rows,
     sparse_codes,
 )
-from husai.consistency.scores import svcca_from_whitening, whitening
+from husai.consistency.scores.decoder import svcca_from_whitening, whitening
 from husai.errors import InputError
 
 

@@ -30,7 +30,7 @@ def test_neighbours_by_brute_force_and_in_blocks(
         own = whole[whole["feature"] == i]
         assert list(own["neighbour"]) == list(expected)
         np.testing.assert_allclose(own["cosine"], C[i, expected])
-    monkeypatch.setattr("husai.consistency.geometry._BLOCK_NUMBERS", 60)
+    monkeypatch.setattr("husai.consistency.analyses.geometry._BLOCK_NUMBERS", 60)
     blocks = neighbours(W, 3, signed=signed)
     assert list(blocks["neighbour"]) == list(whole["neighbour"])
 

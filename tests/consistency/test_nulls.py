@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate, stats
 
 from husai.consistency import null_between, null_scores, pw_mcc
-from husai.consistency.nulls import NullDistribution, covariance_root, random_dictionary
+from husai.consistency.inference.nulls import NullDistribution, covariance_root, random_dictionary
 from husai.errors import InputError
 
 # d, n, MMCS signed and absolute, matched signed and absolute: random unit Gaussian dictionaries

@@ -18,7 +18,7 @@ from husai.consistency import (
     seed_path,
     spanning_tree,
 )
-from husai.consistency.seeds import pair_maps
+from husai.consistency.inference.seeds import pair_maps
 from husai.errors import InputError
 
 

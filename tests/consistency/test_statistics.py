@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from husai.consistency import adjust_p, seed_difference, seed_interval, seed_permutation_test
-from husai.consistency.statistics import IntervalMethod
+from husai.consistency.inference.intervals import IntervalMethod
 from husai.errors import InputError
 
 

@@ -16,8 +16,8 @@ from husai.consistency import (
     join_reports,
     match_features,
 )
-from husai.consistency.symmetry import best_translation
-from husai.consistency.tables import (
+from husai.consistency.analyses.symmetry import best_translation
+from husai.consistency.study.tables import (
     directions_geometry,
     geometry_table,
     matched_l0_table,

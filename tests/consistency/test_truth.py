@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from husai.consistency.truth import (
+from husai.consistency.analyses.truth import (
     PHASE_CHANCE,
     axis_gt_mcc,
     circle_tiling,

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from husai.consistency import ConsistencyConfig, SAERecord, consistency_report, match_features
-from husai.consistency.tables import settings_table
+from husai.consistency.study.tables import settings_table
 from husai.figures import consistency as figures
 
 N, D = 12, 8

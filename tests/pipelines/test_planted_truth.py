@@ -19,15 +19,15 @@ from kedro_datasets.pandas import ParquetDataset
 from pydantic import ValidationError
 from scipy import stats
 
+from husai.calibration.config import PlantedTruthConfig
+from husai.calibration.scores import SCORES, StudyTables, score_study
+from husai.calibration.study import plan_study, study_rows, train_study
+from husai.calibration.verdicts import TRUTHS, calibrate_study, gate_outcomes
 from husai.campaign import CampaignFolders
 from husai.consistency import pw_mcc
 from husai.datasets import DirectoryHandle, PlannedPartitionedDataset
 from husai.errors import InputError
 from husai.pipelines.planted_truth import create_pipeline
-from husai.pipelines.planted_truth.config import PlantedTruthConfig
-from husai.pipelines.planted_truth.scores import SCORES, StudyTables, score_study
-from husai.pipelines.planted_truth.study import plan_study, study_rows, train_study
-from husai.pipelines.planted_truth.worth import TRUTHS, calibrate_study, gate_outcomes
 from husai.sae.trained import read_sae
 from husai.settings import CONFIG_LOADER_ARGS
 from husai.tasks import planted_dictionary, synth_sae_bench_world

@@ -15,9 +15,9 @@ import pytest
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
-from husai.checks import StudyError
 from husai.consistency import ConsistencyConfig
-from husai.consistency.report import summary_schema
+from husai.consistency.study.report import summary_schema
+from husai.hooks.checks import StudyError
 
 PROJECT = Path(__file__).parents[2]
 
@@ -274,7 +274,7 @@ def test_the_plan_of_a_campaign_that_runs_is_not_overwritten(study):
 
 
 def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
-    from husai.consistency.compare_files import load_saes
+    from husai.compare.files import load_saes
     from husai.pipelines.consistency_analysis.nodes import compare, external_records
     from husai.sae import load_sae
     from husai.storage import TensorFile

@@ -17,9 +17,9 @@ import torch
 from husai.errors import InputError
 from husai.sae import BankTrainingConfig, SAEConfig, group_into_banks, load_sae, train_bank
 from husai.sae.bank import SAEBank, build_bank
-from husai.sae.dense import DenseEngine
+from husai.sae.engines.dense import DenseEngine
+from husai.sae.engines.sparse import SparseEngine
 from husai.sae.schedule import batch_rows, step_table
-from husai.sae.sparse import SparseEngine
 from husai.sae.trained import TrainedSAE
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -10,9 +10,9 @@ import torch
 from husai.sae import BankTrainingConfig, SAEConfig
 from husai.sae.bank import SAEBank, build_bank
 from husai.sae.dead import resample_dead_latents
-from husai.sae.dense import DenseEngine, StepSettings, dense_loss
+from husai.sae.engines.dense import DenseEngine, StepSettings, dense_loss
+from husai.sae.engines.sparse import SparseEngine
 from husai.sae.schedule import batch_rows, step_table
-from husai.sae.sparse import SparseEngine
 from husai.sae.train import _Run, prepare_rows
 
 

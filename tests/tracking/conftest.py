@@ -13,10 +13,10 @@ import pytest
 import torch
 from requests.exceptions import ConnectionError as NoConnection
 
-from husai import recording
-from husai.recording import Recorder
 from husai.sae import BankTrainingConfig, SAEConfig, to_tensors, train_bank
 from husai.storage import tensors_to_bytes
+from husai.tracking import recording
+from husai.tracking.recording import Recorder
 
 ROWS = torch.randn(120, 6, generator=torch.Generator().manual_seed(0))
 TRAINING = BankTrainingConfig(steps=20, batch_size=20, eval_interval=10, device="cpu")

@@ -13,13 +13,13 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 from tests.tracking.conftest import Store
 
-from husai import recording
 from husai.campaign.ledger import Ledger
-from husai.checks import StudyError
 from husai.errors import CampaignStopped
-from husai.recording import PROCESS_TAG, find_saes
+from husai.hooks.checks import StudyError
 from husai.storage import TensorFile
-from husai.tracking import MlflowHook, TrackingConfig
+from husai.tracking import recording
+from husai.tracking.hook import MlflowHook, TrackingConfig
+from husai.tracking.recording import PROCESS_TAG, find_saes
 
 
 class Saes(MemoryDataset):
@@ -109,7 +109,7 @@ def test_nothing_that_is_recorded_of_a_sae_ends_the_training(store, session, sae
 
     for name in ("sae", "metrics", "adopt", "register"):
         monkeypatch.setitem(recording.OPERATIONS, name, refuse)
-    monkeypatch.setattr("husai.tracking.find_saes", refuse)
+    monkeypatch.setattr("husai.tracking.hook.find_saes", refuse)
     run_id = session.start()
     session.save(sae)
     session.hook._saes.clear()

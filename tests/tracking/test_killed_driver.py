@@ -15,9 +15,9 @@ import torch
 from mlflow import MlflowClient
 
 from husai.activations import Activations
-from husai.recording import ID_TAG, PARENT_TAG, find_saes, flatten
 from husai.sae.config import NEUTRAL_FIELDS
 from husai.storage import read_header, write_tensors
+from husai.tracking.recording import ID_TAG, PARENT_TAG, find_saes, flatten
 
 PROJECT = Path(__file__).parents[2]
 PARAMS = "campaign.plan.untrained=none,campaign.plan.variants=null"

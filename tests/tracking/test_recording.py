@@ -21,8 +21,9 @@ from requests.exceptions import ConnectionError as NoConnection
 from requests.exceptions import HTTPError
 from tests.tracking.conftest import ROWS, Store
 
-from husai import recording
-from husai.recording import (
+from husai.storage import TensorFile, append_line, tensors_to_bytes
+from husai.tracking import recording
+from husai.tracking.recording import (
     PROCESS_TAG,
     Recorder,
     end_abandoned,
@@ -32,7 +33,6 @@ from husai.recording import (
     is_gone,
     this_process,
 )
-from husai.storage import TensorFile, append_line, tensors_to_bytes
 
 
 def record_everything(store: Store, content: bytes) -> None:
@@ -249,7 +249,7 @@ def test_a_server_that_wants_credentials_is_waited_for_with_one_warning(
     recorder = Recorder(server(401, b"You are not authenticated."), tmp_path / "spool")
     for step in range(3):
         assert recorder.do("metrics", "run", points=[("x", 1.0, step)], at=step)
-    warnings = [r.message for r in caplog.records if r.name == "husai.recording"]
+    warnings = [r.message for r in caplog.records if r.name == "husai.tracking.recording"]
     assert len(warnings) == 1
     assert "answers 401" in warnings[0]
     assert len((tmp_path / "spool" / "operations.jsonl").read_text().splitlines()) == 3

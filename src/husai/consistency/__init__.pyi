@@ -1,5 +1,66 @@
-from .certified import Certificate
-from .codes import (
+from ._matching import Certificate, Match, match_features, match_signed_and_absolute
+from .analyses.curves import (
+    against_width,
+    at_matched_l0,
+    beside_published,
+    consistency_over_training,
+    orderings_beside_published,
+    published_numbers,
+)
+from .analyses.geometry import (
+    Coactivation,
+    EffectiveDimension,
+    FeatureClusters,
+    SparsityPattern,
+    cluster_features,
+    coactivation,
+    decoder_encoder_alignment,
+    effective_dimension,
+    neighbours,
+    sparsity_pattern,
+)
+from .analyses.symmetry import (
+    Symmetry,
+    detect_symmetries,
+    task_symmetries,
+)
+from .analyses.truth import (
+    AxisScore,
+    PlaneNull,
+    PlaneRecovery,
+    axis_gt_mcc,
+    circle_tiling,
+    plane_null,
+    plane_recovery,
+)
+from .config import ConsistencyConfig
+from .inference.intervals import (
+    Difference,
+    PermutationTest,
+    SeedInterval,
+    adjust_p,
+    mean_interval,
+    pseudo_values,
+    seed_difference,
+    seed_interval,
+    seed_permutation_test,
+)
+from .inference.nulls import NullDistribution, null_between, null_scores
+from .inference.seeds import (
+    CycleConsistency,
+    PairMaps,
+    SeedAlignment,
+    SeedPath,
+    align_seeds,
+    cycle_consistency,
+    match_all,
+    pair_maps,
+    path_retention,
+    reproducibility_by_firing_rate,
+    seed_path,
+    spanning_tree,
+)
+from .scores.codes import (
     ActivationMatch,
     CodeConsistency,
     CodeMoments,
@@ -12,33 +73,7 @@ from .codes import (
     match_activations,
     sparse_codes,
 )
-from .compare import CompareConfig, ComparedSAE
-from .config import ConsistencyConfig
-from .curves import (
-    against_width,
-    at_matched_l0,
-    beside_published,
-    consistency_over_training,
-    orderings_beside_published,
-    published_numbers,
-)
-from .geometry import (
-    Coactivation,
-    EffectiveDimension,
-    FeatureClusters,
-    SparsityPattern,
-    cluster_features,
-    coactivation,
-    decoder_encoder_alignment,
-    effective_dimension,
-    neighbours,
-    sparsity_pattern,
-)
-from .matching import Match, match_features, match_signed_and_absolute
-from .nulls import NullDistribution, null_between, null_scores
-from .records import SAERecord
-from .report import ConsistencyReport, consistency_report, join_reports, plane_truth
-from .scores import (
+from .scores.decoder import (
     MMCS,
     PAIR_SCORES,
     DictionaryPair,
@@ -54,46 +89,9 @@ from .scores import (
     subspace_overlap,
     uniqueness,
 )
-from .seeds import (
-    CycleConsistency,
-    PairMaps,
-    SeedAlignment,
-    SeedPath,
-    align_seeds,
-    cycle_consistency,
-    match_all,
-    pair_maps,
-    path_retention,
-    reproducibility_by_firing_rate,
-    seed_path,
-    spanning_tree,
-)
-from .statistics import (
-    Difference,
-    PermutationTest,
-    SeedInterval,
-    adjust_p,
-    mean_interval,
-    pseudo_values,
-    seed_difference,
-    seed_interval,
-    seed_permutation_test,
-)
-from .subspace import DataSpan, activation_covariance, data_span
-from .symmetry import (
-    Symmetry,
-    detect_symmetries,
-    task_symmetries,
-)
-from .truth import (
-    AxisScore,
-    PlaneNull,
-    PlaneRecovery,
-    axis_gt_mcc,
-    circle_tiling,
-    plane_null,
-    plane_recovery,
-)
+from .scores.subspace import DataSpan, activation_covariance, data_span
+from .study.record import SAERecord
+from .study.report import ConsistencyReport, consistency_report, join_reports, plane_truth
 
 __all__ = [
     "MMCS",
@@ -104,8 +102,6 @@ __all__ = [
     "Coactivation",
     "CodeConsistency",
     "CodeMoments",
-    "CompareConfig",
-    "ComparedSAE",
     "ConsistencyConfig",
     "ConsistencyReport",
     "CycleConsistency",

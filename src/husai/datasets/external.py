@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kedro.io import AbstractDataset, DatasetError
 
 if TYPE_CHECKING:
-    from husai.consistency.compare import ComparedSAE
+    from husai.compare.comparison import ComparedSAE
 
 
 class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[ComparedSAE]]"]):
@@ -38,7 +38,7 @@ class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[ComparedSAE]]"]):
 
     def load(self) -> dict[str, list[ComparedSAE]]:
         """Read every SAE; nothing that a file may hold is executed."""
-        from husai.consistency.compare_files import load_saes
+        from husai.compare.files import load_saes
 
         return {name: load_saes(paths) for name, paths in self._groups.items()}
 

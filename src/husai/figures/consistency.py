@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from husai.consistency.matching import Match, unit_rows
 from husai.errors import InputError
+from husai.matching.match import Match, unit_rows
 
 # Okabe and Ito's palette: told apart with any colour vision; markers carry it in grey print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -466,7 +466,7 @@ def settings_figure(
     Parameters
     ----------
     settings
-        Of :func:`husai.consistency.tables.settings_table`.
+        Of :func:`husai.consistency.study.tables.settings_table`.
     score, signed, space
         Which score.
     """
@@ -561,7 +561,7 @@ def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figu
     Parameters
     ----------
     trajectories
-        Of :func:`husai.consistency.tables.trajectory_table`.
+        Of :func:`husai.consistency.study.tables.trajectory_table`.
     max_columns
         Show so many widths, the narrowest and the widest among them.
     """

@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
-from husai.consistency.geometry import (
+from husai.consistency.analyses.geometry import (
     Coactivation,
     SparsityPattern,
     decoder_encoder_alignment,
     effective_dimension,
     neighbours,
 )
-from husai.consistency.truth import PlaneRecovery
+from husai.consistency.analyses.truth import PlaneRecovery
 from husai.errors import InputError
 from husai.figures.consistency import (
     COLOURS,
@@ -287,7 +287,7 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
     Parameters
     ----------
     symmetries
-        Of :func:`husai.consistency.tables.symmetry_table`.
+        Of :func:`husai.consistency.study.tables.symmetry_table`.
     max_groups
         Show so many groups: of each architecture the narrowest and the widest.
     """

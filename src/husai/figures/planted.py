@@ -43,9 +43,9 @@ def calibration_figure(
     Parameters
     ----------
     settings, planes
-        Of :func:`husai.pipelines.planted_truth.scores.score_study`.
+        Of :func:`husai.calibration.scores.score_study`.
     calibration, detectors, gate
-        Of :func:`husai.pipelines.planted_truth.worth.calibrate_study`.
+        Of :func:`husai.calibration.verdicts.calibrate_study`.
 
     Returns
     -------

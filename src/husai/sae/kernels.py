@@ -3,8 +3,8 @@
 Past the encoder product a step needs only the active latents: ``k`` of ``d_sae`` per row. The
 kernels here select them, reconstruct from them, sort them by latent, and give each latent its
 gradient, its Adam update and its norm in one visit. They do the arithmetic of
-:mod:`husai.sae.dense`, which they are tested against; :mod:`husai.sae.sparse` strings them
-together.
+:mod:`husai.sae.engines.dense`, which they are tested against; :mod:`husai.sae.engines.sparse`
+strings them together.
 
 Each works on one SAE, on one thread, and releases the GIL, so the result depends neither on the
 timing of threads nor on the other SAEs of a bank. Shapes: ``N`` SAEs, ``F`` latents, ``d`` input

@@ -20,10 +20,10 @@ from husai.sae.bank import SAEBank, build_bank, check_one_shape, geometric_media
 from husai.sae.checkpoint import Checkpoint, read_latest, write_checkpoint
 from husai.sae.config import BankTrainingConfig, SAEConfig
 from husai.sae.dead import resample_dead_latents
-from husai.sae.dense import DenseEngine
+from husai.sae.engines.dense import DenseEngine
+from husai.sae.engines.sparse import SparseEngine, one_thread
 from husai.sae.metrics import LossWith, evaluate
 from husai.sae.schedule import StepTable, batch_rows, step_table
-from husai.sae.sparse import SparseEngine, one_thread
 from husai.sae.trained import TrainedSAE
 
 OnFinish = Callable[[int, TrainedSAE], None]

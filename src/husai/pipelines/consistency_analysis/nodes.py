@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from husai.compare.comparison import ComparedSAE
     from husai.consistency import SAERecord
-    from husai.consistency.compare import ComparedSAE
     from husai.sae import TrainedSAE
 else:
     # Kedro resolves the hints of every node; these are slow to import
@@ -45,7 +45,7 @@ def compare(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, pd.DataFrame], dict[str, Any]]:
     """Compare the SAEs of every group across their seeds, beside every null, hook by hook."""
     from husai.consistency import activation_covariance, consistency_report, join_reports
-    from husai.consistency.report import plain_rows
+    from husai.consistency.study.report import plain_rows
 
     reports, fingerprints = {}, {}
     untrained_truth = []
@@ -99,7 +99,7 @@ def tabulate_settings(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Put scores against width, k and L0, at matched L0, and beside the published ones."""
     from husai.consistency import beside_published
-    from husai.consistency.tables import matched_l0_table, orderings_table, settings_table
+    from husai.consistency.study.tables import matched_l0_table, orderings_table, settings_table
 
     key = study_keys(sae_plan)[0]
     statistics = activation_statistics.assign(
@@ -124,7 +124,7 @@ def tabulate_settings(
 
 def correlate_features(features: pd.DataFrame, consistency: ConsistencyConfig) -> pd.DataFrame:
     """Tabulate what goes with a feature's coming back in other seeds."""
-    from husai.consistency.tables import correlates_table
+    from husai.consistency.study.tables import correlates_table
 
     return correlates_table(features, level=consistency.level)
 
@@ -150,8 +150,8 @@ def follow_training(
     consistency: ConsistencyConfig,
 ) -> pd.DataFrame:
     """Follow the agreement between seeds over training, from the decoders kept on the way."""
-    from husai.consistency.pairs import group_members
-    from husai.consistency.tables import trajectory_table
+    from husai.consistency.study.pairs import group_members
+    from husai.consistency.study.tables import trajectory_table
 
     trained = sae_plan[sae_plan["model"] == "trained"]
     loaded = load_saes(trained, saes)
@@ -187,8 +187,8 @@ def measure_geometry(
 ) -> pd.DataFrame:
     """Measure how each group's directions lie and fire, beside random ones."""
     from husai.consistency import activation_covariance
-    from husai.consistency.pairs import group_members
-    from husai.consistency.tables import geometry_table
+    from husai.consistency.study.pairs import group_members
+    from husai.consistency.study.tables import geometry_table
 
     tables = []
     for key in study_keys(sae_plan):
@@ -206,8 +206,8 @@ def find_symmetries(
     consistency: ConsistencyConfig,
 ) -> pd.DataFrame:
     """Ask which of the task's symmetries map dictionaries to themselves or to other seeds'."""
-    from husai.consistency.pairs import group_members
-    from husai.consistency.tables import symmetry_table
+    from husai.consistency.study.pairs import group_members
+    from husai.consistency.study.tables import symmetry_table
 
     key = study_keys(sae_plan)[0]
     rows = load_activations(activations, key)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from husai.calibration.config import PlantedTruthConfig
 from husai.campaign import CampaignFolders
 from husai.campaign.store import locked
-from husai.pipelines.planted_truth.config import PlantedTruthConfig
 from husai.pipelines.sae_training.nodes import load_saes
 from husai.provenance import git_commit, versions
 from husai.storage import TensorFile
@@ -26,7 +26,7 @@ def plan(planted_truth: PlantedTruthConfig, campaign_folder: Path) -> pd.DataFra
 
     Not while the study trains in this folder: its plan would be overwritten.
     """
-    from husai.pipelines.planted_truth.study import plan_study
+    from husai.calibration.study import plan_study
 
     with locked(campaign_folder):
         return plan_study(planted_truth)
@@ -40,7 +40,7 @@ def train(
     campaign_folder: Path,
 ) -> Iterator[dict[str, TensorFile]]:
     """Train every planned SAE that is not there yet; each is saved once its bank has ended."""
-    from husai.pipelines.planted_truth.study import train_study
+    from husai.calibration.study import train_study
     from husai.sae import to_tensors
 
     folders = CampaignFolders(store, checkpoints, campaign_folder)
@@ -54,7 +54,7 @@ def score(
     planted_truth: PlantedTruthConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Score every group beside what it truly recovered."""
-    from husai.pipelines.planted_truth.scores import score_study
+    from husai.calibration.scores import score_study
 
     tables = score_study(planted_plan, load_saes(planted_plan, planted_saes), planted_truth)
     return tables.settings, tables.runs, tables.features, tables.planes
@@ -68,8 +68,8 @@ def calibrate(
     planted_truth: PlantedTruthConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Say what each score, the gate and reproducibility are worth."""
-    from husai.pipelines.planted_truth.scores import StudyTables
-    from husai.pipelines.planted_truth.worth import calibrate_study
+    from husai.calibration.scores import StudyTables
+    from husai.calibration.verdicts import calibrate_study
 
     tables = StudyTables(planted_settings, planted_runs, planted_features, planted_planes)
     worth = calibrate_study(tables, planted_truth)
@@ -106,7 +106,7 @@ def write_page(
     planted_summary: dict[str, Any],
 ) -> str:
     """Put the study's numbers on one page of Markdown."""
-    from husai.pipelines.planted_truth.page import study_page
+    from husai.reporting.calibration_page import study_page
 
     return study_page(
         planted_settings,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from husai.campaign import CampaignConfig
 from husai.config import Config
-from husai.report import StudyTables, study_report
+from husai.reporting.page import StudyTables, study_report
 
 
 class ReportingConfig(Config):

@@ -1,0 +1,1 @@
+"""What scores, gate and trainers are worth on features that are known."""

@@ -1,0 +1,323 @@
+"""Scores of the calibration study, in one row with what was truly recovered."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from husai.calibration.config import PlantedTruthConfig
+from husai.calibration.measures import (
+    ExcessConsistency,
+    axis_recovery_chance,
+    excess_consistency,
+    feature_recovery,
+    reproducible_features,
+    truth_scores,
+)
+from husai.calibration.study import SETTING
+from husai.consistency import (
+    code_consistency,
+    cycle_consistency,
+    gt_mcc,
+    match_all,
+    mmcs,
+    null_scores,
+    plane_null,
+    plane_recovery,
+    shared_fraction,
+    sparse_codes,
+)
+from husai.errors import InputError
+from husai.tasks import PlantedData, planted_dictionary
+
+if TYPE_CHECKING:
+    import torch
+
+    from husai.matching.match import Match
+    from husai.sae import TrainedSAE
+
+SCORES = (
+    "pw_mcc",
+    "pw_mcc_signed",
+    "pw_mcc_corrected",
+    "mmcs",
+    "reproducible_share",
+    "cycle_consistency",
+    "shared_fraction",
+    "activation_correlation",
+    "code_jaccard",
+    "moved_from_init",
+    "explained_variance",
+)
+"""What a user without truth can compute."""
+
+L0_ABOUT = (0.8, 1.25)
+"""Ratio of a SAE's L0 to the true mean L0 that is called about right."""
+
+NAMES = (*SETTING, "group", "run", "cluster", "regime")
+"""Columns of the plan that the tables keep."""
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """What the SAEs of the study are worth.
+
+    Attributes
+    ----------
+    settings
+        A row per group with two SAEs or more: the scores of :data:`SCORES`, true recovery,
+        ``l0``, ``true_l0`` and ``l0_regime``, ``converged`` (share of the seeds that pass the
+        gate), excess consistency with its verdict.
+    runs
+        A row per planned SAE: true recovery, ``loss_slope``, ``converged``, and ``failure``
+        (empty, or why there are no numbers).
+    features
+        A row per latent: reproducibility over seeds and similarity to the truth.
+    planes
+        A row per SAE of a world with planes: one-dimensional and plane-aware recovery.
+    """
+
+    settings: pd.DataFrame
+    runs: pd.DataFrame
+    features: pd.DataFrame
+    planes: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class _World:
+    """One draw of a world, with rows that no SAE was trained on."""
+
+    data: PlantedData
+    truth: NDArray[np.float64]
+    rows: torch.Tensor
+    true_codes: Any
+
+    @property
+    def true_l0(self) -> float:
+        """Mean number of true features in a row."""
+        return float(self.true_codes.nnz / self.true_codes.shape[0])
+
+
+@dataclass(frozen=True)
+class _Survivor:
+    """A SAE that trained to its end, and what is known of it alone."""
+
+    seed: int
+    sae: TrainedSAE
+    W_dec: NDArray[np.float64]
+    codes: sparse.csr_array
+    measured: dict[str, float]
+
+
+def score_study(
+    plan: pd.DataFrame, saes: Mapping[str, TrainedSAE], config: PlantedTruthConfig
+) -> StudyTables:
+    """Score every group beside what it truly recovered.
+
+    Parameters
+    ----------
+    plan
+        From :func:`husai.calibration.study.plan_study`.
+    saes
+        By ``sae_id``, every one of the plan.
+    config
+        Of the study.
+
+    Raises
+    ------
+    InputError
+        When no group has two SAEs that trained to their end.
+    """
+    settings, runs, features, planes = [], [], [], []
+    for _, here in plan.groupby("cluster", sort=False):
+        world = _held_out(str(here["world"].iloc[0]), int(here["draw"].iloc[0]), config)
+        for _, part in here.groupby("group", sort=False):
+            names = {column: part[column].iloc[0] for column in NAMES}
+            names["n_planes"] = len(world.data.planes)
+            survivors = []
+            # the id, the seed and the SAE stay together: a failed one must not shift the others
+            for sae_id, seed in zip(part["sae_id"], part["seed"], strict=True):
+                row = {**names, "sae_id": sae_id, "seed": seed, "failure": saes[sae_id].failure}
+                if saes[sae_id].failure is None:
+                    survivors.append(_measure(int(seed), saes[sae_id], world, config))
+                    row |= {**survivors[-1].measured, "failure": ""}
+                runs.append(row)
+            if len(survivors) < 2:
+                continue
+            matches = match_all([survivor.W_dec for survivor in survivors])
+            table = reproducible_features(
+                [survivor.W_dec for survivor in survivors],
+                world.truth,
+                seeds=[survivor.seed for survivor in survivors],
+                matches=matches,
+            )
+            features.append(table.assign(**names))
+            settings.append({**names, **_group_scores(survivors, matches, table, world, config)})
+            if len(world.data.planes):
+                rows = _plane_rows(survivors, table, world, config)
+                planes += [{**names, **row} for row in rows]
+    if not settings:
+        raise InputError(
+            "planted_truth: no group of seeds has two SAEs that trained to their end; lower "
+            "planted_truth.learning_rate, or see failures.csv of the campaign"
+        )
+    return StudyTables(
+        settings=pd.DataFrame(settings),
+        runs=pd.DataFrame(runs),
+        features=pd.concat(features, ignore_index=True),
+        planes=pd.DataFrame(planes, columns=None if planes else [*NAMES, "seed"]),
+    )
+
+
+def _held_out(name: str, draw: int, config: PlantedTruthConfig) -> _World:
+    import torch
+
+    data = planted_dictionary(config.drawn(name, draw))
+    rows, codes = data.sample(config.n_eval_rows, start=config.n_rows)
+    return _World(data, data.dictionary.astype(np.float64), torch.from_numpy(rows), codes)
+
+
+def _measure(seed: int, sae: TrainedSAE, world: _World, config: PlantedTruthConfig) -> _Survivor:
+    """Measure one SAE on the held-out rows, and hold it to the truth."""
+    from husai.sae.metrics import evaluate
+
+    W = sae.W_dec.double().numpy()
+    codes = sparse_codes([sae.encode(world.rows).numpy()])
+    metrics, _ = evaluate(sae, world.rows)
+    slope = sae.metrics["loss_slope"]
+    measured = {
+        **truth_scores(W, world.truth, codes=codes, true_codes=world.true_codes),
+        "explained_variance": metrics["explained_variance"],
+        "l0": metrics["l0"],
+        "dead_fraction": metrics["dead_fraction"],
+        "moved_from_init": 1 - metrics["cosine_to_init"],
+        "loss_slope": slope,
+        "converged": float(abs(slope) < config.training.convergence_slope),
+        "device_seconds": float(sae.provenance["campaign"]["device_seconds"]),
+    }
+    return _Survivor(seed, sae, W, codes, measured)
+
+
+def _group_scores(
+    survivors: Sequence[_Survivor],
+    matches: Mapping[tuple[int, int], Match],
+    features: pd.DataFrame,
+    world: _World,
+    config: PlantedTruthConfig,
+) -> dict[str, Any]:
+    """Scores over the seeds of one group, beside the means of what each SAE recovered."""
+    S, (d_sae, d_in) = len(survivors), survivors[0].W_dec.shape
+    W, pairs = np.eye(S), []
+    for i, j in itertools.combinations(range(S), 2):
+        W[i, j] = W[j, i] = matches[i, j].mean
+        pairs.append(_pair_scores(survivors[i], survivors[j], matches[i, j]))
+    of_pairs = pd.DataFrame(pairs, dtype=np.float64).mean()
+    measured = pd.DataFrame([survivor.measured for survivor in survivors])
+    means = {str(name): float(value) for name, value in measured.mean().items()}
+    n_true = len(world.truth)
+    pw_null, gt_null = _chance(d_sae, d_sae, d_in), _chance(d_sae, n_true, d_in)
+    excess = excess_consistency(
+        W,
+        measured["gt_mcc"],
+        n_latents=d_sae,
+        n_true=n_true,
+        pw_null=pw_null,
+        gt_null=gt_null,
+    )
+    if len(world.data.planes):
+        reason = "the truth holds planes: the phase of their axes, and so GT-MCC, is a convention"
+        excess = ExcessConsistency(None, None, None, "not comparable", excess.level, S, reason)
+    pw = float(W[~np.eye(S, dtype=bool)].mean())
+    ratio = means["l0"] / world.true_l0
+    low, high = L0_ABOUT
+    return {
+        "n_seeds": S,
+        "pw_mcc": pw,
+        "pw_mcc_null": pw_null,
+        "pw_mcc_corrected": (pw - pw_null) / (1 - pw_null),
+        "reproducible_share": float((features["reproducibility"] >= config.threshold).mean()),
+        "cycle_consistency": cycle_consistency(matches).fraction if S > 2 else None,
+        **{str(name): float(value) for name, value in of_pairs.items()},
+        **means,
+        "gt_mcc_null": gt_null,
+        "true_l0": world.true_l0,
+        "l0_regime": "below" if ratio < low else "above" if ratio > high else "about",
+        "excess": excess.excess,
+        "excess_low": excess.low,
+        "excess_high": excess.high,
+        "verdict": excess.verdict,
+        "verdict_reason": excess.reason,
+    }
+
+
+def _pair_scores(a: _Survivor, b: _Survivor, match: Match) -> dict[str, float | None]:
+    """Scores of two SAEs; None where their codes define none."""
+    shared = shared_fraction(
+        a.W_dec, a.sae.W_enc.double().T.numpy(), b.W_dec, b.sae.W_enc.double().T.numpy()
+    )
+    codes = code_consistency(a.codes, b.codes, match)
+    return {
+        "pw_mcc_signed": shared.decoder.mean,
+        "mmcs": mmcs(a.W_dec, b.W_dec).mean,
+        "shared_fraction": shared.fraction,
+        "activation_correlation": codes.correlation,
+        "code_jaccard": codes.jaccard,
+    }
+
+
+@cache
+def _chance(n_a: int, n_b: int, d: int) -> float:
+    return null_scores(n_a, n_b, d, scores=("pw_mcc",), n_draws=10)["pw_mcc"].mean
+
+
+def _plane_rows(
+    survivors: Sequence[_Survivor],
+    features: pd.DataFrame,
+    world: _World,
+    config: PlantedTruthConfig,
+) -> Iterator[dict[str, Any]]:
+    """What one-dimensional and plane-aware scores say of each SAE of a world with planes."""
+    on_plane = world.data.plane_of_feature >= 0
+    for survivor in survivors:
+        W = survivor.W_dec
+        recovery = feature_recovery(W, world.truth, thresholds=[config.threshold])
+        found = plane_recovery(W, world.data.planes, threshold=config.threshold)
+        chance = _plane_chance(W.shape, world, config)
+        mine = features[features["seed"] == survivor.seed].set_index("latent")
+        reproducibility = mine["reproducibility"]
+        place = found.features.set_index("feature")["in_plane"].reindex(mine.index)
+        inside = place.eq(True).to_numpy()
+        # latents that are neither in a plane nor a true line would make lines look irreproducible
+        line = ~on_plane[mine["feature"]] & (mine["truth_similarity"] >= config.threshold)
+        recovered = recovery.similarity >= config.threshold
+        yield {
+            "seed": survivor.seed,
+            "axis_recovery": float(recovered[on_plane].mean()),
+            "axis_recovery_chance": axis_recovery_chance(found),
+            "line_recovery": float(recovered[~on_plane].mean()) if (~on_plane).any() else None,
+            "gt_mcc": gt_mcc(W, world.truth),
+            "plane_recall": found.recall,
+            "plane_recall_null": chance,
+            "plane_covered": found.covered,
+            "plane_purity": found.mean_purity,
+            "features_a_plane": float(found.planes["n_features"].mean()),
+            "reproducibility_in_plane": _mean(reproducibility[inside]),
+            "reproducibility_on_lines": _mean(reproducibility[line]),
+        }
+
+
+def _mean(values: pd.Series) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _plane_chance(shape: tuple[int, ...], world: _World, config: PlantedTruthConfig) -> float:
+    null = plane_null(shape[0], world.data.planes, threshold=config.threshold, n_draws=20, seed=0)
+    return null.mean("recall")

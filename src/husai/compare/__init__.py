@@ -1,0 +1,1 @@
+"""What the command ``husai compare`` makes: comparison, document, table."""

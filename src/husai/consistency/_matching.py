@@ -1,0 +1,6 @@
+"""Names of :mod:`husai.matching` that people import from ``husai.consistency``."""
+
+from husai.matching.certified import Certificate
+from husai.matching.match import Match, match_features, match_signed_and_absolute
+
+__all__ = ["Certificate", "Match", "match_features", "match_signed_and_absolute"]

@@ -1,0 +1,1 @@
+"""What is beside the scores: ground truth, geometry, symmetries, curves."""

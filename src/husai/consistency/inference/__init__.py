@@ -1,0 +1,1 @@
+"""Chance levels, intervals over seeds, and many seeds together."""

@@ -1,0 +1,1 @@
+"""What two SAEs are scored by."""

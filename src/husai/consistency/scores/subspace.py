@@ -1,0 +1,125 @@
+"""The subspace that the data fill, and dictionaries seen inside it.
+
+The residual stream of a grokked transformer fills about 19 of its 128 dimensions. What a decoder
+row carries outside of them never touched the data: it is what is left of the initialisation, and
+it lowers every score in the full space. So scores are given in both spaces, dimensions named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from husai.errors import InputError
+from husai.matching.match import unit_rows
+
+
+def activation_covariance(rows: ArrayLike | Iterable[ArrayLike]) -> NDArray[np.float64]:
+    """Covariance ``[d, d]`` of activations, of the array or of blocks of its rows.
+
+    Parameters
+    ----------
+    rows
+        ``[n, d]``, or an iterable of such blocks.
+
+    Raises
+    ------
+    InputError
+        When fewer than two rows, different widths, or numbers that are not finite.
+    """
+    blocks: Iterable[ArrayLike] = [rows] if isinstance(rows, np.ndarray) else rows  # type: ignore[assignment]
+    count, total, product = 0, None, None
+    for block in blocks:
+        # float64: at 1e5 rows a float32 sum of squares loses the small eigenvalues that decide
+        # how many dimensions the data fill
+        x = np.asarray(block, dtype=np.float64)
+        if x.ndim != 2:
+            raise InputError(f"activations: a block of shape {x.shape}; give rows [n, d]")
+        if not np.isfinite(x).all():
+            raise InputError("activations: NaN or infinity; drop or repair those rows")
+        if total is None or product is None:
+            shift = x.mean(axis=0) if len(x) else np.zeros(x.shape[1])
+            total, product = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
+        if x.shape[1] != len(total):
+            raise InputError(f"activations: blocks of {len(total)} and {x.shape[1]} numbers a row")
+        x = x - shift  # near-centred, so that mean² does not swallow the variance
+        count += len(x)
+        total += x.sum(axis=0)
+        product += x.T @ x
+    if total is None or product is None or count < 2:
+        raise InputError(f"activations: {count} rows; a covariance needs at least two")
+    covariance: NDArray[np.float64] = product / count - np.outer(total, total) / count**2
+    return covariance
+
+
+@dataclass(frozen=True)
+class DataSpan:
+    """The top principal subspace of the data.
+
+    Attributes
+    ----------
+    basis
+        ``[r, d]`` orthonormal rows.
+    variance
+        Share of the data's variance inside.
+    """
+
+    basis: NDArray[np.float64]
+    variance: float
+
+    @property
+    def rank(self) -> int:
+        """Dimensions of the subspace."""
+        return len(self.basis)
+
+    def project(self, dictionary: ArrayLike) -> NDArray[np.float64]:
+        """Coordinates ``[n, r]`` of the unit rows inside the subspace, not normalised again."""
+        rows = unit_rows(dictionary)
+        if rows.shape[1] != self.basis.shape[1]:
+            raise InputError(
+                f"dictionary: rows of {rows.shape[1]} numbers, data of {self.basis.shape[1]}"
+            )
+        return np.asarray(rows @ self.basis.T)
+
+    def inside(self, dictionary: ArrayLike) -> NDArray[np.float64]:
+        """Share ``[n]`` of each row's squared norm inside the subspace."""
+        return np.square(self.project(dictionary)).sum(axis=1)
+
+
+def data_span(
+    covariance: ArrayLike, *, variance: float = 0.99, rank: int | None = None
+) -> DataSpan:
+    """Find the top principal subspace of the data.
+
+    Parameters
+    ----------
+    covariance
+        ``[d, d]`` covariance of the activations.
+    variance
+        Keep the fewest directions that hold this share of the variance.
+    rank
+        Keep exactly so many instead.
+
+    Raises
+    ------
+    InputError
+        When the covariance or the choice does not make sense.
+    """
+    matrix = np.asarray(covariance, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
+        raise InputError(f"covariance: shape {matrix.shape}; give a finite square matrix [d, d]")
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    values, vectors = np.clip(values[::-1], 0.0, None), vectors[:, ::-1]
+    if values[0] <= 0:
+        raise InputError("covariance: all zero; the activations do not vary")
+    share = np.cumsum(values) / values.sum()
+    if rank is None:
+        if not 0 < variance <= 1:
+            raise InputError(f"variance: {variance}; give a share above 0 and at most 1")
+        rank = min(int(np.searchsorted(share, variance - 1e-12)) + 1, len(values))
+    if not 1 <= rank <= len(values):
+        raise InputError(f"rank: {rank}; give 1 to {len(values)}")
+    return DataSpan(np.ascontiguousarray(vectors[:, :rank].T), float(share[rank - 1]))

@@ -1,0 +1,1 @@
+"""From records of SAEs to the tables of a study."""

@@ -1,0 +1,1 @@
+"""Kedro hooks that check a run and tell its errors."""

@@ -1,0 +1,27 @@
+"""Errors that are told in one line, as a Kedro hook: what the user can mend needs no traceback."""
+
+from __future__ import annotations
+
+from kedro.framework.hooks import hook_impl
+
+from husai.errors import CampaignStopped, InputError
+from husai.hooks.checks import StudyError
+
+
+class StoppedError(StudyError):
+    """A campaign that can go on: the command line exits with 3."""
+
+    exit_code = 3
+
+
+class PlainErrors:
+    """Turn the errors that nodes raise for the user into messages of the command line."""
+
+    @hook_impl(trylast=True)  # after those that log the traceback
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Raise the message alone, when there is nothing more to know."""
+        message = " ".join(str(error).split())
+        if isinstance(error, CampaignStopped):
+            raise StoppedError(message) from error
+        if isinstance(error, InputError):
+            raise StudyError(message) from error

@@ -1,0 +1,1 @@
+"""One-to-one matching of feature rows, exact at any size; knows nothing of SAEs."""

@@ -1,0 +1,1 @@
+"""Engines that train a bank of SAEs: dense and sparse."""
