@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 import husai
-from husai.cli import main
+from husai.cli import commands, main
+from husai.compare.comparison import CompareConfig
 from husai.compare.document import schema
 
 
@@ -193,6 +194,10 @@ def test_bad_options_are_refused_before_the_work(
 ) -> None:
     pair = [folder / "s0.npy", folder / "s1.npy"]
     for extra, message in (
+        (["--fail-under", "nan"], "'--fail-under': nan is not a finite number"),
+        (["--fail-under", "high"], "'--fail-under': 'high' is not a valid float"),
+        (["--format", "pickle"], "'--format'"),
+        (["--bogus"], "No such option '--bogus'"),
         (["--threshold", "1.5"], "shared_threshold: 1.5"),
         (["--null-draws", "-1"], "null_draws: -1"),
         (["--device", "nowhere"], "device"),
@@ -209,6 +214,20 @@ def test_bad_options_are_refused_before_the_work(
     code, _, error = run(capsys, "compare", pair[0])
     assert code == 2
     assert "only one SAE" in error
+
+
+def test_the_help_states_the_defaults_of_the_comparison() -> None:
+    defaults = {name: field.default for name, field in CompareConfig.model_fields.items()}
+    options = {option.name: option.default for option in commands.commands["compare"].params}
+    shared = defaults.keys() & options.keys() - {"null_draws"}
+    assert shared >= {"shared_threshold", "encoder", "seed", "max_passes", "device"}
+    assert {name: options[name] for name in shared} == {name: defaults[name] for name in shared}
+
+
+def test_without_a_command_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys)
+    assert code == 2
+    assert "compare" in error
 
 
 def test_interruption_has_its_exit_code(
