@@ -96,7 +96,7 @@ def test_statistics_of_a_planted_spectrum():
     found = activation_statistics(make_rows(values))
     assert found["rows"] == 16
     assert found["rows_train"] == 16
-    assert found["effective_rank_entropy"] == pytest.approx(4, abs=1e-3)
+    assert found["entropy_rank"] == pytest.approx(4, abs=1e-3)
     assert found["participation_ratio"] == pytest.approx(4, abs=1e-3)
     assert found["dims_99_variance"] == 4
     assert found["total_variance"] == pytest.approx(4 * 9, rel=1e-4)

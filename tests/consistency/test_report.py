@@ -69,7 +69,7 @@ def test_report_gathers_what_the_scores_say() -> None:
     assert b.W_enc is not None
     direct = shared_fraction(a.W_dec, a.W_enc.T, b.W_dec, b.W_enc.T).fraction
     assert pairs["value"].iloc[0] == pytest.approx(direct)
-    assert report.saes["inside_data"].between(0, 1).all()
+    assert report.saes["share_in_data_span"].between(0, 1).all()
     assert set(report.groups["dimensions"]) == {5, D}
     json.dumps(report.summary, allow_nan=False)
 

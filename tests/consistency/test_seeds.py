@@ -146,7 +146,7 @@ def test_alignment_follows_features_through_all_seeds() -> None:
         names = {int(orders[s][got.index[track, s]]) for s in range(4)}
         assert len(names) == 1  # one true feature on each track
     assert (got.features["n_seeds_found"] == 3).all()
-    np.testing.assert_allclose(got.features["track_similarity"], got.features["similarity_mean"])
+    np.testing.assert_allclose(got.features["track_similarity"], got.features["reproducibility"])
 
 
 def test_alignment_says_which_feature_was_not_found() -> None:
@@ -176,14 +176,14 @@ def test_strata_by_firing_rate() -> None:
     features = pd.DataFrame(
         {
             "firing_rate": [0.0, 1e-4, 2e-4, 0.5, 0.9],
-            "similarity_mean": [0.1, 0.2, 0.4, 0.8, 1.0],
+            "reproducibility": [0.1, 0.2, 0.4, 0.8, 1.0],
             "n_seeds_found": [0, 0, 1, 2, 2],
             "n_other_seeds": 2,
         }
     )
     got = reproducibility_by_firing_rate(features, n_bins=3)
     assert list(got["n_features"]) == [1, 2, 2]
-    assert got["similarity_mean"].to_list() == pytest.approx([0.1, 0.3, 0.9])
+    assert got["reproducibility"].to_list() == pytest.approx([0.1, 0.3, 0.9])
     assert got["found_fraction"].to_list() == pytest.approx([0.0, 0.25, 1.0])
     assert got["orphan_fraction"].to_list() == pytest.approx([1.0, 0.5, 0.0])
     assert got["n_features"].sum() == 5

@@ -118,7 +118,7 @@ def test_geometry_stands_beside_random_directions() -> None:
     assert float(table["isotropic_mean"]["dims_99"]) > 6
     assert table.loc["encoder_cosine", "mean"] == pytest.approx(1.0)
     together = (codes.T @ codes)[~np.eye(20, dtype=bool)]
-    assert table.loc["never_together", "mean"] == pytest.approx((together == 0).mean())
+    assert table.loc["never_coactive", "mean"] == pytest.approx((together == 0).mean())
     one = geometry_table({"one": [SAERecord("x", "topk", 0, flat[:1])]}, CONFIG)
     assert one["reason"].str.len().gt(0).all()
     assert one.get("mean", pd.Series(dtype=float)).isna().all()

@@ -39,7 +39,7 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
     ]
     found = [
         {**head, "id": "s0", "latent": i, "space": "full", "n_other_seeds": 2}
-        | {"n_seeds_found": n, "similarity_mean": 0.5}
+        | {"n_seeds_found": n, "reproducibility": 0.5}
         for i, n in enumerate((2, 2, 2, 0))
     ]
     truth = [
@@ -55,7 +55,7 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
         statistics=pd.DataFrame(
             [
                 {"hook_name": "post", "position": -1, "model": "trained", "rows": 9, "d_in": 8}
-                | {"mean_norm": 1.0, "effective_rank_entropy": 3.0, "dims_99_variance": 4}
+                | {"mean_norm": 1.0, "entropy_rank": 3.0, "dims_99_variance": 4}
             ]
         ),
         waves=pd.DataFrame(

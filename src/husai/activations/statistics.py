@@ -21,7 +21,7 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
         ``hook_name``, ``position``, ``model`` (trained or untrained), rows in all and by split,
         ``d_in``, ``mean_norm`` (mean Euclidean norm of the rows), ``norm_of_mean``,
         ``total_variance`` (sum over dimensions),
-        ``effective_rank_entropy``, ``participation_ratio``, ``dims_99_variance``.
+        ``entropy_rank``, ``participation_ratio``, ``dims_99_variance``.
     """
     # float64: the smallest eigenvalues are many orders below the largest
     values = activations.values.numpy().astype(np.float64)
@@ -44,7 +44,7 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
         "mean_norm": float(np.linalg.norm(values, axis=1).mean()),
         "norm_of_mean": float(np.linalg.norm(values.mean(axis=0))),
         "total_variance": total,
-        "effective_rank_entropy": float(np.exp(entropy)) if total > 0 else 0.0,
+        "entropy_rank": float(np.exp(entropy)) if total > 0 else 0.0,
         "participation_ratio": float(1.0 / (shares**2).sum()) if total > 0 else 0.0,
         "dims_99_variance": int(np.searchsorted(np.cumsum(shares), 0.99) + 1) if total > 0 else 0,
     }

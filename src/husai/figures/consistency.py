@@ -39,7 +39,7 @@ SCORE_NAMES = {
     "pw_mcc": "PW-MCC",
     "mmcs": "MMCS",
     "shared_fraction": "shared fraction",
-    "shared_decoder": "share matched at .7",
+    "matched_fraction": "share matched at .7",
     "activation_mcc": "matched activation correlation",
     "code_jaccard": "support Jaccard of matched codes",
     "code_correlation": "correlation of matched codes",
@@ -388,8 +388,8 @@ def reproducibility_figure(
     max_points
         Points drawn a group; the strata use all of them.
     """
-    _need(features, ["group", "space", "firing_rate", "similarity_mean"], "features")
-    chosen = features[(features["space"] == space) & features["similarity_mean"].notna()]
+    _need(features, ["group", "space", "firing_rate", "reproducibility"], "features")
+    chosen = features[(features["space"] == space) & features["reproducibility"].notna()]
     if chosen.empty:
         raise InputError(f"features: none in space {space!r} was compared with another seed")
     names = list(dict.fromkeys(chosen["group"]))
@@ -407,7 +407,7 @@ def reproducibility_figure(
         drawn = part.sample(min(len(part), max_points), random_state=0)
         x = np.maximum(drawn["firing_rate"].to_numpy(dtype=np.float64), floor)
         axis.plot(
-            x, drawn["similarity_mean"], ".", ms=2, alpha=0.35, color=COLOURS[5], rasterized=True
+            x, drawn["reproducibility"], ".", ms=2, alpha=0.35, color=COLOURS[5], rasterized=True
         )
         _strata(axis, part, floor)
         axis.axhline(threshold, color=GREY, lw=0.8, ls="--")
@@ -446,7 +446,7 @@ def reproducibility_figure(
 def _strata(axis: Axes, part: pd.DataFrame, floor: float) -> None:
     """Median and quartiles of each third of a decade of firing rate; silence apart."""
     rate = np.maximum(part["firing_rate"].to_numpy(dtype=np.float64), floor)
-    y = part["similarity_mean"].to_numpy(dtype=np.float64)
+    y = part["reproducibility"].to_numpy(dtype=np.float64)
     stratum = np.where(rate > floor, np.floor(3 * np.log10(rate)), -np.inf)
     for one in np.unique(stratum):
         own = stratum == one

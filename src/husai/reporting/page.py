@@ -233,7 +233,7 @@ def _found_counts(features: pd.DataFrame) -> pd.DataFrame:
         features=("latent", "size"),
         everywhere=("everywhere", "mean"),
         nowhere=("nowhere", "mean"),
-        similarity=("similarity_mean", "median"),
+        similarity=("reproducibility", "median"),
         open_ones=("converged", lambda v: bool((~v.fillna(True).astype(bool)).any())),
     )
     return counts.reset_index()
@@ -325,7 +325,7 @@ def _activations(statistics: pd.DataFrame) -> str:
                 str(row["rows"]),
                 str(row["d_in"]),
                 number(row["mean_norm"], 2),
-                number(row["effective_rank_entropy"], 1),
+                number(row["entropy_rank"], 1),
                 str(row["dims_99_variance"]),
             ]
             for row in statistics.to_dict("records")

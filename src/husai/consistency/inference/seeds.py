@@ -500,7 +500,7 @@ def align_seeds(matches: Matches, *, threshold: float = 0.7) -> SeedAlignment:
                     "track": track,
                     "n_other_seeds": len(others),
                     "n_seeds_found": (direct >= threshold).sum(axis=0),
-                    "similarity_mean": direct.mean(axis=0),
+                    "reproducibility": direct.mean(axis=0),
                     "similarity_min": direct.min(axis=0),
                     "similarity_max": direct.max(axis=0),
                     "track_similarity": along.mean(axis=0),
@@ -521,7 +521,7 @@ def reproducibility_by_firing_rate(
     Parameters
     ----------
     features
-        With ``firing_rate``, ``similarity_mean``, ``n_seeds_found`` and ``n_other_seeds``.
+        With ``firing_rate``, ``reproducibility``, ``n_seeds_found`` and ``n_other_seeds``.
     n_bins
         Bins of firing rate.
     by
@@ -531,7 +531,7 @@ def reproducibility_by_firing_rate(
     -------
     pandas.DataFrame
         ``by`` columns, ``rate_low``, ``rate_high``, ``n_features``, ``firing_rate`` (geometric
-        mean), ``similarity_mean``, ``found_fraction`` (mean of seeds found over other seeds),
+        mean), ``reproducibility``, ``found_fraction`` (mean of seeds found over other seeds),
         ``orphan_fraction`` (found in no other seed).
 
     Raises
@@ -539,7 +539,7 @@ def reproducibility_by_firing_rate(
     InputError
         When a column is missing.
     """
-    needed = {"firing_rate", "similarity_mean", "n_seeds_found", "n_other_seeds", *by}
+    needed = {"firing_rate", "reproducibility", "n_seeds_found", "n_other_seeds", *by}
     if missing := needed - set(features.columns):
         raise InputError(f"features: columns {sorted(missing)} are missing")
     known = features[features["firing_rate"].notna() & (features["n_other_seeds"] > 0)]
@@ -566,7 +566,7 @@ def reproducibility_by_firing_rate(
                 "rate_high": 0.0 if bin_ < 0 else float(edges[bin_ + 1]),
                 "n_features": len(part),
                 "firing_rate": 0.0 if bin_ < 0 else float(np.exp(np.log(positive).mean())),
-                "similarity_mean": float(part["similarity_mean"].mean()),
+                "reproducibility": float(part["reproducibility"].mean()),
                 "found_fraction": float(found.mean()),
                 "orphan_fraction": float((part["n_seeds_found"] == 0).mean()),
             }

@@ -533,7 +533,7 @@ def _shared_decoder(pair: DictionaryPair) -> float:
     return float((pair.match.similarity >= SHARED_THRESHOLD).sum() / min(len(pair.A), len(pair.B)))
 
 
-# Names that nulls and reports use. ``shared_decoder`` is the decoder's half of the shared
+# Names that nulls and reports use. ``matched_fraction`` is the decoder's half of the shared
 # fraction: on random dictionaries it bounds the whole from above.
 PAIR_SCORES: dict[str, PairScore] = {
     "pw_mcc": PairScore(lambda pair: pair.match.mean),
@@ -543,7 +543,7 @@ PAIR_SCORES: dict[str, PairScore] = {
     "uniqueness": PairScore(
         lambda pair: (_distinct(pair.nearest.a_index) + _distinct(pair.nearest.b_index)) / 2
     ),
-    "shared_decoder": PairScore(_shared_decoder),
+    "matched_fraction": PairScore(_shared_decoder),
     "distance_l1": PairScore(lambda pair: _lp(pair, 1), perfect=0.0),
     "distance_l2": PairScore(lambda pair: _lp(pair, 2), perfect=0.0),
     "distance_linf": PairScore(lambda pair: _lp(pair, np.inf), perfect=0.0),

@@ -44,7 +44,7 @@ from husai.threads import worker_pool
 # bounds the whole from above, and the best match of the encoders bounds the cosine of encoders
 # that were matched elsewhere.
 _NULL_OF = {
-    "shared_fraction": "shared_decoder",
+    "shared_fraction": "matched_fraction",
     "pw_mcc_encoder": "pw_mcc",
     "encoder_cosine": "pw_mcc",
 }

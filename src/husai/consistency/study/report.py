@@ -431,7 +431,7 @@ def _sae_table(
                 "fvu": record.fvu,
                 "converged": record.converged,
                 "cosine_to_init": record.cosine_to_init,
-                "inside_data": inside,
+                "share_in_data_span": inside,
             }
         )
     table = pd.DataFrame(rows)

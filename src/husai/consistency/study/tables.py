@@ -96,7 +96,7 @@ def geometry_table(
         ``data_aware_mean`` where the measure is one of directions, ``n_seeds``, ``converged``,
         ``reason``. Measures: those of :func:`directions_geometry`; ``encoder_cosine`` (each
         latent's decoder with its own encoder), ``firing_rate`` (median over latents),
-        ``never_together`` (share of pairs of live latents that fire on no row together) and
+        ``never_coactive`` (share of pairs of live latents that fire on no row together) and
         ``coactivation_bits`` (mean |log2| of how often pairs that do fire together do so, over
         chance).
     """
@@ -155,7 +155,7 @@ _MEASURES = (
     "clusters_per_feature",
     "encoder_cosine",
     "firing_rate",
-    "never_together",
+    "never_coactive",
     "coactivation_bits",
 )
 
@@ -177,7 +177,7 @@ def _sae_geometry(record: SAERecord, config: ConsistencyConfig) -> dict[str, flo
         off = ~np.eye(len(together.latents), dtype=bool)
         pairs = together.together[off] > 0
         if off.any():
-            found["never_together"] = float(1 - pairs.mean())
+            found["never_coactive"] = float(1 - pairs.mean())
         if pairs.any():
             found["coactivation_bits"] = float(np.abs(together.log_ratio[off][pairs]).mean())
     return found
@@ -477,7 +477,7 @@ def correlates_table(features: pd.DataFrame, *, level: float = 0.95) -> pd.DataF
     Returns
     -------
     pandas.DataFrame
-        A row per group and covariate: ``mean`` Spearman correlation with ``similarity_mean``, with
+        A row per group and covariate: ``mean`` Spearman correlation with ``reproducibility``, with
         interval, ``n_seeds``, ``converged``, ``reason``.
     """
     rows: list[Row] = []
@@ -493,11 +493,11 @@ def correlates_table(features: pd.DataFrame, *, level: float = 0.95) -> pd.DataF
             head["hook"] = group["hook"].iloc[0]
         for covariate in COVARIATES:
             line: Row = {**head, "covariate": covariate}
-            if covariate not in group or "similarity_mean" not in group:
+            if covariate not in group or "reproducibility" not in group:
                 rows.append({**line, "reason": "not known"})
                 continue
             found = [
-                _rank_correlation(own["similarity_mean"], own[covariate])
+                _rank_correlation(own["reproducibility"], own[covariate])
                 for _, own in group.groupby("id", sort=False)
             ]
             known = [value for value in found if value is not None]

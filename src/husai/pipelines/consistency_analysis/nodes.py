@@ -109,7 +109,7 @@ def tabulate_settings(
         ]
     ).set_index("key")
     groups = consistency_groups[consistency_groups["hook"] == key]
-    settings = settings_table(groups, float(statistics["effective_rank_entropy"][key]))
+    settings = settings_table(groups, float(statistics["entropy_rank"][key]))
     # groups beside the grid may differ in more than their sparsity
     beside = set(sae_plan.loc[~plain_settings(sae_plan), "group"])
     comparable = groups[~groups["group"].isin(beside)]
