@@ -33,10 +33,9 @@ import torch
 
 from husai.activations import Activations
 from husai.campaign import CampaignConfig, CampaignFolders, plan_saes, run_campaign
-from husai.campaign.database import RUNS
 from husai.campaign.executors.base import Progress
+from husai.campaign.folders import LEDGER, QUARANTINE, RUNS
 from husai.campaign.ledger import Ledger
-from husai.campaign.run import LEDGER, QUARANTINE
 from husai.errors import CampaignStopped, InputError
 from husai.provenance import git_commit, versions
 from husai.sae import BankTrainingConfig, save_sae

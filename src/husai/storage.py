@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from husai.errors import InputError
 
@@ -57,6 +61,35 @@ def append_line(path: Path, line: str) -> None:
         file.write(f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(folder: Path, what: str = "this campaign") -> Iterator[None]:
+    """Hold a folder's lock, which the system gives back whatever ends the process.
+
+    Raises
+    ------
+    InputError
+        When another process or thread holds it, saying which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # a file of its own: on some systems a locked one cannot be read
+    holder = folder / "lock.holder"
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        by = holder.read_text(errors="replace").strip() if holder.is_file() else ""
+        raise InputError(
+            f"{folder}: {by or 'another process'} works on {what}; wait for it, or give this one "
+            "a folder of its own (HUSAI_DATA_DIR)"
+        ) from error
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        holder.write_text(f"process {os.getpid()} on {platform.node()} since {since}\n")
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)

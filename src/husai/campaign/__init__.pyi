@@ -1,9 +1,10 @@
 from .config import BudgetConfig, CampaignConfig, ComputeConfig
-from .database import read_ledger, results
-from .estimate import estimate_campaign
+from .cost.dry_run import estimate_campaign
+from .folders import CampaignFolders
 from .plan import ArchitectureGrid, PlanConfig, Variant, plan_saes, row_config, row_training
-from .run import CampaignFolders, run_campaign
-from .search import Distribution, RandomSearch, draw_samples
+from .random_search import Distribution, RandomSearch, draw_samples
+from .results_table import read_ledger, results
+from .runner import run_campaign
 
 __all__ = [
     "ArchitectureGrid",

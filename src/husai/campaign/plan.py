@@ -12,13 +12,16 @@ import pandas as pd
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from husai.activations.rows import activation_key
-from husai.campaign.search import RandomSearch, draw_samples
+from husai.campaign.random_search import RandomSearch, draw_samples
 from husai.config import Config, Listed
 from husai.errors import InputError
 from husai.sae.config import BankTrainingConfig, SAEConfig
 
 # what tells the SAEs of a group apart is their seeds alone
 SEED_FIELDS = ("init_seed", "data_seed")
+
+KEPT_COLUMNS = ("group", "variant", "seed", "hook_name", "position", "model")
+"""Columns of the plan that a SAE's file keeps beside its configuration."""
 
 
 class ArchitectureGrid(Config):

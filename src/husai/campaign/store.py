@@ -1,16 +1,12 @@
-"""The store of trained SAEs: what is there, whether it fits the plan, and who may write."""
+"""The store of trained SAEs: what is there, and whether it fits the plan."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
-import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,31 +139,3 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left half written; only with the lock in hand."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(folder: Path, what: str = "this campaign") -> Iterator[None]:
-    """Hold a folder's lock, which the system gives back whatever ends the process.
-
-    Raises
-    ------
-    InputError
-        When another process holds it, saying which.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise InputError(
-                f"{folder}: {what} is already being worked on by {holder}; wait for it, or give "
-                "this one a folder of its own (HUSAI_DATA_DIR)"
-            ) from error
-        file.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        file.write(f"process {os.getpid()} on {platform.node()} since {since}\n")
-        file.flush()
-        yield

@@ -1,7 +1,8 @@
-from .base import Done, Event, Executor, Lost, Progress
+from .base import POLL_SECONDS, Done, Event, Executor, Lost, Progress
 from .choice import check_backend, make_executor
 
 __all__ = [
+    "POLL_SECONDS",
     "Done",
     "Event",
     "Executor",

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from husai.campaign.banks import Bank
-from husai.campaign.work import Broken, Calibration, Trained
+from husai.campaign.executors.tasks import Broken, Calibration, Trained
 
 if TYPE_CHECKING:
     import torch
+
+
+POLL_SECONDS = 0.5
+"""How long a driver waits for news before it looks at budget and ledger again."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from husai.campaign.banks import Bank
 from husai.campaign.executors.base import Done, Event, Progress
-from husai.campaign.work import calibrate, train_task
+from husai.campaign.executors.tasks import calibrate, train_task
 
 if TYPE_CHECKING:
     import torch

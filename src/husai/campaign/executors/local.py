@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from husai.campaign.banks import Bank
 from husai.campaign.executors.base import Done, Event, Lost, Progress
 from husai.campaign.executors.rows import RowsFolder
-from husai.campaign.work import Broken
+from husai.campaign.executors.tasks import Broken
 
 if TYPE_CHECKING:
     import torch

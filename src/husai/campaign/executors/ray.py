@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from husai.campaign.banks import Bank
 from husai.campaign.config import ComputeConfig
 from husai.campaign.executors.base import Done, Event, Lost, Progress
-from husai.campaign.work import broken
+from husai.campaign.executors.tasks import broken
 from husai.errors import InputError
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def _carry_out(
     import ray
     import torch
 
-    from husai.campaign.work import calibrate, train_task
+    from husai.campaign.executors.tasks import calibrate, train_task
 
     torch.set_num_threads(threads)
     context = ray.get_runtime_context()

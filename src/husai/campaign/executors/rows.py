@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 PREFIX = "husai-rows-"
 LOCK = "lock"
@@ -23,24 +24,26 @@ class RowsFolder:
         remove_abandoned()
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-            self._lock = (self.path / LOCK).open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            # another process may have come between, and taken it for abandoned
-            if (self.path / LOCK).exists():
-                return
-            self._lock.close()
+            self._lock = FileLock(self.path / LOCK)
+            # another process may come between, and take it for abandoned
+            with suppress(FileNotFoundError):
+                self._lock.acquire()
+                if (self.path / LOCK).exists():
+                    return
+                self._lock.release()
 
     def close(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
+        self._lock.release()
 
 
 def remove_abandoned() -> None:
     """Remove the folders whose process is gone."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        # another user's, one without a lock, or one that its process is just removing
-        with suppress(OSError), (folder / LOCK).open("r+") as file:
-            # one that is in use refuses at once
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # one without a lock is another process's that is just making or removing it
+        if not (folder / LOCK).is_file():
+            continue
+        # another user's, or one in use, which refuses at once
+        with suppress(OSError, Timeout), FileLock(folder / LOCK, blocking=False):
             shutil.rmtree(folder, ignore_errors=True)

@@ -31,7 +31,7 @@ def main(descriptor: int, checkpoints: Path | None) -> None:
     import numpy as np
     import torch
 
-    from husai.campaign.work import calibrate, train_task
+    from husai.campaign.executors.tasks import calibrate, train_task
 
     sending = threading.Lock()
 

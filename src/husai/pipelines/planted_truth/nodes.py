@@ -10,10 +10,9 @@ import pandas as pd
 
 from husai.calibration.config import PlantedTruthConfig
 from husai.campaign import CampaignFolders
-from husai.campaign.store import locked
 from husai.pipelines.sae_training.nodes import load_saes
 from husai.provenance import git_commit, versions
-from husai.storage import TensorFile
+from husai.storage import TensorFile, locked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

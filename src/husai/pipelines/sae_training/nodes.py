@@ -17,11 +17,10 @@ from husai.campaign import (
     run_campaign,
 )
 from husai.campaign.plan import plan_keys
-from husai.campaign.store import locked
 from husai.errors import InputError
 from husai.pipelines.activation_extraction.nodes import load_activations
 from husai.sae.config import BankTrainingConfig
-from husai.storage import TensorFile
+from husai.storage import TensorFile, locked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

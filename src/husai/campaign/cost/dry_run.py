@@ -8,24 +8,22 @@ from collections.abc import Mapping
 import pandas as pd
 
 from husai.activations import Activations
-from husai.campaign.budget import Budget, Estimates
 from husai.campaign.config import CampaignConfig
+from husai.campaign.cost.budget import Budget
+from husai.campaign.cost.estimates import Estimates
+from husai.campaign.cost.measure import calibrations_for, measure_banks
 from husai.campaign.executors import check_backend
+from husai.campaign.folders import LEDGER, QUARANTINE, CampaignFolders
 from husai.campaign.ledger import Ledger
-from husai.campaign.live import duration
-from husai.campaign.run import (
-    LEDGER,
-    QUARANTINE,
-    CampaignFolders,
-    calibrations_for,
+from husai.campaign.preparation import (
     executor_for,
-    look_through,
-    measure_banks,
+    find_missing,
     missing_banks,
     planned_banks,
     put_rows,
     stopped_by_the_machine,
 )
+from husai.campaign.progress_view import duration
 from husai.campaign.store import Store
 from husai.sae.config import BankTrainingConfig
 
@@ -65,7 +63,7 @@ def estimate_campaign(
     """
     check_backend(campaign.compute)
     store = Store(folders.store, folders.campaign / QUARANTINE)
-    found = look_through(planned_banks(plan, activations, training), store)
+    found = find_missing(planned_banks(plan, activations, training), store)
     executor = executor_for(found.groups, campaign, folders, lambda progress: None)
     try:
         banks = missing_banks(found.groups, campaign, folders, executor.slots)

@@ -8,7 +8,7 @@ import pytest
 from tests.campaign.conftest import TRAINING, Campaign, make_config
 
 from husai.campaign import results
-from husai.campaign.database import RUNS
+from husai.campaign.folders import RUNS
 from husai.campaign.store import identity
 from husai.errors import CampaignStopped, InputError
 from husai.storage import read_header, read_tensors, write_tensors

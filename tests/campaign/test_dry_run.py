@@ -9,7 +9,7 @@ from tests.campaign.conftest import ACTIVATIONS, TRAINING, make_config
 
 from husai.campaign import estimate_campaign, read_ledger
 from husai.campaign.banks import Bank, RowsInfo, make_banks
-from husai.campaign.estimate import clock_seconds
+from husai.campaign.cost.dry_run import clock_seconds
 from husai.errors import InputError
 from husai.sae import BankTrainingConfig, SAEConfig
 

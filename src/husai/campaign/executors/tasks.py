@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import resource
 import sys
@@ -14,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from husai.campaign.banks import Bank, write_manifest
 from husai.errors import InputError
@@ -70,14 +71,14 @@ class Broken:
 class Calibration:
     """Measured cost of a bank: ``fixed + steps · step + entries · entry`` seconds.
 
-    ``taken`` is how many seconds measuring it took.
+    ``measuring`` is how many seconds measuring it took.
     """
 
     fixed: float
     step: float
     entry: float
     peak_bytes: int
-    taken: float = 0.0
+    measuring: float = 0.0
 
     def seconds(self, steps: int, eval_interval: int) -> float:
         """How long as many steps take, with an entry of the history at every interval."""
@@ -100,7 +101,7 @@ def train_task(
 
     last = 0.0
 
-    def told(done: float, total: float) -> None:
+    def report_part(done: float, total: float) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= REPORT_SECONDS or done >= total:
@@ -110,7 +111,7 @@ def train_task(
     started = time.perf_counter()
     try:
         folder = None if checkpoints is None else checkpoints / bank.name
-        with alone_in(folder), progress_to(told), peak_memory() as peak:
+        with alone_in(folder), progress_to(report_part), peak_memory() as peak:
             if folder is not None:
                 write_manifest(folder, bank)
                 set_torn_aside(folder)
@@ -193,8 +194,7 @@ def alone_in(folder: Path | None) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(folder / "lock"):
         yield
 
 

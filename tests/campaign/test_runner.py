@@ -20,15 +20,15 @@ from tests.campaign.conftest import (
 
 from husai.campaign import estimate_campaign
 from husai.campaign.banks import Bank, RowsInfo, make_banks
-from husai.campaign.budget import Calibrations, Estimates
+from husai.campaign.cost.calibrations import Calibrations
+from husai.campaign.cost.estimates import Estimates
+from husai.campaign.executors.tasks import Calibration
+from husai.campaign.folders import LEDGER
 from husai.campaign.ledger import Ledger
-from husai.campaign.run import LEDGER
-from husai.campaign.store import locked
-from husai.campaign.work import Calibration
 from husai.errors import CampaignStopped, InputError
 from husai.sae import BankTrainingConfig, SAEConfig
 from husai.sae.checkpoint import write_checkpoint
-from husai.storage import read_tensors, write_tensors
+from husai.storage import locked, read_tensors, write_tensors
 
 ROWS_INFO = RowsInfo("h@-1", 240, 8, "f")
 PROCESSES: dict[str, Any] = {"compute": {"processes": 2, "threads": 1}}
@@ -248,7 +248,7 @@ def test_two_campaigns_at_once_are_one_and_a_message(campaign):
     thread.start()
     entered.wait(10)
     try:
-        with pytest.raises(InputError, match=f"already being worked on by process {os.getpid()}"):
+        with pytest.raises(InputError, match=f"process {os.getpid()} on .* works on this campaign"):
             campaign.start()
     finally:
         leave.set()
@@ -274,10 +274,10 @@ def test_budget_stops_before_it_is_passed_and_goes_on_with_more(campaign, undist
 
 
 def test_a_budget_in_between_trains_a_part(campaign, monkeypatch):
-    from husai.campaign.budget import Estimates
+    from husai.campaign.cost.estimates import Estimates
 
     monkeypatch.setattr(Estimates, "seconds", lambda self, bank: 1.0)
-    monkeypatch.setattr("husai.campaign.run._Running.seconds", lambda self: 1.0)
+    monkeypatch.setattr("husai.campaign.runner._Running.seconds", lambda self: 1.0)
     # banks of three cost 1 each by this clock, on one device; measured by a dry run beforehand
     config = make_config(
         compute={"processes": 0, "threads": 1}, budget={"rate": 3600.0, "max_cost": 2.5}
@@ -309,8 +309,10 @@ def test_measuring_is_paid_for(campaign):
         campaign.start(config)
     table = Ledger(campaign.folders.campaign / LEDGER).table()
     kept = json.loads((campaign.folders.campaign / "calibrations.json").read_text())
-    taken = sum(one["taken"] for one in kept.values())
-    assert 0 < taken == pytest.approx(table["cost"].sum()) == pytest.approx(table["seconds"].sum())
+    measured = sum(one["measuring"] for one in kept.values())
+    assert (
+        0 < measured == pytest.approx(table["cost"].sum()) == pytest.approx(table["seconds"].sum())
+    )
     assert (table["attempts"] == 0).all()
     # where the limit is reached, nothing more is measured
     (campaign.folders.campaign / "calibrations.json").unlink()
@@ -367,7 +369,7 @@ def test_interrupted_banks_go_on_with_other_checkpoints(campaign, undisturbed):
 
 def test_nothing_is_submitted_after_the_machine_failed(campaign, undisturbed, monkeypatch):
     from husai.campaign.executors import Done, Lost, local
-    from husai.campaign.work import Broken
+    from husai.campaign.executors.tasks import Broken
 
     submitted: list[Bank] = []
 
@@ -409,7 +411,7 @@ def test_nothing_is_submitted_after_the_machine_failed(campaign, undisturbed, mo
 
 
 def test_missing_saes_are_never_a_campaign_that_ended(campaign, monkeypatch):
-    monkeypatch.setattr("husai.campaign.run.missing_banks", lambda *rest: [])
+    monkeypatch.setattr("husai.campaign.runner.missing_banks", lambda *rest: [])
     with pytest.raises(CampaignStopped, match=r"12 SAEs are missing\. 0 of 12 SAEs are trained"):
         campaign.start()
 

@@ -11,7 +11,7 @@ from husai.progress import progress_bar
 FORMAT = "{percentage:3.0f}% |{bar:10}| {desc}"
 
 
-class LiveView:
+class ProgressView:
     """Done, running, waiting and failed SAEs, rate, time left and cost so far.
 
     Parameters

@@ -6,40 +6,44 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from husai.activations import Activations, activation_key
-from husai.campaign.banks import (
-    Bank,
-    RowsInfo,
-    adopt_banks,
-    make_banks,
-    remove_finished,
-    steps_done,
-)
-from husai.campaign.budget import Budget, Calibrations, Estimates
+from husai.activations import Activations
+from husai.campaign.banks import Bank, remove_finished, steps_done
 from husai.campaign.config import CampaignConfig
-from husai.campaign.executors import Done, Event, Lost, Progress, check_backend, make_executor
-from husai.campaign.ledger import DONE, FAILED, PLANNED, RUNNING, Ledger
-from husai.campaign.live import LiveView
-from husai.campaign.plan import records, row_config, row_training
-from husai.campaign.store import (
-    Store,
-    about_campaign,
-    locked,
-    remove_leftovers,
-    tensors_digest,
+from husai.campaign.cost.budget import Budget
+from husai.campaign.cost.calibrations import Calibrations
+from husai.campaign.cost.estimates import Estimates
+from husai.campaign.cost.measure import calibrations_for, measure_banks
+from husai.campaign.executors import (
+    POLL_SECONDS,
+    Done,
+    Event,
+    Lost,
+    Progress,
+    check_backend,
 )
-from husai.campaign.work import MACHINE_ERRORS, Broken, Calibration, Trained, broken
-from husai.errors import CampaignStopped, InputError
-from husai.sae.config import BankTrainingConfig, SAEConfig
-from husai.storage import TensorFile, atomic_path
+from husai.campaign.executors.tasks import Broken, Trained
+from husai.campaign.folders import FAILURES, LEDGER, QUARANTINE, CampaignFolders
+from husai.campaign.ledger import DONE, FAILED, PLANNED, RUNNING, Ledger
+from husai.campaign.plan import KEPT_COLUMNS, records
+from husai.campaign.preparation import (
+    executor_for,
+    find_missing,
+    missing_banks,
+    planned_banks,
+    put_rows,
+    stopped_by_the_machine,
+)
+from husai.campaign.progress_view import ProgressView
+from husai.campaign.store import Store, remove_leftovers, tensors_digest
+from husai.errors import CampaignStopped
+from husai.sae.config import BankTrainingConfig
+from husai.storage import TensorFile, atomic_path, locked
 
 if TYPE_CHECKING:
     from husai.campaign.executors import Executor
@@ -47,40 +51,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
-"""How long the driver waits for news before it looks at budget and ledger again."""
-
 SPENT_SECONDS = 10.0
 """How often the ledger is told what running banks have cost: what a killed driver forgets."""
-
-PLACE = ("group", "variant", "seed", "hook_name", "position", "model")
-"""Columns of the plan that a SAE's file keeps beside its configuration."""
-
-LEDGER, CALIBRATIONS, FAILURES, QUARANTINE = (
-    "ledger.jsonl",
-    "calibrations.json",
-    "failures.csv",
-    "quarantine",
-)
-
-
-@dataclass(frozen=True)
-class CampaignFolders:
-    """Where a campaign works.
-
-    Attributes
-    ----------
-    store
-        Trained SAEs, ``<sae_id>.safetensors``: what is here is not trained again.
-    checkpoints
-        Checkpoints of the banks; on a disk that all nodes see, where there are several.
-    campaign
-        Ledger, measured costs, failures, lock, and what was moved out of the store.
-    """
-
-    store: Path
-    checkpoints: Path
-    campaign: Path
 
 
 @dataclass
@@ -91,13 +63,13 @@ class _Running:
     submitted: float
     whole: bool = True
     started: float | None = None
-    told: float = 0.0
-    taken: float | None = None
+    recorded: float = 0.0
+    measured: float | None = None
 
     def seconds(self) -> float:
         """Since its worker began, as the worker says once it has ended; 0 while it waits."""
-        if self.taken is not None:
-            return self.taken
+        if self.measured is not None:
+            return self.measured
         return 0.0 if self.started is None else time.monotonic() - self.started
 
 
@@ -149,60 +121,6 @@ def run_campaign(
         yield from work.run()
 
 
-@contextmanager
-def stopped_by_the_machine() -> Iterator[None]:
-    """Say of a full or broken disk that the campaign stopped for it, and can go on.
-
-    Raises
-    ------
-    CampaignStopped
-        In place of such an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in MACHINE_ERRORS:
-            raise
-        raise CampaignStopped(
-            f"{broken(error).reason}; put it right and start the campaign again, and it goes on"
-        ) from error
-
-
-def planned_banks(
-    plan: pd.DataFrame, activations: Mapping[str, Activations], training: BankTrainingConfig
-) -> list[Bank]:
-    """Give the plan's SAEs as one bank for each training and rows, of any shapes.
-
-    Raises
-    ------
-    InputError
-        When rows are missing or cannot be trained on.
-    """
-    from husai.sae.train import prepare_rows
-
-    groups: dict[tuple[str, str], Bank] = {}
-    for row in records(plan):
-        key = activation_key(row["hook_name"], row["position"], row["model"])
-        if key not in activations:
-            raise InputError(
-                f"campaign.plan: no activations of '{key}'; there are: "
-                f"{', '.join(sorted(activations))}"
-            )
-        own = row_training(row, training)
-        group = (key, own.model_dump_json())
-        if group not in groups:
-            values = activations[key].values
-            rows = RowsInfo(
-                key, len(values), values.shape[1], prepare_rows(values, None, own).fingerprint
-            )
-            groups[group] = Bank((), (), own, rows)
-        bank = groups[group]
-        groups[group] = replace(
-            bank, ids=(*bank.ids, row["sae_id"]), configs=(*bank.configs, row_config(row))
-        )
-    return list(groups.values())
-
-
 class _Campaign:
     """One start of a campaign."""
 
@@ -220,8 +138,8 @@ class _Campaign:
         self.activations = activations
         self.show = progress
         self.ids = plan["sae_id"].tolist()
-        self.places = {
-            row["sae_id"]: {name: row[name] for name in PLACE if name in row}
+        self.kept_columns = {
+            row["sae_id"]: {name: row[name] for name in KEPT_COLUMNS if name in row}
             for row in records(plan)
         }
         self.ledger = Ledger(folders.campaign / LEDGER)
@@ -235,7 +153,7 @@ class _Campaign:
         self.refusal: str | None = None
         self.stopped: str | None = None
         self.executor: Executor
-        self.view: LiveView
+        self.view: ProgressView
         self.budget: Budget
         self.estimates: Estimates
         self.calibrations: Calibrations
@@ -245,18 +163,18 @@ class _Campaign:
         store = Store(self.folders.store, self.folders.campaign / QUARANTINE)
         interrupted = [i for i in self.ids if self._status(i) == RUNNING]
         self.ledger.record("lost", interrupted, reason="the campaign was interrupted")
-        found = look_through(self.planned, store)
+        found = find_missing(self.planned, store)
         self.planned = found.groups
         self.kept = len(found.kept)
         self.failed |= found.failed
         remove_finished(self.folders.checkpoints, [*found.kept, *found.failed])
         for sae_id in found.kept:
             if self._status(sae_id) != DONE:
-                self.ledger.record(DONE, [sae_id], **self._untold(sae_id, found.about[sae_id]))
+                self.ledger.record(DONE, [sae_id], **self._unrecorded(sae_id, found.about[sae_id]))
         for sae_id, reason in found.failed.items():
             if self._status(sae_id) != FAILED:
-                untold = self._untold(sae_id, found.about[sae_id])
-                self.ledger.record(FAILED, [sae_id], reason=reason, **untold)
+                unrecorded = self._unrecorded(sae_id, found.about[sae_id])
+                self.ledger.record(FAILED, [sae_id], reason=reason, **unrecorded)
         for sae_id, problem in found.unfit.items():
             moved = store.move_out(sae_id)
             logger.warning("%s: %s; moved to %s, it is trained again", sae_id, problem, moved)
@@ -264,15 +182,15 @@ class _Campaign:
         missing = [i for group in self.planned for i in group.ids if i in group.wanted]
         self.ledger.record(PLANNED, [i for i in missing if self._status(i) != PLANNED])
 
-    def _untold(self, sae_id: str, about: Mapping[str, Any]) -> dict[str, float]:
+    def _unrecorded(self, sae_id: str, about: Mapping[str, Any]) -> dict[str, float]:
         """Give what a SAE's last attempt took, by its file.
 
         A driver that ends between the saving of the file and the ledger's line leaves it there
         alone. Files of attempts that this ledger does not know cost this campaign nothing.
         """
         entry = self.ledger.entries.get(sae_id)
-        told = {"device_seconds", "cost"} <= about.keys()
-        if not told or entry is None or not 0 < entry.attempts == about.get("attempts"):
+        recorded = {"device_seconds", "cost"} <= about.keys()
+        if not recorded or entry is None or not 0 < entry.attempts == about.get("attempts"):
             return {}
         seconds, cost = self.ledger.before(sae_id)
         return {
@@ -303,7 +221,7 @@ class _Campaign:
         try:
             banks = missing_banks(self.planned, self.config, self.folders, self.executor.slots)
             self.budget = Budget(self.config.budget, self.executor.devices, self.ledger.cost())
-            self.view = LiveView(
+            self.view = ProgressView(
                 {bank.name: bank.work for bank in banks},
                 {bank.name: len(bank.wanted) for bank in banks},
                 name=self.config.name,
@@ -400,9 +318,9 @@ class _Campaign:
         self.view.cost = self.ledger.cost()
         for run in self.running.values():
             if run.started is not None:
-                self.view.cost += self.budget.cost(now - max(run.started, run.told))
-                if now - max(run.started, run.told) > SPENT_SECONDS:
-                    run.told = now
+                self.view.cost += self.budget.cost(now - max(run.started, run.recorded))
+                if now - max(run.started, run.recorded) > SPENT_SECONDS:
+                    run.recorded = now
                     share = self._share(run.bank, run.seconds())
                     self.ledger.record("spent", sorted(run.bank.wanted), **share)
 
@@ -422,7 +340,7 @@ class _Campaign:
         """Take a bank off the running ones; give what it cost."""
         run = self._begun(event.name, event.worker)
         if isinstance(event, Done) and isinstance(event.result, Trained | Broken):
-            run.taken = event.result.seconds
+            run.measured = event.result.seconds
         del self.running[event.name]
         return run, self._share(run.bank, run.seconds())
 
@@ -442,15 +360,15 @@ class _Campaign:
             file = TensorFile.from_bytes(content, sae_id)
             sae = from_tensors(file.tensors, file.header, sae_id)
             entry = self.ledger.entries[sae_id]
-            told = self.ledger.before(sae_id)
+            seconds, cost = self.ledger.before(sae_id)
             about = {
-                **self.places[sae_id],
+                **self.kept_columns[sae_id],
                 "name": self.config.name,
                 "bank": event.name,
                 "worker": entry.worker,
                 "attempts": entry.attempts,
-                "device_seconds": told[0] + share["seconds"],
-                "cost": told[1] + share["cost"],
+                "device_seconds": seconds + share["seconds"],
+                "cost": cost + share["cost"],
                 "currency": self.config.budget.currency,
                 "peak_bytes": event.result.peak_bytes,
                 "finished": time.time(),
@@ -548,199 +466,3 @@ class _Campaign:
         if self.without_file or len(self.failed) > self.config.max_failures * len(self.ids):
             raise CampaignStopped(f"{state}, {text}")
         logger.warning("%s", text)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a look through the store gave.
-
-    Attributes
-    ----------
-    groups
-        The planned SAEs, ``wanted`` those that are missing.
-    kept
-        Names of those that are there.
-    failed
-        Those that are there as failures, and why.
-    unfit
-        Those whose file is torn or is not what the plan asks for, and why.
-    about
-        What the files of those that are there say of the campaign that trained them.
-    """
-
-    groups: list[Bank]
-    kept: list[str]
-    failed: dict[str, str]
-    unfit: dict[str, str]
-    about: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-def look_through(groups: list[Bank], store: Store) -> Found:
-    """Look for the SAEs of :func:`planned_banks` in the store."""
-    found = Found([], [], {}, {})
-    for group in groups:
-        missing = set()
-        for sae_id, config in zip(group.ids, group.configs, strict=True):
-            sae, problem = store.look(sae_id, config, group.training, group.rows.fingerprint)
-            if sae is None:
-                missing.add(sae_id)
-                if problem is not None:
-                    found.unfit[sae_id] = problem
-                continue
-            found.about[sae_id] = about_campaign(sae)
-            if sae.failure is None:
-                found.kept.append(sae_id)
-            else:
-                found.failed[sae_id] = sae.failure
-        found.groups.append(replace(group, wanted=frozenset(missing)))
-    return found
-
-
-def missing_banks(
-    groups: list[Bank], campaign: CampaignConfig, folders: CampaignFolders, slots: int
-) -> list[Bank]:
-    """Put what is missing into banks; interrupted ones go on as they were, and come first."""
-    interrupted: list[Bank] = []
-    fresh: list[tuple[str, SAEConfig, Bank]] = []
-    for group in groups:
-        adopted = adopt_banks(folders.checkpoints, group)
-        interrupted += adopted
-        taken = {sae_id for bank in adopted for sae_id in bank.wanted}
-        fresh += [
-            (sae_id, config, group)
-            for sae_id, config in zip(group.ids, group.configs, strict=True)
-            if sae_id in group.wanted and sae_id not in taken
-        ]
-    if interrupted:
-        logger.info("%d interrupted banks go on from their checkpoints", len(interrupted))
-    return interrupted + make_banks(
-        [sae_id for sae_id, _, _ in fresh],
-        [config for _, config, _ in fresh],
-        [group.training for _, _, group in fresh],
-        [group.rows for _, _, group in fresh],
-        slots=slots,
-        max_bytes=campaign.compute.bank_memory_gb * 1e9,
-    )
-
-
-def executor_for(
-    groups: list[Bank],
-    campaign: CampaignConfig,
-    folders: CampaignFolders,
-    on_progress: Callable[[Progress], None],
-) -> Executor:
-    """Make the executor for what is missing."""
-    devices = {group.training.device for group in groups}
-    return make_executor(
-        campaign.compute,
-        work=sum(group.part([i for i in group.ids if i in group.wanted]).work for group in groups),
-        device="cpu" if devices == {"cpu"} else "auto",
-        checkpoints=folders.checkpoints,
-        on_progress=on_progress,
-    )
-
-
-def calibrations_for(
-    executor: Executor, campaign: CampaignConfig, folders: CampaignFolders
-) -> Calibrations:
-    """Open what was measured on this executor."""
-    return Calibrations(folders.campaign / CALIBRATIONS, campaign.compute.backend, executor.devices)
-
-
-def put_rows(banks: list[Bank], executor: Executor, activations: Mapping[str, Activations]) -> None:
-    """Make the rows that banks are trained on known to the workers.
-
-    Raises
-    ------
-    CampaignStopped
-        When there is no space for them.
-    """
-    for key in sorted({bank.rows.key for bank in banks}):
-        try:
-            executor.put(key, activations[key].values)
-        except OSError as error:
-            # numpy's own says how much of an array was written, and has no errno
-            raise CampaignStopped(
-                f"the rows of '{key}' cannot be given to the workers: {error}; put it right and "
-                "start the campaign again, and it goes on"
-            ) from error
-
-
-def measure_banks(
-    banks: list[Bank],
-    executor: Executor,
-    calibrations: Calibrations,
-    max_retries: int,
-    spent: Callable[[Bank, float], None] = lambda bank, seconds: None,
-) -> None:
-    """Have the cost of every shape of bank measured that was not measured before.
-
-    One that cannot be measured is left out: training it shows what is wrong, and fails the SAE at
-    fault alone.
-
-    Parameters
-    ----------
-    banks, executor
-        Those to be trained, on what trains them.
-    calibrations
-        Where what is measured is kept.
-    max_retries
-        Times that measuring a bank is started again after its worker was lost.
-    spent
-        Called with each bank that was measured, or tried to be, and the seconds that took.
-
-    Raises
-    ------
-    CampaignStopped
-        When the machine cannot go on.
-    """
-    waiting: dict[str, Bank] = {}
-    for bank in banks:
-        if calibrations.get(bank) is None:
-            # one of each shape: those of equal cost have one key
-            waiting.setdefault(calibrations.key(bank), bank)
-    if waiting:
-        logger.info("measuring %d shapes of banks", len(waiting))
-    todo = list(waiting.values())
-    out: dict[str, Bank] = {}
-    begun: dict[str, float] = {}
-    losses: dict[str, int] = {}
-    while todo or out:
-        while todo and executor.room > 0:
-            bank = todo.pop()
-            out[bank.name] = bank
-            executor.submit(bank, measure=True)
-        for event in executor.wait(POLL_SECONDS):
-            if event.name not in out:
-                continue
-            if isinstance(event, Progress):
-                begun.setdefault(event.name, time.monotonic())
-                continue
-            bank = out.pop(event.name)
-            since = begun.pop(event.name, None)
-            reason = None
-            if isinstance(event, Lost):
-                spent(bank, 0.0 if since is None else time.monotonic() - since)
-                losses[bank.name] = losses.get(bank.name, 0) + 1
-                if losses[bank.name] <= max_retries:
-                    logger.warning("%s: bank %s is measured again", event.reason, bank.name)
-                    todo.append(bank)
-                else:
-                    reason = event.reason
-            elif isinstance(event.result, Calibration):
-                spent(bank, event.result.taken)
-                calibrations.put(bank, event.result)
-            elif isinstance(event.result, Broken):
-                spent(bank, event.result.seconds)
-                reason = event.result.reason
-                if event.result.kind == "machine":
-                    raise CampaignStopped(
-                        f"measuring {bank.ids[0]}: {reason}; put it right and start the campaign "
-                        "again, and it goes on"
-                    )
-            if reason is not None:
-                logger.warning(
-                    "measuring %s: %s; what it takes is guessed from the other banks",
-                    bank.ids[0],
-                    reason,
-                )

@@ -9,17 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from husai.campaign.folders import LEDGER, PLAN, QUARANTINE, RUNS
 from husai.campaign.ledger import Ledger
-from husai.campaign.plan import records
-from husai.campaign.run import LEDGER, PLACE, QUARANTINE
+from husai.campaign.plan import KEPT_COLUMNS, records
 from husai.campaign.store import SUFFIX, UNREADABLE, identity
 from husai.errors import InputError
 from husai.storage import read_header
-
-PLAN = "plan.parquet"
-
-RUNS = "runs.jsonl"
-"""Which MLflow run is a SAE's; tracking writes it beside the ledger."""
 
 
 def results(*folders: str | Path) -> pd.DataFrame:
@@ -117,7 +112,8 @@ def _places(plan: Path) -> dict[str, dict[str, Any]]:
         return {}
     table = pd.read_parquet(plan)
     return {
-        row["sae_id"]: {name: row[name] for name in PLACE if name in row} for row in records(table)
+        row["sae_id"]: {name: row[name] for name in KEPT_COLUMNS if name in row}
+        for row in records(table)
     }
 
 
@@ -138,7 +134,7 @@ def _header_cells(
     about = dict(provenance.get("campaign", {}))
     cells: dict[str, Any] = {
         "campaign": about.get("name", ""),
-        **{name: about[name] for name in (*PLACE, "worker") if name in about},
+        **{name: about[name] for name in (*KEPT_COLUMNS, "worker") if name in about},
     }
     for kind, values in (
         ("config", header.get("config", {})),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from husai.campaign.live import LiveView
+from husai.campaign.progress_view import ProgressView
 
 
-def make_view(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> LiveView:
-    monkeypatch.setattr("husai.campaign.live.time.monotonic", lambda: clock[0])
-    return LiveView(
+def make_view(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> ProgressView:
+    monkeypatch.setattr("husai.campaign.progress_view.time.monotonic", lambda: clock[0])
+    return ProgressView(
         {"a": 60.0, "b": 40.0},
         {"a": 3, "b": 2},
         name="c",

@@ -1,0 +1,1 @@
+"""What a campaign takes: measured, estimated, and held against its budget."""

@@ -1,0 +1,96 @@
+"""How long banks will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from husai.campaign.banks import Bank, steps_done
+from husai.campaign.cost.calibrations import Calibrations
+from husai.campaign.executors.tasks import Calibration
+
+MULTIPLICATIONS_A_SECOND = 1e11
+"""What a core does, roughly: only where no bank could be measured at all."""
+
+
+class Estimates:
+    """How long banks take: as measured, corrected by how long those took that have ended.
+
+    Parameters
+    ----------
+    checkpoints
+        Folder of the banks' checkpoints: what is done of a bank takes no more time.
+
+    Attributes
+    ----------
+    measured
+        What was measured; None: nothing is known.
+    """
+
+    def __init__(self, checkpoints: Path, measured: Calibrations | None = None) -> None:
+        self.measured = measured
+        self._checkpoints = checkpoints
+        self._derived: dict[str, Calibration] = {}
+        self._expected: dict[str, float] = {}
+        self._expected_in_all = 0.0
+        self._taken_in_all = 0.0
+
+    def known(self, bank: Bank) -> Calibration | None:
+        """Give what was measured of a bank, or else what follows from others; None: nothing."""
+        found = None if self.measured is None else self.measured.get(bank)
+        return self._derived.get(bank.name) if found is None else found
+
+    def complete(self, banks: Sequence[Bank]) -> None:
+        """Have banks that could not be measured take as long for their work as the others do.
+
+        With a limit no bank may seem to take nothing.
+        """
+        known = [(bank, found) for bank in banks if (found := self.known(bank)) is not None]
+        taken = sum(
+            found.seconds(bank.training.steps, bank.training.eval_interval) for bank, found in known
+        )
+        work = sum(bank.work for bank, _ in known)
+        ratio = taken / work if known else 1 / MULTIPLICATIONS_A_SECOND
+        for bank in banks:
+            if self.known(bank) is None:
+                step = bank.work * ratio / bank.training.steps
+                self._derived[bank.name] = Calibration(0.0, step, 0.0, int(bank.bytes))
+
+    def divide(self, bank: Bank, halves: Sequence[Bank]) -> None:
+        """Have a bank's halves, which nobody measured, take their share of what it takes."""
+        found = self.known(bank)
+        self.forget(bank)
+        if found is not None:
+            for half in halves:
+                self._derived[half.name] = found.part(half.work / bank.work)
+
+    def forget(self, bank: Bank) -> None:
+        """Forget what was expected of a bank that runs no longer and did not end."""
+        self._expected.pop(bank.name, None)
+
+    def seconds(self, bank: Bank) -> float:
+        """Estimate how long a bank takes from where it is now; 0 when nothing is known."""
+        expected = self._expect(bank)
+        if not self._expected_in_all:
+            return expected
+        # that some took less than expected is no promise
+        return expected * max(1.0, self._taken_in_all / self._expected_in_all)
+
+    def start(self, bank: Bank) -> None:
+        """Remember what is expected of a bank that is submitted now."""
+        self.forget(bank)
+        self._expected[bank.name] = self._expect(bank)
+
+    def learn(self, bank: Bank, seconds: float) -> None:
+        """Learn from how long a bank took since it was submitted."""
+        self._expected_in_all += self._expected.pop(bank.name, 0.0)
+        self._taken_in_all += seconds
+
+    def _expect(self, bank: Bank) -> float:
+        if bank.name in self._expected:
+            return self._expected[bank.name]
+        found = self.known(bank)
+        if found is None:
+            return 0.0
+        left = bank.training.steps - steps_done(self._checkpoints, bank)
+        return found.seconds(max(0, left), bank.training.eval_interval)

@@ -1,0 +1,108 @@
+"""Measure what banks take, on what would train them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from husai.campaign.banks import Bank
+from husai.campaign.config import CampaignConfig
+from husai.campaign.cost.calibrations import Calibrations
+from husai.campaign.executors import POLL_SECONDS, Lost, Progress
+from husai.campaign.executors.tasks import Broken, Calibration
+from husai.campaign.folders import CALIBRATIONS, CampaignFolders
+from husai.errors import CampaignStopped
+
+if TYPE_CHECKING:
+    from husai.campaign.executors import Executor
+
+logger = logging.getLogger(__name__)
+
+
+def calibrations_for(
+    executor: Executor, campaign: CampaignConfig, folders: CampaignFolders
+) -> Calibrations:
+    """Open what was measured on this executor."""
+    return Calibrations(folders.campaign / CALIBRATIONS, campaign.compute.backend, executor.devices)
+
+
+def measure_banks(
+    banks: list[Bank],
+    executor: Executor,
+    calibrations: Calibrations,
+    max_retries: int,
+    spent: Callable[[Bank, float], None] = lambda bank, seconds: None,
+) -> None:
+    """Have the cost of every shape of bank measured that was not measured before.
+
+    One that cannot be measured is left out: training it shows what is wrong, and fails the SAE at
+    fault alone.
+
+    Parameters
+    ----------
+    banks, executor
+        Those to be trained, on what trains them.
+    calibrations
+        Where what is measured is kept.
+    max_retries
+        Times that measuring a bank is started again after its worker was lost.
+    spent
+        Called with each bank that was measured, or tried to be, and the seconds that took.
+
+    Raises
+    ------
+    CampaignStopped
+        When the machine cannot go on.
+    """
+    waiting: dict[str, Bank] = {}
+    for bank in banks:
+        if calibrations.get(bank) is None:
+            # one of each shape: those of equal cost have one key
+            waiting.setdefault(calibrations.key(bank), bank)
+    if waiting:
+        logger.info("measuring %d shapes of banks", len(waiting))
+    todo = list(waiting.values())
+    out: dict[str, Bank] = {}
+    begun: dict[str, float] = {}
+    losses: dict[str, int] = {}
+    while todo or out:
+        while todo and executor.room > 0:
+            bank = todo.pop()
+            out[bank.name] = bank
+            executor.submit(bank, measure=True)
+        for event in executor.wait(POLL_SECONDS):
+            if event.name not in out:
+                continue
+            if isinstance(event, Progress):
+                begun.setdefault(event.name, time.monotonic())
+                continue
+            bank = out.pop(event.name)
+            since = begun.pop(event.name, None)
+            reason = None
+            if isinstance(event, Lost):
+                spent(bank, 0.0 if since is None else time.monotonic() - since)
+                losses[bank.name] = losses.get(bank.name, 0) + 1
+                if losses[bank.name] <= max_retries:
+                    logger.warning("%s: bank %s is measured again", event.reason, bank.name)
+                    todo.append(bank)
+                else:
+                    reason = event.reason
+            elif isinstance(event.result, Calibration):
+                spent(bank, event.result.measuring)
+                calibrations.put(bank, event.result)
+            elif isinstance(event.result, Broken):
+                spent(bank, event.result.seconds)
+                reason = event.result.reason
+                if event.result.kind == "machine":
+                    raise CampaignStopped(
+                        f"measuring {bank.ids[0]}: {reason}; put it right and start the campaign "
+                        "again, and it goes on"
+                    )
+            if reason is not None:
+                logger.warning(
+                    "measuring %s: %s; what it takes is guessed from the other banks",
+                    bank.ids[0],
+                    reason,
+                )

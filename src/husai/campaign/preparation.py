@@ -1,0 +1,190 @@
+"""From a plan to banks on an executor: what is missing, in which banks, trained by what."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from husai.activations import Activations, activation_key
+from husai.campaign.banks import Bank, RowsInfo, adopt_banks, make_banks
+from husai.campaign.config import CampaignConfig
+from husai.campaign.executors import Progress, make_executor
+from husai.campaign.executors.tasks import MACHINE_ERRORS, broken
+from husai.campaign.folders import CampaignFolders
+from husai.campaign.plan import records, row_config, row_training
+from husai.campaign.store import Store, about_campaign
+from husai.errors import CampaignStopped, InputError
+from husai.sae.config import BankTrainingConfig, SAEConfig
+
+if TYPE_CHECKING:
+    from husai.campaign.executors import Executor
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def stopped_by_the_machine() -> Iterator[None]:
+    """Say of a full or broken disk that the campaign stopped for it, and can go on.
+
+    Raises
+    ------
+    CampaignStopped
+        In place of such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        raise CampaignStopped(
+            f"{broken(error).reason}; put it right and start the campaign again, and it goes on"
+        ) from error
+
+
+def planned_banks(
+    plan: pd.DataFrame, activations: Mapping[str, Activations], training: BankTrainingConfig
+) -> list[Bank]:
+    """Give the plan's SAEs as one bank for each training and rows, of any shapes.
+
+    Raises
+    ------
+    InputError
+        When rows are missing or cannot be trained on.
+    """
+    from husai.sae.train import prepare_rows
+
+    groups: dict[tuple[str, str], Bank] = {}
+    for row in records(plan):
+        key = activation_key(row["hook_name"], row["position"], row["model"])
+        if key not in activations:
+            raise InputError(
+                f"campaign.plan: no activations of '{key}'; there are: "
+                f"{', '.join(sorted(activations))}"
+            )
+        own = row_training(row, training)
+        group = (key, own.model_dump_json())
+        if group not in groups:
+            values = activations[key].values
+            rows = RowsInfo(
+                key, len(values), values.shape[1], prepare_rows(values, None, own).fingerprint
+            )
+            groups[group] = Bank((), (), own, rows)
+        bank = groups[group]
+        groups[group] = replace(
+            bank, ids=(*bank.ids, row["sae_id"]), configs=(*bank.configs, row_config(row))
+        )
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look through the store gave.
+
+    Attributes
+    ----------
+    groups
+        The planned SAEs, ``wanted`` those that are missing.
+    kept
+        Names of those that are there.
+    failed
+        Those that are there as failures, and why.
+    unfit
+        Those whose file is torn or is not what the plan asks for, and why.
+    about
+        What the files of those that are there say of the campaign that trained them.
+    """
+
+    groups: list[Bank]
+    kept: list[str]
+    failed: dict[str, str]
+    unfit: dict[str, str]
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def find_missing(groups: list[Bank], store: Store) -> Found:
+    """Look for the SAEs of :func:`planned_banks` in the store."""
+    found = Found([], [], {}, {})
+    for group in groups:
+        missing = set()
+        for sae_id, config in zip(group.ids, group.configs, strict=True):
+            sae, problem = store.look(sae_id, config, group.training, group.rows.fingerprint)
+            if sae is None:
+                missing.add(sae_id)
+                if problem is not None:
+                    found.unfit[sae_id] = problem
+                continue
+            found.about[sae_id] = about_campaign(sae)
+            if sae.failure is None:
+                found.kept.append(sae_id)
+            else:
+                found.failed[sae_id] = sae.failure
+        found.groups.append(replace(group, wanted=frozenset(missing)))
+    return found
+
+
+def missing_banks(
+    groups: list[Bank], campaign: CampaignConfig, folders: CampaignFolders, slots: int
+) -> list[Bank]:
+    """Put what is missing into banks; interrupted ones go on as they were, and come first."""
+    interrupted: list[Bank] = []
+    fresh: list[tuple[str, SAEConfig, Bank]] = []
+    for group in groups:
+        adopted = adopt_banks(folders.checkpoints, group)
+        interrupted += adopted
+        taken = {sae_id for bank in adopted for sae_id in bank.wanted}
+        fresh += [
+            (sae_id, config, group)
+            for sae_id, config in zip(group.ids, group.configs, strict=True)
+            if sae_id in group.wanted and sae_id not in taken
+        ]
+    if interrupted:
+        logger.info("%d interrupted banks go on from their checkpoints", len(interrupted))
+    return interrupted + make_banks(
+        [sae_id for sae_id, _, _ in fresh],
+        [config for _, config, _ in fresh],
+        [group.training for _, _, group in fresh],
+        [group.rows for _, _, group in fresh],
+        slots=slots,
+        max_bytes=campaign.compute.bank_memory_gb * 1e9,
+    )
+
+
+def executor_for(
+    groups: list[Bank],
+    campaign: CampaignConfig,
+    folders: CampaignFolders,
+    on_progress: Callable[[Progress], None],
+) -> Executor:
+    """Make the executor for what is missing."""
+    devices = {group.training.device for group in groups}
+    return make_executor(
+        campaign.compute,
+        work=sum(group.part([i for i in group.ids if i in group.wanted]).work for group in groups),
+        device="cpu" if devices == {"cpu"} else "auto",
+        checkpoints=folders.checkpoints,
+        on_progress=on_progress,
+    )
+
+
+def put_rows(banks: list[Bank], executor: Executor, activations: Mapping[str, Activations]) -> None:
+    """Make the rows that banks are trained on known to the workers.
+
+    Raises
+    ------
+    CampaignStopped
+        When there is no space for them.
+    """
+    for key in sorted({bank.rows.key for bank in banks}):
+        try:
+            executor.put(key, activations[key].values)
+        except OSError as error:
+            # numpy's own says how much of an array was written, and has no errno
+            raise CampaignStopped(
+                f"the rows of '{key}' cannot be given to the workers: {error}; put it right and "
+                "start the campaign again, and it goes on"
+            ) from error
