@@ -1,10 +1,11 @@
-"""The base of every parameter group."""
+"""The base of every parameter group, and the types that their fields share."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 T = TypeVar("T")
 
@@ -15,9 +16,64 @@ def _as_list(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) else value
 
 
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("give a number, not true or false")
+    return value
+
+
+def check_name(name: str) -> str:
+    """Give a name back that may be part of file names, tags and queries.
+
+    Raises
+    ------
+    ValueError
+        When it is empty or too long, or holds more than letters, digits, points, _ and -.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError(
+            "use 1 to 64 letters, digits, '.', '_' and '-', the first a letter or a digit"
+        )
+    return name
+
+
+def _check_hook(hook: str) -> str:
+    name, at, position = hook.partition("@")
+    if at and not re.fullmatch(r"-?\d{1,6}", position):
+        raise ValueError("after '@' comes a token position, e.g. hook_embed@0")
+    check_name(name)
+    return hook
+
+
 Listed = Annotated[tuple[T, ...], BeforeValidator(_as_list)]
 """A list that may be given as one value or as words: the command line has no lists, since
 ``kedro run --params`` cuts what it is given at every comma. E.g. ``campaign.plan.d_sae=16 64``."""
+
+_Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+
+Seed = Annotated[_Whole, Field(ge=0, lt=2**32)]
+"""A seed that every generator in use takes: Python's, NumPy's and torch's."""
+
+Count = Annotated[_Whole, Field(ge=1, le=10**9)]
+"""How many: steps, epochs, rows, draws."""
+
+CountFromZero = Annotated[_Whole, Field(ge=0, le=10**9)]
+"""How many, and there may be none."""
+
+Latents = Annotated[_Whole, Field(ge=1, le=2**24)]
+"""Latents of an SAE or features of a world; the widest SAE published has 2^24."""
+
+ModelWidth = Annotated[_Whole, Field(ge=1, le=2**16)]
+"""A width inside a model: of its residual stream, an MLP, a head, activations."""
+
+Threads = Annotated[_Whole, Field(ge=1, le=1024)]
+"""Threads or processes of one machine."""
+
+Name = Annotated[str, AfterValidator(check_name)]
+"""A name that becomes part of file names and tags."""
+
+Hook = Annotated[str, AfterValidator(_check_hook)]
+"""A hook as TransformerLens names it, with a token position behind ``@`` or without."""
 
 
 class Config(BaseModel):
@@ -28,3 +84,39 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def problems(error: ValidationError, group: str = "") -> list[str]:
+    """Say what is wrong with a group of parameters, a line a problem.
+
+    Parameters
+    ----------
+    error
+        What validating it raised.
+    group
+        The group's name, put before that of each field.
+
+    Returns
+    -------
+    list of str
+        ``group.field = value: what is wrong``, without pydantic's link and line breaks.
+    """
+    lines = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in (*([group] if group else []), *item["loc"]))
+        message = " ".join(item["msg"].removeprefix("Value error, ").split())
+        if item["type"] == "extra_forbidden":
+            message = "no such field"
+        # a check of the whole group names its fields itself; its input is all of them
+        given = item["input"]
+        value = "" if isinstance(given, dict | BaseModel) else f" = {_short(given)}"
+        lines.append(f"{field}{value}: {message}".removeprefix(": ").strip())
+    return lines
+
+
+def _short(value: Any, most: int = 80) -> str:
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from husai.activations.rows import Activations, check_activations
-from husai.config import Config
+from husai.config import Config, Count, Hook
 from husai.errors import InputError
 from husai.progress import progress_bar
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ExtractionConfig(Config):
     """What to read from the model."""
 
-    hook_names: tuple[str, ...] = Field(
+    hook_names: tuple[Hook, ...] = Field(
         default=("blocks.0.hook_resid_post",),
         min_length=1,
         description="TransformerLens hooks, read at every one of positions; or, as NAME@POSITION, "
@@ -33,7 +33,7 @@ class ExtractionConfig(Config):
     untrained: bool = Field(
         default=False, description="read the model at its initial weights too: a null for SAEs"
     )
-    chunk_size: int = Field(default=4096, ge=1, description="inputs in one forward pass")
+    chunk_size: Count = Field(default=4096, description="inputs in one forward pass")
 
     @field_validator("hook_names", "positions")
     @classmethod

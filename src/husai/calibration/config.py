@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from husai.campaign.config import CampaignConfig, ComputeConfig
 from husai.campaign.plan import ArchitectureGrid, PlanConfig
-from husai.config import Config, Listed
+from husai.config import Config, Count, Latents, Listed, Name, Seed
 from husai.sae.architectures import DeadLatentMethod
 from husai.sae.config import BankTrainingConfig
 from husai.tasks import PlantedConfig
@@ -26,35 +25,34 @@ class WorldStudy(Config):
     """A planted world and the widths trained on it."""
 
     world: PlantedConfig
-    d_sae: Listed[int] = Field(min_length=1, description="widths of the SAEs")
+    d_sae: Listed[Latents] = Field(min_length=1, description="widths of the SAEs")
 
 
 class PlantedTruthConfig(Config):
     """Worlds x draws x architectures x sparsity x dead-latent method x lengths x seeds."""
 
-    worlds: dict[str, WorldStudy] = Field(
+    worlds: dict[Name, WorldStudy] = Field(
         min_length=1, description="planted worlds by name; a null takes one out again"
     )
-    draws: int = Field(
+    draws: Count = Field(
         2,
-        ge=1,
         description="independent draws of every world: its dictionary and its rows, from seeds of "
         "the world's name, its own dictionary_seed and the draw's number",
     )
-    architectures: dict[str, ArchitectureGrid] = Field(
+    architectures: dict[Name, ArchitectureGrid] = Field(
         min_length=1, description="a null takes one out again"
     )
     dead_latents: tuple[DeadLatentMethod | Literal["auto"], ...] = Field(("auto",), min_length=1)
-    seeds: Listed[int] = Field((0, 1, 2), min_length=2, description="initial weights")
-    lengths: Listed[int] = Field(
+    seeds: Listed[Seed] = Field((0, 1, 2), min_length=2, description="initial weights")
+    lengths: Listed[Count] = Field(
         (400, 1600, 6400),
         min_length=1,
         description="steps of training: each a run of its own, with its own fall of the learning "
         "rate; the longest is what the others are held to",
     )
     learning_rate: float = Field(5e-3, gt=0, description="Adam's step size")
-    n_rows: int = Field(20_000, ge=1, description="training rows of every world")
-    n_eval_rows: int = Field(3_000, ge=1, description="further rows, for the scores")
+    n_rows: Count = Field(20_000, description="training rows of every world")
+    n_eval_rows: Count = Field(3_000, description="further rows, for the scores")
     training: BankTrainingConfig = Field(
         BankTrainingConfig(batch_size=256, checkpoint_interval=5000),
         description="shared by all SAEs, but for steps, eval_interval and dead_latents, which the "
@@ -63,7 +61,7 @@ class PlantedTruthConfig(Config):
     compute: ComputeConfig = Field(ComputeConfig(), description="what trains them")
     gate_tolerance: float = Field(0.02, ge=0, description="change of GT-MCC that is called none")
     threshold: float = Field(0.9, gt=0, le=1, description="cosine of a feature that is the same")
-    n_resamples: int = Field(1000, ge=10, description="of the cluster bootstrap")
+    n_resamples: Count = Field(1000, ge=10, description="of the cluster bootstrap")
 
     @field_validator("worlds", "architectures", mode="before")
     @classmethod
@@ -74,12 +72,7 @@ class PlantedTruthConfig(Config):
         return value
 
     @model_validator(mode="after")
-    def _names_and_seeds(self) -> PlantedTruthConfig:
-        for name in self.worlds:
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-                raise ValueError(
-                    f"worlds: {name!r} becomes part of file names; use letters, digits, _ and -"
-                )
+    def _no_value_twice(self) -> PlantedTruthConfig:
         for field in ("seeds", "dead_latents"):
             values = getattr(self, field)
             if len(set(values)) != len(values):
@@ -136,7 +129,7 @@ class PlantedTruthConfig(Config):
         """Give what carries the plan out, for :func:`husai.campaign.run_campaign`."""
         widths = sorted({width for study in self.worlds.values() for width in study.d_sae})
         return CampaignConfig(
-            name="planted truth",
+            name="planted_truth",
             plan=PlanConfig(
                 architectures=self.architectures, d_sae=tuple(widths), seeds=self.seeds
             ),

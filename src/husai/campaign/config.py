@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from husai.campaign.plan import PlanConfig
-from husai.config import Config
+from husai.config import Config, CountFromZero, Name, Threads
 
 
 class ComputeConfig(Config):
@@ -17,15 +17,14 @@ class ComputeConfig(Config):
         default="local",
         description="local: this machine; ray: a Ray cluster (pip install 'husai[ray]')",
     )
-    processes: int | None = Field(
+    processes: CountFromZero | None = Field(
         default=None,
-        ge=0,
+        le=1024,
         description="local: worker processes; 0 trains in this process, bank after bank. Left "
         "out: one for every core or GPU, or 0 where the work is too little to start any",
     )
-    threads: int | None = Field(
+    threads: Threads | None = Field(
         default=None,
-        gt=0,
         description="CPU threads of a bank; left out: the cores shared among the processes, and "
         "with ray cpus_per_bank",
     )
@@ -34,19 +33,18 @@ class ComputeConfig(Config):
         description="ray: address of a running cluster; left out: RAY_ADDRESS, or one is started "
         "on this machine",
     )
-    cpus_per_bank: float = Field(default=1.0, gt=0, description="ray: CPUs a bank holds")
+    cpus_per_bank: float = Field(default=1.0, gt=0, le=1024, description="ray: CPUs a bank holds")
     gpus_per_bank: float = Field(
-        default=0.0, ge=0, description="ray: GPUs a bank holds; a fraction shares one"
+        default=0.0, ge=0, le=1024, description="ray: GPUs a bank holds; a fraction shares one"
     )
-    queued_banks: int = Field(
-        default=2, ge=0, description="ray: banks handed over beyond those that can run at once"
+    queued_banks: CountFromZero = Field(
+        default=2, description="ray: banks handed over beyond those that can run at once"
     )
     bank_memory_gb: float = Field(
         default=2.0, gt=0, description="largest bank, in GB of state and working memory"
     )
-    max_retries: int = Field(
+    max_retries: CountFromZero = Field(
         default=3,
-        ge=0,
         description="times a bank is started again after its worker or node was lost; a NaN is "
         "never tried twice, and a bank that raises is divided until the SAE at fault fails alone",
     )
@@ -74,9 +72,7 @@ class BudgetConfig(Config):
 class CampaignConfig(Config):
     """Which SAEs are trained, by what, and for how much."""
 
-    name: str = Field(
-        default="study", min_length=1, description="what its results are found by afterwards"
-    )
+    name: Name = Field(default="study", description="what its results are found by afterwards")
     plan: PlanConfig
     compute: ComputeConfig = ComputeConfig()
     budget: BudgetConfig = BudgetConfig()

@@ -13,12 +13,15 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from husai.activations.rows import activation_key
 from husai.campaign.random_search import RandomSearch, draw_samples
-from husai.config import Config, Listed
+from husai.config import Config, Hook, Latents, Listed, Name, Seed, problems
 from husai.errors import InputError
 from husai.sae.config import BankTrainingConfig, SAEConfig
 
 # what tells the SAEs of a group apart is their seeds alone
 SEED_FIELDS = ("init_seed", "data_seed")
+
+MAX_PLANNED = 200_000
+"""SAEs of one plan."""
 
 KEPT_COLUMNS = ("group", "variant", "seed", "hook_name", "position", "model")
 """Columns of the plan that a SAE's file keeps beside its configuration."""
@@ -31,7 +34,7 @@ class ArchitectureGrid(Config):
     ``l0_coefficient`` for JumpReLU. Each value makes a group of SAEs at every width.
     """
 
-    k: Listed[int] = Field(default=(), description="active latents a row")
+    k: Listed[Latents] = Field(default=(), description="active latents a row")
     l1_coefficient: Listed[float] = Field(default=(), description="weights of the L1 term")
     l0_coefficient: Listed[float] = Field(default=(), description="weights of the L0 term")
 
@@ -66,9 +69,9 @@ class Variant(Config):
     """One setting beside the grid, trained with every seed: a group of its own."""
 
     architecture: str = Field(description="as in the grid")
-    d_sae: int = Field(gt=0, description="width")
+    d_sae: Latents = Field(description="width")
     vary: Vary | None = Field(default=None, description="what the seeds change; the plan's")
-    hook_name: str | None = Field(default=None, description="activations; left out: the plan's")
+    hook_name: Hook | None = Field(default=None, description="activations; left out: the plan's")
     position: int | None = Field(default=None, description="token position; likewise")
     options: dict[str, Any] = Field(
         default_factory=dict, description="its sparsity and further SAEConfig fields"
@@ -81,27 +84,29 @@ class Variant(Config):
 class PlanConfig(Config):
     """A grid (architecture x width x sparsity), variants beside it and a random search; x seed."""
 
-    hook_name: str = Field(default="blocks.0.hook_resid_post", description="activations trained on")
+    hook_name: Hook = Field(
+        default="blocks.0.hook_resid_post", description="activations trained on"
+    )
     position: int = Field(default=-1, description="their token position")
-    architectures: dict[str, ArchitectureGrid] = Field(
+    architectures: dict[Name, ArchitectureGrid] = Field(
         default_factory=dict, description="of the grid; a null takes one out again"
     )
-    d_sae: Listed[int] = Field(default=(), description="widths of the grid")
-    seeds: Listed[int] = Field(min_length=1, description="one SAE of every group for each")
+    d_sae: Listed[Latents] = Field(default=(), description="widths of the grid")
+    seeds: Listed[Seed] = Field(min_length=1, description="one SAE of every group for each")
     vary: Vary = Field(
         default="init",
         description="what the seeds change: initial weights, the order of the rows, or both; the "
         "other seed stays fixed_seed",
     )
-    fixed_seed: int = Field(default=0, description="the seed of whatever does not vary")
+    fixed_seed: Seed = Field(default=0, description="the seed of whatever does not vary")
     options: dict[str, Any] = Field(
         default_factory=dict, description="further SAEConfig fields, equal for all SAEs"
     )
-    variants: dict[str, Variant] = Field(
+    variants: dict[Name, Variant] = Field(
         default_factory=dict, description="settings beside the grid, by name; a null takes one out"
     )
     random: RandomSearch | None = Field(default=None, description="settings drawn at random")
-    training_by_width: dict[int, dict[str, Any]] = Field(
+    training_by_width: dict[Latents, dict[str, Any]] = Field(
         default_factory=dict,
         description="BankTrainingConfig fields of the grid's SAEs of a width that differ from the "
         "others', e.g. more steps for the widest",
@@ -111,7 +116,7 @@ class PlanConfig(Config):
         description="settings that are trained once more, on the activations of the model at its "
         "initial weights: the null of arXiv 2501.17727",
     )
-    untrained_d_sae: Listed[int] | None = Field(
+    untrained_d_sae: Listed[Latents] | None = Field(
         default=None, description="only settings of these widths; left out: of all"
     )
 
@@ -132,15 +137,6 @@ class PlanConfig(Config):
             raise ValueError(f"{missing}: none given; a grid needs architectures and d_sae")
         if not (self.architectures or self.variants or self.random):
             raise ValueError("nothing to train: give architectures and d_sae, variants, or random")
-        return self
-
-    @model_validator(mode="after")
-    def _widths_are_there(self) -> PlanConfig:
-        # a plan may be shrunk from the command line: widths it has lost are no error, widths that
-        # are no widths are
-        widths = (*self.training_by_width, *(self.untrained_d_sae or ()))
-        if any(width <= 0 for width in widths):
-            raise ValueError(f"training_by_width, untrained_d_sae: {min(widths)} is no width")
         return self
 
 
@@ -180,6 +176,7 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
         and the value.
     """
     _check_seeds(config)
+    _check_size(config)
     plan = pd.DataFrame(
         [_row(config, setting, seed) for setting in _all_settings(config) for seed in config.seeds]
     )
@@ -198,6 +195,18 @@ def plan_keys(plan: pd.DataFrame) -> list[str]:
     """Name the activations that each row of a plan is trained on."""
     places = zip(plan["hook_name"], plan["position"], plan["model"], strict=True)
     return [activation_key(hook, int(position), model) for hook, position, model in places]
+
+
+def _check_size(config: PlanConfig) -> None:
+    """Refuse a plan that would take hours to lay out."""
+    grid = sum(len(list(entry.settings())) for entry in config.architectures.values())
+    settings = grid * len(config.d_sae) + len(config.variants)
+    settings += 0 if config.random is None else config.random.samples
+    n_saes = settings * len(config.seeds)
+    if n_saes > MAX_PLANNED:
+        raise InputError(
+            f"campaign.plan: {n_saes} SAEs; at most {MAX_PLANNED} in one campaign: divide it"
+        )
 
 
 def _check_seeds(config: PlanConfig) -> None:
@@ -318,7 +327,9 @@ def row_training(row: Mapping[str, Any], shared: BankTrainingConfig) -> BankTrai
     try:
         return BankTrainingConfig.model_validate({**shared.model_dump(), **own})
     except ValidationError as error:
-        raise InputError(f"campaign.plan: {row['sae_id']}: training: {_problems(error)}") from error
+        raise InputError(
+            f"campaign.plan: {row['sae_id']}: training: {'; '.join(problems(error))}"
+        ) from error
 
 
 def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
@@ -334,7 +345,7 @@ def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
         BankTrainingConfig.model_validate(setting.training)
     except ValidationError as error:
         given = f"{setting.name} with {fields} {dict(setting.training) or ''}".strip()
-        raise InputError(f"campaign.plan: {given}: {_problems(error)}") from error
+        raise InputError(f"campaign.plan: {given}: {'; '.join(problems(error))}") from error
     where = {
         "hook_name": setting.hook_name or config.hook_name,
         "position": config.position if setting.position is None else setting.position,
@@ -372,13 +383,6 @@ def _name(fields: Mapping[str, Any]) -> str:
         if fields.get(f"{kind}_coefficient") is not None
     ]
     return " ".join(parts)
-
-
-def _problems(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(str(part) for part in item['loc']) or 'SAE'}: {item['msg']}"
-        for item in error.errors()
-    )
 
 
 def _digest(content: Mapping[str, Any]) -> str:

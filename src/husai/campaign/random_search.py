@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import math
 import zlib
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
-from husai.config import Config
+from husai.campaign.expressions import Condition, Value
+from husai.config import Config, Seed
 from husai.errors import InputError
 
 SIGNIFICANT_DIGITS = 4
@@ -19,7 +18,7 @@ SIGNIFICANT_DIGITS = 4
 MAX_REJECTIONS = 1000
 """Draws of one sample that the constraints may refuse before they count as impossible."""
 
-Value = bool | str | int | float
+MAX_SAMPLES = 100_000
 
 
 class Distribution(Config):
@@ -73,8 +72,8 @@ class Distribution(Config):
 class RandomSearch(Config):
     """Settings drawn at random; each is trained with every seed of the plan."""
 
-    samples: int = Field(gt=0, description="settings drawn")
-    seed: int = Field(default=0, ge=0, description="of the draws, and of nothing else")
+    samples: int = Field(gt=0, le=MAX_SAMPLES, description="settings drawn")
+    seed: Seed = Field(default=0, description="of the draws, and of nothing else")
     fields: dict[str, Distribution] = Field(
         min_length=1,
         description="SAEConfig fields, and training.NAME for those of BankTrainingConfig; drawn "
@@ -87,10 +86,15 @@ class RandomSearch(Config):
     )
 
     @model_validator(mode="after")
-    def _conditions_look_back(self) -> RandomSearch:
+    def _conditions_are_readable(self) -> RandomSearch:
         order = [_written(name) for name in self.fields]
+        for text in self.constraints:
+            _check_names(text, Condition.parse(text).names - set(order))
         for place, (name, distribution) in enumerate(self.fields.items()):
-            named = set() if distribution.when is None else _names(distribution.when)
+            if distribution.when is None:
+                continue
+            named = Condition.parse(distribution.when).names
+            _check_names(distribution.when, named - set(order))
             for later in order[place:]:
                 if later in named:
                     raise ValueError(
@@ -124,12 +128,12 @@ def _draw_sample(search: RandomSearch, number: int) -> dict[str, Value]:
         sample: dict[str, Value] = {}
         for name, distribution in search.fields.items():
             when = distribution.when
-            if when is not None and not _holds(when, sample, search, vacuous=False):
+            if when is not None and not _holds(when, sample, vacuous=False):
                 continue
             # zlib.crc32 is the same in every process; hash() of a string is not
             key = [search.seed, number, attempt, zlib.crc32(name.encode())]
             sample[name] = distribution.draw(np.random.default_rng(key))
-        if all(_holds(one, sample, search, vacuous=True) for one in search.constraints):
+        if all(_holds(one, sample, vacuous=True) for one in search.constraints):
             return sample
     raise InputError(
         f"campaign.plan.random.constraints: {list(search.constraints)} refused "
@@ -137,38 +141,26 @@ def _draw_sample(search: RandomSearch, number: int) -> dict[str, Value]:
     )
 
 
-def _holds(
-    condition: str, sample: dict[str, Value], search: RandomSearch, *, vacuous: bool
-) -> bool:
+def _holds(text: str, sample: dict[str, Value], *, vacuous: bool) -> bool:
     """Whether a condition holds; one that names a field left out of the sample is ``vacuous``."""
+    condition = Condition.parse(text)
     values = {_written(name): value for name, value in sample.items()}
-    known = {_written(name) for name in search.fields}
+    if not condition.names <= values.keys():
+        return vacuous
     try:
-        named = _names(condition)
-        if named <= known and not named <= values.keys():
-            return vacuous
-        result = pd.DataFrame([values]).eval(
-            condition, engine="python", local_dict={}, global_dict={}
-        )
-        return bool(np.asarray(result).item())
-    except Exception as error:
-        raise InputError(
-            f"campaign.plan.random: condition '{condition}' with {values}: {error}"
-        ) from error
+        return condition.holds({name: values[name] for name in condition.names})
+    except ValueError as error:
+        raise InputError(f"campaign.plan.random: {error}") from error
+
+
+def _check_names(text: str, unknown: frozenset[str] | set[str]) -> None:
+    if unknown:
+        raise ValueError(f"condition '{text}': no field {', '.join(sorted(unknown))} is drawn")
 
 
 def _written(name: str) -> str:
     """Give a field as conditions name it: a point is no part of a name in an expression."""
     return name.replace(".", "_")
-
-
-def _names(condition: str) -> set[str]:
-    """Give the names in a condition; none when it is no expression, which evaluating it says."""
-    try:
-        tree = ast.parse(condition, mode="eval")
-    except (SyntaxError, ValueError):
-        return set()
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def _rounded(value: float) -> float:

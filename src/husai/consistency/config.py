@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from husai.config import Config
+from husai.config import Config, Count, Seed, Threads
 
 
 class ConsistencyConfig(Config):
@@ -21,9 +21,8 @@ class ConsistencyConfig(Config):
     data_variance: float = Field(
         default=0.99, gt=0, le=1, description="variance that the data's subspace holds"
     )
-    subspace_rank: int | None = Field(
+    subspace_rank: Count | None = Field(
         default=None,
-        ge=1,
         description="dimensions of the subspaces compared; None takes half of what can be spanned",
     )
     across_groups: bool = Field(
@@ -32,19 +31,19 @@ class ConsistencyConfig(Config):
     plane_threshold: float = Field(
         default=0.9, gt=0, le=1, description="least norm of a feature's part in its plane"
     )
-    code_null_draws: int = Field(
-        default=19, ge=1, description="row shuffles behind the null of matched activations"
+    code_null_draws: Count = Field(
+        default=19, description="row shuffles behind the null of matched activations"
     )
-    max_similarity_width: int = Field(
-        default=4096, ge=1, description="widest SAE whose codes get CKA and SVCCA (memory: width²)"
+    max_similarity_width: Count = Field(
+        default=4096, description="widest SAE whose codes get CKA and SVCCA (memory: width²)"
     )
-    null_draws: int = Field(default=40, ge=1, description="random pairs behind each null")
+    null_draws: Count = Field(default=40, description="random pairs behind each null")
     level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of intervals")
-    symmetry_width: int = Field(
-        default=64, ge=1, description="widest SAE whose symmetries are looked for (time: width²)"
+    symmetry_width: Count = Field(
+        default=64, description="widest SAE whose symmetries are looked for (time: width²)"
     )
-    symmetry_draws: int = Field(
-        default=9, ge=1, description="random relabellings of the inputs behind symmetries' null"
+    symmetry_draws: Count = Field(
+        default=9, description="random relabellings of the inputs behind symmetries' null"
     )
-    seed: int = Field(default=0, ge=0, description="seed of the nulls")
-    workers: int = Field(default=1, ge=1, description="threads")
+    seed: Seed = Field(default=0, description="seed of the nulls")
+    workers: Threads = Field(default=1, description="threads")

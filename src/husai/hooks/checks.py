@@ -8,6 +8,7 @@ import click
 from kedro.framework.hooks import hook_impl
 from pydantic import ValidationError
 
+from husai.config import problems
 from husai.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ class StudyChecks:
         from kedro.validation.type_extractor import TypeExtractor
 
         types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
-        problems = parameter_problems(context.config_loader["parameters"], types)
-        if problems:
-            raise StudyError("\n".join(problems))
+        found = parameter_problems(context.config_loader["parameters"], types)
+        if found:
+            raise StudyError("\n".join(found))
 
     @hook_impl(tryfirst=True)  # before a run is opened for it in MLflow
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -140,7 +141,7 @@ def parameter_problems(parameters: dict[str, Any], types: dict[str, Any]) -> lis
     list of str
         ``group.field = value: what is wrong``; empty when nothing is.
     """
-    problems = [
+    found = [
         f"{name} = {parameters[name]!r}: no such parameter; there are: {', '.join(sorted(types))}"
         for name in sorted(set(parameters) - set(types))
     ]
@@ -148,12 +149,5 @@ def parameter_problems(parameters: dict[str, Any], types: dict[str, Any]) -> lis
         try:
             types[name].model_validate(parameters[name])
         except ValidationError as error:
-            for item in error.errors():
-                field = ".".join([name, *(str(part) for part in item["loc"])])
-                message = item["msg"].removeprefix("Value error, ")
-                if item["type"] == "extra_forbidden":
-                    message = "no such field"
-                # a check of the whole group names its fields itself; its input is all of them
-                value = "" if isinstance(item["input"], dict) else f" = {item['input']!r}"
-                problems.append(f"{field}{value}: {message}")
-    return problems
+            found += problems(error, name)
+    return found

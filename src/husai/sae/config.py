@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from husai.config import Config
+from husai.config import Config, Count, CountFromZero, Latents, Seed, Threads
 from husai.sae.architectures import DeadLatentMethod, architecture
 
 NEUTRAL_FIELDS = frozenset({"threads", "checkpoint_interval", "keep_checkpoints"})
@@ -21,9 +21,9 @@ class SAEConfig(Config):
         description="An entry of the registry: relu, topk, batch_topk, jumprelu, "
         "matryoshka_batch_topk, matryoshka_topk.",
     )
-    d_sae: int = Field(gt=0, description="Number of latents.")
-    k: int | None = Field(
-        None, gt=0, description="Active latents per row; for the architectures that take one."
+    d_sae: Latents = Field(description="Number of latents.")
+    k: Latents | None = Field(
+        None, description="Active latents per row; for the architectures that take one."
     )
     l1_coefficient: float | None = Field(
         None,
@@ -52,16 +52,15 @@ class SAEConfig(Config):
         description="Where decoder rows start: isotropic directions, centred data rows, or "
         "isotropic directions projected on the data's span.",
     )
-    init_seed: int = Field(0, ge=0, description="Seed of the initial weights, and nothing else.")
-    data_seed: int = Field(
+    init_seed: Seed = Field(0, description="Seed of the initial weights, and nothing else.")
+    data_seed: Seed = Field(
         0,
-        ge=0,
         description="Seed of the order of the rows. Equal in all SAEs of a bank: they see the same "
         "batches.",
     )
     learning_rate: float = Field(2e-3, gt=0, description="Adam's step size after warm-up.")
-    warmup_steps: int | None = Field(
-        None, ge=0, description="Linear warm-up of the learning rate; the bank's when not given."
+    warmup_steps: CountFromZero | None = Field(
+        None, description="Linear warm-up of the learning rate; the bank's when not given."
     )
 
     @model_validator(mode="after")
@@ -107,8 +106,8 @@ class SAEConfig(Config):
 class BankTrainingConfig(Config):
     """How a bank is trained: shared by all its SAEs."""
 
-    steps: int = Field(4000, gt=0, description="Optimiser steps at most.")
-    batch_size: int = Field(2048, gt=0, description="Rows per step.")
+    steps: Count = Field(4000, description="Optimiser steps at most.")
+    batch_size: Count = Field(2048, description="Rows per step.")
 
     optimizer: Literal["adam", "adamw"] = Field("adam", description="adamw decays the encoder.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the first moment.")
@@ -121,15 +120,15 @@ class BankTrainingConfig(Config):
     )
     epsilon: float = Field(1e-8, gt=0, description="Adam's ε.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of W_enc, adamw only.")
-    warmup_steps: int = Field(100, ge=0, description="Linear warm-up of the learning rate.")
+    warmup_steps: CountFromZero = Field(100, description="Linear warm-up of the learning rate.")
     decay_fraction: float = Field(
         0.2, ge=0, le=1, description="Last part of the steps with the rate falling to 0 linearly."
     )
-    sparsity_warmup_steps: int = Field(
-        0, ge=0, description="Linear warm-up of l1_coefficient and l0_coefficient."
+    sparsity_warmup_steps: CountFromZero = Field(
+        0, description="Linear warm-up of l1_coefficient and l0_coefficient."
     )
-    k_anneal_steps: int = Field(
-        0, ge=0, description="Steps over which k falls from k_anneal_factor·k to k."
+    k_anneal_steps: CountFromZero = Field(
+        0, description="Steps over which k falls from k_anneal_factor·k to k."
     )
     k_anneal_factor: float = Field(
         4.0, ge=1, description="Where k starts, as a multiple of the final k (at most d_sae)."
@@ -160,8 +159,8 @@ class BankTrainingConfig(Config):
     aux_coefficient: float = Field(
         1 / 32, gt=0, description="Weight of the auxiliary loss of auxk and ghost."
     )
-    aux_k: int | None = Field(
-        None, gt=0, description="Dead latents per row in auxk; d_in / 2 when not given."
+    aux_k: Latents | None = Field(
+        None, description="Dead latents per row in auxk; d_in / 2 when not given."
     )
     resample_every_passes: float = Field(
         100.0, gt=0, description="Dataset passes between two resamplings."
@@ -177,12 +176,12 @@ class BankTrainingConfig(Config):
         description="Part of the rows held out for the metrics when no eval_rows are given; 0 "
         "trains on every row and measures on the same rows.",
     )
-    eval_interval: int = Field(200, gt=0, description="Steps between entries of the history.")
-    snapshot_interval: int | None = Field(
-        None, gt=0, description="Steps between kept copies of W_dec; none when absent."
+    eval_interval: Count = Field(200, description="Steps between entries of the history.")
+    snapshot_interval: Count | None = Field(
+        None, description="Steps between kept copies of W_dec; none when absent."
     )
-    checkpoint_interval: int = Field(1000, gt=0, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(2, gt=0, description="Checkpoints kept, the newest ones.")
+    checkpoint_interval: Count = Field(1000, description="Steps between checkpoints.")
+    keep_checkpoints: Count = Field(2, description="Checkpoints kept, the newest ones.")
 
     stop_when_converged: bool = Field(
         False, description="Stop a SAE once the slope of its held-out loss is small."
@@ -193,7 +192,7 @@ class BankTrainingConfig(Config):
         description="A SAE is converged when its held-out loss changes by less than this "
         "fraction per 1,000 steps.",
     )
-    convergence_window: int = Field(
+    convergence_window: Count = Field(
         5, ge=2, description="Entries of the history over which the slope is fitted."
     )
 
@@ -208,8 +207,8 @@ class BankTrainingConfig(Config):
     precision: Literal["float32", "tf32", "bf16"] = Field(
         "float32", description="Of the matrix products of the dense engine on cuda."
     )
-    threads: int | None = Field(
-        None, gt=0, description="CPU threads; what torch is set to when not given."
+    threads: Threads | None = Field(
+        None, description="CPU threads; what torch is set to when not given."
     )
 
     def dead_latent_method(self, name: str) -> DeadLatentMethod:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import Field, model_validator
 
-from husai.config import Config
+from husai.config import Config, Seed
 from husai.errors import InputError
 
 Operation = Literal["addition", "subtraction", "multiplication"]
@@ -50,7 +50,7 @@ class ModularTaskConfig(Config):
     sample_fraction: float | None = Field(
         None, gt=0, le=1, description="keep only this share of all p² pairs; None keeps all"
     )
-    seed: int = Field(0, ge=0, description="seed of the sub-sample and of the split")
+    seed: Seed = Field(0, description="seed of the sub-sample and of the split")
 
     @model_validator(mode="after")
     def _fractions_sum_to_one(self) -> ModularTaskConfig:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from scipy.special import ndtri
 
-from husai.config import Config
+from husai.config import Config, Count, Latents, ModelWidth, Seed
 from husai.errors import InputError
 
 BLOCK_ROWS = 1024
@@ -60,7 +60,7 @@ class NearOrthogonalDictionary(Config):
 
     kind: Literal["near_orthogonal"] = "near_orthogonal"
     exponent: int = Field(8, ge=2, le=16, multiple_of=2, description="power of the cosines")
-    n_steps: int = Field(300, ge=1, description="optimiser steps")
+    n_steps: Count = Field(300, description="optimiser steps")
     learning_rate: float = Field(0.01, gt=0, description="Adam's step size")
 
 
@@ -74,8 +74,10 @@ class CircularDictionary(Config):
     """
 
     kind: Literal["circular"] = "circular"
-    n_planes: int = Field(ge=1, description="planes in the dictionary")
-    n_phases: int | None = Field(None, ge=3, description="points on each circle; unset = uniform")
+    n_planes: Latents = Field(description="planes in the dictionary")
+    n_phases: Latents | None = Field(
+        None, ge=3, description="points on each circle; unset = uniform"
+    )
     orthogonal: bool = Field(False, description="planes and lines mutually orthogonal")
 
 
@@ -96,7 +98,7 @@ class CorrelatedDictionary(Config):
     """
 
     kind: Literal["correlated"] = "correlated"
-    group_size: int = Field(2, ge=2, description="rows in a group")
+    group_size: Latents = Field(2, ge=2, description="rows in a group")
     cosine: float = Field(0.5, ge=0, lt=1, description="expected cosine inside a group")
 
 
@@ -117,7 +119,7 @@ class LowRankCopula(Config):
     """
 
     kind: Literal["low_rank"] = "low_rank"
-    rank: int = Field(25, ge=1, description="columns of the factor")
+    rank: Latents = Field(25, description="columns of the factor")
     scale: float = Field(0.1, ge=0, description="standard deviation of the factor's entries")
 
 
@@ -128,7 +130,7 @@ class GroupCopula(Config):
     """
 
     kind: Literal["groups"] = "groups"
-    group_size: int = Field(2, ge=2, description="units in a group")
+    group_size: Latents = Field(2, ge=2, description="units in a group")
     correlation: float = Field(0.5, ge=0, lt=1, description="correlation of the Gaussian latents")
 
 
@@ -141,14 +143,14 @@ class UniformKFiring(Config):
     """Exactly k units a row, drawn uniformly without replacement."""
 
     kind: Literal["uniform_k"] = "uniform_k"
-    k: int = Field(ge=1, description="units that fire in a row")
+    k: Latents = Field(description="units that fire in a row")
 
 
 class ZipfKFiring(Config):
     """Exactly k units a row, drawn one after another without replacement, odds ∝ rank^−exponent."""
 
     kind: Literal["zipf_k"] = "zipf_k"
-    k: int = Field(ge=1, description="units that fire in a row")
+    k: Latents = Field(description="units that fire in a row")
     exponent: float = Field(1.2, ge=0, description="Zipf exponent")
 
 
@@ -158,7 +160,7 @@ class BernoulliFiring(Config):
     kind: Literal["bernoulli"] = "bernoulli"
     probability: float = Field(gt=0, le=1, description="chance that a unit fires in a row")
     copula: Copula | None = Field(None, description="co-occurrence; the rates stay as asked")
-    exclusive_group_size: int | None = Field(
+    exclusive_group_size: Latents | None = Field(
         None, ge=2, description="units of a group never fire together; the rates stay as asked"
     )
     exclusive_layout: ExclusiveLayout = Field(
@@ -181,7 +183,7 @@ class ZipfFiring(Config):
     p_max: float = Field(0.4, gt=0, le=1, description="probability of the commonest unit")
     p_min: float = Field(5e-4, gt=0, le=1, description="probability of the rarest unit")
     copula: Copula | None = Field(None, description="co-occurrence; the rates stay as asked")
-    exclusive_group_size: int | None = Field(
+    exclusive_group_size: Latents | None = Field(
         None, ge=2, description="units of a group never fire together; the rates stay as asked"
     )
     exclusive_layout: ExclusiveLayout = Field(
@@ -212,9 +214,9 @@ class HierarchyConfig(Config):
     approximate, and short of the asked rates where siblings crowd their parent.
     """
 
-    n_roots: int = Field(ge=1, description="trees")
-    branching: int = Field(4, ge=2, description="children of a node")
-    depth: int = Field(3, ge=1, description="levels below the roots")
+    n_roots: Latents = Field(description="trees")
+    branching: Latents = Field(4, ge=2, description="children of a node")
+    depth: int = Field(3, ge=1, le=24, description="levels below the roots")
     mutually_exclusive: bool = Field(True, description="at most one child of a node fires")
     compensate: bool = Field(True, description="raise children's probabilities for the tree")
     scale_by_parent: bool = Field(True, description="child × parent's value / parent's mean")
@@ -295,16 +297,16 @@ Magnitude = Annotated[
 class PlantedConfig(Config):
     """A planted world and the seeds of its dictionary and data."""
 
-    n_features: int = Field(ge=1, description="rows of the dictionary")
-    d_in: int = Field(ge=1, description="dimension of the activations")
+    n_features: Latents = Field(description="rows of the dictionary")
+    d_in: ModelWidth = Field(description="dimension of the activations")
     dictionary: Dictionary = RandomDictionary()
     firing: Firing
     hierarchy: HierarchyConfig | None = Field(None, description="a forest over the features")
     magnitude: Magnitude = HalfNormalMagnitude()
     noise_std: float = Field(0.0, ge=0, description="isotropic Gaussian noise, a coordinate")
     bias_norm: float = Field(0.0, ge=0, description="norm of the constant offset")
-    dictionary_seed: int = Field(0, ge=0, description="seed of the world")
-    data_seed: int = Field(0, ge=0, description="seed of the rows, unless sample() is given one")
+    dictionary_seed: Seed = Field(0, description="seed of the world")
+    data_seed: Seed = Field(0, description="seed of the rows, unless sample() is given one")
 
     @property
     def n_units(self) -> int:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from husai.config import Config
+from husai.config import Config, Count, CountFromZero, ModelWidth, Seed
 
 
 class TransformerConfig(Config):
@@ -16,13 +16,13 @@ class TransformerConfig(Config):
     of 32, d_mlp 512, ReLU, no layer norm, learned positions, embedding and unembedding untied.
     """
 
-    d_model: int = Field(128, ge=1, description="width of the residual stream")
-    n_layers: int = Field(1, ge=1, description="number of blocks")
-    n_heads: int = Field(4, ge=1, description="attention heads a block; must divide d_model")
-    d_head: int | None = Field(
-        None, ge=1, description="width of a head; n_heads * d_head = d_model. None derives it"
+    d_model: ModelWidth = Field(128, description="width of the residual stream")
+    n_layers: int = Field(1, ge=1, le=1024, description="number of blocks")
+    n_heads: ModelWidth = Field(4, description="attention heads a block; must divide d_model")
+    d_head: ModelWidth | None = Field(
+        None, description="width of a head; n_heads * d_head = d_model. None derives it"
     )
-    d_mlp: int = Field(512, ge=1, description="neurons of a block's MLP")
+    d_mlp: ModelWidth = Field(512, description="neurons of a block's MLP")
     act_fn: Literal["relu", "gelu", "gelu_new", "silu"] = Field(
         "relu", description="nonlinearity of the MLP"
     )
@@ -39,10 +39,10 @@ class TransformerConfig(Config):
         gt=0,
         description="standard deviation of the initial weights; None is 0.8 / sqrt(d_model)",
     )
-    d_vocab: int | None = Field(
+    d_vocab: Count | None = Field(
         None, ge=2, description="token ids; None takes the dataset's, a number must match it"
     )
-    seed: int = Field(0, ge=0, description="seed of the initial weights")
+    seed: Seed = Field(0, description="seed of the initial weights")
 
     @model_validator(mode="after")
     def _heads_fill_the_model(self) -> TransformerConfig:
@@ -78,22 +78,22 @@ class TransformerTrainingConfig(Config):
         1.0, ge=0, description="AdamW's decoupled weight decay, on all trained parameters"
     )
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moment decay rates")
-    batch_size: int | None = Field(None, ge=1, description="rows a step; None is the full batch")
+    batch_size: Count | None = Field(None, description="rows a step; None is the full batch")
     schedule: Literal["constant", "cosine", "linear", "step"] = Field(
         "constant",
         description="learning rate after the warm-up: cosine and linear fall to "
         "final_learning_rate_fraction at max_epochs, step multiplies by decay_factor every "
         "decay_every epochs",
     )
-    warm_up_steps: int = Field(
-        10, ge=0, description="optimiser steps over which the learning rate rises linearly"
+    warm_up_steps: CountFromZero = Field(
+        10, description="optimiser steps over which the learning rate rises linearly"
     )
     final_learning_rate_fraction: float = Field(
         0.0, ge=0, le=1, description="end of the cosine and linear schedules, of learning_rate"
     )
-    decay_every: int = Field(1000, ge=1, description="epochs between drops of the step schedule")
+    decay_every: Count = Field(1000, description="epochs between drops of the step schedule")
     decay_factor: float = Field(0.1, gt=0, le=1, description="drop of the step schedule")
-    max_epochs: int = Field(5000, ge=1, description="epochs at most")
+    max_epochs: Count = Field(5000, description="epochs at most")
     early_stopping: bool = Field(
         True, description="stop once the model has grokked and stayed so for `patience` epochs"
     )
@@ -103,19 +103,18 @@ class TransformerTrainingConfig(Config):
     stopping_split: Literal["val", "test"] = Field(
         "test", description="the held-out split that early stopping watches"
     )
-    patience: int = Field(
+    patience: CountFromZero = Field(
         200,
-        ge=0,
         description="epochs the accuracy must stay at or above grokking_threshold before stopping",
     )
-    evaluate_every: int = Field(10, ge=1, description="epochs between rows of the history")
-    checkpoint_every: int = Field(
-        100, ge=1, description="epochs between checkpoints, when there is a checkpoint folder"
+    evaluate_every: Count = Field(10, description="epochs between rows of the history")
+    checkpoint_every: Count = Field(
+        100, description="epochs between checkpoints, when there is a checkpoint folder"
     )
     fast_path: bool = Field(
         True, description="use the functional forward where the model's shape allows it"
     )
-    seed: int = Field(0, ge=0, description="seed of the order of the mini-batches")
+    seed: Seed = Field(0, description="seed of the order of the mini-batches")
     device: str = Field(
         "cpu", pattern=r"^(cpu|auto|cuda(:\d+)?)$", description="cpu, cuda, cuda:N or auto"
     )
