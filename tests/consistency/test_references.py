@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -186,9 +188,9 @@ def test_joint_null_is_far_below_shared_saes_and_near_independent_ones() -> None
         (lambda: data_rows(np.eye(3)).draw(np.random.default_rng(0), (9,)), "data rows"),
     ],
 )
-def test_what_cannot_be_drawn_is_an_error(make: object, message: str) -> None:
+def test_what_cannot_be_drawn_is_an_error(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        make()  # type: ignore[operator]
+        make()
 
 
 def test_a_reference_says_what_it_keeps() -> None:

@@ -1,0 +1,300 @@
+"""What comes back, by kind of feature: coverage of labels, and reproducibility as a mixture.
+
+One mean over a dictionary hides what it is made of: where half of the latents are answers that
+come back at .98 and half are something else at .77, no latent is at the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from husai.consistency.analyses.labels import Classes, ClassScores, class_scores, read_out
+from husai.consistency.inference.nulls import NullDistribution
+from husai.consistency.inference.references import Reference
+from husai.consistency.scores.decoder import gt_mcc
+from husai.errors import InputError
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many classes have a latent of their own.
+
+    Attributes
+    ----------
+    n_classes
+        Classes.
+    f1_best, f1_fires, average_precision, r2
+        How many have a latent above ``threshold`` by that measure (R²: above ``least_r2``). F1
+        at its best threshold looks at the ranks of the code; F1 of firing counts every weak
+        extra firing, which a fixed k forces on a latent.
+    threshold, least_r2
+        What counts.
+    """
+
+    n_classes: int
+    f1_best: int
+    f1_fires: int
+    average_precision: int
+    r2: int
+    threshold: float
+    least_r2: float
+
+
+def coverage(scores: ClassScores, *, threshold: float = 0.9, least_r2: float = 0.5) -> Coverage:
+    """Count the classes that have a latent.
+
+    Parameters
+    ----------
+    scores
+        From :func:`~husai.consistency.analyses.labels.class_scores`.
+    threshold, least_r2
+        A class is covered by a latent whose measure is above.
+
+    Raises
+    ------
+    InputError
+        When there is no latent.
+    """
+    if not scores.r2.shape[0]:
+        raise InputError("scores: no latent")
+
+    def count(values: Floats, least: float) -> int:
+        return int((values.max(axis=0) > least).sum())
+
+    return Coverage(
+        scores.r2.shape[1],
+        count(scores.f1_best, threshold),
+        count(scores.f1_fires, threshold),
+        count(scores.average_precision, threshold),
+        count(scores.r2, least_r2),
+        threshold,
+        least_r2,
+    )
+
+
+@dataclass(frozen=True)
+class LabelChance:
+    """What random directions with a latent's firing rates score on the same labels.
+
+    Attributes
+    ----------
+    kind
+        Of the reference.
+    coverage
+        A row a draw: the counts of :class:`Coverage`.
+    r2, average_precision, f1_best
+        ``[n_draws · n]`` best class of each random direction.
+    """
+
+    kind: str
+    coverage: pd.DataFrame
+    r2: Floats
+    average_precision: Floats
+    f1_best: Floats
+
+
+def label_chance(
+    reference: Reference,
+    rows: ArrayLike,
+    rates: ArrayLike,
+    labels: Classes,
+    *,
+    threshold: float = 0.9,
+    least_r2: float = 0.5,
+    n_draws: int = 5,
+    seed: int = 0,
+) -> LabelChance:
+    """Coverage and best labels of directions like the dictionary's.
+
+    Parameters
+    ----------
+    reference
+        Of the dictionary, for example :func:`~husai.consistency.inference.references.permuted`.
+    rows
+        ``[n_rows, d]`` activations.
+    rates
+        ``[n]`` firing rate of each latent: random direction j fires as often as latent j.
+    labels
+        Classes of the same rows.
+    threshold, least_r2
+        As in :func:`coverage`.
+    n_draws, seed
+        Dictionaries drawn; each is encoded on all the rows.
+
+    Raises
+    ------
+    InputError
+        When shapes do not fit.
+    """
+    rate = np.asarray(rates, dtype=np.float64)
+    counts, best = [], []
+    for draw in range(n_draws):
+        (directions,) = reference.draw(np.random.default_rng([seed, draw]), (len(rate),))
+        scores = class_scores(read_out(directions, rows, rate), labels)
+        got = coverage(scores, threshold=threshold, least_r2=least_r2)
+        counts.append(
+            {
+                "f1_best": got.f1_best,
+                "f1_fires": got.f1_fires,
+                "average_precision": got.average_precision,
+                "r2": got.r2,
+            }
+        )
+        best.append(
+            [values.max(axis=1) for values in (scores.r2, scores.average_precision, scores.f1_best)]
+        )
+    r2, average_precision, f1_best = (
+        np.concatenate([draw[column] for draw in best]) for column in range(3)
+    )
+    return LabelChance(reference.kind, pd.DataFrame(counts), r2, average_precision, f1_best)
+
+
+def class_means(rows: ArrayLike, labels: Classes) -> Floats:
+    """Mean activation of each class, less the mean of all rows: ``[n_classes, d]``.
+
+    The ground truth of a dictionary of classes: with them as decoder rows, and the class as the
+    code, as much of the variance is explained as classes can.
+
+    Raises
+    ------
+    InputError
+        When rows do not correspond.
+    """
+    x = np.asarray(rows, dtype=np.float64)
+    if x.ndim != 2 or len(x) != labels.members.shape[0]:
+        raise InputError(f"rows: shape {x.shape}, labels of {labels.members.shape[0]} rows")
+    size = np.asarray(labels.members.sum(axis=0)).ravel()
+    return np.asarray((labels.members.T @ (x - x.mean(axis=0))) / size[:, None])
+
+
+def variance_explained(rows: ArrayLike, labels: Classes) -> float:
+    """Share of the activations' variance that lies between classes that do not overlap.
+
+    Raises
+    ------
+    InputError
+        When rows do not correspond, do not vary, or one belongs to several classes.
+    """
+    means = class_means(rows, labels)
+    members = labels.members
+    if np.asarray(members.sum(axis=1)).max() > 1:
+        raise InputError(f"labels {labels.family!r}: a row belongs to several classes")
+    x = np.asarray(rows, dtype=np.float64)
+    total = float(np.square(x - x.mean(axis=0)).sum())
+    if total <= 0:
+        raise InputError("rows: all equal; there is no variance to explain")
+    size = np.asarray(members.sum(axis=0)).ravel()
+    return float((size * np.square(means).sum(axis=1)).sum() / total)
+
+
+def class_gt_mcc(
+    W_dec: ArrayLike,
+    means: ArrayLike,
+    reference: Reference,
+    *,
+    signed: bool = True,
+    n_draws: int = 200,
+    seed: int = 0,
+) -> tuple[float, NullDistribution]:
+    """GT-MCC of a dictionary to class means, with the chance of a reference.
+
+    Signed by default: a class is where a code is high, so its feature points at the mean.
+
+    Parameters
+    ----------
+    W_dec
+        ``[n, d]`` decoder, a feature a row.
+    means
+        ``[n_classes, d]`` from :func:`class_means`.
+    reference
+        Directions like the dictionary's.
+    signed
+        Use the cosine itself instead of its absolute value.
+    n_draws, seed
+        Of the chance.
+
+    Raises
+    ------
+    InputError
+        When dimensions differ.
+    """
+    n = np.shape(W_dec)[0]
+    values = [
+        gt_mcc(reference.draw(np.random.default_rng([seed, draw]), (n,))[0], means, signed=signed)
+        for draw in range(n_draws)
+    ]
+    null = NullDistribution(
+        reference.kind,
+        "gt_mcc",
+        signed,
+        np.array(values, dtype=np.float64),
+        reference.independent,
+    )
+    return gt_mcc(W_dec, means, signed=signed), null
+
+
+def reproducibility_by_kind(features: pd.DataFrame, *, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Reproducibility as a mixture: a part for each kind of feature.
+
+    The parts' shares times their means add up to the plain mean.
+
+    Parameters
+    ----------
+    features
+        A row a feature: ``kind``, ``reproducibility`` (mean similarity to its partners in the
+        other seeds), ``n_seeds_found``, ``n_other_seeds``.
+    by
+        Further columns to keep apart, for example ``["group", "space"]``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``by``, ``kind``, ``n_features``, ``share``, ``reproducibility`` (mean), ``sd``, ``q10``,
+        ``median``, ``q90``, ``found_everywhere`` (share found in every other seed),
+        ``orphan_fraction`` (found in none), ``share_of_everywhere`` (share of this kind among all
+        that are found everywhere); kinds in order of their mean.
+
+    Raises
+    ------
+    InputError
+        When a column is missing or there is no feature.
+    """
+    needed = {"kind", "reproducibility", "n_seeds_found", "n_other_seeds", *by}
+    if missing := needed - set(features.columns):
+        raise InputError(f"features: columns {sorted(missing)} are missing")
+    if not len(features):
+        raise InputError("features: no feature")
+    everywhere = features["n_seeds_found"] >= features["n_other_seeds"]
+    table = features.assign(_everywhere=everywhere, _orphan=features["n_seeds_found"] == 0)
+    parts = []
+    for key, whole in table.groupby(list(by), sort=False) if by else [((), table)]:
+        found = max(int(whole["_everywhere"].sum()), 1)
+        rows = []
+        for kind, part in whole.groupby("kind"):
+            value = part["reproducibility"].to_numpy(dtype=np.float64)
+            q10, median, q90 = np.quantile(value, [0.1, 0.5, 0.9])
+            rows.append(
+                {
+                    **dict(zip(by, key, strict=True)),
+                    "kind": kind,
+                    "n_features": len(part),
+                    "share": len(part) / len(whole),
+                    "reproducibility": float(value.mean()),
+                    "sd": float(value.std()),
+                    "q10": float(q10),
+                    "median": float(median),
+                    "q90": float(q90),
+                    "found_everywhere": float(part["_everywhere"].mean()),
+                    "orphan_fraction": float(part["_orphan"].mean()),
+                    "share_of_everywhere": float(part["_everywhere"].sum() / found),
+                }
+            )
+        parts.append(pd.DataFrame(rows).sort_values("reproducibility", ascending=False))
+    return pd.concat(parts, ignore_index=True)
