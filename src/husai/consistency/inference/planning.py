@@ -1,0 +1,249 @@
+"""How many seeds a study needs, from what seeds and pairs vary by.
+
+The model is ``W_st = μ + a_s + a_t + e_st``: a seed's own effect, and what a pair adds. Both
+variances come from a study's own pair scores, and everything else follows:
+
+- variance of the mean pair score of S seeds: ``4 σ_a² / S + 2 σ_e² / (S (S-1))``;
+- expected squared standard error of the jackknife: ``4 σ_a² / S + 4 σ_e² / (S (S-2))``. It is
+  right for seed effects and too large for pair noise, by ``2 (S-1) / (S-2)``: twice too wide at
+  S = 3. The interval that a study will print is the jackknife's, so plans count with it.
+
+What the model does not know: basins. Where most seeds end in one solution and a few in another,
+seed effects are not normal and no interval from few seeds covers (see
+:func:`~husai.consistency.inference.intervals.seed_interval`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from husai.consistency.inference.intervals import pair_matrix
+from husai.errors import InputError
+
+MAX_SEEDS = 200
+"""A plan that would need more is said to have no answer."""
+
+
+@dataclass(frozen=True)
+class VarianceComponents:
+    """What the pair scores of a group of seeds vary by.
+
+    Attributes
+    ----------
+    mean
+        Mean pair score μ.
+    seed_sd
+        σ_a, standard deviation of a seed's effect.
+    pair_sd
+        σ_e, standard deviation of what a pair adds.
+    n_seeds
+        Seeds behind the estimate: with four or five it is rough itself.
+    """
+
+    mean: float
+    seed_sd: float
+    pair_sd: float
+    n_seeds: int
+
+    def variance(self, n_seeds: int) -> float:
+        """Variance of the mean pair score over ``n_seeds`` seeds."""
+        pairs = n_seeds * (n_seeds - 1) / 2
+        return 4 * self.seed_sd**2 / n_seeds + self.pair_sd**2 / pairs
+
+    def jackknife_variance(self, n_seeds: int) -> float:
+        """Expected squared standard error that the jackknife gives for ``n_seeds >= 3``."""
+        return 4 * self.seed_sd**2 / n_seeds + 4 * self.pair_sd**2 / (n_seeds * (n_seeds - 2))
+
+    def half_width(self, n_seeds: int, level: float = 0.95) -> float:
+        """Half of the width to expect of the jackknife interval over ``n_seeds >= 3`` seeds."""
+        quantile = float(stats.t.ppf((1 + level) / 2, n_seeds - 1))
+        return quantile * sqrt(self.jackknife_variance(n_seeds))
+
+    def simulate(self, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw a symmetric ``[S, S]`` matrix of pair scores from the model, not cut to bounds."""
+        a = self.seed_sd * rng.standard_normal(n_seeds)
+        e = np.triu(self.pair_sd * rng.standard_normal((n_seeds, n_seeds)), 1)
+        return np.asarray(self.mean + a[:, None] + a[None, :] + e + e.T)
+
+
+def variance_components(scores: ArrayLike) -> VarianceComponents:
+    """Estimate the variances of seeds and pairs from pair scores.
+
+    The analysis of variance of a half diallel without selfing (Griffing 1956, method 4): the mean
+    square of rows has expectation ``σ_e² + (S-2) σ_a²``, the residual one ``σ_e²``. A negative
+    estimate of σ_a² becomes 0.
+
+    Parameters
+    ----------
+    scores
+        ``[S, S]`` symmetric pair scores of at least four seeds; the diagonal is ignored.
+
+    Raises
+    ------
+    InputError
+        When the matrix is unfit or holds fewer than four seeds: with three, a seed's effect and
+        pair noise cannot be told apart.
+    """
+    W = pair_matrix(scores)
+    n = len(W)
+    if n < 4:
+        raise InputError(
+            f"scores: {n} seeds; what seeds and what pairs vary by can be told apart from four on"
+        )
+    rows = W.sum(axis=1)
+    total = rows.sum() / 2
+    seeds = float(np.square(rows).sum() / (n - 2) - 4 * total**2 / (n * (n - 2)))
+    squares = float(np.square(W[np.triu_indices(n, 1)]).sum())
+    residual = squares - seeds - 2 * total**2 / (n * (n - 1))
+    pair_variance = max(residual, 0.0) / (n * (n - 3) / 2)
+    seed_variance = max((seeds / (n - 1) - pair_variance) / (n - 2), 0.0)
+    mean = float(total / (n * (n - 1) / 2))
+    return VarianceComponents(mean, sqrt(seed_variance), sqrt(pair_variance), n)
+
+
+def seeds_for_half_width(
+    components: VarianceComponents, half_width: float = 0.05, *, level: float = 0.95
+) -> int | None:
+    """Fewest seeds whose jackknife interval is expected within ± ``half_width``.
+
+    Returns None when ``MAX_SEEDS`` are not enough.
+
+    Raises
+    ------
+    InputError
+        When the width is not positive or the level is outside (0, 1).
+    """
+    if not half_width > 0 or not 0 < level < 1:
+        raise InputError(f"half_width {half_width}, level {level}; give a width > 0, a level < 1")
+    for n in range(3, MAX_SEEDS + 1):
+        if components.half_width(n, level) <= half_width:
+            return n
+    return None
+
+
+def power_to_separate(
+    a: VarianceComponents, b: VarianceComponents, n_seeds: int, *, level: float = 0.95
+) -> float:
+    """Chance that ``n_seeds`` seeds in each of two settings tell their mean scores apart.
+
+    By the unpaired test of :func:`~husai.consistency.inference.intervals.seed_difference`. Where
+    pairs carry noise its standard error is too large, and the power is what is left.
+
+    Raises
+    ------
+    InputError
+        Below three seeds or at a level outside (0, 1).
+    """
+    if n_seeds < 3 or not 0 < level < 1:
+        raise InputError(f"n_seeds {n_seeds}, level {level}; give at least 3 and a level below 1")
+    variance = a.variance(n_seeds) + b.variance(n_seeds)
+    expected = [side.jackknife_variance(n_seeds) for side in (a, b)]
+    difference = abs(a.mean - b.mean)
+    if variance == 0:
+        return 1.0 if difference > 0 else 0.0
+    # Welch's degrees of freedom at the expected variances
+    freedom = sum(expected) ** 2 / sum(v**2 for v in expected) * (n_seeds - 1)
+    quantile = float(stats.t.ppf((1 + level) / 2, freedom)) * sqrt(sum(expected) / variance)
+    shift = difference / sqrt(variance)
+    upper = stats.nct.sf(quantile, freedom, shift)
+    lower = stats.nct.cdf(-quantile, freedom, shift)
+    return float(upper + lower)
+
+
+def seeds_to_separate(
+    a: VarianceComponents, b: VarianceComponents, *, power: float = 0.8, level: float = 0.95
+) -> int | None:
+    """Fewest seeds in each of two settings that tell them apart with the given power.
+
+    Returns None when ``MAX_SEEDS`` are not enough, as for two equal means.
+
+    Raises
+    ------
+    InputError
+        When power or level is outside (0, 1).
+    """
+    if not 0 < power < 1:
+        raise InputError(f"power: {power}; give a number between 0 and 1")
+    for n in range(3, MAX_SEEDS + 1):
+        if power_to_separate(a, b, n, level=level) >= power:
+            return n
+    return None
+
+
+def seed_plan(
+    scores: Mapping[str, ArrayLike],
+    *,
+    half_widths: Sequence[float] = (0.05,),
+    power: float = 0.8,
+    level: float = 0.95,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table of how many seeds a study needs, from its own pair scores or a pilot's.
+
+    Parameters
+    ----------
+    scores
+        By setting: ``[S, S]`` symmetric pair scores, S >= 4.
+    half_widths
+        Widths of interval to plan for.
+    power, level
+        Of the comparison of two settings.
+
+    Returns
+    -------
+    settings
+        A row a setting: ``setting``, ``n_seeds`` (those it was estimated from), ``mean``,
+        ``seed_sd``, ``pair_sd``, ``half_width`` (expected with that many seeds) and
+        ``seeds_for_0.05`` and so on.
+    comparisons
+        A row a pair of settings: ``setting_a``, ``setting_b``, ``difference``, ``seeds`` in each
+        to tell them apart (missing: more than ``MAX_SEEDS``).
+
+    Raises
+    ------
+    InputError
+        When a matrix is unfit or has fewer than four seeds.
+    """
+    components = {name: variance_components(W) for name, W in scores.items()}
+    settings = []
+    for name, one in components.items():
+        needed = {
+            f"seeds_for_{width:g}": seeds_for_half_width(one, width, level=level)
+            for width in half_widths
+        }
+        settings.append(
+            {
+                "setting": name,
+                "n_seeds": one.n_seeds,
+                "mean": one.mean,
+                "seed_sd": one.seed_sd,
+                "pair_sd": one.pair_sd,
+                "half_width": one.half_width(one.n_seeds, level),
+                **needed,
+            }
+        )
+    names = list(components)
+    comparisons = [
+        {
+            "setting_a": names[i],
+            "setting_b": names[j],
+            "difference": components[names[i]].mean - components[names[j]].mean,
+            "seeds": seeds_to_separate(
+                components[names[i]], components[names[j]], power=power, level=level
+            ),
+        }
+        for i in range(len(names))
+        for j in range(i + 1, len(names))
+    ]
+    tables = pd.DataFrame(settings), pd.DataFrame(comparisons)
+    for table in tables:
+        for column in table.columns:
+            if column.startswith("seeds"):
+                table[column] = table[column].astype("Int64")
+    return tables
