@@ -39,7 +39,6 @@ from husai.consistency import (
     seed_interval,
 )
 from husai.provenance import git_commit, versions
-from husai.reporting.page import markdown_table
 from husai.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -591,7 +590,7 @@ def table() -> int:
                 ]
             )
         columns = ["setting", "trainer", "score", "ours", "chance", head, "gap"]
-        lines.append(markdown_table(columns, rows))
+        lines += ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
     with atomic_path(RESULTS / "reproductions.md") as path:
         path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise, takewhile
 from typing import Any
 
 import pandas as pd
 import pytest
+from jinja2 import UndefinedError
 
-from husai.reporting.page import StudyTables, study_report
+from husai.consistency.config import ConsistencyConfig
+from husai.reporting.config import ReportingConfig
+from husai.reporting.page import StudyRun, StudyTables, study_page
+from husai.reporting.render import environment
+from husai.sae.config import BankTrainingConfig
 
 HOOK = "post@-1"
 
@@ -89,16 +96,29 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
     )
 
 
-def page(campaign: str = "study", /, **changes: float) -> str:
+def page(
+    campaign: str = "study",
+    /,
+    found: StudyTables | None = None,
+    consistency: ConsistencyConfig | None = None,
+    gate: BankTrainingConfig | None = None,
+    **changes: float,
+) -> str:
     training = {"epoch_test_99": None, "epochs": 10, "seconds": 1.0, "hardware": "x", "threads": 1}
-    return study_report(
+    totals = {"planned": 6, "done": 5, "failed": 1, "attempts": 7}
+    run = StudyRun(
         training,
         {"test_accuracy": 0.5, "test_loss": 1.0},
-        tables(**changes),
         {"versions": {}},
         campaign,
-        {"planned": 6, "done": 5, "failed": 1, "attempts": 7, "seconds": 5400.0, "elapsed": 3000.0},
-        "kedro run",
+        {**totals, "seconds": 5400.0, "elapsed": 3000.0},
+    )
+    return study_page(
+        run,
+        found or tables(**changes),
+        consistency or ConsistencyConfig(),
+        gate or BankTrainingConfig(),
+        ReportingConfig(),
     )
 
 
@@ -106,7 +126,7 @@ def test_page_says_which_campaign_trained_the_saes() -> None:
     assert page().startswith("# The home study\n")
     assert page("grid").startswith("# The campaign grid\n")
     assert (
-        "5 of 6 planned SAEs are trained and 1 failed, in 7 attempts and 1.50 device-hours, 50.0"
+        "5 of 6 planned SAEs are trained and 1 failed, in 7 attempts and 1.50 device-hours (50.0"
         in page()
     )
 
@@ -114,23 +134,89 @@ def test_page_says_which_campaign_trained_the_saes() -> None:
 def test_sentences_follow_the_numbers() -> None:
     text = page()
     assert "| topk d16 k4 † | 14 | **0.812** [0.700, 0.900]" in text
-    assert "which is the comparison that counts, in 1 (topk d16 k4 †)" in text
-    assert "in 1 of 1 groups (topk d16 k4 †), less in 0." in text
-    assert "75 to 75 % of a group are found in every other seed and 25 to 25 % in none" in text
-    assert "how often it fires (up in 1, down in 0 of 1 groups)" in text
-    assert "to itself at 0.987" in text
-    assert "90 % of the way: seeds are translates" in text
-    assert "the other way round, not separated" in text
+    assert (
+        "above directions drawn like the data (the fairer comparison) in 1 (topk d16 k4 †)" in text
+    )
+    assert "above 0 in 1 of 1 groups (topk d16 k4 †), and below 0 in 0." in text
+    assert "75 % to 75 % of a group are found in every other seed, and 25 % to 25 % in none" in text
+    assert "how often it fires (positively in 1, negatively in 0 of 1 groups)" in text
+    assert "to itself with a matched correlation of 0.987" in text
+    assert "Seeds are translations of one another: the correlation reaches 0.9" in text
+    assert "opposite order, not separated" in text
     assert "nan" not in text.lower()
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"low": 0.5}, "which is the comparison that counts, in 0; below those in 0"),
-        ({"purity": 0.3}, "in 0 of 1 groups, below it in 1 (topk d16 k4 †)"),
-        ({"best": 0.6}, "20 % of the way: seeds are not translates"),
+        ({"low": 0.5}, "(the fairer comparison) in 0. It lies below those in 0."),
+        ({"purity": 0.3}, "in 0 of 1 groups, and below it in 1 (topk d16 k4 †)"),
+        ({"best": 0.6}, "Seeds are not translations of one another: the correlation stays below"),
     ],
 )
 def test_other_numbers_make_other_sentences(change: dict[str, float], expected: str) -> None:
     assert expected in page(**change)
+
+
+def test_levels_and_thresholds_come_from_the_configuration() -> None:
+    other = ConsistencyConfig(
+        level=0.8, shared_threshold=0.65, data_variance=0.97, plane_threshold=0.85
+    )
+    text = page(consistency=other, gate=BankTrainingConfig(convergence_slope=0.03))
+    assert "its 80 % interval over seeds" in text
+    assert "|cosine| ≥ 0.65?" in text
+    assert "holds 97 % of the variance" in text
+    assert "a part of 0.85 or more" in text
+    assert "less than 3 % per 1,000 steps" in text
+
+
+def test_trajectories_geometry_and_matched_l0_are_shown_with_their_numbers() -> None:
+    group = {"group": "topk d16 k4", "hook": HOOK, "d_sae": 16, "converged": False}
+    steps = [
+        {**group, "step": float(step), "mean": mean, "cosine_to_init": init}
+        for step, mean, init in ((900, 0.7531, 0.11), (0, 0.21, 1.0), (300, 0.5, 0.4))
+    ]
+    geometry = [
+        {**group, "measure": "nearest_cosine", "mean": 0.8149, "data_aware_mean": 0.53},
+        {**group, "measure": "encoder_cosine", "mean": 0.63, "data_aware_mean": None},
+    ]
+    head = {"d_sae": 16, "space": "full", "score": "pw_mcc", "signed": False, "l0": 4.25}
+    matched = [
+        {**head, "architecture": "topk", "mean": 0.71, "low": 0.64, "high": 0.77, "reason": ""},
+        {**head, "architecture": "relu", "mean": None, "reason": "measured at L0 3 only"},
+        {**head, "architecture": "relu", "mean": 0.5, "reason": "", "space": "data"},
+    ]
+    text = page(
+        found=replace(
+            tables(),
+            trajectories=pd.DataFrame(steps),
+            geometry=pd.DataFrame(geometry),
+            matched_l0=pd.DataFrame(matched).assign(converged=None),
+        )
+    )
+    assert "| topk d16 k4 † | 0.210 at 0, 0.500 at 300, 0.753 at 900 | 0.110 |" in text
+    assert "| SAEs | nearest cosine | encoder cosine |" in text
+    assert "| `post@-1` d_sae 16 † | 0.81 (0.53) | 0.63 |" in text
+    line = "topk 0.71 [0.64, 0.77], relu: measured at L0 3 only |"
+    assert f"| 16 | pw_mcc (absolute) | 4.25 | {line}" in text
+    without = page()
+    for title in ("Geometry", "Over training"):
+        section = without.split(f"## {title}\n")[1].split("\n## ")[0]
+        assert "nothing kept." in section
+        assert "|---|" not in section
+    assert "no curves." in without.split("## Architectures at matched L0\n")[1].split("## ")[0]
+
+
+def test_tables_have_as_many_cells_in_every_row() -> None:
+    lines = page().splitlines()
+    for head, rule in pairwise(lines):
+        if rule.startswith("|---"):
+            at = lines.index(head)
+            body = list(takewhile(lambda line: line.startswith("|"), lines[at:]))
+            assert len(body) > 2, head
+            assert {line.count(" |") for line in body[:1] + body[2:]} == {rule.count("---|")}, head
+
+
+def test_a_name_that_nobody_gives_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="forgotten"):
+        environment().from_string("{{ forgotten }}").render()

@@ -62,6 +62,7 @@ class PlantedTruthConfig(Config):
     gate_tolerance: float = Field(0.02, ge=0, description="change of GT-MCC that is called none")
     threshold: float = Field(0.9, gt=0, le=1, description="cosine of a feature that is the same")
     n_resamples: Count = Field(1000, ge=10, description="of the cluster bootstrap")
+    level: float = Field(0.95, gt=0, lt=1, description="confidence level of intervals")
 
     @field_validator("worlds", "architectures", mode="before")
     @classmethod

@@ -80,9 +80,13 @@ def _calibration(settings: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataF
             (longest, LONGEST, SLICES),
             (lines, ALL_LENGTHS, (*SLICES, "steps")),
         ):
-            found = calibrate_scores(part, SCORES, truth=truth, within=within, n_resamples=n)
+            found = calibrate_scores(
+                part, SCORES, truth=truth, within=within, level=config.level, n_resamples=n
+            )
             parts.append(found.assign(settings=kind))
-        found = within_run_correlation(lines, SCORES, run="run", truth=truth, n_resamples=n)
+        found = within_run_correlation(
+            lines, SCORES, run="run", truth=truth, level=config.level, n_resamples=n
+        )
         parts.append(found.assign(settings=WITHIN_RUNS))
     columns = ["score", "truth", "settings", "slice", "value", "rank_correlation"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -108,6 +112,7 @@ def _detectors(features: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFra
             reproducible=config.threshold,
             true=config.threshold,
             cluster=cluster,
+            level=config.level,
             n_resamples=config.n_resamples,
         )
         wrong = {
@@ -146,6 +151,7 @@ def _gate(runs: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFrame:
             outcomes["final_gt_mcc"],
             outcomes["cluster"].tolist(),
             tolerance=config.gate_tolerance,
+            level=config.level,
         )
         row: dict[str, Any] = {"slope": slope, "in_use": slope == in_use, "n": found.n}
         for name, share in (("false_pass", found.false_pass), ("false_hold", found.false_hold)):

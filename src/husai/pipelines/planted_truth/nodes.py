@@ -105,9 +105,9 @@ def write_page(
     planted_summary: dict[str, Any],
 ) -> str:
     """Put the study's numbers on one page of Markdown."""
-    from husai.reporting.calibration_page import study_page
+    from husai.reporting.calibration_page import calibration_page
 
-    return study_page(
+    return calibration_page(
         planted_settings,
         planted_calibration,
         planted_detectors,

@@ -5,61 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from pydantic import Field
 
 from husai.campaign import CampaignConfig
-from husai.config import Config
-from husai.reporting.page import StudyTables, study_report
-
-
-class ReportingConfig(Config):
-    """What a page says of itself."""
-
-    command: str = Field(default="kedro run", description="what makes all that is on it")
+from husai.consistency.config import ConsistencyConfig
+from husai.reporting.config import ReportingConfig
+from husai.sae.config import BankTrainingConfig
 
 
 def write_report(
     training_summary: dict[str, Any],
     transformer_evaluation: dict[str, Any],
     consistency_summary: dict[str, Any],
-    activation_statistics: pd.DataFrame,
-    fourier_waves: pd.DataFrame,
-    sae_table: pd.DataFrame,
-    groups: pd.DataFrame,
-    features: pd.DataFrame,
-    matched_l0: pd.DataFrame,
-    published: pd.DataFrame,
-    orderings: pd.DataFrame,
-    trajectories: pd.DataFrame,
-    geometry: pd.DataFrame,
-    symmetries: pd.DataFrame,
-    correlates: pd.DataFrame,
     campaign: CampaignConfig,
     campaign_totals: dict[str, float],
+    consistency: ConsistencyConfig,
+    sae_training: BankTrainingConfig,
     reporting: ReportingConfig,
+    **tables: pd.DataFrame,
 ) -> str:
     """Put the study's numbers on one page of Markdown."""
-    tables = StudyTables(
-        statistics=activation_statistics,
-        waves=fourier_waves,
-        saes=sae_table,
-        groups=groups,
-        features=features,
-        truth=pd.DataFrame(consistency_summary["truth"]),
-        matched_l0=matched_l0,
-        published=published,
-        orderings=orderings,
-        trajectories=trajectories,
-        geometry=geometry,
-        symmetries=symmetries,
-        correlates=correlates,
-    )
-    return study_report(
+    from husai.reporting.page import StudyRun, StudyTables, study_page
+
+    run = StudyRun(
         training_summary,
         transformer_evaluation,
-        tables,
         consistency_summary["provenance"],
         campaign.name,
         campaign_totals,
-        reporting.command,
     )
+    truth = pd.DataFrame(consistency_summary["truth"])
+    return study_page(run, StudyTables(truth=truth, **tables), consistency, sae_training, reporting)

@@ -6,6 +6,22 @@ from kedro.pipeline import Node, Pipeline
 
 from husai.pipelines.reporting.nodes import write_report
 
+# a field of the page's tables, and the dataset that it is read from
+TABLES = {
+    "statistics": "activation_statistics",
+    "waves": "fourier_waves",
+    "saes": "sae_table",
+    "groups": "consistency_groups",
+    "features": "consistency_features",
+    "matched_l0": "consistency_matched_l0",
+    "published": "consistency_published",
+    "orderings": "consistency_orderings",
+    "trajectories": "consistency_trajectories",
+    "geometry": "consistency_geometry",
+    "symmetries": "consistency_symmetries",
+    "correlates": "consistency_correlates",
+}
+
 
 def create_pipeline() -> Pipeline:
     """Tables in; one page out."""
@@ -13,26 +29,17 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 write_report,
-                inputs=[
-                    "training_summary",
-                    "transformer_evaluation",
-                    "consistency_summary",
-                    "activation_statistics",
-                    "fourier_waves",
-                    "sae_table",
-                    "consistency_groups",
-                    "consistency_features",
-                    "consistency_matched_l0",
-                    "consistency_published",
-                    "consistency_orderings",
-                    "consistency_trajectories",
-                    "consistency_geometry",
-                    "consistency_symmetries",
-                    "consistency_correlates",
-                    "params:campaign",
-                    "campaign_totals",
-                    "params:reporting",
-                ],
+                inputs={
+                    "training_summary": "training_summary",
+                    "transformer_evaluation": "transformer_evaluation",
+                    "consistency_summary": "consistency_summary",
+                    "campaign": "params:campaign",
+                    "campaign_totals": "campaign_totals",
+                    "consistency": "params:consistency",
+                    "sae_training": "params:sae_training",
+                    "reporting": "params:reporting",
+                    **TABLES,
+                },
                 outputs="study_report",
                 name="write_report",
             ),

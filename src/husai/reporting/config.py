@@ -1,0 +1,20 @@
+"""What a page says of itself."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from husai.config import Config
+
+
+class ReportingConfig(Config):
+    """How the study's page is written."""
+
+    command: str = Field(default="kedro run", description="the command that makes the whole page")
+    same_correlation: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="matched correlation of codes from which one seed's dictionary is called a "
+        "translation of another's",
+    )

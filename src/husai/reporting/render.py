@@ -1,0 +1,94 @@
+"""Pages from templates: where the templates are, and how they write numbers.
+
+A name that a template uses and nobody gives is an error, not an empty place on the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+DASH = "–"
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of this package.
+
+    Parameters
+    ----------
+    template
+        Its file name in ``reporting/templates``.
+    values
+        What it needs, by name.
+
+    Raises
+    ------
+    jinja2.UndefinedError
+        When the template uses a name that is not given.
+    """
+    return environment().get_template(template).render(values)
+
+
+@cache
+def environment() -> Environment:
+    """Give the environment in which all templates are rendered."""
+    made = Environment(
+        loader=PackageLoader("husai.reporting"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    made.filters |= {
+        "number": number,
+        "percent": percent,
+        "interval": interval,
+        "dagger": dagger,
+        "words": lambda name: str(name).replace("_", " "),
+    }
+    made.globals["dash"] = DASH
+    return made
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Write a number, or a dash where there is none."""
+    return DASH if value is None or pd.isna(value) else f"{value:.{digits}f}"
+
+
+def percent(share: Any, digits: int = 0) -> str:
+    """Write a share as a percentage."""
+    return DASH if share is None or pd.isna(share) else f"{100 * share:.{digits}f} %"
+
+
+def interval(
+    row: Mapping[str, Any],
+    value: str = "mean",
+    low: str = "low",
+    high: str = "high",
+    digits: int = 2,
+) -> str:
+    """Write the value of a row with its interval, where it has one."""
+    text = number(row.get(value), digits)
+    ends = row.get(low), row.get(high)
+    if text == DASH or any(end is None or pd.isna(end) for end in ends):
+        return text
+    return f"{text} [{number(ends[0], digits)}, {number(ends[1], digits)}]"
+
+
+def dagger(converged: Any) -> str:
+    """Mark what is known not to be converged."""
+    unknown = converged is None or pd.isna(converged)
+    return "" if unknown or bool(converged) else " †"
+
+
+def made_by(provenance: Mapping[str, Any]) -> str:
+    """Say which commit and versions the numbers of a page were made with."""
+    versions = ", ".join(f"{k} {v}" for k, v in provenance.get("versions", {}).items())
+    commit = str(provenance.get("commit", "unknown"))[:12]
+    dirty = " with changes" if provenance.get("dirty") else ""
+    return f"Commit {commit}{dirty}; {versions}."
