@@ -102,7 +102,6 @@ def page(
     found: StudyTables | None = None,
     consistency: ConsistencyConfig | None = None,
     gate: BankTrainingConfig | None = None,
-    **changes: float,
 ) -> str:
     training = {"epoch_test_99": None, "epochs": 10, "seconds": 1.0, "hardware": "x", "threads": 1}
     totals = {"planned": 6, "done": 5, "failed": 1, "attempts": 7}
@@ -115,7 +114,7 @@ def page(
     )
     return study_page(
         run,
-        found or tables(**changes),
+        found or tables(),
         consistency or ConsistencyConfig(),
         gate or BankTrainingConfig(),
         ReportingConfig(),
@@ -155,7 +154,7 @@ def test_sentences_follow_the_numbers() -> None:
     ],
 )
 def test_other_numbers_make_other_sentences(change: dict[str, float], expected: str) -> None:
-    assert expected in page(**change)
+    assert expected in page(found=tables(**change))
 
 
 def test_levels_and_thresholds_come_from_the_configuration() -> None:
