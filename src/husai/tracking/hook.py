@@ -59,6 +59,8 @@ from husai.tracking.recording import (
     this_process,
     what_it_said,
 )
+from husai.tracking.signals import exit_on_signals, restore_signals
+from husai.tracking.sqlite import prepare_sqlite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,6 +159,8 @@ class MlflowHook:
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         }
         git = git_commit(self._project_path)
+        exit_on_signals()
+        atexit.register(self._finish, "KILLED")
         if git:
             tags |= {
                 "mlflow.source.git.commit": str(git["commit"]),
@@ -184,7 +188,6 @@ class MlflowHook:
         self._ledgers = self._find_ledgers()
         self._totals_told = None
         self._inputs_logged = set()
-        atexit.register(self._finish, "KILLED")
         groups = sorted(name for name in pipeline.inputs() if name.startswith("params:"))
         values = {name.removeprefix("params:"): catalog.load(name) for name in groups}
         recorder.do("params", self._run_id, values=_plain(dict(flatten(values))))
@@ -269,8 +272,8 @@ class MlflowHook:
             return self._server, self._tracking.artifact_location
         # MLflow wants an absolute path; the catalog's paths are relative to the project
         folder = (self._project_path / self._tracking.data_dir).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
         artifacts = self._tracking.artifact_location or (folder / "mlartifacts").as_uri()
+        prepare_sqlite(folder / "mlflow.db", artifacts)
         return f"sqlite:///{folder / 'mlflow.db'}", artifacts
 
     def _experiment(self, recorder: Recorder, artifacts: str | None) -> str:
@@ -445,6 +448,7 @@ class MlflowHook:
         self._recorder = None
         self._catalog = None
         atexit.unregister(self._finish)
+        restore_signals()
 
     def _kind(self, dataset_name: str) -> dict[str, Any]:
         if self._catalog is None or dataset_name.startswith("params:"):

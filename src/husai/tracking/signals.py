@@ -1,0 +1,34 @@
+"""Signals that end a process, as an ordinary exit: what is open is closed on the way out."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+ENDING = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # Windows has no SIGHUP
+
+
+def exit_on_signals() -> None:
+    """Make SIGTERM and SIGHUP raise ``SystemExit``, where nobody handles or ignores them yet."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in ENDING:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _exit)
+
+
+def restore_signals() -> None:
+    """Give those signals back what they do by default."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in ENDING:
+        if signal.getsignal(number) is _exit:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    restore_signals()  # a second one ends the process at once
+    raise SystemExit(128 + number)
