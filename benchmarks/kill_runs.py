@@ -77,7 +77,7 @@ def results(folder: Path) -> dict[str, str]:
         if path.is_dir() or "campaign" in path.parts:
             continue
         table = pd.read_parquet(path)
-        kept = [name for name in table if not any(word in name for word in TIMED)]
+        kept = [name for name in table if not any(word in str(name) for word in TIMED)]
         found[_name(path, folder)] = table[kept].to_json(double_precision=15)
     for pattern in ("activations/*", "saes/trained/*", "transformer/transformer.safetensors/*/*"):
         for path in sorted(folder.glob(f"{pattern}.safetensors")):

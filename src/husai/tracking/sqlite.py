@@ -23,6 +23,12 @@ logger = logging.getLogger(__name__)
 WHOLE = 1
 """SQLite's ``user_version`` of a file that was checked; it is 0 in a file that MLflow made."""
 
+LOCKED_SECONDS = 60.0
+"""How long a file that another process writes to is waited for."""
+
+BROKEN = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+"""What SQLite answers when there is no such table, or no database in the file."""
+
 JOURNALS = ("-journal", "-wal", "-shm")
 
 
@@ -111,10 +117,13 @@ def _mark_whole(path: Path) -> None:
 
 
 def _read(path: Path, query: str) -> Any:
-    """Give the first value a query finds, None when the file does not answer it."""
+    """Give the first value a query finds, None where the table or the database is missing."""
     try:
-        with closing(sqlite3.connect(path)) as connection:
+        with closing(sqlite3.connect(path, timeout=LOCKED_SECONDS)) as connection:
             found = connection.execute(query).fetchone()
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        # a database that is locked, or a disk that fails, says nothing of the file
+        if error.sqlite_errorcode & 0xFF not in BROKEN:
+            raise
         return None
     return None if found is None else found[0]
