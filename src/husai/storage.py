@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +130,10 @@ class TensorFile:
         except (SafetensorError, ValueError) as error:
             raise InputError(f"{origin}: not a whole safetensors file ({error})") from error
         return cls(tensors, _parse_header(Path(origin), metadata))
+
+
+TensorFiles = Mapping[str, Callable[[], TensorFile]]
+"""Tensor files by name, each read when it is called: what a folder of them is handed over as."""
 
 
 def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:

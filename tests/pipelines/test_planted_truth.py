@@ -77,11 +77,9 @@ def run_study(folder, config):
     catalog = DataCatalog(
         {
             "params:planted_truth": MemoryDataset(config, copy_mode="assign"),
-            "planted_store": DirectoryHandle(path=str(folder / "saes")),
-            "planted_checkpoints": DirectoryHandle(path=str(folder / "checkpoints")),
-            "planted_campaign_folder": DirectoryHandle(path=str(folder / "campaign")),
+            "planted_campaign_folder": DirectoryHandle(path=str(folder)),
             "planted_saes": PlannedPartitionedDataset(
-                path=str(folder / "saes"),
+                path=str(folder / "trained"),
                 plan=str(folder / "plan.parquet"),
                 filename_suffix=".safetensors",
                 dataset={"type": "husai.datasets.TensorDataset"},
@@ -114,7 +112,7 @@ def study(folder):
 
 @pytest.fixture(scope="module")
 def trained(study, folder):
-    return {i: read_sae(folder / "saes" / f"{i}.safetensors") for i in study["plan"]["sae_id"]}
+    return {i: read_sae(folder / "trained" / f"{i}.safetensors") for i in study["plan"]["sae_id"]}
 
 
 def test_the_plan_has_every_combination_once():
@@ -374,12 +372,12 @@ def test_a_second_run_trains_nothing_and_an_edited_world_is_trained_again(tmp_pa
     }
     config = study_config(**small)
     first = run_study(tmp_path, config)
-    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "saes").iterdir()}
+    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "trained").iterdir()}
     second = run_study(tmp_path, config)
-    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "saes").iterdir()} == files
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "trained").iterdir()} == files
     pd.testing.assert_frame_equal(first["settings"], second["settings"])
     # a file that is lost is trained again, and is what it was
-    lost = tmp_path / "saes" / f"{first['plan']['sae_id'][0]}.safetensors"
+    lost = tmp_path / "trained" / f"{first['plan']['sae_id'][0]}.safetensors"
     lost.unlink()
     again = run_study(tmp_path, config)["runs"]
     # but for how long that took
@@ -390,7 +388,7 @@ def test_a_second_run_trains_nothing_and_an_edited_world_is_trained_again(tmp_pa
     worlds = copy.deepcopy(small["worlds"])
     worlds["twin"]["world"]["noise_std"] = 0.3
     third = run_study(tmp_path, study_config(**{**small, "worlds": worlds}))
-    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "saes").iterdir()}
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "trained").iterdir()}
     assert now.keys() == files.keys()
     changed = {name for name in files if now[name] != files[name]} - {lost.name}
     assert changed == {name for name in files if name.startswith("twin")}
@@ -413,7 +411,7 @@ def test_failures_do_not_stop_the_study(tmp_path):
         learning_rate=1e30,
     )
     plan = plan_study(config)
-    folders = CampaignFolders(tmp_path / "saes", tmp_path / "checkpoints", tmp_path / "campaign")
+    folders = CampaignFolders(tmp_path / "trained", tmp_path / "checkpoints", tmp_path / "campaign")
     saes = dict(train_study(plan, config, folders, progress=False))
     assert saes.keys() == set(plan["sae_id"])
     assert all(sae.failure for sae in saes.values())

@@ -1,7 +1,13 @@
 """Activations: extraction by hook name, statistics, and the file they are kept in."""
 
 from husai.activations.extraction import ExtractionConfig, extract_activations
-from husai.activations.rows import Activations, activation_key, check_activations
+from husai.activations.rows import (
+    Activations,
+    activation_key,
+    check_activations,
+    load_activations,
+    load_all,
+)
 from husai.activations.statistics import activation_statistics
 
 __all__ = [
@@ -11,4 +17,6 @@ __all__ = [
     "activation_statistics",
     "check_activations",
     "extract_activations",
+    "load_activations",
+    "load_all",
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from husai.errors import InputError
+from husai.storage import TensorFiles
 
 if TYPE_CHECKING:
     import torch
@@ -168,3 +169,22 @@ def check_activations(activations: Activations, origin: str) -> Activations:
             f"the first is row {bad[0]}"
         )
     return activations
+
+
+def load_activations(files: TensorFiles, key: str) -> Activations:
+    """Load the activations of one hook.
+
+    Raises
+    ------
+    InputError
+        When there are none of that name, saying which there are.
+    """
+    if key not in files:
+        raise InputError(f"no activations of '{key}'; there are: {', '.join(sorted(files))}")
+    file = files[key]()
+    return Activations.from_tensors(file.tensors, file.header, key)
+
+
+def load_all(files: TensorFiles) -> list[Activations]:
+    """Load the activations of every hook, sorted by name."""
+    return [load_activations(files, key) for key in sorted(files)]

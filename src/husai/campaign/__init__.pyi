@@ -3,7 +3,7 @@ from .cost.dry_run import estimate_campaign
 from .folders import CampaignFolders
 from .plan import ArchitectureGrid, PlanConfig, Variant, plan_saes, row_config, row_training
 from .random_search import Distribution, RandomSearch, draw_samples
-from .results_table import read_ledger, results
+from .results_table import ledger_totals, read_ledger, results
 from .runner import run_campaign
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Variant",
     "draw_samples",
     "estimate_campaign",
+    "ledger_totals",
     "plan_saes",
     "read_ledger",
     "results",

@@ -35,3 +35,8 @@ class CampaignFolders:
     store: Path
     checkpoints: Path
     campaign: Path
+
+    @classmethod
+    def below(cls, folder: Path) -> CampaignFolders:
+        """Give the folders as the catalog lays them out below a campaign's own."""
+        return cls(folder / "trained", folder / "checkpoints", folder / "campaign")

@@ -60,6 +60,21 @@ def read_ledger(folder: str | Path, ids: Sequence[str] | None = None) -> pd.Data
     return Ledger(Path(folder) / LEDGER).table(ids)
 
 
+def ledger_totals(table: pd.DataFrame) -> dict[str, float]:
+    """Add up a table of :func:`read_ledger`: SAEs, attempts, device-seconds, cost.
+
+    ``elapsed`` is in seconds by the clock, from the first start to the last end, whatever lay
+    between; it is left out where nothing has ended.
+    """
+    counts = table["status"].value_counts()
+    totals = {"planned": float(len(table))}
+    totals |= {status: float(counts.get(status, 0)) for status in ("done", "failed")}
+    totals |= {name: float(table[name].sum()) for name in ("attempts", "seconds", "cost")}
+    if table["ended"].notna().any():
+        totals["elapsed"] = float(table["ended"].max() - table["started"].min())
+    return totals
+
+
 def _campaigns(folder: Path) -> list[Path]:
     found = sorted(path.parent.parent for path in folder.rglob(f"campaign/{LEDGER}"))
     if not found:

@@ -2,7 +2,13 @@
 
 from husai.datasets.external import ExternalSAEs
 from husai.datasets.handles import DirectoryHandle
-from husai.datasets.partitions import PlannedPartitionedDataset
+from husai.datasets.partitions import PlanDataset, PlannedPartitionedDataset
 from husai.datasets.tensors import TensorDataset
 
-__all__ = ["DirectoryHandle", "ExternalSAEs", "PlannedPartitionedDataset", "TensorDataset"]
+__all__ = [
+    "DirectoryHandle",
+    "ExternalSAEs",
+    "PlanDataset",
+    "PlannedPartitionedDataset",
+    "TensorDataset",
+]

@@ -1,11 +1,36 @@
-"""Partitions that know from a plan which of them there should be."""
+"""The plan of a campaign, and partitions that know from it which of them there should be."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from kedro_datasets.pandas import ParquetDataset
 from kedro_datasets.partitions import PartitionedDataset
+
+from husai.storage import locked
+
+
+class PlanDataset(ParquetDataset):
+    """The table of what a campaign trains, which is not overwritten while it does.
+
+    Parameters
+    ----------
+    campaign
+        Folder of the campaign's lock.
+    **options
+        As for :class:`kedro_datasets.pandas.ParquetDataset`.
+    """
+
+    def __init__(self, *, campaign: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._campaign = Path(campaign)
+
+    def save(self, data: pd.DataFrame) -> None:
+        """Write the plan; while another process works in the folder, an ``InputError``."""
+        with locked(self._campaign):
+            super().save(data)
 
 
 class PlannedPartitionedDataset(PartitionedDataset):

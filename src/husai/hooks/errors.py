@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kedro.framework.hooks import hook_impl
+from kedro.io import DatasetError
 
 from husai.errors import CampaignStopped, InputError
 from husai.hooks.checks import StudyError
@@ -20,8 +21,12 @@ class PlainErrors:
     @hook_impl(trylast=True)  # after those that log the traceback
     def on_pipeline_error(self, error: Exception) -> None:
         """Raise the message alone, when there is nothing more to know."""
-        message = " ".join(str(error).split())
-        if isinstance(error, CampaignStopped):
+        cause: BaseException | None = error
+        # Kedro wraps what a dataset raises in an error of its own
+        while isinstance(cause, DatasetError):
+            cause = cause.__cause__
+        message = " ".join(str(cause).split())
+        if isinstance(cause, CampaignStopped):
             raise StoppedError(message) from error
-        if isinstance(error, InputError):
+        if isinstance(cause, InputError):
             raise StudyError(message) from error

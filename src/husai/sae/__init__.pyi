@@ -9,7 +9,7 @@ from .config import BankTrainingConfig, SAEConfig
 from .formats import detect_format, export_sae, load_dictionary, load_sae
 from .metrics import evaluate, loss_recovered
 from .train import train_bank
-from .trained import TrainedSAE, from_tensors, save_sae, to_tensors
+from .trained import TrainedSAE, from_tensors, load_trained, save_sae, to_tensors
 
 __all__ = [
     "ARCHITECTURES",
@@ -27,6 +27,7 @@ __all__ = [
     "group_into_banks",
     "load_dictionary",
     "load_sae",
+    "load_trained",
     "loss_recovered",
     "register_architecture",
     "save_sae",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from husai.errors import InputError
 from husai.sae.architectures import architecture
 from husai.sae.config import SAEConfig
-from husai.storage import read_tensors, write_tensors
+from husai.storage import TensorFiles, read_tensors, write_tensors
 
 FILE_KIND = "husai.sae"
 FILE_VERSION = 1
@@ -197,3 +197,24 @@ def read_sae(path: str | Path) -> TrainedSAE:
     """Read a file written by :func:`save_sae`; :func:`husai.sae.load_sae` reads others too."""
     tensors, header = read_tensors(path)
     return from_tensors(tensors, header, str(path))
+
+
+def load_trained(files: TensorFiles, ids: Sequence[str]) -> dict[str, TrainedSAE]:
+    """Load the SAEs that a plan names; files of other plans are left alone.
+
+    Raises
+    ------
+    InputError
+        When one of them is not there.
+    """
+    missing = [sae_id for sae_id in ids if sae_id not in files]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(ids)} planned SAEs are not trained, the first is "
+            f"{missing[0]}; run the pipeline that trains them"
+        )
+    loaded = {}
+    for sae_id in ids:
+        file = files[sae_id]()
+        loaded[sae_id] = from_tensors(file.tensors, file.header, sae_id)
+    return loaded

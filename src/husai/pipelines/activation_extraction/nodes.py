@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,10 +13,11 @@ from husai.activations import (
     ExtractionConfig,
     activation_statistics,
     extract_activations,
+    load_all,
 )
 from husai.activations.rows import SPLITS
 from husai.errors import InputError
-from husai.storage import TensorFile
+from husai.storage import TensorFile, TensorFiles
 
 if TYPE_CHECKING:
     from husai.transformer import TrainedTransformer
@@ -120,9 +120,7 @@ def _with_planes(
     )
 
 
-def tabulate_waves(
-    transformer: TensorFile, activations: Mapping[str, Callable[[], TensorFile]]
-) -> pd.DataFrame:
+def tabulate_waves(transformer: TensorFile, activations: TensorFiles) -> pd.DataFrame:
     """Tabulate how much of each hook's variance the waves of the key frequencies hold.
 
     A row for each hook, model, variable (of which the waves are) and frequency: its ``share`` of
@@ -153,19 +151,6 @@ def tabulate_waves(
     return pd.DataFrame(found, columns=pd.Index(columns))
 
 
-def describe(activations: Mapping[str, Callable[[], TensorFile]]) -> pd.DataFrame:
+def describe(activations: TensorFiles) -> pd.DataFrame:
     """Tabulate norms, variance and effective rank of every hook and position."""
     return pd.DataFrame([activation_statistics(rows) for rows in load_all(activations)])
-
-
-def load_all(partitions: Mapping[str, Callable[[], TensorFile]]) -> list[Activations]:
-    """Load and check every partition of activations."""
-    return [load_activations(partitions, key) for key in sorted(partitions)]
-
-
-def load_activations(partitions: Mapping[str, Callable[[], TensorFile]], key: str) -> Activations:
-    """Load one partition, or say which there are."""
-    if key not in partitions:
-        raise InputError(f"no activations of '{key}'; there are: {', '.join(sorted(partitions))}")
-    file: Any = partitions[key]()
-    return Activations.from_tensors(file.tensors, file.header, key)

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
+from husai.activations import load_activations
 from husai.campaign import CampaignConfig, CampaignFolders, estimate_campaign, plan_saes
-from husai.pipelines.sae_training.nodes import load_rows
+from husai.campaign.plan import plan_keys
 from husai.sae.config import BankTrainingConfig
-from husai.storage import TensorFile
+from husai.storage import TensorFiles
 
 logger = logging.getLogger(__name__)
 
 
 def estimate(
-    activations: Mapping[str, Callable[[], TensorFile]],
+    activations: TensorFiles,
     training: BankTrainingConfig,
     campaign: CampaignConfig,
-    store: Path,
-    checkpoints: Path,
-    campaign_folder: Path,
+    folder: Path,
 ) -> tuple[pd.DataFrame, str]:
     """Measure every shape of bank for a moment, and add up what the campaign would take."""
     plan = plan_saes(campaign.plan)
-    folders = CampaignFolders(store, checkpoints, campaign_folder)
-    table, text = estimate_campaign(plan, load_rows(plan, activations), training, campaign, folders)
+    rows = {key: load_activations(activations, key) for key in sorted(set(plan_keys(plan)))}
+    folders = CampaignFolders.below(folder)
+    table, text = estimate_campaign(plan, rows, training, campaign, folders)
     logger.info("\n%s", text)
     return table, text

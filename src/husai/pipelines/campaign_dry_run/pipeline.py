@@ -13,14 +13,12 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 estimate,
-                inputs=[
-                    "activations",
-                    "params:sae_training",
-                    "params:campaign",
-                    "sae_store",
-                    "sae_checkpoints",
-                    "campaign_folder",
-                ],
+                inputs={
+                    "activations": "activations",
+                    "training": "params:sae_training",
+                    "campaign": "params:campaign",
+                    "folder": "campaign_folder",
+                },
                 outputs=["campaign_estimate", "campaign_estimate_text"],
                 name="estimate_campaign",
             ),

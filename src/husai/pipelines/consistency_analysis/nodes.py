@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from husai.activations.rows import Activations, activation_key
+from husai.activations.rows import Activations, activation_key, load_activations
 from husai.campaign.plan import UNTRAINED, plan_keys
 from husai.consistency.config import ConsistencyConfig
 from husai.errors import InputError
-from husai.pipelines.activation_extraction.nodes import load_activations
-from husai.pipelines.sae_training.nodes import load_saes
 from husai.provenance import git_commit, versions
-from husai.storage import TensorFile
+from husai.storage import TensorFiles
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +36,9 @@ else:
 
 def compare(
     sae_plan: pd.DataFrame,
-    saes: Mapping[str, Callable[[], TensorFile]],
+    saes: TensorFiles,
     external_saes: Mapping[str, Sequence[ComparedSAE]],
-    activations: Mapping[str, Callable[[], TensorFile]],
+    activations: TensorFiles,
     consistency: ConsistencyConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, pd.DataFrame], dict[str, Any]]:
     """Compare the SAEs of every group across their seeds, beside every null, hook by hook."""
@@ -145,7 +143,7 @@ def plain_settings(sae_plan: pd.DataFrame) -> pd.Series[bool]:
 
 def follow_training(
     sae_plan: pd.DataFrame,
-    saes: Mapping[str, Callable[[], TensorFile]],
+    saes: TensorFiles,
     consistency_groups: pd.DataFrame,
     consistency: ConsistencyConfig,
 ) -> pd.DataFrame:
@@ -154,7 +152,7 @@ def follow_training(
     from husai.consistency.study.tables import trajectory_table
 
     trained = sae_plan[sae_plan["model"] == "trained"]
-    loaded = load_saes(trained, saes)
+    loaded = _load(saes, trained)
     found = group_members(sae_records(trained, loaded, None))
     # the plan's order: the study's own hook first
     members = {name: found[name] for name in dict.fromkeys(trained["group"]) if name in found}
@@ -181,8 +179,8 @@ def follow_training(
 
 def measure_geometry(
     sae_plan: pd.DataFrame,
-    saes: Mapping[str, Callable[[], TensorFile]],
-    activations: Mapping[str, Callable[[], TensorFile]],
+    saes: TensorFiles,
+    activations: TensorFiles,
     consistency: ConsistencyConfig,
 ) -> pd.DataFrame:
     """Measure how each group's directions lie and fire, beside random ones."""
@@ -201,8 +199,8 @@ def measure_geometry(
 
 def find_symmetries(
     sae_plan: pd.DataFrame,
-    saes: Mapping[str, Callable[[], TensorFile]],
-    activations: Mapping[str, Callable[[], TensorFile]],
+    saes: TensorFiles,
+    activations: TensorFiles,
     consistency: ConsistencyConfig,
 ) -> pd.DataFrame:
     """Ask which of the task's symmetries map dictionaries to themselves or to other seeds'."""
@@ -290,9 +288,7 @@ def plot_symmetries(symmetries: pd.DataFrame) -> Figure:
     return symmetry_figure(symmetries)
 
 
-def plot_similarity(
-    groups: pd.DataFrame, sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]]
-) -> Figure:
+def plot_similarity(groups: pd.DataFrame, sae_plan: pd.DataFrame, saes: TensorFiles) -> Figure:
     """Draw two seeds' matched similarities, for the group that is furthest above chance."""
     from husai.consistency import match_features
     from husai.figures.consistency import not_available, similarity_figure
@@ -313,8 +309,8 @@ def plot_similarity(
 
 def plot_geometry(
     sae_plan: pd.DataFrame,
-    saes: Mapping[str, Callable[[], TensorFile]],
-    activations: Mapping[str, Callable[[], TensorFile]],
+    saes: TensorFiles,
+    activations: TensorFiles,
 ) -> tuple[Figure, Figure, Figure]:
     """Draw how a SAE of each architecture lies in space, fires, and tiles the true circles."""
     from husai.consistency import plane_recovery, sparsity_pattern
@@ -349,8 +345,8 @@ def plot_geometry(
 def plot_correlation(
     groups: pd.DataFrame,
     sae_plan: pd.DataFrame,
-    saes: Mapping[str, Callable[[], TensorFile]],
-    activations: Mapping[str, Callable[[], TensorFile]],
+    saes: TensorFiles,
+    activations: TensorFiles,
 ) -> Figure:
     """Draw which latents of one SAE go together: of the group that is furthest above chance."""
     import numpy as np
@@ -391,7 +387,7 @@ def _or_reason(draw: Callable[[], Figure]) -> Figure:
 
 
 def best_group(
-    groups: pd.DataFrame, sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]]
+    groups: pd.DataFrame, sae_plan: pd.DataFrame, saes: TensorFiles
 ) -> tuple[str, dict[str, TrainedSAE]]:
     """Give the group of the study's hook furthest above chance, with its SAEs that did not fail."""
     chosen = of_study(groups).query("score == 'pw_mcc' and not signed and space == 'full'")
@@ -399,13 +395,11 @@ def best_group(
     if "isotropic_corrected" in chosen:
         chosen = chosen.sort_values("isotropic_corrected", na_position="first", kind="stable")
     best = str(chosen["group"].iloc[-1])
-    loaded = load_saes(sae_plan[sae_plan["group"] == best], saes)
+    loaded = _load(saes, sae_plan[sae_plan["group"] == best])
     return best, {name: sae for name, sae in loaded.items() if sae.failure is None}
 
 
-def example_saes(
-    sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]]
-) -> dict[str, TrainedSAE]:
+def example_saes(sae_plan: pd.DataFrame, saes: TensorFiles) -> dict[str, TrainedSAE]:
     """Give one SAE of each architecture's narrowest and widest group, by the group's name."""
     key = study_keys(sae_plan)[0]
     own = sae_plan[[k == key for k in plan_keys(sae_plan)]]
@@ -414,7 +408,7 @@ def example_saes(
     for _, part in own.groupby("architecture", sort=False):
         for width in sorted({part["d_sae"].min(), part["d_sae"].max()}):
             for group, members in part[part["d_sae"] == width].groupby("group", sort=False):
-                loaded = load_saes(members, saes).values()
+                loaded = _load(saes, members).values()
                 if str(group) not in picked and (
                     found := [sae for sae in loaded if sae.failure is None]
                 ):
@@ -425,24 +419,28 @@ def example_saes(
     return picked
 
 
+def _load(saes: TensorFiles, sae_plan: pd.DataFrame) -> dict[str, TrainedSAE]:
+    from husai.sae import load_trained
+
+    return load_trained(saes, sae_plan["sae_id"].tolist())
+
+
 def study_keys(sae_plan: pd.DataFrame) -> list[str]:
     """Name the activations of the trained model that the plan reads, the grid's first."""
     trained = sae_plan[sae_plan["model"] == "trained"]
     return list(dict.fromkeys(plan_keys(trained.sort_values("variant", kind="stable"))))
 
 
-def hook_records(
-    sae_plan: pd.DataFrame, saes: Mapping[str, Callable[[], TensorFile]], rows: Activations
-) -> list[SAERecord]:
+def hook_records(sae_plan: pd.DataFrame, saes: TensorFiles, rows: Activations) -> list[SAERecord]:
     """Give the comparison the plan's SAEs that read these rows."""
     own = sae_plan[[key == rows.key for key in plan_keys(sae_plan)]]
-    return sae_records(own, load_saes(own, saes), rows.values)
+    return sae_records(own, _load(saes, own), rows.values)
 
 
 def untrained_records(
     sae_plan: pd.DataFrame,
-    saes: Mapping[str, Callable[[], TensorFile]],
-    activations: Mapping[str, Callable[[], TensorFile]],
+    saes: TensorFiles,
+    activations: TensorFiles,
     key: str,
 ) -> list[SAERecord]:
     """Give the untrained model's SAEs at a hook, under the names of the groups they are null of."""
@@ -452,13 +450,13 @@ def untrained_records(
         return []
     rows = load_activations(activations, key)
     named = own.assign(group=own["group"].str.removesuffix(UNTRAINED))
-    return sae_records(named, load_saes(own, saes), rows.values)
+    return sae_records(named, _load(saes, own), rows.values)
 
 
 def hold_untrained(
     sae_plan: pd.DataFrame,
-    saes: Mapping[str, Callable[[], TensorFile]],
-    activations: Mapping[str, Callable[[], TensorFile]],
+    saes: TensorFiles,
+    activations: TensorFiles,
     key: str,
     consistency: ConsistencyConfig,
 ) -> pd.DataFrame:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import pandas as pd
 
 from husai.campaign.plan import records
 from husai.errors import InputError
-from husai.pipelines.sae_training.nodes import load_saes
-from husai.storage import TensorFile
+from husai.storage import TensorFile, TensorFiles
 
 HELD_OUT = "test"
 
 
 def recover(
     sae_plan: pd.DataFrame,
-    saes: Mapping[str, Callable[[], TensorFile]],
+    saes: TensorFiles,
     transformer: TensorFile,
     examples: pd.DataFrame,
 ) -> pd.DataFrame:
@@ -26,7 +23,7 @@ def recover(
     """
     import torch
 
-    from husai.sae import loss_recovered
+    from husai.sae import load_trained, loss_recovered
     from husai.transformer import TrainedTransformer, spliced_loss
 
     trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
@@ -51,7 +48,7 @@ def recover(
             answer_position=trained.vocabulary.answer_position,
         )
         bounds: tuple[float, float] | None = None
-        for sae_id, sae in load_saes(of_place, saes).items():
+        for sae_id, sae in load_trained(saes, of_place["sae_id"].tolist()).items():
             if sae.failure is not None:
                 continue
             found = loss_recovered(sae, loss_with, bounds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,8 @@ import pandas as pd
 
 from husai.calibration.config import PlantedTruthConfig
 from husai.campaign import CampaignFolders
-from husai.pipelines.sae_training.nodes import load_saes
 from husai.provenance import git_commit, versions
-from husai.storage import TensorFile, locked
+from husai.storage import TensorFile, TensorFiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,42 +19,33 @@ else:
     Figure = object  # Kedro resolves the hints of every node; matplotlib is slow to import
 
 
-def plan(planted_truth: PlantedTruthConfig, campaign_folder: Path) -> pd.DataFrame:
-    """Lay out worlds x draws x architectures x sparsity x lengths x seeds as a table.
-
-    Not while the study trains in this folder: its plan would be overwritten.
-    """
+def plan(planted_truth: PlantedTruthConfig) -> pd.DataFrame:
+    """Lay out worlds x draws x architectures x sparsity x lengths x seeds as a table."""
     from husai.calibration.study import plan_study
 
-    with locked(campaign_folder):
-        return plan_study(planted_truth)
+    return plan_study(planted_truth)
 
 
 def train(
-    planted_plan: pd.DataFrame,
-    planted_truth: PlantedTruthConfig,
-    store: Path,
-    checkpoints: Path,
-    campaign_folder: Path,
+    planted_plan: pd.DataFrame, planted_truth: PlantedTruthConfig, folder: Path
 ) -> Iterator[dict[str, TensorFile]]:
     """Train every planned SAE that is not there yet; each is saved once its bank has ended."""
     from husai.calibration.study import train_study
     from husai.sae import to_tensors
 
-    folders = CampaignFolders(store, checkpoints, campaign_folder)
-    for sae_id, sae in train_study(planted_plan, planted_truth, folders):
+    for sae_id, sae in train_study(planted_plan, planted_truth, CampaignFolders.below(folder)):
         yield {sae_id: TensorFile(*to_tensors(sae))}
 
 
 def score(
-    planted_plan: pd.DataFrame,
-    planted_saes: Mapping[str, Callable[[], TensorFile]],
-    planted_truth: PlantedTruthConfig,
+    planted_plan: pd.DataFrame, planted_saes: TensorFiles, planted_truth: PlantedTruthConfig
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Score every group beside what it truly recovered."""
     from husai.calibration.scores import score_study
+    from husai.sae import load_trained
 
-    tables = score_study(planted_plan, load_saes(planted_plan, planted_saes), planted_truth)
+    loaded = load_trained(planted_saes, planted_plan["sae_id"].tolist())
+    tables = score_study(planted_plan, loaded, planted_truth)
     return tables.settings, tables.runs, tables.features, tables.planes
 
 

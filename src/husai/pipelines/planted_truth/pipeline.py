@@ -18,21 +18,10 @@ def create_pipeline() -> Pipeline:
     """Planted worlds in; SAEs, scores beside the truth, and what each score is worth, out."""
     return Pipeline(
         [
-            Node(
-                plan,
-                inputs=["params:planted_truth", "planted_campaign_folder"],
-                outputs="planted_plan",
-                name="plan_worlds",
-            ),
+            Node(plan, inputs="params:planted_truth", outputs="planted_plan", name="plan_worlds"),
             Node(
                 train,
-                inputs=[
-                    "planted_plan",
-                    "params:planted_truth",
-                    "planted_store",
-                    "planted_checkpoints",
-                    "planted_campaign_folder",
-                ],
+                inputs=["planted_plan", "params:planted_truth", "planted_campaign_folder"],
                 outputs="planted_saes",
                 name="train_on_worlds",
             ),

@@ -4,40 +4,32 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from husai.pipelines.sae_training.nodes import account, plan, plot_learning_curves, tabulate, train
+from husai.pipelines.sae_training.nodes import plan, plot_learning_curves, tabulate, train
 
 
 def create_pipeline() -> Pipeline:
     """Activations and a plan in; SAEs, one partition each, and their table out."""
     return Pipeline(
         [
-            Node(
-                plan,
-                inputs=["params:campaign", "campaign_folder"],
-                outputs="sae_plan",
-                name="plan_saes",
-            ),
+            Node(plan, inputs="params:campaign", outputs="sae_plan", name="plan_saes"),
             Node(
                 train,
-                inputs=[
-                    "sae_plan",
-                    "activations",
-                    "params:sae_training",
-                    "params:campaign",
-                    "sae_store",
-                    "sae_checkpoints",
-                    "campaign_folder",
-                ],
+                inputs={
+                    "sae_plan": "sae_plan",
+                    "activations": "activations",
+                    "training": "params:sae_training",
+                    "campaign": "params:campaign",
+                    "folder": "campaign_folder",
+                },
                 outputs="saes",
                 name="train_saes",
             ),
             Node(
-                account,
+                tabulate,
                 inputs=["sae_plan", "saes", "campaign_folder"],
-                outputs=["campaign_ledger", "campaign_totals"],
-                name="account_campaign",
+                outputs=["sae_table", "campaign_ledger", "campaign_totals"],
+                name="tabulate_saes",
             ),
-            Node(tabulate, inputs=["sae_plan", "saes"], outputs="sae_table", name="tabulate_saes"),
             Node(
                 plot_learning_curves,
                 inputs=["sae_plan", "saes"],

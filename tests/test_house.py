@@ -1,0 +1,205 @@
+"""The rooms of the house: what may import what, read from the source with ast."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "husai"
+
+# From the bottom up; rooms of one line are neighbours and do not import one another.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("config", "errors", "provenance", "progress", "threads"),
+    ("storage",),
+    ("tasks", "activations"),
+    ("transformer", "sae", "matching"),
+    ("consistency",),
+    ("features",),
+    ("compare",),
+    ("campaign",),
+    ("calibration",),
+    ("figures",),
+    ("reporting",),
+    ("hooks",),
+    ("tracking",),
+    ("datasets",),
+    ("pipelines",),
+    ("pipeline_registry",),
+    ("settings", "cli"),
+)
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+# Rooms that know Kedro or MLflow; all others are library.
+FRAMEWORK_ROOMS = {"tracking", "hooks", "datasets", "pipelines", "pipeline_registry", "settings"}
+RAY_MODULE = "husai.campaign.executors.ray"
+FORBIDDEN: Mapping[str, frozenset[str]] = {
+    **{
+        room: frozenset({"kedro", "kedro_datasets", "mlflow", "ray"})
+        for room in FLOOR_OF
+        if room not in FRAMEWORK_ROOMS
+    },
+    **{
+        room: frozenset({"kedro", "kedro_datasets", "mlflow", "ray", "transformer_lens"})
+        for room in ("sae", "matching", "consistency")
+    },
+}
+
+
+class Import(NamedTuple):
+    """One import statement: who, what, where, and whether it runs when the module is imported."""
+
+    module: str
+    target: str
+    line: int
+    runs: bool
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def _statements(tree: ast.Module) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """Yield import statements with whether they run at import (not in a function, not typing)."""
+
+    def walk(node: ast.AST, runs: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import | ast.ImportFrom):
+                yield child, runs
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                for inner in child.body:
+                    yield from walk(ast.Module([inner], []), False)
+                for inner in child.orelse:
+                    yield from walk(ast.Module([inner], []), runs)
+            else:
+                own = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                yield from walk(child, runs and not own)
+
+    yield from walk(tree, True)
+
+
+def imports_of(module: str, text: str) -> Iterator[Import]:
+    """Yield what a module imports; ``from a import b`` names ``a.b`` where that is a module."""
+    for statement, runs in _statements(ast.parse(text)):
+        if isinstance(statement, ast.Import):
+            for name in statement.names:
+                yield Import(module, name.name, statement.lineno, runs)
+            continue
+        origin = statement.module or ""
+        if statement.level:  # in the stubs of packages alone
+            origin = f"{module}.{origin}".removesuffix(".")
+        for name in statement.names:
+            whole = f"{origin}.{name.name}"
+            target = whole if whole in MODULES else origin
+            yield Import(module, target, statement.lineno, runs)
+
+
+def stub_imports(module: str, path: Path) -> Iterator[Import]:
+    """Yield what a package re-exports lazily: the imports of its ``__init__.pyi``."""
+    stub = path.with_suffix(".pyi")
+    if stub.is_file():
+        yield from (one._replace(runs=False) for one in imports_of(module, stub.read_text()))
+
+
+IMPORTS = [
+    one
+    for module, path in MODULES.items()
+    for one in (*imports_of(module, path.read_text()), *stub_imports(module, path))
+]
+
+
+def room_of(module: str) -> str:
+    """Give the room that a module of the package is in."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def broken_rules(imports: list[Import]) -> list[str]:
+    """Say which imports break the rules, one line each."""
+    found = []
+    for one in imports:
+        room, top = room_of(one.module), one.target.split(".")[0]
+        where = f"{one.module}:{one.line} imports {one.target}"
+        if top != "husai":
+            allowed = top == "ray" and one.module == RAY_MODULE
+            if top in FORBIDDEN.get(room, ()) and not allowed:
+                found.append(f"{where}: {room} knows nothing of {top}")
+            continue
+        other = room_of(one.target)
+        if not room or not other:  # the package's own version
+            continue
+        if room == other:
+            if room == "pipelines" and one.module.split(".")[2:3] != one.target.split(".")[2:3]:
+                found.append(f"{where}: one pipeline imports another")
+        elif FLOOR_OF[other] >= FLOOR_OF[room]:
+            found.append(f"{where}: {other} is not below {room}")
+    return found
+
+
+def test_every_room_has_its_floor():
+    rooms = {room_of(module) for module in MODULES} - {""}
+    assert rooms <= set(FLOOR_OF), "a new room: give it a floor here and in the design"
+
+
+def test_imports_go_downwards():
+    assert not broken_rules(IMPORTS), "\n".join(broken_rules(IMPORTS))
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "reason"),
+    [
+        ("husai.sae.x", "from husai.campaign import plan", "campaign is not below sae"),
+        ("husai.sae.x", "def f():\n    import transformer_lens", "nothing of transformer_lens"),
+        ("husai.consistency.x", "import mlflow.pyfunc", "nothing of mlflow"),
+        ("husai.campaign.x", "import ray", "nothing of ray"),
+        (
+            "husai.pipelines.reporting.nodes",
+            "from husai.pipelines.sae_training import nodes",
+            "one pipeline imports another",
+        ),
+        ("husai.tasks.x", "import husai.activations.rows", "activations is not below tasks"),
+    ],
+)
+def test_a_broken_rule_is_found(module, text, reason):
+    (found,) = broken_rules(list(imports_of(module, text)))
+    assert reason in found
+
+
+def cycles(imports: list[Import]) -> list[list[str]]:
+    """Give the circles among modules that import one another while they are imported."""
+    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    for one in imports:
+        if one.runs and one.target in MODULES and one.target != one.module:
+            graph[one.module].add(one.target)
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> None:
+        if module in path:
+            found.append([*path[path.index(module) :], module])
+            return
+        if module in done:
+            return
+        for target in sorted(graph[module]):
+            visit(target, [*path, module])
+        done.add(module)
+
+    for module in graph:
+        visit(module, [])
+    return found
+
+
+def test_no_module_imports_itself_round_a_corner():
+    assert cycles(IMPORTS) == []
+    one, other = "husai.errors", "husai.config"
+    assert cycles([Import(one, other, 1, True), Import(other, one, 1, True)])
