@@ -40,7 +40,7 @@ Codes = sp.csr_array[Any, tuple[int, int]]
 
 
 def feature_rates(config: PlantedConfig) -> NDArray[np.float64] | None:
-    """Chance of each feature to fire in a row ``[n_features]``; None where not known in closed form."""
+    """Chance of each feature to fire ``[n_features]``; None without a closed form."""
     rates = marginals(config.firing, config.n_units)
     if rates is None or not isinstance(config.dictionary, CircularDictionary):
         return rates
