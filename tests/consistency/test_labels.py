@@ -23,6 +23,7 @@ from husai.consistency.analyses.labels import (
     class_labels,
     class_scores,
     explain_latents,
+    family_r2,
     modular_labels,
     plane_labels,
     read_out,
@@ -121,6 +122,29 @@ def test_every_planted_meaning_is_found() -> None:
     ranks = class_scores(planted[:, 3:4], class_labels("answer", c))
     assert ranks.average_precision.max() == pytest.approx(1.0)
     assert ranks.r2.max() < 0.5 < got["r2"][3]
+
+
+def test_a_latent_of_several_answers_is_one_of_the_answer() -> None:
+    a, b, c = grid()
+    # the quadratic residues of 11: a difference set, whose spectrum is flat, so no wave fits
+    planted = np.isin(c, [1, 3, 4, 5, 9]) * np.random.default_rng(8).uniform(0.9, 1.1, len(c))
+    got = explain_latents(planted[:, None], modular_labels(a, b, c, P)).latents
+    assert got["kind"][0] == "answer, several"
+    assert got["family_r2"][0] > 0.95 > 0.5 > got["r2"][0]
+
+
+def test_the_share_of_a_whole_family_is_adjusted_least_squares() -> None:
+    rng = np.random.default_rng(9)
+    pairs = rng.integers(0, 5, (80, 2))
+    codes = np.clip(rng.standard_normal((80, 40)), 0, None)
+    labels = class_labels("token", pairs)
+    got = family_r2(codes, labels)
+    design = np.c_[np.ones(80), labels.members.toarray()]
+    rest = codes - design @ np.linalg.lstsq(design, codes)[0]
+    rank = np.linalg.matrix_rank(design) - 1
+    expected = 1 - rest.var(axis=0) / codes.var(axis=0) * 79 / (79 - rank)
+    np.testing.assert_allclose(got, np.clip(expected, 0, 1), atol=1e-9)
+    assert expected.mean() == pytest.approx(0.0, abs=0.03)  # noise explains nothing on average
 
 
 def test_forced_weak_firings_spoil_f1_of_firing_and_not_the_best() -> None:

@@ -366,6 +366,37 @@ def regressor_r2(codes: Codes, labels: Regressors) -> Floats:
     return np.clip(r2, 0.0, 1.0)
 
 
+def family_r2(codes: Codes, labels: Classes) -> Floats:
+    """R² ``[n_latents]`` of each code regressed on all classes of a family together, adjusted.
+
+    The share of a code's variance that the *variable* explains, whatever function of it the latent
+    is: 1 for a latent of one class, and for one of several. Adjusted for the classes' degrees of
+    freedom, so that it is 0 on average for a code that has nothing to do with them.
+
+    Raises
+    ------
+    InputError
+        When rows do not correspond or a code is negative.
+    """
+    members = labels.members
+    n_rows = members.shape[0]
+    matrix = _columns(codes, n_rows)
+    size = np.asarray(members.sum(axis=0)).ravel()
+    total = np.asarray(matrix.sum(axis=0)).ravel()
+    scatter = np.asarray(matrix.power(2).sum(axis=0)).ravel() - total**2 / n_rows
+    product = (matrix.T @ members).toarray() - np.outer(total, size) / n_rows
+    gram = (members.T @ members).toarray() - np.outer(size, size) / n_rows
+    values, vectors = np.linalg.eigh(gram)
+    keep = values > 1e-9 * values[-1]
+    explained = (np.square(product @ vectors[:, keep]) / values[keep]).sum(axis=1)
+    r2 = np.divide(explained, scatter, out=np.zeros_like(scatter), where=scatter > 1e-12)
+    left = n_rows - 1 - int(keep.sum())
+    if left < 1:
+        return np.zeros_like(r2)  # a class for each row explains anything
+    adjusted = 1 - (1 - r2) * (n_rows - 1) / left
+    return np.where(scatter > 1e-12, np.clip(adjusted, 0.0, 1.0), 0.0)
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What each latent means, out of the labels given.
@@ -373,10 +404,12 @@ class Explanation:
     Attributes
     ----------
     latents
-        A row a latent: ``latent``, ``kind`` (of the family whose label explains most;
-        ``"other"`` where none explains ``least_r2``, ``"dead"`` where it never fires),
-        ``family``, ``label``, ``r2``, and for classes ``average_precision``, ``f1_fires``,
-        ``f1_best``.
+        A row a latent: ``latent``, ``kind``, ``family``, ``label``, ``r2``, and for classes
+        ``average_precision``, ``f1_fires``, ``f1_best`` of the label and ``family_r2`` of all
+        the family's classes together. The kind is that of the label that explains most, when it
+        explains ``least_r2``; else, when a family of classes does so as a whole, its kind with
+        ``", several"`` (a latent for several answers); else ``"other"``, and ``"dead"`` where it
+        never fires.
     by_family
         A row a latent and family: the same columns for the family's best label.
     classes
@@ -430,12 +463,13 @@ def explain_latents(
                 "average_precision": scores.average_precision[at, best],
                 "f1_fires": scores.f1_fires[at, best],
                 "f1_best": scores.f1_best[at, best],
+                "family_r2": family_r2(matrix, family),
             }
         else:
             r2 = regressor_r2(matrix, family)
             best = r2.argmax(axis=1)
             measured = {"r2": r2[at, best]} | dict.fromkeys(
-                ("average_precision", "f1_fires", "f1_best"), np.nan
+                ("average_precision", "f1_fires", "f1_best", "family_r2"), np.nan
             )
         tables.append(
             pd.DataFrame(
@@ -449,9 +483,13 @@ def explain_latents(
             )
         )
     long = pd.concat(tables, ignore_index=True)
-    chosen = long.loc[long.groupby("latent")["r2"].idxmax()].reset_index(drop=True)
-    unexplained = chosen["r2"] < least_r2
-    chosen.loc[unexplained, "kind"] = "other"
+    by_label = long.loc[long.groupby("latent")["r2"].idxmax()].reset_index(drop=True)
+    whole = long.assign(family_r2=long["family_r2"].fillna(-1.0))
+    by_whole = long.loc[whole.groupby("latent")["family_r2"].idxmax()].reset_index(drop=True)
+    several = (by_label["r2"] < least_r2) & (by_whole["family_r2"] >= least_r2)
+    by_whole["kind"] += ", several"
+    chosen = by_label.where(~several, by_whole)
+    chosen.loc[(chosen["r2"] < least_r2) & ~several, "kind"] = "other"
     dead = np.diff(matrix.indptr) == 0
     chosen.loc[dead, ["kind", "family", "label"]] = ["dead", "", ""]
     return Explanation(chosen, long, classes, least_r2)
