@@ -104,7 +104,7 @@ def differences(
             bad = gone | (apart > scale)
             text = f"largest difference {np.nanmax(apart.fillna(0)):.3g}"
         else:
-            bad = a.fillna("").astype(str) != b.fillna("").astype(str)
+            bad = a.map(_text) != b.map(_text)
             text = "text"
         if bad.any():
             first = bad.index[bad.to_numpy()][0]
@@ -112,6 +112,11 @@ def differences(
                 f"{column}: {int(bad.sum())} of {len(common)} rows ({text}); "
                 f"{first}: {a[first]} became {b[first]}"
             )
+
+
+def _text(cell: Any) -> str:
+    """A cell as text; nothing is nothing, whatever a table calls it."""
+    return "" if np.ndim(cell) == 0 and pd.isna(cell) else str(cell)
 
 
 def _key(row: Any) -> str:

@@ -236,7 +236,7 @@ def test_interruption_has_its_exit_code(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("husai.compare.comparison.match_signed_and_absolute", interrupted)
+    monkeypatch.setattr("husai.consistency.scores.pair.match_signed_and_absolute", interrupted)
     code, _, error = run(capsys, "compare", folder / "s0.npy", folder / "s1.npy")
     assert code == 130
     assert error == "husai: interrupted\n"
@@ -245,7 +245,7 @@ def test_interruption_has_its_exit_code(
 def test_an_interrupted_comparison_is_resumed_and_cleans_up(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("husai.compare.comparison._LONG_PAIRS", 0)
+    monkeypatch.setattr("husai.consistency.scores.pair.LONG_PAIRS", 0)
     monkeypatch.setattr("husai.matching.match._DENSE_PAIRS", 0)
     command: list[str | Path] = [
         "compare",

@@ -200,7 +200,7 @@ def compare(
 
         remove_checkpoints(resume)
     if fail_under is not None:
-        score = next(r["mean"] for r in comparison.overall if r["score"] == "pw_mcc")
+        score = next(r.mean for r in comparison.overall if (r.score, r.signed) == ("pw_mcc", False))
         if score < fail_under:
             click.echo(
                 f"husai compare: PW-MCC {score:.4f} is below --fail-under {fail_under:g}", err=True

@@ -12,24 +12,31 @@ import pytest
 from numpy.typing import NDArray
 
 from husai.compare import document as compare_document
-from husai.compare.comparison import CompareConfig, ComparedSAE, compare, threshold_counts
+from husai.compare.comparison import CompareConfig, compare, threshold_counts
 from husai.compare.document import (
     matching_table,
     result_document,
     schema,
     write_result,
 )
+from husai.compare.schema import ScoreEntry
 from husai.compare.table import result_text
 from husai.consistency.inference.intervals import seed_interval
-from husai.consistency.inference.nulls import null_scores
+from husai.consistency.inference.nulls import NullCache, null_scores
 from husai.consistency.scores.decoder import mmcs, pw_mcc, shared_fraction
+from husai.consistency.scores.pair import Side
+from husai.consistency.study.record import SAERecord
 from husai.errors import InputError
 from husai.matching.match import match_features
 
 Rows = NDArray[Any]
 
 
-def planted(n_saes: int = 3, n: int = 60, n_shared: int = 40, d: int = 24) -> list[ComparedSAE]:
+def record(name: str, W_dec: Rows, W_enc: Rows | None = None, **fields: Any) -> SAERecord:
+    return SAERecord(name, "topk", 0, W_dec, W_enc, **fields)
+
+
+def planted(n_saes: int = 3, n: int = 60, n_shared: int = 40, d: int = 24) -> list[SAERecord]:
     """SAEs that share some features exactly and no others."""
     rng = np.random.default_rng(0)
     truth = rng.standard_normal((n_shared, d))
@@ -38,18 +45,24 @@ def planted(n_saes: int = 3, n: int = 60, n_shared: int = 40, d: int = 24) -> li
         W_dec = np.concatenate([truth, rng.standard_normal((n - n_shared, d))])
         W_dec = W_dec[rng.permutation(n)].astype(np.float32)
         saes.append(
-            ComparedSAE(
+            record(
                 f"seed {s}",
                 W_dec,
                 W_dec.T.copy(),
-                lambda rows, W=W_dec: np.maximum(rows @ W.T - 3, 0),  # type: ignore[misc]
+                encode=lambda rows, W=W_dec: np.maximum(rows @ W.T - 3, 0),
             )
         )
     return saes
 
 
-def value(scores: list[dict[str, Any]], name: str, signed: bool) -> float:
-    return float(next(s["value"] for s in scores if (s["score"], s["signed"]) == (name, signed)))
+def entry(scores: list[ScoreEntry], name: str, signed: bool) -> ScoreEntry:
+    return next(s for s in scores if (s.score, s.signed) == (name, signed))
+
+
+def value(scores: list[ScoreEntry], name: str, signed: bool) -> float:
+    found = entry(scores, name, signed).value
+    assert found is not None
+    return found
 
 
 def test_scores_are_those_of_the_library() -> None:
@@ -75,11 +88,11 @@ def test_scores_are_those_of_the_library() -> None:
 
     nulls = null_scores(60, 60, 24, scores=["pw_mcc", "mmcs"], n_draws=3, seed=5)
     for name, expected_null in nulls.items():
-        row = next(s for s in pair.scores if (s["score"], s["signed"]) == (name, False))
-        null = row["nulls"]["isotropic"]
-        assert null["mean"] == pytest.approx(expected_null.mean, abs=1e-6)
-        assert null["corrected"] == pytest.approx(expected_null.corrected(row["value"]), abs=1e-6)
-        assert null["p_value"] == 0.25
+        null = entry(pair.scores, name, False).nulls["isotropic"]
+        assert null.mean == pytest.approx(expected_null.mean, abs=1e-6)
+        corrected = expected_null.corrected(value(pair.scores, name, False))
+        assert null.corrected == pytest.approx(corrected, abs=1e-6)
+        assert null.p_value == 0.25
 
 
 def test_the_interval_is_over_saes() -> None:
@@ -90,26 +103,26 @@ def test_the_interval_is_over_saes() -> None:
         for j in range(3):
             W[i, j] = pw_mcc(saes[i].W_dec, saes[j].W_dec)
     expected = seed_interval(W, bounds=(0, 1))
-    row = next(r for r in comparison.overall if (r["score"], r["signed"]) == ("pw_mcc", False))
-    assert row["mean"] == pytest.approx(expected.mean)
-    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+    row = next(r for r in comparison.overall if (r.score, r.signed) == ("pw_mcc", False))
+    assert row.mean == pytest.approx(expected.mean)
+    assert (row.low, row.high) == pytest.approx((expected.low, expected.high))
     two = compare(saes[:2], CompareConfig(null_draws=0))
-    assert two.overall[0]["low"] is None
-    assert "two seeds" in two.overall[0]["reason"]
+    assert two.overall[0].low is None
+    assert "two seeds" in two.overall[0].reason
 
 
 def test_zero_rows_take_no_part_and_indices_name_the_latents() -> None:
     saes = planted(2)
     W_dec = np.concatenate([np.zeros((5, 24), np.float32), saes[0].W_dec])
-    with_zeros = ComparedSAE("zeros", W_dec, W_dec.T.copy())
+    with_zeros = record("zeros", W_dec, W_dec.T.copy())
     config = CompareConfig(null_draws=0)
     alone, other = compare(saes, config), compare([with_zeros, saes[1]], config)
     for before, after in zip(alone.pairs[0].scores, other.pairs[0].scores, strict=True):
-        assert before["value"] == pytest.approx(after["value"])
+        assert before.value == pytest.approx(after.value)
     before_table, after_table = matching_table(alone), matching_table(other)
     np.testing.assert_array_equal(before_table["a_index"] + 5, after_table["a_index"])
     np.testing.assert_array_equal(before_table["b_index"], after_table["b_index"])
-    assert result_document(other)["saes"][0]["zero_rows"] == 5
+    assert result_document(other).saes[0].zero_rows == 5
     assert "5 zero rows left out" in result_text(other)
 
 
@@ -117,7 +130,7 @@ def test_codes_of_equal_saes_agree_and_a_permutation_is_seen_through() -> None:
     sae = planted(1)[0]
     order = np.random.default_rng(1).permutation(60)
     W = sae.W_dec[order]
-    moved = ComparedSAE("moved", W, W.T.copy(), lambda rows: np.maximum(rows @ W.T - 3, 0))
+    moved = record("moved", W, W.T.copy(), encode=lambda rows: np.maximum(rows @ W.T - 3, 0))
     rows = np.random.default_rng(2).standard_normal((400, 24)).astype(np.float32)
     comparison = compare([sae, moved], CompareConfig(null_draws=2), activations=rows)
     scores = comparison.pairs[0].scores
@@ -128,12 +141,12 @@ def test_codes_of_equal_saes_agree_and_a_permutation_is_seen_through() -> None:
         ("activation_mcc", True),
     ):
         assert value(scores, name, signed) == pytest.approx(1.0, abs=1e-5)
-    nulls = next(s["nulls"] for s in scores if s["score"] == "pw_mcc")
+    nulls = entry(scores, "pw_mcc", True).nulls
     assert set(nulls) == {"isotropic", "data_aware"}
-    shuffled = scores[-1]["nulls"]["shuffled"]
-    assert shuffled["draws"] == 2
-    assert 0 < shuffled["mean"] < 0.5
-    assert shuffled["corrected"] == pytest.approx(1.0, abs=1e-5)
+    shuffled = entry(scores, "activation_mcc", True).nulls["shuffled"]
+    assert shuffled.draws == 2
+    assert 0 < shuffled.mean < 0.5
+    assert shuffled.corrected == pytest.approx(1.0, abs=1e-5)
     assert comparison.activations == {"n_rows": 400}
 
 
@@ -142,40 +155,39 @@ def test_wide_activation_matching_equals_the_narrow_one(monkeypatch: pytest.Monk
     rows = np.random.default_rng(2).standard_normal((300, 24)).astype(np.float32)
     config = CompareConfig(null_draws=0)
     narrow = compare(saes, config, activations=rows).pairs[0].scores
-    monkeypatch.setattr("husai.compare.comparison._CORRELATION_PAIRS", 0)
+    monkeypatch.setattr("husai.consistency.scores.codes._CORRELATION_PAIRS", 0)
     wide = compare(saes, config, activations=rows).pairs[0].scores
     assert value(wide, "activation_mcc", True) == pytest.approx(
         value(narrow, "activation_mcc", True), abs=1e-6
     )
-    monkeypatch.setattr("husai.compare.comparison._CORRELATION_NUMBERS", 600)
-    refused = compare(saes, config, activations=rows).pairs[0].scores[-1]
-    assert refused["value"] is None
-    assert "at most 10 rows" in refused["reason"]
+    monkeypatch.setattr("husai.consistency.scores.codes._CORRELATION_NUMBERS", 600)
+    scores = compare(saes, config, activations=rows).pairs[0].scores
+    refused = entry(scores, "activation_mcc", True)
+    assert refused.value is None
+    assert "at most 10 rows" in refused.reason
 
 
 def test_data_aware_chance_is_higher_on_narrow_data() -> None:
     rows = np.random.default_rng(2).standard_normal((400, 24)) * np.geomspace(1, 0.01, 24)
     comparison = compare(planted(2), CompareConfig(null_draws=2), activations=rows)
-    nulls = comparison.pairs[0].scores[0]["nulls"]
-    assert nulls["data_aware"]["mean"] > nulls["isotropic"]["mean"] + 0.1
+    nulls = entry(comparison.pairs[0].scores, "pw_mcc", False).nulls
+    assert nulls["data_aware"].mean > nulls["isotropic"].mean + 0.1
 
 
 def test_nulls_are_fewer_for_wider_saes_and_never_none_by_default() -> None:
-    from husai.compare.comparison import _Nulls, _Runs
-
-    nulls = _Nulls(_Runs(CompareConfig(), None, False), 768, None)
-    assert nulls.draws(64, 64) == 40
-    assert nulls.draws(131072, 131072) == 1
-    assert 1 < nulls.draws(16384, 16384) < 40
-    none = _Nulls(_Runs(CompareConfig(null_draws=0), None, False), 768, None)
-    assert none(64, 64) == {}
+    nulls = NullCache(CompareConfig())
+    assert nulls.draws(64, 64, 768) == 40
+    assert nulls.draws(131072, 131072, 768) == 1
+    assert 1 < nulls.draws(16384, 16384, 768) < 40
+    side = Side(np.eye(4))
+    assert NullCache(CompareConfig(null_draws=0)).pair(side, side) == {}
 
 
 def test_document_follows_the_published_schema_and_keeps_the_matching() -> None:
     saes = planted()
     rows = np.random.default_rng(2).standard_normal((50, 24)).astype(np.float32)
     comparison = compare(saes, CompareConfig(null_draws=2), activations=rows)
-    document = json.loads(json.dumps(result_document(comparison), allow_nan=False))
+    document = json.loads(result_document(comparison).model_dump_json(by_alias=True))
     checker = jsonschema.Draft202012Validator(schema())
     jsonschema.Draft202012Validator.check_schema(schema())
     checker.validate(document)
@@ -221,13 +233,18 @@ def test_threshold_counts_add_up() -> None:
     a = np.eye(4)[:3]
     b = np.array([[1.0, 0, 0, 0], [0, 0.8, 0.6, 0], [0, 0, 0, 1.0], [1, 1, 1, 1]])
     counts = threshold_counts(match_features(a, b), [0.5, 0.9])
-    assert counts[1] == {"threshold": 0.9, "matched": 1, "unmatched_a": 2, "unmatched_b": 3}
-    assert counts[0]["matched"] == 3
+    assert counts[1].model_dump() == {
+        "threshold": 0.9,
+        "matched": 1,
+        "unmatched_a": 2,
+        "unmatched_b": 3,
+    }
+    assert counts[0].matched == 3
 
 
 def test_text_says_what_is_unknown() -> None:
     saes = planted(2)
-    plain = [ComparedSAE("a", saes[0].W_dec), ComparedSAE("b", saes[1].W_dec, converged=False)]
+    plain = [record("a", saes[0].W_dec), record("b", saes[1].W_dec, converged=False)]
     text = result_text(compare(plain, CompareConfig(null_draws=0)))
     assert "convergence unknown" in text
     assert "NOT CONVERGED" in text
@@ -243,17 +260,17 @@ def test_bad_input_is_named() -> None:
     a, b = planted(2)
     with pytest.raises(InputError, match="at least two"):
         compare([a])
-    with pytest.raises(InputError, match="not all different"):
+    with pytest.raises(InputError, match="occurs twice"):
         compare([a, a])
-    with pytest.raises(InputError, match=r"narrow: its decoder has shape \(60, 20\)"):
-        compare([a, ComparedSAE("narrow", b.W_dec[:, :20])])
+    with pytest.raises(InputError, match="narrow: its decoder has 20 dimensions"):
+        compare([a, record("narrow", b.W_dec[:, :20])])
     with pytest.raises(InputError, match="dead: its decoder is all zero"):
-        compare([a, ComparedSAE("dead", np.zeros((5, 24)))])
+        compare([a, record("dead", np.zeros((5, 24)))])
     broken = b.W_dec.copy()
     broken[7, 3] = np.nan
-    with pytest.raises(InputError, match=r"broken: 1 of its 60 .* .the first is row 7"):
-        compare([a, ComparedSAE("broken", broken)])
+    with pytest.raises(InputError, match=r"broken: W_dec: 1 of its 60 .* .the first is row 7"):
+        compare([a, record("broken", broken)])
     with pytest.raises(InputError, match="W_enc has shape"):
-        compare([a, ComparedSAE("turned", b.W_dec, b.W_dec)])
+        compare([a, record("turned", b.W_dec, b.W_dec)])
     with pytest.raises(InputError, match="activations: shape"):
         compare([a, b], activations=np.ones((4, 3)))

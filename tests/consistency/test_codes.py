@@ -21,7 +21,7 @@ from husai.consistency.scores.codes import (
     shuffle_rows,
     sparse_codes,
 )
-from husai.consistency.scores.decoder import svcca_from_whitening, whitening
+from husai.consistency.scores.similarity import svcca_from_whitening, whitening
 from husai.errors import InputError
 
 

@@ -85,7 +85,7 @@ def test_mmcs_in_blocks_equals_mmcs_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     rng = np.random.default_rng(2)
     A, B = rng.standard_normal((33, 6)), rng.standard_normal((20, 6))
     whole, share = mmcs(A, B), uniqueness(A, B)
-    monkeypatch.setattr("husai.consistency.scores.decoder._BLOCK_NUMBERS", 45)
+    monkeypatch.setattr("husai.consistency.scores.pair._BLOCK_NUMBERS", 45)
     np.testing.assert_allclose(mmcs(A, B), whole, rtol=1e-13)
     assert uniqueness(A, B) == share
 

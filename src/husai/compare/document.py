@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -14,13 +12,24 @@ from husai.compare.comparison import (
     CompareConfig,
     Comparison,
     PairComparison,
-    live_rows,
     threshold_counts,
 )
+from husai.compare.schema import (
+    SCHEMA_NAME,
+    SCHEMA_VERSION,
+    ActivationsEntry,
+    Document,
+    MatchedPairs,
+    MatchEntry,
+    PairEntry,
+    SAEEntry,
+    Software,
+    schema,
+)
+from husai.matching.match import Match
 from husai.provenance import versions
 
-SCHEMA_NAME = "husai.compare"
-SCHEMA_VERSION = "1.0"
+__all__ = ["matching_table", "result_document", "schema", "write_result"]
 
 # Most pairs of features that the JSON holds itself.
 _INLINE_PAIRS = 20_000
@@ -55,7 +64,7 @@ def matching_table(comparison: Comparison) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def result_document(comparison: Comparison, matching_file: str | None = None) -> dict[str, Any]:
+def result_document(comparison: Comparison, matching_file: str | None = None) -> Document:
     """The comparison in the published JSON form (``docs/compare.md``, :func:`schema`).
 
     Parameters
@@ -65,67 +74,69 @@ def result_document(comparison: Comparison, matching_file: str | None = None) ->
     matching_file
         Name of the file beside it that holds the matchings; None puts them into the document.
     """
-    return {
-        "schema": SCHEMA_NAME,
-        "schema_version": SCHEMA_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "software": versions(),
-        "options": comparison.config.model_dump(mode="json"),
-        "activations": None if comparison.activations is None else dict(comparison.activations),
-        "saes": [
-            {
-                "id": sae.id,
-                "d_sae": len(sae.W_dec),
-                "d": sae.W_dec.shape[1],
-                "zero_rows": len(sae.W_dec) - len(live_rows(sae)),
-                "has_encoder": sae.W_enc is not None,
-                "converged": sae.converged,
-                **sae.origin,
-            }
+    inline = matching_file is None
+    return Document(
+        schema=SCHEMA_NAME,
+        schema_version=SCHEMA_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        software=Software(**versions()),
+        options=comparison.config.model_dump(mode="json"),
+        activations=None
+        if comparison.activations is None
+        else ActivationsEntry(**comparison.activations),
+        saes=[
+            SAEEntry(
+                id=sae.record.id,
+                d_sae=sae.record.d_sae,
+                d=sae.record.W_dec.shape[1],
+                zero_rows=sae.record.d_sae - len(sae.index),
+                has_encoder=sae.record.W_enc is not None,
+                converged=sae.record.converged,
+                **sae.record.origin,
+            )
             for sae in comparison.saes
         ],
-        "pairs": [
-            _pair_document(pair, comparison.config, matching_file is None)
+        pairs=[
+            PairEntry(
+                a=pair.a,
+                b=pair.b,
+                scores=pair.scores,
+                matches=[
+                    _match_entry(pair, match, comparison.config, inline)
+                    for match in (pair.absolute, pair.signed)
+                ],
+            )
             for pair in comparison.pairs
         ],
-        "overall": comparison.overall,
-        "matching_file": matching_file,
-    }
+        overall=comparison.overall,
+        matching_file=matching_file,
+    )
 
 
-def _pair_document(pair: PairComparison, config: CompareConfig, inline: bool) -> dict[str, Any]:
-    document: dict[str, Any] = {"a": pair.a, "b": pair.b, "scores": pair.scores, "matches": []}
-    for match in (pair.absolute, pair.signed):
-        certificate = match.certificate
-        entry: dict[str, Any] = {
-            "signed": match.signed,
-            "method": match.method,
-            "n_pairs": len(match.a_index),
-            "certified": match.certified,
-            "gap_bound": match.gap_bound,
-            "largest_violation": None if certificate is None else certificate.largest_violation,
-            "passes": None if certificate is None else certificate.passes,
-            "thresholds": threshold_counts(match, config.thresholds),
-            "pairs": None,
-        }
-        if inline:
-            entry["pairs"] = {
-                "a_index": pair.rows_a[match.a_index].tolist(),
-                "b_index": pair.rows_b[match.b_index].tolist(),
-                "cosine": match.cosine.tolist(),
-                "shared": pair.shared.tolist()
-                if match.signed and pair.shared is not None
-                else None,
-            }
-        document["matches"].append(entry)
-    return document
-
-
-def schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of :func:`result_document`."""
-    text = resources.files("husai.compare").joinpath("schema.json").read_text()
-    document: dict[str, Any] = json.loads(text)
-    return document
+def _match_entry(
+    pair: PairComparison, match: Match, config: CompareConfig, inline: bool
+) -> MatchEntry:
+    certificate = match.certificate
+    pairs = None
+    if inline:
+        shared = pair.shared if match.signed else None
+        pairs = MatchedPairs(
+            a_index=pair.rows_a[match.a_index].tolist(),
+            b_index=pair.rows_b[match.b_index].tolist(),
+            cosine=match.cosine.tolist(),
+            shared=None if shared is None else shared.tolist(),
+        )
+    return MatchEntry(
+        signed=match.signed,
+        method="dense" if match.method == "dense" else "sparse",
+        n_pairs=len(match.a_index),
+        certified=match.certified,
+        gap_bound=match.gap_bound,
+        largest_violation=None if certificate is None else certificate.largest_violation,
+        passes=None if certificate is None else certificate.passes,
+        thresholds=threshold_counts(match, config.thresholds),
+        pairs=pairs,
+    )
 
 
 def write_result(comparison: Comparison, path: Path) -> list[Path]:
@@ -144,7 +155,7 @@ def write_result(comparison: Comparison, path: Path) -> list[Path]:
             matching_table(comparison).to_parquet(temporary, index=False)
         name = beside.name
         written.append(beside)
-    text = json.dumps(result_document(comparison, name), indent=1, allow_nan=False)
+    plain = result_document(comparison, name).model_dump(mode="json", by_alias=True)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return [path, *written]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from husai.compare.comparison import ComparedSAE
+from husai.consistency.study.record import SAERecord
 from husai.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from husai.sae.formats import Format
 
 
-def load_saes(paths: Sequence[Path], format: Format | None = None) -> list[ComparedSAE]:
+def load_saes(paths: Sequence[Path], format: Format | None = None) -> list[SAERecord]:
     """Load SAEs or plain dictionaries, named by the shortest tails of their paths.
 
     Parameters
@@ -39,7 +39,7 @@ def load_saes(paths: Sequence[Path], format: Format | None = None) -> list[Compa
     ]
 
 
-def load_one(path: Path, name: str, format: Format | None = None) -> ComparedSAE:
+def load_one(path: Path, name: str, format: Format | None = None) -> SAERecord:
     """Load one SAE or plain dictionary.
 
     Raises
@@ -55,15 +55,17 @@ def load_one(path: Path, name: str, format: Format | None = None) -> ComparedSAE
     origin = {"path": str(path), "format": format, "files": describe_files(path)}
     if format in ("npy", "safetensors"):
         W_dec, _ = load_dictionary(path, format)
-        return ComparedSAE(name, W_dec, origin=origin)
+        return SAERecord(name, "dictionary", 0, W_dec, origin=origin)
     sae = load_sae(path, format)
     W_dec, W_enc = sae.W_dec.float().numpy(), sae.W_enc.float().numpy()
     _check_finite(path, "decoder", W_dec)
     _check_finite(path, "encoder", W_enc.T)
     converged = sae.metrics.get("converged")
     known = converged is not None and np.isfinite(converged)
-    return ComparedSAE(
+    return SAERecord(
         id=name,
+        architecture=sae.config.architecture,
+        seed=0,
         W_dec=W_dec,
         W_enc=W_enc,
         encode=lambda rows: _encode(sae, rows),

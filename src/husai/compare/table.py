@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from husai.compare.comparison import (
     CompareConfig,
     Comparison,
     PairComparison,
-    live_rows,
     threshold_counts,
 )
+from husai.compare.schema import NullEntry, ScoreEntry
+from husai.consistency.inference.nulls import NULL_KINDS
+from husai.consistency.scores.registry import SCORES
+from husai.consistency.study.record import all_converged
 
-_TITLES = {
-    "pw_mcc": "PW-MCC, one to one",
-    "mmcs": "MMCS, mean of both ways",
-    "mmcs_a_to_b": "MMCS, A to B",
-    "mmcs_b_to_a": "MMCS, B to A",
-    "matched_fraction": "matched ≥ {threshold:g}",
-    "shared_fraction": "shared, dec and enc ≥ {threshold:g}",
-    "pw_mcc_encoder": "PW-MCC of the encoders",
-    "code_jaccard": "codes: support Jaccard",
-    "code_correlation": "codes: correlation",
-    "code_r2": "codes: R²",
-    "activation_mcc": "matched by activations",
-}
-_BY_COSINE = ("pw_mcc", "mmcs", "matched", "shared")
 _WIDTH = 36
 
 
@@ -49,79 +36,87 @@ def result_text(comparison: Comparison) -> str:
 
 
 def _sae_lines(comparison: Comparison) -> list[str]:
-    width = max(len(sae.id) for sae in comparison.saes)
+    records = [sae.record for sae in comparison.saes]
+    width = max(len(record.id) for record in records)
     convergence = {True: "converged", False: "NOT CONVERGED", None: "convergence unknown"}
     lines = []
     for sae in comparison.saes:
-        zero = len(sae.W_dec) - len(live_rows(sae))
+        record, zero = sae.record, sae.record.d_sae - len(sae.index)
         parts = [
-            f"{len(sae.W_dec):,} features × {sae.W_dec.shape[1]}",
-            str(sae.origin.get("format", "in memory")),
-            *([str(sae.origin["architecture"])] if "architecture" in sae.origin else []),
-            "with encoder" if sae.W_enc is not None else "decoder only",
-            convergence[sae.converged],
+            f"{record.d_sae:,} features × {record.W_dec.shape[1]}",
+            str(record.origin.get("format", "in memory")),
+            *([str(record.origin["architecture"])] if "architecture" in record.origin else []),
+            "with encoder" if record.W_enc is not None else "decoder only",
+            convergence[record.converged],
             *([f"{zero:,} zero rows left out"] if zero else []),
         ]
-        lines.append(f"  {sae.id:<{width}}  {', '.join(parts)}")
+        lines.append(f"  {record.id:<{width}}  {', '.join(parts)}")
     return lines
 
 
 def _title(name: str, signed: bool, config: CompareConfig) -> str:
-    title = _TITLES[name].format(threshold=config.shared_threshold)
-    if name.startswith(_BY_COSINE) and name != "pw_mcc_encoder":
-        return f"{title}, {'signed' if signed else '|cosine|'}"
-    return title
+    score = SCORES[name]
+    title = score.title.format(threshold=config.shared_threshold)
+    return f"{title}, {'signed' if signed else '|cosine|'}" if len(score.signs) > 1 else title
 
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def _in_order(scores: list[ScoreEntry]) -> list[ScoreEntry]:
+    """As the registry lists them, the absolute convention before the signed one."""
+    place = {name: at for at, name in enumerate(SCORES)}
+    return sorted(scores, key=lambda entry: (place[entry.score], entry.signed))
+
+
 def _score_lines(pair: PairComparison, config: CompareConfig) -> list[str]:
+    scores = _in_order(pair.scores)
     kinds = [
-        k for k in ("isotropic", "data_aware") if any(k in row["nulls"] for row in pair.scores)
+        kind.name
+        for kind in NULL_KINDS.values()
+        if kind.draw is not None and any(kind.name in entry.nulls for entry in scores)
     ]
-    closed = any(row["chance"] is not None for row in pair.scores)
-    names = {"isotropic": "chance: random directions", "data_aware": "chance: drawn like the data"}
+    closed = any(entry.chance is not None for entry in scores)
     lines = []
     if kinds:
-        above = "".join(f"   {names[kind]:<31}" for kind in kinds)
+        above = "".join(f"   {f'chance: {NULL_KINDS[kind].title}':<31}" for kind in kinds)
         lines.append((" " * (_WIDTH + 11) + above).rstrip())
     head = f"  {'score':<{_WIDTH}}{'value':>9}"
     head += f"   {'mean ± sd':<16}{'corrected':>9}{'p':>6}" * len(kinds)
     lines.append(head.rstrip() + ("   chance" if closed and not kinds else ""))
-    known = [row for row in pair.scores if row["value"] is not None]
-    lines += [_score_line(row, kinds, config) for row in known]
+    lines += [_score_line(entry, kinds, config) for entry in scores if entry.value is not None]
     missing: dict[str, list[str]] = {}
-    for row in pair.scores:
-        if row["value"] is None:
-            missing.setdefault(row["reason"], []).append(
-                _title(row["score"], row["signed"], config)
-            )
+    for entry in scores:
+        if entry.value is None:
+            title = _title(entry.score, entry.signed, config)
+            missing.setdefault(entry.reason, []).append(title)
     lines += [f"  not known: {'; '.join(titles)} ({why})" for why, titles in missing.items()]
     return lines
 
 
-def _score_line(row: dict[str, Any], kinds: list[str], config: CompareConfig) -> str:
-    line = f"  {_title(row['score'], row['signed'], config):<{_WIDTH}}{_number(row['value']):>9}"
-    if row["chance"] is not None:
-        return f"{line}   {row['chance']:.4f}, in closed form"
-    shuffled = row["nulls"].get("shuffled")
+def _score_line(entry: ScoreEntry, kinds: list[str], config: CompareConfig) -> str:
+    title = _title(entry.score, entry.signed, config)
+    line = f"  {title:<{_WIDTH}}{_number(entry.value):>9}"
+    if entry.chance is not None:
+        return f"{line}   {entry.chance:.4f}, {NULL_KINDS['chance'].title}"
+    shuffled = entry.nulls.get("shuffled")
     if shuffled is not None:
-        chance = f"{_chance(shuffled):<16}{_number(shuffled['corrected']):>9}"
-        return f"{line}   {chance}{_number(shuffled['p_value'], 3):>6}   chance: rows shuffled"
+        chance = f"{_chance(shuffled):<16}{_number(shuffled.corrected):>9}"
+        why = NULL_KINDS["shuffled"].title
+        return f"{line}   {chance}{_number(shuffled.p_value, 3):>6}   chance: {why}"
     for kind in kinds:
-        null = row["nulls"].get(kind)
+        null = entry.nulls.get(kind)
         if null is None:
             line += " " * 34
             continue
-        p = _number(null["p_value"], 3)
-        line += f"   {_chance(null):<16}{_number(null['corrected']):>9}{p:>6}"
+        p = _number(null.p_value, 3)
+        line += f"   {_chance(null):<16}{_number(null.corrected):>9}{p:>6}"
     return line.rstrip()
 
 
-def _chance(null: dict[str, Any]) -> str:
-    return _number(null["mean"]) + ("" if null["sd"] is None else f" ± {null['sd']:.4f}")
+def _chance(null: NullEntry) -> str:
+    return _number(null.mean) + ("" if null.sd is None else f" ± {null.sd:.4f}")
 
 
 def _match_lines(pair: PairComparison, config: CompareConfig) -> list[str]:
@@ -139,7 +134,7 @@ def _match_lines(pair: PairComparison, config: CompareConfig) -> list[str]:
             ("  of A unmatched", "unmatched_a"),
             ("  of B unmatched", "unmatched_b"),
         ):
-            line = f"  {title:<{_WIDTH}}" + "".join(f"{row[key]:>10,}" for row in counts)
+            line = f"  {title:<{_WIDTH}}" + "".join(f"{getattr(row, key):>10,}" for row in counts)
             lines.append(line + (f"   {proof}" if key == "matched" else ""))
     return lines
 
@@ -152,13 +147,13 @@ def _overall_lines(comparison: Comparison) -> list[str]:
     ]
     missing = []
     for row in comparison.overall:
-        title = _title(row["score"], row["signed"], comparison.config)
-        if row["mean"] is None:
+        title = _title(row.score, row.signed, comparison.config)
+        if row.mean is None:
             missing.append(title)
             continue
-        line = f"  {title:<{_WIDTH}}{_number(row['mean']):>9}"
-        if row["low"] is not None:
-            line += f"   [{_number(row['low'])}, {_number(row['high'])}]"
+        line = f"  {title:<{_WIDTH}}{_number(row.mean):>9}"
+        if row.low is not None:
+            line += f"   [{_number(row.low)}, {_number(row.high)}]"
         lines.append(line)
     if missing:
         lines.append(f"  not known for every pair: {'; '.join(missing)}")
@@ -168,11 +163,12 @@ def _overall_lines(comparison: Comparison) -> list[str]:
 def _notes(comparison: Comparison) -> list[str]:
     """What a reader has to know to judge the numbers."""
     notes = []
+    records = [sae.record for sae in comparison.saes]
     draws_of = [
-        null["draws"]
+        null.draws
         for pair in comparison.pairs
-        for row in pair.scores
-        for kind, null in row["nulls"].items()
+        for entry in pair.scores
+        for kind, null in entry.nulls.items()
         if kind != "shuffled"
     ]
     if draws_of:
@@ -187,16 +183,17 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append("Chance was left out: these scores cannot be judged without it.")
     if len(comparison.saes) == 2:
         notes.append("Two SAEs are one pair: give three or more for an interval over SAEs.")
-    elif len({(len(sae.W_dec), sae.origin.get("architecture")) for sae in comparison.saes}) > 1:
+    elif len({(r.d_sae, r.origin.get("architecture")) for r in records}) > 1:
         notes.append(
             "These SAEs differ in width or architecture: the interval mixes that with what varies "
             "from seed to seed."
         )
-    if any(sae.converged is None for sae in comparison.saes):
+    flags = [record.converged for record in records]
+    if any(flag is None for flag in flags):
         notes.append(
             "Convergence unknown: an SAE that is not converged still carries its initialisation, "
             "which lowers (or, when shared, raises) every score."
         )
-    if any(sae.converged is False for sae in comparison.saes):
+    if all_converged(flags) is False:
         notes.append("NOT CONVERGED: these scores are about the training run, not the features.")
     return notes

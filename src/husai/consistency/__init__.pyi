@@ -33,7 +33,7 @@ from .analyses.truth import (
     plane_null,
     plane_recovery,
 )
-from .config import ConsistencyConfig
+from .config import ComparisonConfig, ConsistencyConfig
 from .inference.intervals import (
     Difference,
     PermutationTest,
@@ -45,7 +45,7 @@ from .inference.intervals import (
     seed_interval,
     seed_permutation_test,
 )
-from .inference.nulls import NullDistribution, null_between, null_scores
+from .inference.nulls import NULL_KINDS, NullDistribution, NullKind, null_between, null_scores
 from .inference.seeds import (
     CycleConsistency,
     PairMaps,
@@ -75,56 +75,61 @@ from .scores.codes import (
 )
 from .scores.decoder import (
     MMCS,
-    PAIR_SCORES,
-    DictionaryPair,
-    Nearest,
     SharedFeatures,
     gt_mcc,
     lp_distance,
     mmcs,
-    nearest_features,
     orderedness,
     pw_mcc,
     shared_fraction,
-    subspace_overlap,
     uniqueness,
 )
+from .scores.pair import Nearest, PreparedPair, Side, dictionary_pair, nearest_features
+from .scores.registry import SCORES, Score, Value
+from .scores.similarity import subspace_overlap
 from .scores.subspace import DataSpan, activation_covariance, data_span
-from .study.record import SAERecord
-from .study.report import ConsistencyReport, consistency_report, join_reports, plane_truth
+from .study.record import SAERecord, with_codes
+from .study.report import ConsistencyReport, consistency_report, join_reports
+from .study.truth import plane_truth
 
 __all__ = [
     "MMCS",
-    "PAIR_SCORES",
+    "NULL_KINDS",
+    "SCORES",
     "ActivationMatch",
     "AxisScore",
     "Certificate",
     "Coactivation",
     "CodeConsistency",
     "CodeMoments",
+    "ComparisonConfig",
     "ConsistencyConfig",
     "ConsistencyReport",
     "CycleConsistency",
     "DataSpan",
-    "DictionaryPair",
     "Difference",
     "EffectiveDimension",
     "FeatureClusters",
     "Match",
     "Nearest",
     "NullDistribution",
+    "NullKind",
     "PairMaps",
     "PermutationTest",
     "PlaneNull",
     "PlaneRecovery",
+    "PreparedPair",
     "RepresentationSimilarity",
     "SAERecord",
+    "Score",
     "SeedAlignment",
     "SeedInterval",
     "SeedPath",
     "SharedFeatures",
+    "Side",
     "SparsityPattern",
     "Symmetry",
+    "Value",
     "activation_covariance",
     "adjust_p",
     "against_width",
@@ -146,6 +151,7 @@ __all__ = [
     "data_span",
     "decoder_encoder_alignment",
     "detect_symmetries",
+    "dictionary_pair",
     "effective_dimension",
     "gt_mcc",
     "join_reports",
@@ -182,4 +188,5 @@ __all__ = [
     "subspace_overlap",
     "task_symmetries",
     "uniqueness",
+    "with_codes",
 ]

@@ -6,24 +6,52 @@ from typing import Literal
 
 from pydantic import Field
 
-from husai.config import Config, Count, Seed, Threads
+from husai.config import Config, Count, CountFromZero, Seed, Threads
 
 
-class ConsistencyConfig(Config):
-    """How a set of SAEs is compared."""
+class ComparisonConfig(Config):
+    """What every comparison of SAEs needs to know: of a study, of files, of planted truth."""
 
     dead: Literal["keep", "drop"] = Field(
         default="keep", description="whether latents that never fire take part in the match"
     )
     shared_threshold: float = Field(
-        default=0.7, gt=0, le=1, description="least cosine of a shared or reproduced feature"
-    )
-    data_variance: float = Field(
-        default=0.99, gt=0, le=1, description="variance that the data's subspace holds"
+        default=0.7,
+        gt=0,
+        le=1,
+        description="least cosine of a matched, shared or reproduced feature",
     )
     subspace_rank: Count | None = Field(
         default=None,
         description="dimensions of the subspaces compared; None takes half of what can be spanned",
+    )
+    max_similarity_width: Count = Field(
+        default=4096, description="widest SAE whose codes get CKA and SVCCA (memory: width²)"
+    )
+    null_draws: CountFromZero | None = Field(
+        default=None,
+        description="random pairs behind each null; None takes what about a minute allows, "
+        "0 leaves the nulls out",
+    )
+    code_null_draws: CountFromZero | None = Field(
+        default=None,
+        description="row shuffles behind the null of matched activations; None takes what about a "
+        "minute allows, 0 leaves it out",
+    )
+    level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of intervals")
+    seed: Seed = Field(default=0, description="seed of the nulls")
+    workers: Threads = Field(default=1, description="threads")
+    max_passes: float = Field(
+        default=4.0, ge=1, description="budget of one exact match, in passes of the product"
+    )
+    device: str = Field(default="cpu", description="cpu, or the torch device for the products")
+
+
+class ConsistencyConfig(ComparisonConfig):
+    """How the SAEs of a study are compared."""
+
+    data_variance: float = Field(
+        default=0.99, gt=0, le=1, description="variance that the data's subspace holds"
     )
     across_groups: bool = Field(
         default=False, description="score pairs of SAEs of different groups too"
@@ -31,19 +59,13 @@ class ConsistencyConfig(Config):
     plane_threshold: float = Field(
         default=0.9, gt=0, le=1, description="least norm of a feature's part in its plane"
     )
-    code_null_draws: Count = Field(
+    code_null_draws: CountFromZero | None = Field(
         default=19, description="row shuffles behind the null of matched activations"
     )
-    max_similarity_width: Count = Field(
-        default=4096, description="widest SAE whose codes get CKA and SVCCA (memory: width²)"
-    )
-    null_draws: Count = Field(default=40, description="random pairs behind each null")
-    level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of intervals")
+    null_draws: CountFromZero | None = Field(default=40, description="random pairs behind each null")
     symmetry_width: Count = Field(
         default=64, description="widest SAE whose symmetries are looked for (time: width²)"
     )
     symmetry_draws: Count = Field(
         default=9, description="random relabellings of the inputs behind symmetries' null"
     )
-    seed: Seed = Field(default=0, description="seed of the nulls")
-    workers: Threads = Field(default=1, description="threads")

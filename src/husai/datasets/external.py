@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kedro.io import AbstractDataset, DatasetError
 
 if TYPE_CHECKING:
-    from husai.compare.comparison import ComparedSAE
+    from husai.consistency.study.record import SAERecord
 
 
-class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[ComparedSAE]]"]):
+class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[SAERecord]]"]):
     """Groups of SAEs by their paths, in any format that ``husai compare`` reads.
 
     Parameters
@@ -36,7 +36,7 @@ class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[ComparedSAE]]"]):
         }
         self.metadata = metadata
 
-    def load(self) -> dict[str, list[ComparedSAE]]:
+    def load(self) -> dict[str, list[SAERecord]]:
         """Read every SAE; nothing that a file may hold is executed."""
         from husai.compare.files import load_saes
 

@@ -159,9 +159,13 @@ def seed_interval(
         means = _bootstrap_means(W, n_resamples, np.random.default_rng(seed))
         se = float(means.std(ddof=1))
         low, high = (float(v) for v in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
-    if bounds is not None:
-        low, high = max(low, bounds[0]), min(high, bounds[1])
+    low, high = _within(low, high, bounds)
     return SeedInterval(mean, low, high, se, level, n, n_pairs, method, "")
+
+
+def _within(low: float, high: float, bounds: tuple[float, float] | None) -> tuple[float, float]:
+    """Cut an interval to what can be."""
+    return (low, high) if bounds is None else (max(low, bounds[0]), min(high, bounds[1]))
 
 
 def _bootstrap_means(
@@ -232,7 +236,12 @@ class Difference:
 
 
 def seed_difference(
-    scores_a: ArrayLike, scores_b: ArrayLike, *, level: float = 0.95, paired: bool = False
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    *,
+    level: float = 0.95,
+    paired: bool = False,
+    bounds: tuple[float, float] | None = None,
 ) -> Difference:
     """Difference of two groups' mean pair scores with an interval over seeds.
 
@@ -248,6 +257,8 @@ def seed_difference(
         Confidence level.
     paired
         Whether the seeds of the two groups belong together in order.
+    bounds
+        Cut the interval to what the difference can be, for example ``(-1, 1)``.
 
     Raises
     ------
@@ -284,10 +295,11 @@ def seed_difference(
         scale = 1 - 3 / (4 * total - 1)  # Hedges' correction for few seeds
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * se
     effect = difference / pooled * scale if pooled > 0 else None
+    low, high = _within(difference - half, difference + half, bounds)
     return Difference(
         difference=difference,
-        low=difference - half,
-        high=difference + half,
+        low=low,
+        high=high,
         se=se,
         p_value=float(2 * stats.t.sf(abs(difference) / se, freedom)) if se > 0 else None,
         effect=effect,
@@ -299,7 +311,9 @@ def seed_difference(
     )
 
 
-def mean_interval(values: ArrayLike, *, level: float = 0.95) -> SeedInterval:
+def mean_interval(
+    values: ArrayLike, *, level: float = 0.95, bounds: tuple[float, float] | None = None
+) -> SeedInterval:
     """Interval for the mean of a score that every SAE has by itself (plane recall, FVU).
 
     Seeds are independent, so this is the t interval; below two there is none.
@@ -310,6 +324,8 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> SeedInterval:
         ``[S]``, one a seed.
     level
         Confidence level.
+    bounds
+        Cut the interval to what the score can be, for example ``(0, 1)``.
 
     Raises
     ------
@@ -325,7 +341,8 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> SeedInterval:
         return SeedInterval(mean, None, None, None, level, n, 0, "t", reason)
     se = float(x.std(ddof=1) / sqrt(n))
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * se
-    return SeedInterval(mean, mean - half, mean + half, se, level, n, 0, "t", "")
+    low, high = _within(mean - half, mean + half, bounds)
+    return SeedInterval(mean, low, high, se, level, n, 0, "t", "")
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,45 @@
 """Chance levels: what a score is worth on dictionaries that share nothing.
 
 A maximum over many candidates is large by chance alone (matched |cosine| .304 between random
-dictionaries of 2,048 features in 128 dimensions), so every score stands beside its null.
+dictionaries of 2,048 features in 128 dimensions), so every score stands beside its null. A kind
+of null is one entry of :data:`NULL_KINDS`; :class:`NullCache` draws those that are drawn, once for
+all SAEs of one shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from husai.consistency.scores.decoder import PAIR_SCORES, DictionaryPair, signed_and_absolute
+from husai.consistency.config import ComparisonConfig
+from husai.consistency.scores.codes import shuffle_rows
+from husai.consistency.scores.pair import (
+    BOTH_SIGNS,
+    MatchRun,
+    PreparedPair,
+    Side,
+    dictionary_pair,
+)
+from husai.consistency.scores.registry import SCORES, Score, known_scores
+from husai.consistency.scores.rows import direction_rows
+from husai.consistency.scores.subspace import DataSpan
 from husai.errors import InputError
 from husai.threads import worker_pool
 
-NullKind = Literal["isotropic", "data_aware"]
+Source = Literal["covariance", "dictionaries", "inits", "codes", "untrained"]
+"""What a null is made of, beside the shapes of the dictionaries."""
+
+# Float operations that the nulls of one pair of shapes may take when their number is not given:
+# a minute or so on two cores. Chance varies less the wider the dictionaries.
+_NULL_OPERATIONS = 4e12
+_MOST_NULL_DRAWS, _LEAST_NULL_DRAWS = 40, 1
+# Shuffles behind the null of matched activations, and pairs of latents they may correlate in all.
+_MOST_SHUFFLES, _SHUFFLED_PAIRS = 19, 20 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -139,12 +160,362 @@ def covariance_root(covariance: ArrayLike) -> NDArray[np.float64]:
     return root
 
 
+@dataclass(frozen=True)
+class NullSource:
+    """What draws of a null are made from.
+
+    Attributes
+    ----------
+    n_a, n_b, d
+        Features of the two dictionaries and their dimension.
+    root
+        ``[r, d]`` root of the activations' covariance, from :func:`covariance_root`, or None.
+    own
+        The SAEs that are compared, where a kind is made of them; empty otherwise.
+    """
+
+    n_a: int
+    n_b: int
+    d: int
+    root: NDArray[np.float64] | None = None
+    own: tuple[Side, ...] = ()
+
+
+Draw = Callable[[NullSource, np.random.Generator], tuple[Side, Side]]
+
+
+@dataclass(frozen=True)
+class NullKind:
+    """One kind of null.
+
+    Attributes
+    ----------
+    name
+        In columns and files.
+    title
+        For people.
+    meaning
+        One sentence: chance of what.
+    needs
+        What it is made of. With ``"dictionaries"`` it is drawn for each group by itself, else
+        once for all SAEs of one shape.
+    draw
+        Makes one independent pair of SAEs that share nothing; None for kinds that are not drawn.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    needs: frozenset[Source]
+    draw: Draw | None = None
+
+
+def _isotropic(source: NullSource, rng: np.random.Generator) -> tuple[Side, Side]:
+    return _random_pair(source, rng, None)
+
+
+def _data_aware(source: NullSource, rng: np.random.Generator) -> tuple[Side, Side]:
+    return _random_pair(source, rng, source.root)
+
+
+def _random_pair(
+    source: NullSource, rng: np.random.Generator, root: NDArray[np.float64] | None
+) -> tuple[Side, Side]:
+    """Two SAEs whose decoders and encoders are drawn; the encoders only when they are needed.
+
+    Encoders are read-out directions: the covariance of the data says nothing about them, so they
+    are isotropic in every kind. They come from streams of their own, so that the decoders are the
+    same whether encoders are drawn or not.
+    """
+    streams = rng.spawn(2)
+    sides = []
+    for n, stream in zip((source.n_a, source.n_b), streams, strict=True):
+        decoder = direction_rows(random_dictionary(n, source.d, rng, root))
+        sides.append(
+            Side(
+                decoder,
+                lambda n=n, stream=stream: direction_rows(random_dictionary(n, source.d, stream)),
+            )
+        )
+    return sides[0], sides[1]
+
+
+NULL_KINDS: dict[str, NullKind] = {
+    kind.name: kind
+    for kind in (
+        NullKind(
+            "isotropic",
+            "random directions",
+            "dictionaries of the same sizes with directions uniform on the sphere",
+            frozenset(),
+            _isotropic,
+        ),
+        NullKind(
+            "data_aware",
+            "drawn like the data",
+            "dictionaries of the same sizes with directions drawn with the covariance of the "
+            "activations",
+            frozenset({"covariance"}),
+            _data_aware,
+        ),
+        NullKind(
+            "init",
+            "own initialisation",
+            "the SAEs' own initial decoders: what agreement there was before training",
+            frozenset({"inits"}),
+        ),
+        NullKind(
+            "untrained",
+            "untrained model",
+            "SAEs of the same settings trained on the activations of an untrained model",
+            frozenset({"untrained"}),
+        ),
+        NullKind(
+            "shuffled",
+            "rows shuffled",
+            "the same codes with the rows of one side in another order",
+            frozenset({"codes"}),
+        ),
+        NullKind(
+            "chance",
+            "in closed form",
+            "the expected score of independent codes with the same firing rates",
+            frozenset({"codes"}),
+        ),
+    )
+}
+"""All kinds of null by name."""
+
+
+def drawn_kinds(sources: frozenset[Source] | set[Source]) -> list[str]:
+    """Name the kinds that can be drawn from what there is."""
+    return [kind.name for kind in NULL_KINDS.values() if kind.draw and kind.needs <= sources]
+
+
+Nulls = dict[tuple[str, bool], dict[str, NullDistribution]]
+"""Null distributions by score and sign, then by kind."""
+
+
+class NullCache:
+    """Drawn nulls by shape, so that SAEs of one shape share them.
+
+    Parameters
+    ----------
+    config
+        Draws, seed, threads, threshold.
+    covariance
+        ``[d, d]`` of the activations, or None: then no null is drawn that needs it.
+    spaces
+        The spaces in which scores are given: None for the full one.
+    run
+        How long matches are run.
+    """
+
+    def __init__(
+        self,
+        config: ComparisonConfig,
+        covariance: ArrayLike | None = None,
+        spaces: Mapping[str, DataSpan | None] | None = None,
+        run: MatchRun | None = None,
+    ) -> None:
+        self._config, self._run = config, run
+        self._spaces = spaces or {"full": None}
+        self.covariance = None if covariance is None else np.asarray(covariance, dtype=np.float64)
+        self._roots: dict[str, NDArray[np.float64] | None] = {}
+        self._known: dict[tuple[object, ...], Nulls] = {}
+        sources: set[Source] = {"dictionaries"}
+        if covariance is not None:
+            sources.add("covariance")
+        self.kinds = drawn_kinds(sources)
+
+    def draws(self, n_a: int, n_b: int, d: int) -> int:
+        """How many random pairs dictionaries of these sizes get."""
+        if self._config.null_draws is not None:
+            return self._config.null_draws
+        affordable = int(_NULL_OPERATIONS / (2.0 * n_a * n_b * d))
+        return min(max(affordable, _LEAST_NULL_DRAWS), _MOST_NULL_DRAWS)
+
+    def pair(self, a: Side, b: Side, space: str = "full", group: str = "") -> Nulls:
+        """Give the drawn nulls of SAEs like these two.
+
+        Parameters
+        ----------
+        a, b
+            Two SAEs; of most kinds only their sizes matter.
+        space
+            In which they are.
+        group
+            Names them, for kinds that are made of the SAEs themselves.
+        """
+        found: Nulls = {}
+        for kind in self.kinds:
+            for key, null in self._drawn(NULL_KINDS[kind], a, b, space, group).items():
+                found.setdefault(key, {}).update(null)
+        return found
+
+    def _drawn(self, kind: NullKind, a: Side, b: Side, space: str, group: str) -> Nulls:
+        (n_a, d), n_b = a.decoder.shape, len(b.decoder)
+        encoders = a.encoder is not None and b.encoder is not None
+        n_draws = self.draws(n_a, n_b, d)
+        own = "dictionaries" in kind.needs
+        key = (
+            *(kind.name, n_a, n_b, d, encoders),
+            space if kind.needs else "",
+            group if own else "",
+        )
+        if n_draws == 0:
+            return {}
+        if key not in self._known:
+            source = NullSource(
+                n_a,
+                n_b,
+                d,
+                self._root(space) if "covariance" in kind.needs else None,
+                (a, b) if own else (),
+            )
+            self._known[key] = self._borrowed(
+                kind,
+                draw_nulls(
+                    kind,
+                    source,
+                    self._config,
+                    n_draws,
+                    self._scores(kind, encoders),
+                    run=self._run,
+                ),
+            )
+        return self._known[key]
+
+    def _scores(self, kind: NullKind, encoders: bool) -> list[Score]:
+        allowed = {"decoder", "encoder"} if encoders else {"decoder"}
+        return [
+            score
+            for score in SCORES.values()
+            if kind.name in score.nulls and score.needs <= allowed and not score.null_of
+        ]
+
+    def _borrowed(self, kind: NullKind, drawn: Nulls) -> Nulls:
+        for score in SCORES.values():
+            for signed in score.signs:
+                lender = drawn.get((score.null_of, signed))
+                if lender is not None and kind.name in score.nulls:
+                    drawn[score.name, signed] = {kind.name: lender[kind.name]}
+        return drawn
+
+    def _root(self, space: str) -> NDArray[np.float64] | None:
+        if space not in self._roots and self.covariance is not None:
+            span = self._spaces[space]
+            matrix = self.covariance
+            if span is not None:
+                matrix = span.basis @ matrix @ span.basis.T
+            self._roots[space] = covariance_root(matrix)
+        return self._roots.get(space)
+
+
+def draw_nulls(
+    kind: NullKind,
+    source: NullSource,
+    config: ComparisonConfig,
+    n_draws: int,
+    scores: Sequence[Score],
+    signs: Sequence[bool] = BOTH_SIGNS,
+    run: MatchRun | None = None,
+) -> Nulls:
+    """Score independent pairs of a kind; a score that some draw does not define is left out.
+
+    Draw ``t`` depends on the seed and ``t`` alone, so the values are the same for any number of
+    workers.
+
+    Raises
+    ------
+    InputError
+        When the kind is not drawn, or sizes are below 1.
+    """
+    if kind.draw is None:
+        raise InputError(f"kind: {kind.name!r} is not drawn; choose from those that are")
+    n_a, n_b, d = source.n_a, source.n_b, source.d
+    if min(n_a, n_b, d, n_draws) < 1:
+        raise InputError(f"sizes: n_a {n_a}, n_b {n_b}, d {d}, n_draws {n_draws}; give at least 1")
+    draw = kind.draw
+    keys = [(score, signed) for signed in signs for score in scores if signed in score.signs]
+
+    def one(t: int) -> list[float | None]:
+        sides = draw(source, np.random.default_rng([config.seed, t]))
+        name = f"of chance {kind.name} {n_a} {n_b} {t}"
+        pair = PreparedPair(*sides, config, signs=signs, run=run, name=name)
+        return [score.of(pair, signed).value for score, signed in keys]
+
+    if config.workers == 1:  # in this thread, so that an interruption reaches a long match
+        values = [one(t) for t in range(n_draws)]
+    else:
+        with worker_pool(config.workers) as pool:  # assignments and products release the GIL
+            values = list(pool.map(one, range(n_draws)))
+    found: Nulls = {}
+    for column, (score, signed) in enumerate(keys):
+        null = _distribution(kind.name, score, signed, [row[column] for row in values])
+        if null is not None:
+            found[score.name, signed] = {kind.name: null}
+    return found
+
+
+def _distribution(
+    kind: str, score: Score, signed: bool, values: Sequence[float | None], independent: bool = True
+) -> NullDistribution | None:
+    """A null from its values; None where one is not defined or there is none."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return NullDistribution(
+        kind, score.name, signed, np.array(known, dtype=np.float64), independent, score.perfect
+    )
+
+
+def given_nulls(kind: str, values: Mapping[tuple[str, bool], Sequence[float | None]]) -> Nulls:
+    """Make nulls of scores of given pairs (initialisations), which are not independent draws."""
+    found: Nulls = {}
+    for (name, signed), scored in values.items():
+        null = _distribution(kind, SCORES[name], signed, scored, independent=False)
+        if null is not None and kind in SCORES[name].nulls:
+            found[name, signed] = {kind: null}
+    return found
+
+
+def shuffled_nulls(a: Side, b: Side, config: ComparisonConfig) -> Nulls:
+    """Score two SAEs when the rows of one side's codes are shuffled: they see unrelated inputs.
+
+    Empty without codes, or where no shuffle is asked for or affordable.
+    """
+    wanted = [score for score in SCORES.values() if "shuffled" in score.nulls]
+    if a.codes is None or b.codes is None or not wanted:
+        return {}
+    one, other = a.codes.codes, b.codes.codes
+    affordable = min(_MOST_SHUFFLES, _SHUFFLED_PAIRS // (one.shape[1] * other.shape[1]))
+    if config.null_draws is not None:
+        affordable = min(affordable, config.null_draws)
+    draws = affordable if config.code_null_draws is None else config.code_null_draws
+
+    def draw(t: int) -> list[float | None]:
+        moved = shuffle_rows(other, np.random.default_rng([config.seed, t]))
+        pair = PreparedPair(a, Side(b.decoder, codes=type(b.codes)(moved)), config)  # type: ignore[misc]
+        return [score.of(pair, signed).value for score in wanted for signed in score.signs]
+
+    with worker_pool(config.workers) as pool:
+        values = list(pool.map(draw, range(draws)))
+    found: Nulls = {}
+    keys = [(score, signed) for score in wanted for signed in score.signs]
+    for column, (score, signed) in enumerate(keys):
+        null = _distribution("shuffled", score, signed, [row[column] for row in values])
+        if null is not None:
+            found[score.name, signed] = {"shuffled": null}
+    return found
+
+
 def null_scores(
     n_a: int,
     n_b: int,
     d: int,
     *,
-    kind: NullKind = "isotropic",
+    kind: str = "isotropic",
     scores: Sequence[str] = ("pw_mcc", "mmcs"),
     signed: bool = False,
     covariance: ArrayLike | None = None,
@@ -152,10 +523,9 @@ def null_scores(
     seed: int = 0,
     workers: int = 1,
     rank: int | None = None,
+    threshold: float = 0.7,
 ) -> dict[str, NullDistribution]:
-    """Score independent pairs of random dictionaries.
-
-    Draw ``t`` depends on ``seed`` and ``t`` alone, so the values are the same for any ``workers``.
+    """Score independent pairs of random SAEs.
 
     Parameters
     ----------
@@ -165,7 +535,7 @@ def null_scores(
         ``"isotropic"``: directions uniform on the sphere. ``"data_aware"``: directions drawn with
         the covariance of the activations; anisotropic data raise chance a lot.
     scores
-        Names from ``PAIR_SCORES``.
+        Names of scores that need decoders or encoders.
     signed
         Use the cosine itself instead of its absolute value.
     covariance
@@ -178,6 +548,8 @@ def null_scores(
         Threads.
     rank
         Dimensions of the subspaces that ``"subspace_overlap"`` compares.
+    threshold
+        Cosine from which features count as matched and shared.
 
     Returns
     -------
@@ -189,115 +561,28 @@ def null_scores(
     InputError
         On an unknown kind or score, sizes below 1, or a covariance that is missing or unfit.
     """
-    draw = _sampler(n_a, n_b, d, kind, covariance, n_draws, seed, scores)
-
-    def one(t: int) -> list[float | None]:
-        pair = DictionaryPair(*draw(t), signed=signed, rank=rank)
-        return [PAIR_SCORES[name].compute(pair) for name in scores]
-
-    with worker_pool(workers) as pool:  # assignments and products release the GIL
-        values = list(pool.map(one, range(n_draws)))
-    return _defined(kind, signed, scores, values, independent=True)
-
-
-def null_scores_of_both_signs(
-    n_a: int,
-    n_b: int,
-    d: int,
-    *,
-    kind: NullKind = "isotropic",
-    scores: Sequence[str] = ("pw_mcc", "mmcs"),
-    covariance: ArrayLike | None = None,
-    n_draws: int = 40,
-    seed: int = 0,
-    workers: int = 1,
-    rank: int | None = None,
-) -> dict[bool, dict[str, NullDistribution]]:
-    """The nulls of :func:`null_scores` for ``signed`` True and False, from the same draws.
-
-    Half the work of two calls: one pass of products serves both matches.
-
-    Raises
-    ------
-    InputError
-        As :func:`null_scores`.
-    """
-    draw = _sampler(n_a, n_b, d, kind, covariance, n_draws, seed, scores)
-
-    def one(t: int) -> list[list[float | None]]:
-        pairs = signed_and_absolute(*draw(t), rank=rank)
-        return [[PAIR_SCORES[name].compute(pair) for name in scores] for pair in pairs]
-
-    with worker_pool(workers) as pool:
-        values = list(pool.map(one, range(n_draws)))
-    return {
-        sign: _defined(kind, sign, scores, [both[at] for both in values], independent=True)
-        for at, sign in enumerate((True, False))
-    }
-
-
-_Dictionaries = tuple[NDArray[np.float64], NDArray[np.float64]]
-
-
-def _sampler(
-    n_a: int,
-    n_b: int,
-    d: int,
-    kind: str,
-    covariance: ArrayLike | None,
-    n_draws: int,
-    seed: int,
-    scores: Sequence[str],
-) -> Callable[[int], _Dictionaries]:
-    """Check what a null is asked for; return the function that makes its draw ``t``."""
-    if kind not in get_args(NullKind):
-        raise InputError(f"kind: {kind!r} is not a null; choose from {get_args(NullKind)}")
-    _known(scores)
-    if min(n_a, n_b, d, n_draws) < 1:
-        raise InputError(f"sizes: n_a {n_a}, n_b {n_b}, d {d}, n_draws {n_draws}; give at least 1")
+    drawn = [name for name, entry in NULL_KINDS.items() if entry.draw is not None]
+    if kind not in drawn:
+        raise InputError(f"kind: {kind!r} is not a null that is drawn; choose from {drawn}")
     root = None
-    if kind == "data_aware":
+    if "covariance" in NULL_KINDS[kind].needs:
         if covariance is None:
-            raise InputError("covariance: the data-aware null needs the activations' covariance")
+            raise InputError(f"covariance: the {kind} null needs the activations' covariance")
         root = covariance_root(covariance)
         if root.shape[1] != d:
             raise InputError(f"covariance: of {root.shape[1]} dimensions, dictionaries of {d}")
-
-    def draw(t: int) -> _Dictionaries:
-        rng = np.random.default_rng([seed, t])
-        return random_dictionary(n_a, d, rng, root), random_dictionary(n_b, d, rng, root)
-
-    return draw
-
-
-def _known(scores: Sequence[str]) -> None:
-    unknown = [name for name in scores if name not in PAIR_SCORES]
-    if unknown:
-        raise InputError(f"scores: {unknown} are not known; choose from {sorted(PAIR_SCORES)}")
-
-
-def _defined(
-    kind: str,
-    signed: bool,
-    scores: Sequence[str],
-    values: Sequence[Sequence[float | None]],
-    *,
-    independent: bool,
-) -> dict[str, NullDistribution]:
-    """Gather ``values[draw][score]``, leaving out scores that some draw does not define."""
-    found = {}
-    for column, name in enumerate(scores):
-        defined = [row[column] for row in values if row[column] is not None]
-        if len(defined) == len(values):
-            found[name] = NullDistribution(
-                kind,
-                name,
-                signed,
-                np.array(defined, dtype=np.float64),
-                independent,
-                PAIR_SCORES[name].perfect,
-            )
-    return found
+    config = ComparisonConfig(
+        seed=seed, workers=workers, subspace_rank=rank, shared_threshold=threshold
+    )
+    found = draw_nulls(
+        NULL_KINDS[kind],
+        NullSource(n_a, n_b, d, root),
+        config,
+        n_draws,
+        known_scores(list(scores)),
+        (signed,),
+    )
+    return {name: nulls[kind] for (name, _), nulls in found.items()}
 
 
 def null_between(
@@ -333,10 +618,15 @@ def null_between(
     """
     if len(dictionaries) < 2:
         raise InputError(f"dictionaries: {len(dictionaries)} given; a null needs at least a pair")
-    _known(scores)
+    wanted = known_scores(list(scores))
     chosen = list(combinations(range(len(dictionaries)), 2)) if pairs is None else list(pairs)
     values = []
     for i, j in chosen:
-        pair = DictionaryPair(dictionaries[i], dictionaries[j], signed=signed)
-        values.append([PAIR_SCORES[name].compute(pair) for name in scores])
-    return _defined(kind, signed, scores, values, independent=False)
+        pair = dictionary_pair(dictionaries[i], dictionaries[j], (signed,))
+        values.append([score.of(pair, signed).value for score in wanted])
+    found = {}
+    for column, score in enumerate(wanted):
+        null = _distribution(kind, score, signed, [row[column] for row in values], False)
+        if null is not None:
+            found[score.name] = null
+    return found

@@ -20,17 +20,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.cluster.vq import kmeans2
 
+from husai.consistency.config import ComparisonConfig
 from husai.consistency.inference.nulls import (
     NullDistribution,
     covariance_root,
     random_dictionary,
 )
-from husai.consistency.scores.decoder import (
-    PAIR_SCORES,
-    SHARED_THRESHOLD,
-    DictionaryPair,
-    shared_fraction,
-)
+from husai.consistency.scores.decoder import SHARED_THRESHOLD, shared_fraction
+from husai.consistency.scores.pair import dictionary_pair
+from husai.consistency.scores.registry import known_scores
 from husai.errors import InputError
 from husai.matching.match import unit_rows
 from husai.threads import worker_pool
@@ -406,7 +404,7 @@ def score_reference(
     sizes
         Features of the two.
     scores
-        Names from ``PAIR_SCORES``; one that is not defined for these sizes is left out.
+        Names of scores that need decoders alone; one that is not defined for these sizes is left out.
     signed
         Use the cosine itself instead of its absolute value.
     n_draws, seed
@@ -421,27 +419,26 @@ def score_reference(
     InputError
         On an unknown score, no draw, or sizes the reference cannot make.
     """
-    unknown = [name for name in scores if name not in PAIR_SCORES]
-    if unknown:
-        raise InputError(f"scores: {unknown} are not known; choose from {sorted(PAIR_SCORES)}")
+    wanted = known_scores(list(scores))
+    config = ComparisonConfig(subspace_rank=rank)
 
     def one(t: int) -> list[float | None]:
         a, b = reference.draw(np.random.default_rng([seed, t]), sizes)
-        pair = DictionaryPair(a, b, signed=signed, rank=rank)
-        return [PAIR_SCORES[name].compute(pair) for name in scores]
+        pair = dictionary_pair(a, b, (signed,), config=config)
+        return [score.of(pair, signed).value for score in wanted]
 
     values = _each(one, n_draws, workers)
     found = {}
-    for column, name in enumerate(scores):
+    for column, score in enumerate(wanted):
         defined = [row[column] for row in values]
         if all(value is not None for value in defined):
-            found[name] = NullDistribution(
+            found[score.name] = NullDistribution(
                 reference.kind,
-                name,
+                score.name,
                 signed,
                 np.array(defined, dtype=np.float64),
                 reference.independent,
-                PAIR_SCORES[name].perfect,
+                score.perfect,
             )
     return found
 

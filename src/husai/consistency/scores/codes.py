@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any, TypeAlias
 
@@ -17,14 +18,23 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
-from husai.consistency.scores.decoder import cka_from_products, svcca_from_whitening, whitening
+from husai.consistency.scores.similarity import (
+    cka_from_products,
+    svcca_from_whitening,
+    whitening,
+)
 from husai.errors import InputError
-from husai.matching.match import Match
+from husai.matching.match import Match, match_features
 
 Block: TypeAlias = "NDArray[Any] | sparse.csr_array | sparse.csc_array | sparse.coo_array"
 Codes: TypeAlias = "Block | Callable[[], Iterable[Block]]"
 
 _BLOCK_ROWS = 4096
+
+# Widths up to which all pairs of latents are correlated at once ([n_a, n_b] float64 in memory).
+_CORRELATION_PAIRS = 4096**2
+# Beyond, latents are matched as rows of [latents, rows]; this many numbers are 2 GB.
+_CORRELATION_NUMBERS = 5e8
 
 
 def code_blocks(codes: Codes, name: str = "codes") -> Iterator[sparse.csr_array]:
@@ -256,6 +266,37 @@ def match_activations(a: Codes | CrossMoments, b: Codes | None = None) -> Activa
     return ActivationMatch(float(matched.mean()), live_a[rows], live_b[columns], matched, *dead, "")
 
 
+def activation_mean(
+    a: sparse.csc_array, b: sparse.csc_array, cross: Callable[[], CrossMoments] | None = None
+) -> tuple[float | None, str]:
+    """Mean of :func:`match_activations` at any width, or None and why.
+
+    Parameters
+    ----------
+    a, b
+        Codes ``[rows, n_a]`` and ``[rows, n_b]`` of the same rows.
+    cross
+        Gives their :func:`cross_moments`, where those are used elsewhere too.
+    """
+    n_a, n_b = a.shape[1], b.shape[1]
+    if n_a * n_b <= _CORRELATION_PAIRS:
+        found = match_activations(cross() if cross is not None else cross_moments(a, b))
+        return found.mean, found.reason
+    if a.shape[0] * max(n_a, n_b) > _CORRELATION_NUMBERS:
+        most = int(_CORRELATION_NUMBERS / max(n_a, n_b))
+        return None, f"too many numbers to correlate at this width; give at most {most} rows"
+    # a correlation over rows is the cosine of the centred columns: the same exact matching
+    centred = []
+    for part in (a, b):
+        columns = part.toarray().T
+        columns -= columns.mean(axis=1, keepdims=True)
+        varies = np.square(columns).sum(axis=1) > 0
+        if not varies.any():
+            return None, "no latent varies over these rows"
+        centred.append(columns[varies])
+    return match_features(*centred, signed=True).mean, ""
+
+
 def _given(codes: Codes | None) -> Codes:
     if codes is None:
         raise InputError("b: give the second SAE's codes")
@@ -408,6 +449,24 @@ def code_gram(codes: Codes, *, variance: float = 0.99) -> CodeGram:
     assert product is not None
     centred = product - np.outer(moments.total, moments.total) / moments.n_rows
     return CodeGram(moments.n_rows, centred, whitening(centred, variance))
+
+
+@dataclass(frozen=True)
+class UnitCodes:
+    """Codes of one SAE's features, in units of unit-norm decoder rows.
+
+    Attributes
+    ----------
+    codes
+        ``[rows, n]`` sparse float64: what fires, and nothing else.
+    """
+
+    codes: sparse.csc_array
+
+    @cached_property
+    def gram(self) -> CodeGram:
+        """The codes against themselves, once an SAE and not once a pair (memory: n²)."""
+        return code_gram(self.codes)
 
 
 @dataclass(frozen=True)

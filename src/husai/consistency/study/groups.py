@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import combinations
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from husai.consistency.analyses.truth import PlaneNull, plane_null
-from husai.consistency.config import ConsistencyConfig
+from husai.consistency.config import ComparisonConfig, ConsistencyConfig
 from husai.consistency.inference.intervals import (
+    SeedInterval,
     adjust_p,
     seed_difference,
     seed_interval,
     seed_permutation_test,
 )
 from husai.consistency.inference.nulls import (
+    NullCache,
     NullDistribution,
-    NullKind,
-    null_scores_of_both_signs,
+    Nulls,
+    given_nulls,
     random_dictionary,
+    shuffled_nulls,
 )
 from husai.consistency.inference.seeds import (
     Matches,
@@ -33,96 +35,13 @@ from husai.consistency.inference.seeds import (
     seed_path,
     spanning_tree,
 )
-from husai.consistency.scores.codes import match_activations, shuffle_rows
-from husai.consistency.scores.decoder import PAIR_SCORES
-from husai.consistency.scores.subspace import DataSpan
-from husai.consistency.study.pairs import OTHER_SCORES, LiveCodes, Row
+from husai.consistency.scores.pair import Side
+from husai.consistency.scores.registry import SCORES, Score
+from husai.consistency.study.pairs import Row, ScoredPair, Values, available_scores
 from husai.consistency.study.record import LiveSAE, all_converged
-from husai.threads import worker_pool
 
-# Scores that have no null of their own borrow one. The decoder's half of the shared fraction
-# bounds the whole from above, and the best match of the encoders bounds the cosine of encoders
-# that were matched elsewhere.
-_NULL_OF = {
-    "shared_fraction": "matched_fraction",
-    "pw_mcc_encoder": "pw_mcc",
-    "encoder_cosine": "pw_mcc",
-}
-# An encoder's rows are read-out directions: the covariance of the data says nothing about them.
-_WITHOUT_NULL = {("pw_mcc_encoder", "data_aware"), ("encoder_cosine", "data_aware")}
-
-
-class NullCache:
-    """Nulls by shape, so that groups of one shape share them.
-
-    Parameters
-    ----------
-    config
-        Draws, seed, threads.
-    covariance
-        ``[d, d]`` of the activations, or None: then there is no data-aware null.
-    spaces
-        The spaces in which scores are given: None for the full one.
-    """
-
-    def __init__(
-        self,
-        config: ConsistencyConfig,
-        covariance: ArrayLike | None,
-        spaces: Mapping[str, DataSpan | None],
-    ) -> None:
-        self._config, self._spaces = config, spaces
-        self._covariance = None if covariance is None else np.asarray(covariance, dtype=np.float64)
-        self._known: dict[tuple[Any, ...], dict[bool, dict[str, NullDistribution]]] = {}
-        self._planes: dict[tuple[str, int], PlaneNull] = {}
-        self._cycles: dict[tuple[int, int, int], float] = {}
-        self.kinds: list[NullKind] = ["isotropic"]
-        if covariance is not None:
-            self.kinds.append("data_aware")
-
-    def pair(
-        self, kind: NullKind, n: int, d: int, space: str, signed: bool
-    ) -> dict[str, NullDistribution]:
-        """Null scores of two random dictionaries of ``n`` features in ``d`` dimensions."""
-        key = (kind, n, d, space if kind == "data_aware" else "")
-        if key not in self._known:
-            span, covariance = self._spaces[space], self._covariance
-            if kind == "data_aware" and span is not None and covariance is not None:
-                covariance = span.basis @ covariance @ span.basis.T
-            self._known[key] = null_scores_of_both_signs(
-                n,
-                n,
-                d,
-                kind=kind,
-                scores=list(PAIR_SCORES),
-                covariance=covariance if kind == "data_aware" else None,
-                n_draws=self._config.null_draws,
-                seed=self._config.seed,
-                workers=self._config.workers,
-                rank=self._config.subspace_rank,
-            )
-        return self._known[key][signed]
-
-    def planes(self, kind: NullKind, n: int, axes: NDArray[np.float64]) -> PlaneNull:
-        """Plane recovery of random dictionaries of ``n`` features."""
-        if (kind, n) not in self._planes:
-            self._planes[kind, n] = plane_null(
-                n,
-                axes,
-                threshold=self._config.plane_threshold,
-                covariance=self._covariance if kind == "data_aware" else None,
-                n_draws=self._config.null_draws,
-                seed=self._config.seed,
-            )
-        return self._planes[kind, n]
-
-    def cycle(self, n: int, d: int, n_seeds: int) -> float:
-        """Cycle consistency of isotropic random dictionaries, one draw."""
-        if (n, d, n_seeds) not in self._cycles:
-            rng = np.random.default_rng([self._config.seed, n, d])
-            drawn = [random_dictionary(n, d, rng) for _ in range(min(3, n_seeds))]
-            self._cycles[n, d, n_seeds] = cycle_consistency(match_all(drawn)).fraction
-        return self._cycles[n, d, n_seeds]
+ScoredPairs = Mapping[tuple[int, int], ScoredPair]
+"""Scored pairs of one group by the positions of their SAEs, ``s < t``."""
 
 
 def group_head(name: str, live: Sequence[LiveSAE], space: str) -> Row:
@@ -146,125 +65,122 @@ def group_head(name: str, live: Sequence[LiveSAE], space: str) -> Row:
     }
 
 
-def by_score(rows: Sequence[Row]) -> dict[tuple[str, bool], list[Row]]:
-    """Gather rows by score and sign, in the order in which they came."""
-    found: dict[tuple[str, bool], list[Row]] = defaultdict(list)
-    for row in rows:
-        found[row["score"], row["signed"]].append(row)
-    return found
-
-
-def score_matrix(rows: Sequence[Row], ids: Sequence[str]) -> NDArray[np.float64]:
-    """Symmetric matrix of one score over SAEs; NaN where a pair is missing."""
-    position = {name: i for i, name in enumerate(ids)}
-    W = np.full((len(ids), len(ids)), np.nan)
+def score_matrix(values: Mapping[tuple[int, int], float | None], n: int) -> NDArray[np.float64]:
+    """Symmetric matrix ``[n, n]`` of one score over SAEs; NaN where a pair is not defined."""
+    W = np.full((n, n), np.nan)
     np.fill_diagonal(W, 0.0)
-    for row in rows:
-        i, j = position[row["id_a"]], position[row["id_b"]]
-        W[i, j] = W[j, i] = row["value"]
+    for (i, j), value in values.items():
+        W[i, j] = W[j, i] = np.nan if value is None else value
     return W
+
+
+def values_of(pairs: ScoredPairs, score: str, signed: bool) -> dict[tuple[int, int], float | None]:
+    """One score of every pair that has it."""
+    return {
+        at: pair.values[score, signed].value
+        for at, pair in pairs.items()
+        if (score, signed) in pair.values
+    }
+
+
+def mean_score(
+    pairs: ScoredPairs, n: int, score: Score, signed: bool, level: float
+) -> SeedInterval | None:
+    """Mean of one score over all pairs of ``n`` SAEs with its interval; None if one is missing."""
+    W = score_matrix(values_of(pairs, score.name, signed), n)
+    if np.isnan(W).any():
+        return None
+    return seed_interval(W, level=level, bounds=score.bounds_of(signed))
 
 
 def group_scores(
     name: str,
     live: Sequence[LiveSAE],
     space: str,
-    rows: Sequence[Row],
-    init_rows: Sequence[Row],
+    pairs: ScoredPairs,
+    inits: Sequence[Values],
     nulls: NullCache,
     config: ConsistencyConfig,
-    codes: Sequence[LiveCodes | None] = (),
 ) -> list[Row]:
     """One row per score and sign of a group: mean, interval, nulls, gate."""
     head = group_head(name, live, space)
     if len(live) < 2:
         reason = "one seed: no pair to compare"
         return [
-            {**head, "score": score, "signed": signed, "reason": reason}
-            for score in PAIR_SCORES
-            for signed in (False, True)
+            {**head, "score": score.name, "signed": signed, "reason": reason}
+            for score in SCORES.values()
+            if score.needs == {"decoder"}
+            for signed in score.signs
         ]
-    ids = [one.record.id for one in live]
-    inits = by_score(init_rows)
+    if any(not pair.matches for pair in pairs.values()):
+        found: Nulls = {}
+    else:
+        found = group_nulls(name, live, space, inits, nulls, config)
     result = []
-    for (score, signed), values in by_score(rows).items():
-        kind_of = PAIR_SCORES.get(score) or OTHER_SCORES[score]
-        if not kind_of.symmetric:
+    for score in available_scores(live, space):
+        if not score.symmetric:
             continue  # a direction has no meaning among seeds of one group
-        line = {**head, "score": score, "signed": signed}
-        W = score_matrix(values, ids)
-        if np.isnan(W).any():
-            reasons = [row["reason"] for row in rows if np.isnan(row["value"])]
-            own = [row["reason"] for row in values if np.isnan(row["value"])]
-            result.append({**line, "reason": [*own, *reasons, "not defined for every pair"][0]})
-            continue
-        interval = seed_interval(W, level=config.level, bounds=kind_of.bounds(signed))
-        line |= {
-            "mean": interval.mean,
-            "low": interval.low,
-            "high": interval.high,
-            "se": interval.se,
-            "n_pairs": interval.n_pairs,
-            "interval": interval.method,
-            "reason": interval.reason,
-        }
-        if interval.mean is not None:
-            null_name = _NULL_OF.get(score, score)
-            found = _nulls_of(null_name, score, signed, head, nulls)
-            started = [row["value"] for row in inits.get((null_name, signed), [])]
-            if started and not np.isnan(started).any():
-                perfect = PAIR_SCORES[null_name].perfect
-                found["init"] = NullDistribution(
-                    "init", score, signed, np.array(started), False, perfect
-                )
-            if score == "activation_mcc":
-                found |= _shuffled(codes, config)
-            for kind, null in found.items():
+        for signed in score.signs:
+            line = {**head, "score": score.name, "signed": signed}
+            own = [pair.values[score.name, signed] for pair in pairs.values()]
+            interval = mean_score(pairs, len(live), score, signed, config.level)
+            if interval is None or interval.mean is None:
+                reasons = [value.reason for value in own if value.value is None]
+                result.append({**line, "reason": [*reasons, "not defined for every pair"][0]})
+                continue
+            line |= {
+                "mean": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "se": interval.se,
+                "n_pairs": interval.n_pairs,
+                "interval": interval.method,
+                "reason": interval.reason,
+            }
+            for kind, null in found.get((score.name, signed), {}).items():
                 line |= null_columns(kind, null, interval.mean)
-            chance = [row["chance"] for row in values]
-            if not np.isnan(chance).any():
+            chance = [value.chance for value in own if value.chance is not None]
+            if len(chance) == len(own):
                 at = float(np.mean(chance))
                 line |= {
                     "chance_mean": at,
                     "chance_corrected": (interval.mean - at) / (1 - at) if at < 1 else None,
                 }
-        result.append(line)
+            result.append(line)
     return result
 
 
-def _nulls_of(
-    null_name: str, score: str, signed: bool, head: Row, nulls: NullCache
-) -> dict[str, NullDistribution]:
-    found: dict[str, NullDistribution] = {}
-    if null_name not in PAIR_SCORES:
-        return found
-    for kind in nulls.kinds:
-        if (score, kind) in _WITHOUT_NULL:
-            continue
-        drawn = nulls.pair(kind, head["n_live"], head["dimensions"], head["space"], signed)
-        if null_name in drawn:
-            found[kind] = drawn[null_name]
+def group_nulls(
+    name: str,
+    live: Sequence[LiveSAE],
+    space: str,
+    inits: Sequence[Values],
+    nulls: NullCache,
+    config: ComparisonConfig,
+) -> Nulls:
+    """Give every null of a group's scores: drawn, its initialisations, its codes shuffled."""
+    # one shape stands for the group: with dead latents left out, its mean width
+    n = round(float(np.mean([len(one.index) for one in live])))
+    found = nulls.pair(*(_of_width(one.side, n) for one in live[:2]), space=space, group=name)
+    started = [values for values in inits if values]
+    given = {
+        key: [values[key].value for values in started] for key in (started[0] if started else ())
+    }
+    others = [given_nulls("init", given)]
+    if space == "full":
+        others.append(shuffled_nulls(live[0].side, live[1].side, config))
+    for other in others:
+        for key, null in other.items():
+            found.setdefault(key, {}).update(null)
     return found
 
 
-def _shuffled(
-    codes: Sequence[LiveCodes | None], config: ConsistencyConfig
-) -> dict[str, NullDistribution]:
-    """Matched activations of the first two SAEs when the rows of one are shuffled."""
-    if len(codes) < 2 or codes[0] is None or codes[1] is None:
-        return {}
-    one, other = codes[0].codes, codes[1].codes
-
-    def draw(t: int) -> float | None:
-        rng = np.random.default_rng([config.seed, t])
-        return match_activations(one, shuffle_rows(other, rng)).mean
-
-    with worker_pool(config.workers) as pool:
-        values = list(pool.map(draw, range(config.code_null_draws)))
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return {}
-    return {"shuffled": NullDistribution("shuffled", "activation_mcc", True, np.array(known))}
+def _of_width(side: Side, n: int) -> Side:
+    """A stand-in of ``n`` features for a side, of which a drawn null takes the shape alone."""
+    if len(side.decoder) == n:
+        return side
+    decoder = np.zeros((n, side.decoder.shape[1]))
+    return Side(decoder, None if side.encoder is None else decoder)
 
 
 def null_columns(kind: str, null: NullDistribution, score: float) -> dict[str, float | None]:
@@ -308,11 +224,9 @@ def compare_groups(
     Returns
     -------
     pandas.DataFrame
-        ``group_a``, ``group_b``, ``space``, ``score``, ``signed``, ``difference`` with interval,
-        ``effect`` (Hedges' g on the seeds' pseudo-values), ``p`` (t over seeds), ``p_adjusted``
-        (Holm over the table's rows of one space, score and sign), ``permutation_p`` and
-        ``least_p`` (labels of SAEs permuted; where pairs across the groups were scored), ``l0_a``,
-        ``l0_b``, ``matched_l0`` (within a tenth; None when unknown), ``converged``, ``reason``.
+        The table ``comparisons`` of :mod:`husai.consistency.study.schema`: ``p`` is a t-test over
+        seeds, ``p_adjusted`` is Holm's over the rows of one space, score and sign,
+        ``permutation_p`` permutes labels of SAEs where pairs across the groups were scored.
     """
     rows: list[Row] = []
     if not len(pairs):
@@ -322,12 +236,16 @@ def compare_groups(
         records = cast("list[Row]", part.to_dict("records"))
         for one, other in combinations(members, 2):
             sides = [members[one], members[other]]
-            ids = [[live.record.id for live in side] for side in sides]
+            at = {live.record.id: i for i, live in enumerate([*sides[0], *sides[1]])}
             both = score_matrix(
-                [r for r in records if {r["id_a"], r["id_b"]} <= {*ids[0], *ids[1]}],
-                [*ids[0], *ids[1]],
+                {
+                    (at[r["id_a"]], at[r["id_b"]]): r["value"]
+                    for r in records
+                    if r["id_a"] in at and r["id_b"] in at
+                },
+                len(at),
             )
-            n = len(ids[0])
+            bounds = SCORES[str(score)].difference_bounds(bool(signed))
             rows.append(
                 {
                     "group_a": one,
@@ -335,7 +253,7 @@ def compare_groups(
                     "space": space,
                     "score": score,
                     "signed": signed,
-                    **_difference(both, n, config),
+                    **_difference(both, len(sides[0]), bounds, config),
                     **_matched_l0(sides),
                     "converged": all_converged(
                         [live.record.converged for side in sides for live in side]
@@ -352,13 +270,15 @@ def compare_groups(
     return table
 
 
-def _difference(both: NDArray[np.float64], n: int, config: ConsistencyConfig) -> Row:
+def _difference(
+    both: NDArray[np.float64], n: int, bounds: tuple[float, float], config: ConsistencyConfig
+) -> Row:
     empty = dict.fromkeys(
         ("difference", "low", "high", "se", "effect", "p", "permutation_p", "least_p")
     )
     if np.isnan(both[:n, :n]).any() or np.isnan(both[n:, n:]).any():
         return {**empty, "reason": "a pair score is not defined"}
-    got = seed_difference(both[:n, :n], both[n:, n:], level=config.level)
+    got = seed_difference(both[:n, :n], both[n:, n:], level=config.level, bounds=bounds)
     row: Row = {
         **empty,
         "difference": got.difference,
@@ -390,7 +310,6 @@ def seeds_together(
     live: Sequence[LiveSAE],
     space: str,
     matches: Matches,
-    nulls: NullCache,
     config: ConsistencyConfig,
 ) -> tuple[Row, list[Row]]:
     """Path, tree, cycles and retention of a group: one row, and one row per number of hops."""
@@ -425,10 +344,18 @@ def seeds_together(
         "cycle_fraction": cycle.fraction,
         "cycle_complete": cycle.complete,
         "cycle_chance": cycle.chance,
-        "cycle_isotropic": nulls.cycle(head["n_live"], head["dimensions"], n),
+        "cycle_isotropic": _cycle_by_chance(head["n_live"], head["dimensions"], n, config.seed),
     }
     retention = path_retention(matches, seed=config.seed)
     keep = {key: head[key] for key in ("group", "architecture", "d_sae", "k", "space", "converged")}
     return row, [
         {**keep, **{str(k): v for k, v in line.items()}} for line in retention.to_dict("records")
     ]
+
+
+@cache
+def _cycle_by_chance(n: int, d: int, n_seeds: int, seed: int) -> float:
+    """Cycle consistency of isotropic random dictionaries, one draw."""
+    rng = np.random.default_rng([seed, n, d])
+    drawn = [random_dictionary(n, d, rng) for _ in range(min(3, n_seeds))]
+    return cycle_consistency(match_all(drawn)).fraction

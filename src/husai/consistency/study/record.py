@@ -1,18 +1,25 @@
-"""What a comparison is told: its settings, and a record of each SAE."""
+"""What a comparison knows of each SAE: a record, from a file, a plan or a bank."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
-from husai.consistency.scores.codes import Codes, code_moments
+from husai.consistency.config import ComparisonConfig
+from husai.consistency.scores.codes import Codes, UnitCodes, code_blocks, code_moments, sparse_codes
+from husai.consistency.scores.pair import Side
+from husai.consistency.scores.rows import Rows, direction_rows
 from husai.consistency.scores.subspace import DataSpan
 from husai.errors import InputError
-from husai.matching.match import unit_rows
+from husai.matching.blocked import check_dictionary
+
+# Codes of one block of rows, before they become sparse: 128 MB of float32.
+_BLOCK_NUMBERS = 32_000_000
 
 
 @dataclass(frozen=True)
@@ -36,16 +43,20 @@ class SAERecord:
     converged
         Whether its convergence gate is passed; None when unknown.
     cosine_to_init
-        Mean cosine of the decoder to its own initialisation, or None.
+        Mean |cosine| of each decoder row to its own initialisation, or None.
     firing_rate
         ``[d_sae]`` share of rows on which each latent fires, or None.
+    encode
+        Function from activation rows ``[n, d]`` to codes ``[n, d_sae]``, or None.
     codes
         Codes ``[rows, d_sae]`` on the same rows for all SAEs (array, scipy sparse, or a function
-        that returns row blocks), or None.
+        that returns row blocks), or None; :func:`with_codes` makes them.
     l0, fvu
         Mean number of latents that fire and fraction of variance unexplained, or None.
     group
         SAEs of one group differ in the seed only; made from the settings when empty.
+    origin
+        Plain values that say where it came from: path, format, files with their sha256, ….
     """
 
     id: str
@@ -59,10 +70,12 @@ class SAERecord:
     converged: bool | None = None
     cosine_to_init: float | None = None
     firing_rate: NDArray[np.floating[Any]] | None = None
+    encode: Callable[[NDArray[Any]], NDArray[Any]] | None = None
     codes: Codes | None = None
     l0: float | None = None
     fvu: float | None = None
     group: str = ""
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def d_sae(self) -> int:
@@ -82,7 +95,7 @@ class SAERecord:
         return " ".join(parts)
 
 
-def live_latents(record: SAERecord, dead: Literal["keep", "drop"]) -> NDArray[np.int64]:
+def live_latents(record: SAERecord, dead: Literal["keep", "drop"] = "keep") -> NDArray[np.int64]:
     """Indices of the latents that take part.
 
     Rows of zeros have no direction and never take part. With ``"drop"`` neither do latents whose
@@ -115,7 +128,8 @@ def check_records(records: Sequence[SAERecord]) -> None:
     Raises
     ------
     InputError
-        When there is none, an id occurs twice, dimensions differ, or a shape does not fit.
+        When there is none, an id occurs twice, dimensions differ, a shape does not fit, or a
+        number is not finite.
     """
     if not records:
         raise InputError("records: no SAE to compare; give at least one")
@@ -124,26 +138,51 @@ def check_records(records: Sequence[SAERecord]) -> None:
         if record.id in seen:
             raise InputError(f"records: the id {record.id!r} occurs twice")
         seen.add(record.id)
-        unit_rows(record.W_dec, f"{record.id}: W_dec")
+        check_dictionary(record.W_dec, f"{record.id}: W_dec")
         d = record.W_dec.shape[1]
         if d != records[0].W_dec.shape[1]:
             raise InputError(
                 f"{record.id}: its decoder has {d} dimensions and {records[0].id}'s "
-                f"{records[0].W_dec.shape[1]}; compare SAEs of one space"
+                f"{records[0].W_dec.shape[1]}; only SAEs of one space can be compared"
             )
-        if record.W_enc is not None and np.shape(record.W_enc) != (d, record.d_sae):
-            raise InputError(
-                f"{record.id}: W_enc has shape {np.shape(record.W_enc)}, not {(d, record.d_sae)}"
-            )
-        if record.W_dec_init is not None and np.shape(record.W_dec_init) != (record.d_sae, d):
-            raise InputError(
-                f"{record.id}: W_dec_init has shape {np.shape(record.W_dec_init)}, "
-                f"not {(record.d_sae, d)}"
-            )
+        for name, matrix, shape in (
+            ("W_enc", record.W_enc, (d, record.d_sae)),
+            ("W_dec_init", record.W_dec_init, (record.d_sae, d)),
+        ):
+            if matrix is None:
+                continue
+            if np.shape(matrix) != shape:
+                raise InputError(f"{record.id}: {name} has shape {np.shape(matrix)}, not {shape}")
+            check_dictionary(matrix, f"{record.id}: {name}")
+
+
+def group_members(records: Sequence[SAERecord]) -> dict[str, list[SAERecord]]:
+    """Gather SAEs that differ in their seed only, by the group's name."""
+    groups: dict[str, list[SAERecord]] = {}
+    for record in records:
+        groups.setdefault(record.group_name, []).append(record)
+    return dict(sorted(groups.items()))
+
+
+def with_codes(record: SAERecord, rows: NDArray[Any]) -> SAERecord:
+    """Encode activation rows ``[n, d]``, once for all that is asked of the codes.
+
+    An SAE that cannot encode, or whose codes are known, stays as it is.
+    """
+    if record.encode is None or record.codes is not None:
+        return record
+    return replace(record, codes=sparse_codes(_encoded(record, rows)))
+
+
+def _encoded(record: SAERecord, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    assert record.encode is not None
+    step = max(1, _BLOCK_NUMBERS // record.d_sae)
+    for start in range(0, len(rows), step):
+        yield record.encode(np.asarray(rows[start : start + step], dtype=np.float32))
 
 
 def with_firing_rates(records: Sequence[SAERecord]) -> list[SAERecord]:
-    """Fill in firing rates and L0 from the codes, where codes are given and those are not.
+    """Make codes that come in blocks once, and fill in firing rates and L0 where not given.
 
     Raises
     ------
@@ -156,7 +195,12 @@ def with_firing_rates(records: Sequence[SAERecord]) -> list[SAERecord]:
         if record.codes is None:
             filled.append(record)
             continue
-        moments = code_moments(record.codes)
+        codes: Codes = record.codes
+        if callable(codes):  # encoding is the dear part: once, and kept sparse
+            codes = sparse.csr_array(
+                sparse.vstack(list(code_blocks(codes, record.id)), format="csr")
+            )
+        moments = code_moments(codes)
         if len(moments.fires) != record.d_sae:
             raise InputError(
                 f"{record.id}: codes of {len(moments.fires)} latents, d_sae {record.d_sae}"
@@ -171,6 +215,7 @@ def with_firing_rates(records: Sequence[SAERecord]) -> list[SAERecord]:
         filled.append(
             replace(
                 record,
+                codes=codes,
                 firing_rate=moments.firing_rate
                 if record.firing_rate is None
                 else record.firing_rate,
@@ -191,28 +236,39 @@ class LiveSAE:
     index
         ``[n]`` which latents.
     decoder, encoder, init
-        ``[n, dimensions]`` rows of the latents, or None where not known.
+        ``[n, dimensions]`` unit rows of the latents, or None where not known.
+    codes
+        Their codes, or None.
     """
 
     record: SAERecord
     index: NDArray[np.int64]
-    decoder: NDArray[np.float64]
-    encoder: NDArray[np.float64] | None
-    init: NDArray[np.float64] | None
+    decoder: Rows
+    encoder: Rows | None
+    init: Rows | None
+    codes: UnitCodes | None = None
+
+    @property
+    def side(self) -> Side:
+        """What the scores of a pair see of it."""
+        return Side(self.decoder, self.encoder, self.codes)
 
 
 def live_sae(
-    record: SAERecord, dead: Literal["keep", "drop"], span: DataSpan | None = None
+    record: SAERecord,
+    dead: Literal["keep", "drop"] = "keep",
+    span: DataSpan | None = None,
+    codes: UnitCodes | None = None,
 ) -> LiveSAE:
     """Take the latents that take part, in the full space or within the data's subspace."""
     index = live_latents(record, dead)
     dimensions = record.W_dec.shape[1] if span is None else span.rank
 
-    def place(rows: NDArray[Any] | None) -> NDArray[np.float64] | None:
+    def place(rows: NDArray[Any] | None) -> Rows | None:
         if rows is None or not len(index):
             return None
-        chosen = unit_rows(rows[index])
-        return chosen if span is None else span.project(chosen)
+        chosen = rows if len(index) == len(rows) else rows[index]
+        return direction_rows(chosen if span is None else span.project(chosen))
 
     decoder = place(record.W_dec)
     return LiveSAE(
@@ -221,7 +277,30 @@ def live_sae(
         np.zeros((0, dimensions)) if decoder is None else decoder,
         place(None if record.W_enc is None else record.W_enc.T),
         place(record.W_dec_init),
+        codes,
     )
+
+
+def live_codes(record: SAERecord, config: ComparisonConfig) -> UnitCodes | None:
+    """Gather the codes of one SAE's live latents; None when not given or no latent is live."""
+    index = live_latents(record, config.dead)
+    if record.codes is None or not len(index):
+        return None
+    norms = np.linalg.norm(np.asarray(record.W_dec, dtype=np.float64), axis=1)[index]
+    scale = sparse.dia_array((norms[None, :], [0]), shape=(len(norms), len(norms)))
+    blocks = [
+        sparse.csr_array(block[:, index] @ scale) for block in code_blocks(record.codes, record.id)
+    ]
+    made = UnitCodes(sparse.csc_array(sparse.vstack(blocks, format="csc")))
+    if len(index) <= config.max_similarity_width:
+        _ = made.gram  # here, in parallel, and not once a pair
+    return made
+
+
+def row_cosines(A: Rows, B: Rows) -> NDArray[np.float64]:
+    """Cosine ``[n]`` of each row of A with the same row of B."""
+    scale = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1)
+    return np.asarray((A * B).sum(axis=1) / np.maximum(scale, 1e-300))
 
 
 def all_converged(flags: Sequence[bool | None]) -> bool | None:

@@ -28,9 +28,13 @@ from husai.consistency.config import ConsistencyConfig
 from husai.consistency.inference.intervals import mean_interval
 from husai.consistency.inference.nulls import covariance_root, random_dictionary
 from husai.consistency.scores.codes import code_blocks
-from husai.consistency.study.pairs import live_codes
-from husai.consistency.study.record import SAERecord, all_converged, live_sae
-from husai.consistency.study.report import row_cosines
+from husai.consistency.study.record import (
+    SAERecord,
+    all_converged,
+    live_codes,
+    live_sae,
+    row_cosines,
+)
 from husai.threads import worker_pool
 
 Row = dict[str, Any]
@@ -171,7 +175,7 @@ def _sae_geometry(record: SAERecord, config: ConsistencyConfig) -> dict[str, flo
     if record.firing_rate is not None:
         rate = np.asarray(record.firing_rate, dtype=np.float64)[live.index]
         found["firing_rate"] = float(np.median(rate))
-    codes = live_codes(live, config)
+    codes = live_codes(record, config)
     if codes is not None and codes.codes.nnz:
         together = coactivation(codes.codes)
         off = ~np.eye(len(together.latents), dtype=bool)

@@ -26,18 +26,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from husai.compare.comparison import ComparedSAE
     from husai.consistency import SAERecord
     from husai.sae import TrainedSAE
 else:
     # Kedro resolves the hints of every node; these are slow to import
-    Figure = ComparedSAE = SAERecord = TrainedSAE = object
+    Figure = SAERecord = TrainedSAE = object
 
 
 def compare(
     sae_plan: pd.DataFrame,
     saes: TensorFiles,
-    external_saes: Mapping[str, Sequence[ComparedSAE]],
+    external_saes: Mapping[str, Sequence[SAERecord]],
     activations: TensorFiles,
     consistency: ConsistencyConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, pd.DataFrame], dict[str, Any]]:
@@ -148,7 +147,7 @@ def follow_training(
     consistency: ConsistencyConfig,
 ) -> pd.DataFrame:
     """Follow the agreement between seeds over training, from the decoders kept on the way."""
-    from husai.consistency.study.pairs import group_members
+    from husai.consistency.study.record import group_members
     from husai.consistency.study.tables import trajectory_table
 
     trained = sae_plan[sae_plan["model"] == "trained"]
@@ -185,7 +184,7 @@ def measure_geometry(
 ) -> pd.DataFrame:
     """Measure how each group's directions lie and fire, beside random ones."""
     from husai.consistency import activation_covariance
-    from husai.consistency.study.pairs import group_members
+    from husai.consistency.study.record import group_members
     from husai.consistency.study.tables import geometry_table
 
     tables = []
@@ -204,7 +203,7 @@ def find_symmetries(
     consistency: ConsistencyConfig,
 ) -> pd.DataFrame:
     """Ask which of the task's symmetries map dictionaries to themselves or to other seeds'."""
-    from husai.consistency.study.pairs import group_members
+    from husai.consistency.study.record import group_members
     from husai.consistency.study.tables import symmetry_table
 
     key = study_keys(sae_plan)[0]
@@ -522,35 +521,21 @@ def sae_records(
 
 
 def external_records(
-    external_saes: Mapping[str, Sequence[ComparedSAE]], rows: NDArray[np.float32]
+    external_saes: Mapping[str, Sequence[SAERecord]], rows: NDArray[np.float32]
 ) -> list[SAERecord]:
     """Give the comparison what is known of SAEs trained elsewhere; convergence is not."""
-    from husai.consistency import SAERecord
+    from husai.consistency import with_codes
 
-    records = []
-    for group, members in external_saes.items():
-        for seed, sae in enumerate(members):
-            codes = None if sae.encode is None else partial(_encoded_blocks, sae.encode, rows)
-            records.append(
-                SAERecord(
-                    id=f"{group}: {sae.id}",
-                    group=group,
-                    architecture="external",
-                    seed=seed,
-                    W_dec=sae.W_dec,
-                    W_enc=sae.W_enc,
-                    converged=sae.converged,
-                    codes=codes,
-                )
-            )
-    return records
-
-
-def _encoded_blocks(
-    encode: Callable[[NDArray[Any]], NDArray[Any]], rows: NDArray[np.float32]
-) -> Iterator[NDArray[Any]]:
-    for start in range(0, len(rows), 4096):
-        yield encode(rows[start : start + 4096])
+    return [
+        with_codes(
+            replace(
+                sae, id=f"{group}: {sae.id}", group=group, architecture="external", seed=seed
+            ),
+            rows,
+        )
+        for group, members in external_saes.items()
+        for seed, sae in enumerate(members)
+    ]
 
 
 def _code_blocks(sae: TrainedSAE, rows: torch.Tensor) -> Iterator[NDArray[np.float32]]:

@@ -1,0 +1,197 @@
+"""The published JSON form of a comparison, as models from which its schema is generated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from husai.consistency.inference.nulls import NULL_KINDS
+from husai.consistency.scores.registry import SCORES
+
+SCHEMA_NAME = "husai.compare"
+SCHEMA_VERSION = "1.1"
+
+ScoreName = Annotated[
+    str, Field(json_schema_extra={"enum": list(SCORES)}, description="A score of the registry")
+]
+NullName = Annotated[str, Field(json_schema_extra={"enum": list(NULL_KINDS)})]
+
+
+class Entry(BaseModel):
+    """A part of the document, in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NullEntry(Entry):
+    """A score under one null."""
+
+    mean: float
+    sd: float | None = Field(description="null for a single draw")
+    draws: int = Field(ge=1)
+    corrected: float | None = Field(
+        description="(value - mean) / (perfect - mean); null where chance is perfect already"
+    )
+    p_value: float | None = Field(
+        gt=0, le=1, description="null where the null's values are not independent draws"
+    )
+
+
+class ScoreEntry(Entry):
+    """One score of a pair, beside its nulls."""
+
+    score: ScoreName
+    signed: bool = Field(description="Whether the cosine itself counts, or its absolute value")
+    value: float | None
+    chance: float | None = Field(description="Chance level in closed form, for scores of codes")
+    nulls: dict[NullName, NullEntry]
+    reason: str = Field(description="Why the value is null")
+
+
+class OverallEntry(Entry):
+    """Mean of one score over all pairs, with an interval over SAEs when there are three or more."""
+
+    score: ScoreName
+    signed: bool
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    se: float | None = None
+    reason: str = Field(description="Why something is null")
+
+
+class ThresholdCounts(Entry):
+    """Features matched and unmatched at one similarity."""
+
+    threshold: float
+    matched: int = Field(ge=0)
+    unmatched_a: int = Field(ge=0)
+    unmatched_b: int = Field(ge=0)
+
+
+class MatchedPairs(Entry):
+    """The matching itself: latents by their row of the decoder in the file, from 0."""
+
+    a_index: list[Annotated[int, Field(ge=0)]]
+    b_index: list[Annotated[int, Field(ge=0)]]
+    cosine: list[float]
+    shared: list[bool] | None = Field(
+        description="Whether the encoders' match has the pair too, both at the threshold; null in "
+        "the absolute match and without encoders"
+    )
+
+
+class MatchEntry(Entry):
+    """One match of the decoders, with its proof."""
+
+    signed: bool
+    method: Literal["dense", "sparse"]
+    n_pairs: int = Field(ge=1)
+    certified: bool = Field(description="Whether the match is proved to be the best")
+    gap_bound: float = Field(
+        ge=0, description="The best match has a mean similarity at most this much higher"
+    )
+    largest_violation: float | None = Field(
+        description="Bound on the largest violation of the dual over all pairs; null for dense"
+    )
+    passes: float | None = Field(
+        description="Products computed, as a multiple of one pass over all pairs; null for dense"
+    )
+    thresholds: list[ThresholdCounts]
+    pairs: MatchedPairs | None = Field(
+        description="The matching itself, or null when it is in matching_file"
+    )
+
+
+class PairEntry(Entry):
+    """Two SAEs compared."""
+
+    a: str = Field(description="id of an SAE")
+    b: str
+    scores: list[ScoreEntry]
+    matches: list[MatchEntry] = Field(
+        min_length=2, max_length=2, description="by the absolute cosine, and by the signed one"
+    )
+
+
+class FileEntry(Entry):
+    """A file that was read."""
+
+    name: str
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Origin(BaseModel):
+    """What is known of a source; a format may say more than the keys named here."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    path: str | None = None
+    files: list[FileEntry] | None = None
+
+
+class SAEEntry(Origin):
+    """One SAE."""
+
+    id: str
+    d_sae: int = Field(ge=1, description="Features")
+    d: int = Field(ge=1, description="Width of the activations")
+    zero_rows: int = Field(ge=0, description="Features without a direction, left out")
+    has_encoder: bool
+    converged: bool | None = Field(description="null: unknown", strict=True)
+    format: str | None = None
+    architecture: str | None = None
+
+
+class ActivationsEntry(Origin):
+    """The activation rows."""
+
+    n_rows: int = Field(ge=2)
+
+
+class Software(BaseModel):
+    """Versions that made the numbers."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    husai: str
+    python: str
+    numpy: str
+    scipy: str
+
+
+class Document(Entry):
+    """Result of comparing two or more sparse autoencoders.
+
+    A change that old readers would misread raises the first number of schema_version, an addition
+    the second. 1.1 added scores to those of 1.0, and the null of shared_fraction is that of the
+    fraction itself.
+    """
+
+    model_config = ConfigDict(title="husai compare")
+
+    schema_: Literal["husai.compare"] = Field(alias="schema")
+    schema_version: str = Field(pattern=r"^1\.\d+$")
+    created: str = Field(description="UTC, ISO 8601")
+    software: Software
+    options: dict[str, Any] = Field(description="Every option of the comparison, defaults included")
+    activations: ActivationsEntry | None = Field(
+        description="The activation rows, when there were any"
+    )
+    saes: list[SAEEntry] = Field(min_length=2)
+    pairs: list[PairEntry] = Field(min_length=1)
+    overall: list[OverallEntry]
+    matching_file: str | None = Field(
+        description="Parquet file beside this one with the matchings, when they are too many to "
+        "be here"
+    )
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of the document, generated from :class:`Document`."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Document.model_json_schema(mode="serialization"),
+    }

@@ -1,0 +1,417 @@
+"""Every score of a pair of SAEs, declared once: the command, the study and the tables read this.
+
+A score is one entry of :data:`SCORES`: what it needs, how it is computed from a prepared pair,
+what it is of two equal SAEs, its bounds, its nulls, and one sentence that says what it means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from husai.consistency.scores.decoder import distinct_share, orderedness, shared_pairs
+from husai.consistency.scores.pair import BOTH_SIGNS, PreparedPair
+from husai.consistency.scores.similarity import cka_from_products, svcca_from_products
+from husai.errors import InputError
+
+Need = Literal["decoder", "encoder", "codes", "truth"]
+"""What a score is computed from. ``"truth"``: side B of the pair is the true dictionary."""
+
+Bounds = tuple[float, float]
+
+SHARE: Bounds = (0.0, 1.0)
+COSINE: Bounds = (-1.0, 1.0)
+DISTANCE: Bounds = (0.0, float("inf"))
+
+DRAWN = ("isotropic", "data_aware")
+DECODER_NULLS = (*DRAWN, "init", "untrained")
+
+
+class Value(NamedTuple):
+    """What a score says of one pair.
+
+    Attributes
+    ----------
+    value
+        The score, or None where it is not defined.
+    chance
+        Its chance level where that has a closed form.
+    reason
+        Why it is not defined; empty otherwise.
+    """
+
+    value: float | None
+    chance: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of a pair of SAEs.
+
+    Attributes
+    ----------
+    name
+        In tables and files.
+    title
+        For people; ``{threshold}`` stands for the threshold in use.
+    meaning
+        One sentence.
+    needs
+        What it is computed from.
+    compute
+        From a pair and the sign convention; None where it is not defined for these sizes.
+    bounds, signed_bounds
+        What it can be at all, with the absolute and with the signed cosine.
+    perfect
+        Its value for two equal SAEs: 1, or 0 for a distance.
+    signs
+        Conventions that it has.
+    symmetric
+        Whether A to B is B to A.
+    nulls
+        Kinds of :data:`husai.consistency.inference.nulls.NULL_KINDS` that it is held against.
+    null_of
+        Another score whose drawn nulls have the same distribution, so that they are drawn once.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    needs: frozenset[Need]
+    compute: Callable[[PreparedPair, bool], Value | float | None]
+    bounds: Bounds = SHARE
+    signed_bounds: Bounds | None = None
+    perfect: float = 1.0
+    signs: tuple[bool, ...] = BOTH_SIGNS
+    symmetric: bool = True
+    nulls: tuple[str, ...] = DECODER_NULLS
+    null_of: str = ""
+
+    def bounds_of(self, signed: bool) -> Bounds:
+        """What the score can be at all."""
+        return self.signed_bounds if signed and self.signed_bounds is not None else self.bounds
+
+    def difference_bounds(self, signed: bool) -> Bounds:
+        """What a difference of two such scores can be at all."""
+        low, high = self.bounds_of(signed)
+        return low - high, high - low
+
+    def of(self, pair: PreparedPair, signed: bool) -> Value:
+        """Compute it."""
+        made = self.compute(pair, signed)
+        found = made if isinstance(made, Value) else Value(made)
+        if found.value is None and not found.reason:
+            return found._replace(reason="not defined for these sizes")
+        return found
+
+
+SCORES: dict[str, Score] = {}
+"""All scores by name, in the order in which tables list them."""
+
+
+def register(score: Score) -> Score:
+    """Add a score.
+
+    Raises
+    ------
+    InputError
+        When its name is taken, or ``null_of`` names no score.
+    """
+    if score.name in SCORES:
+        raise InputError(f"scores: {score.name!r} is registered already; choose another name")
+    if score.null_of and score.null_of not in SCORES:
+        raise InputError(f"scores: {score.name} borrows the null of {score.null_of!r}, no score")
+    SCORES[score.name] = score
+    return score
+
+
+def _decoder(name: str, title: str, meaning: str, compute: object, **fields: object) -> None:
+    needs: frozenset[Need] = frozenset({"decoder"})
+    register(Score(name, title, meaning, needs, compute, **fields))  # type: ignore[arg-type]
+
+
+def _a_to_b(pair: PreparedPair, signed: bool) -> float:
+    return float(pair.nearest(signed).a_similarity.mean())
+
+
+def _b_to_a(pair: PreparedPair, signed: bool) -> float:
+    return float(pair.nearest(signed).b_similarity.mean())
+
+
+def _matched_fraction(pair: PreparedPair, signed: bool) -> float:
+    reached = pair.matches[signed].similarity >= pair.config.shared_threshold
+    return float(reached.sum() / pair.narrower)
+
+
+def _uniqueness(pair: PreparedPair, signed: bool) -> float:
+    nearest = pair.nearest(signed)
+    return (distinct_share(nearest.a_index) + distinct_share(nearest.b_index)) / 2
+
+
+def _decoder_cka(pair: PreparedPair, signed: bool) -> float | None:
+    """Linear CKA of the matched decoders, the pairs as samples (Kornblith et al. 2019)."""
+    made = pair.products(signed)
+    return cka_from_products(made.xy, made.xx, made.yy)
+
+
+def _decoder_svcca(pair: PreparedPair, signed: bool) -> float | None:
+    """SVCCA of the matched decoders, the pairs as samples (Raghu et al. 2017).
+
+    None when the pairs do not outnumber the directions kept on the two sides: CCA then finds a
+    perfect correlation in anything.
+    """
+    made = pair.products(signed)
+    return svcca_from_products(made.xy, made.xx, made.yy, n_rows=made.n_pairs)
+
+
+def _orderedness(pair: PreparedPair, signed: bool) -> float | None:
+    found = orderedness(pair.matches[signed])
+    return None if found is None else found.rho
+
+
+_decoder(
+    "pw_mcc",
+    "PW-MCC, one to one",
+    "mean similarity of the decoder rows under the best one-to-one match (arXiv 2505.20254)",
+    lambda pair, signed: pair.matches[signed].mean,
+    signed_bounds=COSINE,
+)
+_decoder(
+    "mmcs",
+    "MMCS, mean of both ways",
+    "mean similarity of each feature to its nearest in the other SAE, many to one, both ways",
+    lambda pair, signed: (_a_to_b(pair, signed) + _b_to_a(pair, signed)) / 2,
+    signed_bounds=COSINE,
+)
+_decoder(
+    "mmcs_a_to_b",
+    "MMCS, A to B",
+    "mean similarity of each feature of A to its nearest in B",
+    _a_to_b,
+    signed_bounds=COSINE,
+    symmetric=False,
+)
+_decoder(
+    "mmcs_b_to_a",
+    "MMCS, B to A",
+    "mean similarity of each feature of B to its nearest in A",
+    _b_to_a,
+    signed_bounds=COSINE,
+    symmetric=False,
+)
+_decoder(
+    "matched_fraction",
+    "matched ≥ {threshold:g}",
+    "share of features whose partner in the decoders' match reaches the threshold",
+    _matched_fraction,
+)
+_decoder(
+    "uniqueness",
+    "uniqueness",
+    "share of features that are the nearest of some feature of the other SAE, mean of both ways "
+    "(arXiv 2602.14687)",
+    _uniqueness,
+)
+for _p, _name in ((1, "l1"), (2, "l2"), (np.inf, "linf")):
+    _decoder(
+        f"distance_{_name}",
+        f"distance of pairs, {_name}",
+        f"mean {_name} distance of matched unit decoder rows; 0 is best",
+        lambda pair, signed, p=_p: pair.distance(signed, p),
+        bounds=DISTANCE,
+        perfect=0.0,
+    )
+_decoder(
+    "subspace_overlap",
+    "subspace overlap",
+    "overlap of the top principal subspaces of the two decoders (arXiv 2606.12138)",
+    lambda pair, signed: pair.subspaces,
+)
+_decoder(
+    "decoder_cka",
+    "CKA of matched decoders",
+    "linear CKA of the matched decoder rows, the pairs as samples (arXiv 1905.00414)",
+    _decoder_cka,
+)
+_decoder(
+    "decoder_svcca",
+    "SVCCA of matched decoders",
+    "mean canonical correlation of the matched decoder rows, the pairs as samples "
+    "(arXiv 1706.05806)",
+    _decoder_svcca,
+)
+_decoder(
+    "orderedness",
+    "orderedness",
+    "rank correlation of the features' order under the match (arXiv 2512.02194)",
+    _orderedness,
+    bounds=COSINE,
+)
+
+
+# -- with encoders ---------------------------------------------------------------------------------
+
+_ENCODER: frozenset[Need] = frozenset({"decoder", "encoder"})
+
+
+def _shared_fraction(pair: PreparedPair, signed: bool) -> float:
+    threshold = pair.config.shared_threshold
+    decoder = pair.matches[signed]
+    if not (decoder.similarity >= threshold).any():
+        return 0.0  # the encoders cannot add one: most draws of a null stop here
+    shared = shared_pairs(decoder, pair.encoder_matches[signed], threshold)
+    return float(shared.sum() / pair.narrower)
+
+
+def _encoder_cosine(pair: PreparedPair, signed: bool) -> float:
+    encoder_a, encoder_b = pair.encoders
+    match = pair.matches[signed]
+    one, other = encoder_a[match.a_index], encoder_b[match.b_index]
+    # the side on which the decoders meet decides the sign, not the encoders themselves
+    cosine = (one * other).sum(axis=1, dtype=np.float64) * pair.sides_met(signed)
+    return float(cosine.mean())
+
+
+register(
+    Score(
+        "shared_fraction",
+        "shared, dec and enc ≥ {threshold:g}",
+        "share of features for which decoder and encoder name the same partner, both at the "
+        "threshold or above (arXiv 2501.16615)",
+        _ENCODER,
+        _shared_fraction,
+        nulls=(*DRAWN, "untrained"),
+    )
+)
+register(
+    Score(
+        "pw_mcc_encoder",
+        "PW-MCC of the encoders",
+        "mean similarity of the encoder rows under their own best one-to-one match",
+        _ENCODER,
+        lambda pair, signed: pair.encoder_matches[signed].mean,
+        signed_bounds=COSINE,
+        # the covariance of the data says nothing about read-out directions
+        nulls=("isotropic", "untrained"),
+        null_of="pw_mcc",
+    )
+)
+register(
+    Score(
+        "encoder_cosine",
+        "cosine of encoders",
+        "mean cosine of the encoder rows under the decoders' match",
+        _ENCODER,
+        _encoder_cosine,
+        bounds=COSINE,
+        nulls=("isotropic", "untrained"),
+    )
+)
+
+
+# -- with codes ------------------------------------------------------------------------------------
+
+_CODES: frozenset[Need] = frozenset({"decoder", "codes"})
+_CLOSED = ("chance", "untrained")
+
+
+def _of_codes(value: float | None, reason: str, chance: float | None = None) -> Value:
+    return Value(value, chance, reason if value is None else "")
+
+
+register(
+    Score(
+        "code_jaccard",
+        "codes: support Jaccard",
+        "rows on which both matched latents fire over rows on which one does, mean over pairs",
+        _CODES,
+        lambda pair, _: _of_codes(
+            pair.agreement.jaccard, pair.agreement.reason, pair.agreement.jaccard_chance
+        ),
+        signs=(False,),
+        nulls=_CLOSED,
+    )
+)
+register(
+    Score(
+        "code_correlation",
+        "codes: correlation",
+        "correlation of matched latents' codes over the rows, mean over pairs",
+        _CODES,
+        lambda pair, _: _of_codes(pair.agreement.correlation, pair.agreement.reason, 0.0),
+        bounds=COSINE,
+        signs=(False,),
+        nulls=_CLOSED,
+    )
+)
+register(
+    Score(
+        "code_r2",
+        "codes: R²",
+        "variance of one SAE's codes that the matched codes of the other explain without a refit",
+        _CODES,
+        lambda pair, _: _of_codes(pair.agreement.r2, pair.agreement.reason),
+        bounds=(-float("inf"), 1.0),
+        signs=(False,),
+        nulls=("untrained",),
+    )
+)
+register(
+    Score(
+        "activation_mcc",
+        "matched by activations",
+        "mean correlation of latents matched by their activations alone (arXiv 2410.06981)",
+        _CODES,
+        lambda pair, _: _of_codes(*pair.activation_match),
+        signed_bounds=COSINE,
+        signs=(True,),
+        nulls=("shuffled", "untrained"),
+    )
+)
+register(
+    Score(
+        "code_cka",
+        "codes: CKA",
+        "linear CKA of the two codes as whole representations (arXiv 1905.00414)",
+        _CODES,
+        lambda pair, _: _of_codes(
+            pair.code_similarity.cka, pair.code_similarity.reason, pair.code_similarity.cka_chance
+        ),
+        signs=(False,),
+        nulls=_CLOSED,
+    )
+)
+register(
+    Score(
+        "code_svcca",
+        "codes: SVCCA",
+        "mean canonical correlation of the two codes' principal components (arXiv 1706.05806)",
+        _CODES,
+        lambda pair, _: _of_codes(pair.code_similarity.svcca, pair.code_similarity.reason),
+        signs=(False,),
+        nulls=("untrained",),
+    )
+)
+
+
+def of_pairs() -> list[Score]:
+    """Scores of two SAEs: those that need no truth."""
+    return [score for score in SCORES.values() if "truth" not in score.needs]
+
+
+def known_scores(names: list[str]) -> list[Score]:
+    """Look scores up by name.
+
+    Raises
+    ------
+    InputError
+        When one is not known.
+    """
+    unknown = [name for name in names if name not in SCORES]
+    if unknown:
+        raise InputError(f"scores: {unknown} are not known; choose from {sorted(SCORES)}")
+    return [SCORES[name] for name in names]

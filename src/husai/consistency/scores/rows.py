@@ -1,0 +1,45 @@
+"""Dictionaries as unit rows: a feature is a direction, so it is normalised once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from husai.errors import InputError
+from husai.matching.match import unit_rows
+
+Rows = NDArray[np.floating[Any]]
+
+# Dictionaries of more numbers are held in float32: two of 16,384 × 1,024 would take 256 MB more.
+_PRECISE_NUMBERS = 2**23
+
+
+def direction_rows(rows: ArrayLike, name: str = "dictionary") -> Rows:
+    """Scale rows to unit norm once, for all that follows: float64, or float32 above 2²³ numbers.
+
+    Raises
+    ------
+    InputError
+        When it is not a finite matrix.
+    """
+    unit = unit_rows(rows, name)
+    return unit if unit.size <= _PRECISE_NUMBERS else unit.astype(np.float32)
+
+
+def unit_pair(A: ArrayLike, B: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return both dictionaries with unit rows, in float64.
+
+    Raises
+    ------
+    InputError
+        When one is not a finite matrix, or they live in spaces of different dimension.
+    """
+    rows_a, rows_b = unit_rows(A, "A"), unit_rows(B, "B")
+    if rows_a.shape[1] != rows_b.shape[1]:
+        raise InputError(
+            f"A has rows of {rows_a.shape[1]} numbers and B of {rows_b.shape[1]}: "
+            "dictionaries can be compared only in one space"
+        )
+    return rows_a, rows_b

@@ -1,0 +1,46 @@
+"""Features of each SAE: how they came back in the other seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from husai.consistency.config import ConsistencyConfig
+from husai.consistency.inference.seeds import Matches, align_seeds
+from husai.consistency.study.record import LiveSAE, row_cosines
+
+
+def feature_table(
+    name: str, live: Sequence[LiveSAE], space: str, matches: Matches, config: ConsistencyConfig
+) -> pd.DataFrame:
+    """A row per SAE and live latent: how it came back in the other seeds of its group."""
+    aligned = None
+    if len(live) > 1 and len(matches) == len(live) * (len(live) - 1) // 2:
+        aligned = align_seeds(matches, threshold=config.shared_threshold).features
+    tables = []
+    for position, one in enumerate(live):
+        record = one.record
+        table = pd.DataFrame(
+            {
+                "group": name,
+                "id": record.id,
+                "latent": one.index,
+                "space": space,
+                "n_other_seeds": 0,
+            }
+        )
+        if aligned is not None:
+            own = aligned[aligned["seed"] == position].drop(columns=["seed", "feature"])
+            table = table.drop(columns="n_other_seeds").join(own.reset_index(drop=True))
+        if record.firing_rate is not None:
+            table["firing_rate"] = np.asarray(record.firing_rate, dtype=np.float64)[one.index]
+        if one.init is not None:
+            # a row and its reverse are one direction
+            table["cosine_to_init"] = np.abs(row_cosines(one.decoder, one.init))
+        if one.encoder is not None:
+            table["cosine_to_encoder"] = row_cosines(one.decoder, one.encoder)
+        table["converged"] = pd.array([record.converged] * len(table), dtype="boolean")
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
