@@ -16,7 +16,7 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
 from husai.consistency import ConsistencyConfig
-from husai.consistency.study.report import summary_schema
+from husai.consistency.study.summary import summary_schema
 from husai.hooks.checks import StudyError
 
 PROJECT = Path(__file__).parents[2]

@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 
 from husai.consistency.config import ComparisonConfig
-from husai.consistency.scores.codes import shuffle_rows
+from husai.consistency.scores.codes import UnitCodes, shuffle_rows
 from husai.consistency.scores.pair import (
     BOTH_SIGNS,
     MatchRun,
@@ -227,17 +228,18 @@ def _random_pair(
     are isotropic in every kind. They come from streams of their own, so that the decoders are the
     same whether encoders are drawn or not.
     """
-    streams = rng.spawn(2)
-    sides = []
-    for n, stream in zip((source.n_a, source.n_b), streams, strict=True):
-        decoder = direction_rows(random_dictionary(n, source.d, rng, root))
-        sides.append(
-            Side(
-                decoder,
-                lambda n=n, stream=stream: direction_rows(random_dictionary(n, source.d, stream)),
-            )
-        )
-    return sides[0], sides[1]
+    stream_a, stream_b = rng.spawn(2)
+    decoders = [
+        direction_rows(random_dictionary(n, source.d, rng, root)) for n in (source.n_a, source.n_b)
+    ]
+    return (
+        Side(
+            decoders[0], lambda: direction_rows(random_dictionary(source.n_a, source.d, stream_a))
+        ),
+        Side(
+            decoders[1], lambda: direction_rows(random_dictionary(source.n_b, source.d, stream_b))
+        ),
+    )
 
 
 NULL_KINDS: dict[str, NullKind] = {
@@ -496,7 +498,8 @@ def shuffled_nulls(a: Side, b: Side, config: ComparisonConfig) -> Nulls:
 
     def draw(t: int) -> list[float | None]:
         moved = shuffle_rows(other, np.random.default_rng([config.seed, t]))
-        pair = PreparedPair(a, Side(b.decoder, codes=type(b.codes)(moved)), config)  # type: ignore[misc]
+        other_side = Side(b.decoder, codes=UnitCodes(sparse.csc_array(moved)))
+        pair = PreparedPair(a, other_side, config)
         return [score.of(pair, signed).value for score in wanted for signed in score.signs]
 
     with worker_pool(config.workers) as pool:

@@ -308,8 +308,8 @@ class PreparedPair:
         """Centred products of the matched rows."""
         if signed not in self._products:
             x, y = (side - side.mean(axis=0) for side in self.matched_rows(signed))
-            made = [np.asarray(p, dtype=np.float64) for p in (x.T @ y, x.T @ x, y.T @ y)]
-            self._products[signed] = MatchedProducts(*made, n_pairs=len(x))
+            xy, xx, yy = (np.asarray(p, dtype=np.float64) for p in (x.T @ y, x.T @ x, y.T @ y))
+            self._products[signed] = MatchedProducts(xy, xx, yy, len(x))
         return self._products[signed]
 
     @cached_property

@@ -161,7 +161,8 @@ def group_nulls(
     """Give every null of a group's scores: drawn, its initialisations, its codes shuffled."""
     # one shape stands for the group: with dead latents left out, its mean width
     n = round(float(np.mean([len(one.index) for one in live])))
-    found = nulls.pair(*(_of_width(one.side, n) for one in live[:2]), space=space, group=name)
+    one, other = (_of_width(live[at].side, n) for at in (0, 1))
+    found = nulls.pair(one, other, space=space, group=name)
     started = [values for values in inits if values]
     given = {
         key: [values[key].value for values in started] for key in (started[0] if started else ())

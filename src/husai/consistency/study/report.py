@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from itertools import combinations
 from typing import Any
 
@@ -25,7 +23,14 @@ from husai.consistency.study.groups import (
     group_scores,
     seeds_together,
 )
-from husai.consistency.study.pairs import Row, Values, pair_rows, score_inits, score_pair
+from husai.consistency.study.pairs import (
+    Row,
+    ScoredPair,
+    Values,
+    pair_rows,
+    score_inits,
+    score_pair,
+)
 from husai.consistency.study.record import (
     LiveSAE,
     SAERecord,
@@ -35,43 +40,26 @@ from husai.consistency.study.record import (
     live_sae,
     with_firing_rates,
 )
+from husai.consistency.study.schema import TABLES
+from husai.consistency.study.summary import SCHEMA_NAME, SCHEMA_VERSION, plain_rows
 from husai.consistency.study.truth import feature_planes, plane_columns, truth_tables
 from husai.consistency.study.untrained import live_group, score_within, untrained_columns
 from husai.errors import InputError
 from husai.threads import worker_pool
-
-SCHEMA_NAME = "husai.consistency"
-SCHEMA_VERSION = "2.0"
 
 
 @dataclass(frozen=True)
 class ConsistencyReport:
     """Tidy tables and a summary.
 
+    The columns of each table are declared, with units, ranges and meanings, in
+    :data:`husai.consistency.study.schema.TABLES`; planes and truth are empty without planes,
+    strata without firing rates.
+
     Attributes
     ----------
-    saes
-        A row per SAE: settings, gate, live latents, share of its decoder inside the data's span.
-    pairs
-        A row per pair of SAEs, space, score and sign, with the score's own chance level where it
-        has a closed form.
-    groups
-        A row per group, space, score and sign: mean, interval over seeds, and for each null its
-        mean, sd, corrected score, p-value, adjusted p-value and z.
-    comparisons
-        A row per pair of groups, space, score and sign: difference over seeds.
-    seeds
-        A row per group and space: path, tree, cycle consistency.
-    retention
-        A row per group, space and number of hops.
-    features
-        A row per SAE, space and latent: in how many other seeds it came back, and how well.
-    strata
-        Features summed up by how often they fire; empty when firing rates are not known.
-    planes
-        A row per SAE and plane; empty when no planes were given.
-    truth
-        A row per group and measure of plane recovery, with interval and nulls; empty likewise.
+    saes, pairs, groups, comparisons, seeds, retention, features, strata, planes, truth
+        The tables.
     summary
         Nested plain values with ``schema_version``; no NaN.
     """
@@ -87,6 +75,11 @@ class ConsistencyReport:
     planes: pd.DataFrame
     truth: pd.DataFrame
     summary: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        """Check every table against its declaration."""
+        for name, table in TABLES.items():
+            table.check(getattr(self, name))
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return the tables by name, those that are empty left out."""
@@ -230,14 +223,13 @@ class _Gathered:
         pairs = [
             (a, b) for one, other in combinations(live, 2) for a in live[one] for b in live[other]
         ]
+
+        def one(pair: tuple[LiveSAE, LiveSAE]) -> ScoredPair:
+            a, b = (replace(side, codes=None) for side in pair)
+            return score_pair(a, b, self._config, space=space)
+
         with worker_pool(self._config.workers) as pool:
-            made = pool.map(
-                lambda pair: score_pair(
-                    *(replace(one, codes=None) for one in pair), self._config, space=space
-                ),
-                pairs,
-            )
-            for (a, b), scored in zip(pairs, made, strict=True):
+            for (a, b), scored in zip(pairs, pool.map(one, pairs), strict=True):
                 self.pairs += pair_rows(a, b, space, scored)
 
 
@@ -341,17 +333,6 @@ def join_reports(reports: Mapping[str, ConsistencyReport]) -> ConsistencyReport:
     return ConsistencyReport(**tables, summary=summary)
 
 
-def summary_schema() -> dict[str, Any]:
-    """Give the JSON schema of the study's ``summary.json``."""
-    text = (
-        resources.files("husai.consistency.study")
-        .joinpath("summary_schema.json")
-        .read_text("utf-8")
-    )
-    data: dict[str, Any] = json.loads(text)
-    return data
-
-
 def _summary(
     saes: pd.DataFrame,
     groups: pd.DataFrame,
@@ -374,18 +355,3 @@ def _summary(
         "groups": plain_rows(groups),
         "truth": plain_rows(truth),
     }
-
-
-def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a table's rows as plain values, with None for what is missing (JSON has no NaN)."""
-    return [
-        {str(key): _plain(value) for key, value in row.items()} for row in table.to_dict("records")
-    ]
-
-
-def _plain(value: Any) -> Any:
-    if value is None or value is pd.NA:
-        return None
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -42,7 +42,7 @@ def compare(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, pd.DataFrame], dict[str, Any]]:
     """Compare the SAEs of every group across their seeds, beside every null, hook by hook."""
     from husai.consistency import activation_covariance, consistency_report, join_reports
-    from husai.consistency.study.report import plain_rows
+    from husai.consistency.study.summary import checked_summary, plain_rows
 
     reports, fingerprints = {}, {}
     untrained_truth = []
@@ -67,20 +67,22 @@ def compare(
     report = join_reports(reports)
     # what the same settings find of the waves that the data alone hold
     truth = pd.concat([report.truth, *untrained_truth], ignore_index=True)
-    summary = {
-        **report.summary,
-        "truth": plain_rows(truth),
-        "metrics": group_metrics(report.groups),
-        "provenance": {
-            "plan": sae_plan["sae_id"].tolist(),
-            "seeds": sorted({int(seed) for seed in sae_plan["seed"]}),
-            "activations": [
-                {"hook": key, "fingerprint": value} for key, value in fingerprints.items()
-            ],
-            "versions": versions(),
-            **git_commit(Path(__file__).parent),
-        },
-    }
+    summary = checked_summary(
+        {
+            **report.summary,
+            "truth": plain_rows(truth),
+            "metrics": group_metrics(report.groups),
+            "provenance": {
+                "plan": sae_plan["sae_id"].tolist(),
+                "seeds": sorted({int(seed) for seed in sae_plan["seed"]}),
+                "activations": [
+                    {"hook": key, "fingerprint": value} for key, value in fingerprints.items()
+                ],
+                "versions": versions(),
+                **git_commit(Path(__file__).parent),
+            },
+        }
+    )
     tables = report.tables()
     if len(truth):
         tables["truth"] = truth
@@ -528,9 +530,7 @@ def external_records(
 
     return [
         with_codes(
-            replace(
-                sae, id=f"{group}: {sae.id}", group=group, architecture="external", seed=seed
-            ),
+            replace(sae, id=f"{group}: {sae.id}", group=group, architecture="external", seed=seed),
             rows,
         )
         for group, members in external_saes.items()
