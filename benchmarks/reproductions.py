@@ -367,9 +367,9 @@ def osae(steps: int, seeds: int, trainers: list[str]) -> int:
 
 PRINTED_BENCH = {
     # at L0 25 of 16,384 features in d 768, width 4,096, 200 M rows: another setting than ours
-    "relu": {"f1": 0.5562, "gt_mcc": 0.6039, "uniqueness": 0.8976},
-    "batch_topk": {"f1": 0.7316, "gt_mcc": 0.7574, "uniqueness": 0.9837},
-    "matryoshka_batch_topk": {"f1": 0.8793, "gt_mcc": 0.7927, "uniqueness": 0.9987},
+    "relu": {"f1": 0.5562, "gt_mcc": 0.6039, "truth_uniqueness": 0.8976},
+    "batch_topk": {"f1": 0.7316, "gt_mcc": 0.7574, "truth_uniqueness": 0.9837},
+    "matryoshka_batch_topk": {"f1": 0.8793, "gt_mcc": 0.7927, "truth_uniqueness": 0.9987},
 }
 BENCH_FRACTIONS = (1 / 32, 1 / 8, 1 / 2, 1.0)
 EVAL_BATCH = 1024
@@ -400,7 +400,7 @@ def bench(n_features: int, d_in: int, steps: int, seeds: int) -> int:
     """
     import torch
 
-    from husai.calibration.measures import truth_scores
+    from husai.calibration.scores import truth_scores
     from husai.sae import BankTrainingConfig, SAEConfig, train_bank
     from husai.tasks import planted_dictionary, synth_sae_bench_world
 
@@ -473,7 +473,7 @@ def bench(n_features: int, d_in: int, steps: int, seeds: int) -> int:
                 "chance": float(np.mean([row[score] for row in start])),
                 "printed_full_scale": printed.get(score),
             }
-            for score in ("f1", "gt_mcc", "uniqueness", "precision", "recall", *RATES)
+            for score in ("f1", "gt_mcc", "truth_uniqueness", "precision", "recall", *RATES)
         ]
         print(f"{kind}: {time.perf_counter() - started:.0f} s", flush=True)
     command = f"bench --features {n_features} --d-in {d_in} --steps {steps} --seeds {seeds}"

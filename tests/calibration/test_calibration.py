@@ -8,20 +8,14 @@ import pandas as pd
 import pytest
 from scipy import sparse, stats
 
-from husai.calibration.measures import (
-    axis_recovery_chance,
-    calibrate_scores,
-    clustered_share,
-    detector_metrics,
-    excess_consistency,
-    feature_recovery,
-    gate_calibration,
-    rank_correlation,
-    reproducibility_as_detector,
-    reproducible_features,
-    truth_scores,
-    within_run_correlation,
-)
+from husai.calibration.clusters import clustered_share
+from husai.calibration.detectors import reproducibility_as_detector, reproducible_features
+from husai.calibration.excess import excess_consistency
+from husai.calibration.gate import gate_calibration
+from husai.calibration.ranking import calibrate_scores, rank_correlation, within_run_correlation
+from husai.calibration.scores import truth_scores
+from husai.consistency.analyses.truth import axis_recovery_chance
+from husai.consistency.scores.truth import detector_metrics, feature_recovery
 from husai.consistency import gt_mcc, plane_recovery, pw_mcc
 from husai.errors import InputError
 from husai.tasks import planted_dictionary, song_world
@@ -52,7 +46,7 @@ def test_recovery_of_a_permuted_flipped_scaled_truth_is_perfect():
     scores = truth_scores(W, TRUTH)
     assert scores["gt_mcc"] == pytest.approx(1)
     assert scores["gt_mcc_signed"] < 0.9
-    assert scores["uniqueness"] == 1
+    assert scores["truth_uniqueness"] == 1
 
 
 def test_recovery_counts_missing_and_spurious_features():
@@ -68,7 +62,7 @@ def test_recovery_counts_missing_and_spurious_features():
     np.testing.assert_allclose(found.similarity, brute)
     assert found.rate[0.9] == pytest.approx(9 / 12)
     assert found.spurious[0.9] == pytest.approx(5 / 15)
-    assert truth_scores(W, TRUTH)["uniqueness"] <= 14 / 15
+    assert truth_scores(W, TRUTH)["truth_uniqueness"] <= 14 / 15
 
 
 def test_detector_metrics_match_counting():

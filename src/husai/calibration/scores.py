@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from husai.calibration.config import PlantedTruthConfig
-from husai.calibration.measures import (
-    ExcessConsistency,
-    axis_recovery_chance,
-    excess_consistency,
-    feature_recovery,
-    reproducible_features,
-    truth_scores,
-)
+from husai.calibration.detectors import reproducible_features
+from husai.calibration.excess import ExcessConsistency, excess_consistency
 from husai.calibration.study import SETTING
-from husai.consistency import (
-    code_consistency,
-    cycle_consistency,
-    gt_mcc,
-    match_all,
-    mmcs,
-    null_scores,
-    plane_null,
-    plane_recovery,
-    shared_fraction,
-    sparse_codes,
-)
+from husai.consistency import cycle_consistency, null_scores, plane_null, plane_recovery
+from husai.consistency.analyses.truth import axis_recovery_chance
+from husai.consistency.config import ComparisonConfig
+from husai.consistency.scores.codes import Codes, UnitCodes, sparse_codes, whole_codes
+from husai.consistency.scores.pair import PreparedPair, Side, nearest_features
+from husai.consistency.scores.registry import SCORES as REGISTRY
+from husai.consistency.scores.registry import of_truth
+from husai.consistency.scores.rows import direction_rows
+from husai.consistency.study.groups import score_matrix, values_of
+from husai.consistency.study.pairs import ScoredPair, score_pair
+from husai.consistency.study.record import LiveSAE, SAERecord, live_codes, live_sae
 from husai.errors import InputError
 from husai.tasks import PlantedData, planted_dictionary
 
 if TYPE_CHECKING:
     import torch
 
-    from husai.matching.match import Match
     from husai.sae import TrainedSAE
 
 SCORES = (
@@ -52,12 +44,25 @@ SCORES = (
     "reproducible_share",
     "cycle_consistency",
     "shared_fraction",
-    "activation_correlation",
+    "code_correlation",
     "code_jaccard",
     "moved_from_init",
     "explained_variance",
 )
 """What a user without truth can compute."""
+
+PAIR_SCORES = (
+    ("pw_mcc", False),
+    ("pw_mcc", True),
+    ("mmcs", False),
+    ("shared_fraction", True),
+    ("code_correlation", False),
+    ("code_jaccard", False),
+)
+"""Scores of pairs among them, with their sign."""
+
+COMPARISON = ComparisonConfig()
+"""How the SAEs are compared: as everywhere."""
 
 L0_ABOUT = (0.8, 1.25)
 """Ratio of a SAE's L0 to the true mean L0 that is called about right."""
@@ -93,28 +98,34 @@ class StudyTables:
 
 @dataclass(frozen=True)
 class _World:
-    """One draw of a world, with rows that no SAE was trained on."""
+    """One draw of a world, with rows that no SAE was trained on.
+
+    ``truth`` is its dictionary with the true codes of those rows, ``true_l0`` the mean number of
+    true features in a row.
+    """
 
     data: PlantedData
-    truth: NDArray[np.float64]
+    truth: Side
     rows: torch.Tensor
-    true_codes: Any
-
-    @property
-    def true_l0(self) -> float:
-        """Mean number of true features in a row."""
-        return float(self.true_codes.nnz / self.true_codes.shape[0])
+    true_l0: float
 
 
 @dataclass(frozen=True)
 class _Survivor:
     """A SAE that trained to its end, and what is known of it alone."""
 
-    seed: int
-    sae: TrainedSAE
-    W_dec: NDArray[np.float64]
-    codes: sparse.csr_array
+    live: LiveSAE
     measured: dict[str, float]
+
+    @property
+    def seed(self) -> int:
+        """Of its initial weights."""
+        return self.live.record.seed
+
+    @property
+    def W_dec(self) -> NDArray[np.floating[Any]]:
+        """``[d_sae, d]``."""
+        return self.live.record.W_dec
 
 
 def score_study(
@@ -152,15 +163,24 @@ def score_study(
                 runs.append(row)
             if len(survivors) < 2:
                 continue
-            matches = match_all([survivor.W_dec for survivor in survivors])
+            scored = {
+                (i, j): score_pair(
+                    survivors[i].live,
+                    survivors[j].live,
+                    COMPARISON,
+                    scores=[REGISTRY[name] for name in dict(PAIR_SCORES)],
+                )
+                for i, j in itertools.combinations(range(len(survivors)), 2)
+            }
+            matches = {at: pair.matches[False] for at, pair in scored.items()}
             table = reproducible_features(
                 [survivor.W_dec for survivor in survivors],
-                world.truth,
+                world.truth.decoder,
                 seeds=[survivor.seed for survivor in survivors],
                 matches=matches,
             )
             features.append(table.assign(**names))
-            settings.append({**names, **_group_scores(survivors, matches, table, world, config)})
+            settings.append({**names, **_group_scores(survivors, scored, table, world, config)})
             if len(world.data.planes):
                 rows = _plane_rows(survivors, table, world, config)
                 planes += [{**names, **row} for row in rows]
@@ -182,19 +202,31 @@ def _held_out(name: str, draw: int, config: PlantedTruthConfig) -> _World:
 
     data = planted_dictionary(config.drawn(name, draw))
     rows, codes = data.sample(config.n_eval_rows, start=config.n_rows)
-    return _World(data, data.dictionary.astype(np.float64), torch.from_numpy(rows), codes)
+    truth = Side(
+        direction_rows(data.dictionary.astype(np.float64)),
+        codes=UnitCodes(sparse.csc_array(codes)),
+    )
+    true_l0 = float(codes.nnz / codes.shape[0])
+    return _World(data, truth, torch.from_numpy(rows), true_l0)
 
 
 def _measure(seed: int, sae: TrainedSAE, world: _World, config: PlantedTruthConfig) -> _Survivor:
     """Measure one SAE on the held-out rows, and hold it to the truth."""
     from husai.sae.metrics import evaluate
 
-    W = sae.W_dec.double().numpy()
-    codes = sparse_codes([sae.encode(world.rows).numpy()])
+    record = SAERecord(
+        id=str(seed),
+        architecture=sae.config.architecture,
+        seed=seed,
+        W_dec=sae.W_dec.double().numpy(),
+        W_enc=sae.W_enc.double().numpy(),
+        codes=sparse_codes([sae.encode(world.rows).numpy()]),
+    )
+    live = live_sae(record, codes=live_codes(record, COMPARISON))
     metrics, _ = evaluate(sae, world.rows)
     slope = sae.metrics["loss_slope"]
     measured = {
-        **truth_scores(W, world.truth, codes=codes, true_codes=world.true_codes),
+        **scores_of_truth(live.side, world.truth),
         "explained_variance": metrics["explained_variance"],
         "l0": metrics["l0"],
         "dead_fraction": metrics["dead_fraction"],
@@ -203,26 +235,83 @@ def _measure(seed: int, sae: TrainedSAE, world: _World, config: PlantedTruthConf
         "converged": float(abs(slope) < config.training.convergence_slope),
         "device_seconds": float(sae.provenance["campaign"]["device_seconds"]),
     }
-    return _Survivor(seed, sae, W, codes, measured)
+    return _Survivor(live, measured)
+
+
+def scores_of_truth(sae: Side, truth: Side) -> dict[str, float]:
+    """All scores of one SAE against the truth, as one flat row; signed ones end in ``_signed``.
+
+    Parameters
+    ----------
+    sae, truth
+        The SAE and the true dictionary, both with codes of the same rows or both without.
+
+    Raises
+    ------
+    InputError
+        When one has codes and the other has none, or they do not fit together.
+    """
+    if (sae.codes is None) != (truth.codes is None):
+        raise InputError("codes, true_codes: give both or neither")
+    pair = PreparedPair(sae, truth, COMPARISON)
+    return {
+        f"{score.name}{'_signed' if signed else ''}": float(value)
+        for score in of_truth(codes=pair.has_codes)
+        for signed in score.signs
+        if (value := score.of(pair, signed).value) is not None
+    }
+
+
+def truth_scores(
+    W_dec: ArrayLike,
+    truth: ArrayLike,
+    *,
+    codes: Codes | None = None,
+    true_codes: Codes | None = None,
+) -> dict[str, float]:
+    """Give :func:`scores_of_truth` of plain arrays.
+
+    Parameters
+    ----------
+    W_dec, truth
+        ``[d_sae, d]`` and ``[n_true, d]``.
+    codes, true_codes
+        ``[n_rows, d_sae]`` and ``[n_rows, n_true]`` of the same rows; both or neither.
+
+    Raises
+    ------
+    InputError
+        When inputs do not fit together.
+    """
+    made = [
+        Side(
+            direction_rows(rows),
+            codes=None if given is None else UnitCodes(sparse.csc_array(whole_codes(given))),
+        )
+        for rows, given in ((W_dec, codes), (truth, true_codes))
+    ]
+    return scores_of_truth(*made)
 
 
 def _group_scores(
     survivors: Sequence[_Survivor],
-    matches: Mapping[tuple[int, int], Match],
+    scored: Mapping[tuple[int, int], ScoredPair],
     features: pd.DataFrame,
     world: _World,
     config: PlantedTruthConfig,
 ) -> dict[str, Any]:
     """Scores over the seeds of one group, beside the means of what each SAE recovered."""
     S, (d_sae, d_in) = len(survivors), survivors[0].W_dec.shape
-    W, pairs = np.eye(S), []
-    for i, j in itertools.combinations(range(S), 2):
-        W[i, j] = W[j, i] = matches[i, j].mean
-        pairs.append(_pair_scores(survivors[i], survivors[j], matches[i, j]))
-    of_pairs = pd.DataFrame(pairs, dtype=np.float64).mean()
+    W = score_matrix(values_of(scored, "pw_mcc", False), S)
+    of_pairs = {
+        f"{name}{'_signed' if (name, signed) == ('pw_mcc', True) else ''}": _mean_known(
+            values_of(scored, name, signed).values()
+        )
+        for name, signed in PAIR_SCORES
+    }
     measured = pd.DataFrame([survivor.measured for survivor in survivors])
     means = {str(name): float(value) for name, value in measured.mean().items()}
-    n_true = len(world.truth)
+    n_true = len(world.truth.decoder)
     pw_null, gt_null = _chance(d_sae, d_sae, d_in), _chance(d_sae, n_true, d_in)
     excess = excess_consistency(
         W,
@@ -235,17 +324,16 @@ def _group_scores(
     if len(world.data.planes):
         reason = "the truth holds planes: the phase of their axes, and so GT-MCC, is a convention"
         excess = ExcessConsistency(None, None, None, "not comparable", excess.level, S, reason)
-    pw = float(W[~np.eye(S, dtype=bool)].mean())
+    pw = of_pairs["pw_mcc"]
     ratio = means["l0"] / world.true_l0
     low, high = L0_ABOUT
     return {
         "n_seeds": S,
-        "pw_mcc": pw,
         "pw_mcc_null": pw_null,
         "pw_mcc_corrected": (pw - pw_null) / (1 - pw_null),
         "reproducible_share": float((features["reproducibility"] >= config.threshold).mean()),
-        "cycle_consistency": cycle_consistency(matches).fraction if S > 2 else None,
-        **{str(name): float(value) for name, value in of_pairs.items()},
+        "cycle_consistency": _cycle(scored) if S > 2 else None,
+        **of_pairs,
         **means,
         "gt_mcc_null": gt_null,
         "true_l0": world.true_l0,
@@ -258,19 +346,14 @@ def _group_scores(
     }
 
 
-def _pair_scores(a: _Survivor, b: _Survivor, match: Match) -> dict[str, float | None]:
-    """Scores of two SAEs; None where their codes define none."""
-    shared = shared_fraction(
-        a.W_dec, a.sae.W_enc.double().T.numpy(), b.W_dec, b.sae.W_enc.double().T.numpy()
-    )
-    codes = code_consistency(a.codes, b.codes, match)
-    return {
-        "pw_mcc_signed": shared.decoder.mean,
-        "mmcs": mmcs(a.W_dec, b.W_dec).mean,
-        "shared_fraction": shared.fraction,
-        "activation_correlation": codes.correlation,
-        "code_jaccard": codes.jaccard,
-    }
+def _mean_known(values: Iterable[float | None]) -> float:
+    """Mean of what is defined; NaN where nothing is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _cycle(scored: Mapping[tuple[int, int], ScoredPair]) -> float:
+    return cycle_consistency({at: pair.matches[False] for at, pair in scored.items()}).fraction
 
 
 @cache
@@ -288,7 +371,7 @@ def _plane_rows(
     on_plane = world.data.plane_of_feature >= 0
     for survivor in survivors:
         W = survivor.W_dec
-        recovery = feature_recovery(W, world.truth, thresholds=[config.threshold])
+        near = nearest_features(W, world.truth.decoder)
         found = plane_recovery(W, world.data.planes, threshold=config.threshold)
         chance = _plane_chance(W.shape, world, config)
         mine = features[features["seed"] == survivor.seed].set_index("latent")
@@ -297,13 +380,13 @@ def _plane_rows(
         inside = place.eq(True).to_numpy()
         # latents that are neither in a plane nor a true line would make lines look irreproducible
         line = ~on_plane[mine["feature"]] & (mine["truth_similarity"] >= config.threshold)
-        recovered = recovery.similarity >= config.threshold
+        recovered = near.b_similarity >= config.threshold
         yield {
             "seed": survivor.seed,
             "axis_recovery": float(recovered[on_plane].mean()),
             "axis_recovery_chance": axis_recovery_chance(found),
             "line_recovery": float(recovered[~on_plane].mean()) if (~on_plane).any() else None,
-            "gt_mcc": gt_mcc(W, world.truth),
+            "gt_mcc": survivor.measured["gt_mcc"],
             "plane_recall": found.recall,
             "plane_recall_null": chance,
             "plane_covered": found.covered,

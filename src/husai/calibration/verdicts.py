@@ -9,12 +9,9 @@ import numpy as np
 import pandas as pd
 
 from husai.calibration.config import PlantedTruthConfig
-from husai.calibration.measures import (
-    calibrate_scores,
-    gate_calibration,
-    reproducibility_as_detector,
-    within_run_correlation,
-)
+from husai.calibration.detectors import reproducibility_as_detector
+from husai.calibration.gate import gate_calibration
+from husai.calibration.ranking import calibrate_scores, within_run_correlation
 from husai.calibration.scores import SCORES, StudyTables
 
 TRUTHS = ("gt_mcc", "frr_0.9", "f1")

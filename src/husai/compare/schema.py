@@ -7,13 +7,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from husai.consistency.inference.nulls import NULL_KINDS
-from husai.consistency.scores.registry import SCORES
+from husai.consistency.scores.registry import of_pairs
 
 SCHEMA_NAME = "husai.compare"
 SCHEMA_VERSION = "1.1"
 
 ScoreName = Annotated[
-    str, Field(json_schema_extra={"enum": list(SCORES)}, description="A score of the registry")
+    str,
+    Field(
+        json_schema_extra={"enum": [score.name for score in of_pairs()]},
+        description="A score of the registry",
+    ),
 ]
 NullName = Annotated[str, Field(json_schema_extra={"enum": list(NULL_KINDS)})]
 

@@ -62,7 +62,9 @@ class ConsistencyConfig(ComparisonConfig):
     code_null_draws: CountFromZero | None = Field(
         default=19, description="row shuffles behind the null of matched activations"
     )
-    null_draws: CountFromZero | None = Field(default=40, description="random pairs behind each null")
+    null_draws: CountFromZero | None = Field(
+        default=40, description="random pairs behind each null"
+    )
     symmetry_width: Count = Field(
         default=64, description="widest SAE whose symmetries are looked for (time: width²)"
     )

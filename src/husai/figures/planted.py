@@ -24,7 +24,7 @@ SCORE_NAMES = {
     "reproducible_share": "share of features\nreproduced",
     "cycle_consistency": "cycle consistency",
     "shared_fraction": "share shared by decoder\nand encoder",
-    "activation_correlation": "correlation of\nactivations",
+    "code_correlation": "correlation of\nactivations",
     "code_jaccard": "Jaccard of supports",
     "moved_from_init": "distance from init",
     "explained_variance": "explained variance",

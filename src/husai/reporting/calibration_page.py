@@ -31,7 +31,7 @@ RECOVERY = next(truth for truth in TRUTHS if truth.startswith("frr_"))
 ARCHITECTURE_COLUMNS = (
     "gt_mcc",
     RECOVERY,
-    "uniqueness",
+    "truth_uniqueness",
     "precision",
     "recall",
     "f1",

@@ -349,3 +349,29 @@ def axis_gt_mcc(
         float(values.min()),
         float(values.max()),
     )
+
+
+def axis_recovery_chance(found: PlaneRecovery) -> float:
+    """Share of a plane's axes that its latents recover when their phases are chance.
+
+    The phase of a plane's axes is a convention, so a dictionary that holds the plane recovers
+    them by luck, the more latents it has there the likelier. The same latents stay in the same
+    planes, at the same distance from them (``rho``), and their phases are uniform: one of them is
+    at |cos| ≥ t to an axis with probability (2/π)·arccos(t/rho).
+
+    Parameters
+    ----------
+    found
+        The dictionary's recovery of the planes; t is its ``threshold``.
+
+    Returns
+    -------
+    float
+        Mean over planes of 1 − Π(1 − probability), the product over the latents in a plane.
+    """
+    inside = found.features[found.features["in_plane"]]
+    rho = inside["rho"].to_numpy(dtype=np.float64)
+    missed = 1 - 2 / np.pi * np.arccos(np.minimum(found.threshold / rho, 1.0))
+    planes = found.planes["plane"].to_numpy()
+    none = pd.Series(missed).groupby(inside["plane"].to_numpy()).prod()
+    return float(1 - none.reindex(planes, fill_value=1.0).mean())

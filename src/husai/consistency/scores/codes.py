@@ -524,7 +524,12 @@ def code_similarity(
     return RepresentationSimilarity(cka, svcca, chance, reason)
 
 
+def whole_codes(codes: Codes) -> sparse.csr_array:
+    """All rows in one sparse matrix."""
+    return sparse.csr_array(sparse.vstack(list(code_blocks(codes)), format="csr"))
+
+
 def shuffle_rows(codes: Codes, rng: np.random.Generator) -> sparse.csr_array:
     """Permute the rows: the null in which two SAEs see unrelated inputs."""
-    whole = sparse.csr_array(sparse.vstack(list(code_blocks(codes)), format="csr"))
+    whole = whole_codes(codes)
     return sparse.csr_array(whole[rng.permutation(whole.shape[0])])

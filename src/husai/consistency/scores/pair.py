@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,6 +38,8 @@ _BLOCK_NUMBERS = 8_000_000
 LONG_PAIRS = 8192**2
 
 BOTH_SIGNS = (True, False)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,18 @@ class PreparedPair:
         self.config = config or ComparisonConfig()
         self.signs, self.name = tuple(signs), name
         self.run = run or MatchRun(self.config.max_passes, self.config.device)
+        self._made: dict[str, Any] = {}
         self._distances: dict[bool, dict[float, float]] = {}
         self._products: dict[bool, MatchedProducts] = {}
         if matches is not None:
             self.matches = matches
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Make something that several scores of this pair share, when it is first asked for."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: T = self._made[name]
+        return made
 
     @property
     def n_a(self) -> int:

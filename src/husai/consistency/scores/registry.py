@@ -1,4 +1,4 @@
-"""Every score of a pair of SAEs, declared once: the command, the study and the tables read this.
+"""Every score, declared once: the command, the study, planted truth and the tables read this.
 
 A score is one entry of :data:`SCORES`: what it needs, how it is computed from a prepared pair,
 what it is of two equal SAEs, its bounds, its nulls, and one sentence that says what it means.
@@ -6,114 +6,22 @@ what it is of two equal SAEs, its bounds, its nulls, and one sentence that says 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
 import numpy as np
 
 from husai.consistency.scores.decoder import distinct_share, orderedness, shared_pairs
-from husai.consistency.scores.pair import BOTH_SIGNS, PreparedPair
+from husai.consistency.scores.pair import PreparedPair
+from husai.consistency.scores.score import COSINE, DISTANCE, DRAWN, Need, Score, Value
 from husai.consistency.scores.similarity import cka_from_products, svcca_from_products
+from husai.consistency.scores.truth import TRUTH_SCORES
 from husai.errors import InputError
 
-Need = Literal["decoder", "encoder", "codes", "truth"]
-"""What a score is computed from. ``"truth"``: side B of the pair is the true dictionary."""
-
-Bounds = tuple[float, float]
-
-SHARE: Bounds = (0.0, 1.0)
-COSINE: Bounds = (-1.0, 1.0)
-DISTANCE: Bounds = (0.0, float("inf"))
-
-DRAWN = ("isotropic", "data_aware")
-DECODER_NULLS = (*DRAWN, "init", "untrained")
-
-
-class Value(NamedTuple):
-    """What a score says of one pair.
-
-    Attributes
-    ----------
-    value
-        The score, or None where it is not defined.
-    chance
-        Its chance level where that has a closed form.
-    reason
-        Why it is not defined; empty otherwise.
-    """
-
-    value: float | None
-    chance: float | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Score:
-    """One score of a pair of SAEs.
-
-    Attributes
-    ----------
-    name
-        In tables and files.
-    title
-        For people; ``{threshold}`` stands for the threshold in use.
-    meaning
-        One sentence.
-    needs
-        What it is computed from.
-    compute
-        From a pair and the sign convention; None where it is not defined for these sizes.
-    bounds, signed_bounds
-        What it can be at all, with the absolute and with the signed cosine.
-    perfect
-        Its value for two equal SAEs: 1, or 0 for a distance.
-    signs
-        Conventions that it has.
-    symmetric
-        Whether A to B is B to A.
-    nulls
-        Kinds of :data:`husai.consistency.inference.nulls.NULL_KINDS` that it is held against.
-    null_of
-        Another score whose drawn nulls have the same distribution, so that they are drawn once.
-    """
-
-    name: str
-    title: str
-    meaning: str
-    needs: frozenset[Need]
-    compute: Callable[[PreparedPair, bool], Value | float | None]
-    bounds: Bounds = SHARE
-    signed_bounds: Bounds | None = None
-    perfect: float = 1.0
-    signs: tuple[bool, ...] = BOTH_SIGNS
-    symmetric: bool = True
-    nulls: tuple[str, ...] = DECODER_NULLS
-    null_of: str = ""
-
-    def bounds_of(self, signed: bool) -> Bounds:
-        """What the score can be at all."""
-        return self.signed_bounds if signed and self.signed_bounds is not None else self.bounds
-
-    def difference_bounds(self, signed: bool) -> Bounds:
-        """What a difference of two such scores can be at all."""
-        low, high = self.bounds_of(signed)
-        return low - high, high - low
-
-    def of(self, pair: PreparedPair, signed: bool) -> Value:
-        """Compute it."""
-        made = self.compute(pair, signed)
-        found = made if isinstance(made, Value) else Value(made)
-        if found.value is None and not found.reason:
-            return found._replace(reason="not defined for these sizes")
-        return found
-
+__all__ = ["SCORES", "Score", "Value", "known_scores", "of_pairs", "of_truth", "register"]
 
 SCORES: dict[str, Score] = {}
 """All scores by name, in the order in which tables list them."""
 
 
-def register(score: Score) -> Score:
+def register(score: Score) -> None:
     """Add a score.
 
     Raises
@@ -126,7 +34,6 @@ def register(score: Score) -> Score:
     if score.null_of and score.null_of not in SCORES:
         raise InputError(f"scores: {score.name} borrows the null of {score.null_of!r}, no score")
     SCORES[score.name] = score
-    return score
 
 
 def _decoder(name: str, title: str, meaning: str, compute: object, **fields: object) -> None:
@@ -397,10 +304,22 @@ register(
     )
 )
 
+for _score in TRUTH_SCORES:
+    register(_score)
+
 
 def of_pairs() -> list[Score]:
     """Scores of two SAEs: those that need no truth."""
     return [score for score in SCORES.values() if "truth" not in score.needs]
+
+
+def of_truth(codes: bool) -> list[Score]:
+    """Scores of an SAE against the truth; those that need codes only with ``codes``."""
+    return [
+        score
+        for score in SCORES.values()
+        if "truth" in score.needs and (codes or "codes" not in score.needs)
+    ]
 
 
 def known_scores(names: list[str]) -> list[Score]:

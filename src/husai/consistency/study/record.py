@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from husai.consistency.config import ComparisonConfig
-from husai.consistency.scores.codes import Codes, UnitCodes, code_blocks, code_moments, sparse_codes
+from husai.consistency.scores.codes import (
+    Codes,
+    UnitCodes,
+    code_blocks,
+    code_moments,
+    sparse_codes,
+    whole_codes,
+)
 from husai.consistency.scores.pair import Side
 from husai.consistency.scores.rows import Rows, direction_rows
 from husai.consistency.scores.subspace import DataSpan
@@ -197,9 +204,7 @@ def with_firing_rates(records: Sequence[SAERecord]) -> list[SAERecord]:
             continue
         codes: Codes = record.codes
         if callable(codes):  # encoding is the dear part: once, and kept sparse
-            codes = sparse.csr_array(
-                sparse.vstack(list(code_blocks(codes, record.id)), format="csr")
-            )
+            codes = whole_codes(codes)
         moments = code_moments(codes)
         if len(moments.fires) != record.d_sae:
             raise InputError(

@@ -11,7 +11,7 @@ from pandas.api import types as dtypes
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from husai.consistency.inference.nulls import NULL_KINDS
-from husai.consistency.scores.registry import SCORES
+from husai.consistency.scores.registry import of_pairs
 
 Kind = Literal["text", "integer", "number", "flag"]
 
@@ -163,7 +163,9 @@ ID = _text("id", "id of the SAE")
 CONVERGED = _flag("converged", "whether every convergence gate is passed", nullable=True)
 REASON = _text("reason", "why something is missing; empty otherwise", nullable=True)
 SPACE = _text("space", "all dimensions, or the data's principal subspace", values=("full", "data"))
-SCORE = _text("score", "name in the registry of scores", values=tuple(SCORES))
+SCORE = _text(
+    "score", "name in the registry of scores", values=tuple(score.name for score in of_pairs())
+)
 SIGNED = _flag("signed", "whether the cosine itself counts, or its absolute value")
 ARCHITECTURE = _text("architecture", "kind of SAE")
 WIDTH = _count("d_sae", "latents of an SAE", low=1)

@@ -1,0 +1,85 @@
+"""How often a convergence gate is wrong, held to far longer training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from husai.calibration.clusters import ClusteredShare, clustered_share
+from husai.errors import InputError
+
+
+@dataclass(frozen=True)
+class GateCalibration:
+    """How often a convergence gate lets through a SAE whose recovery was still to change.
+
+    Attributes
+    ----------
+    false_pass
+        Of the SAEs that passed, the share that was not settled.
+    false_hold
+        Of the settled SAEs, the share that was held back.
+    n
+        SAEs.
+    tolerance
+        Change of recovery that is called none.
+    """
+
+    false_pass: ClusteredShare
+    false_hold: ClusteredShare
+    n: int
+    tolerance: float
+
+
+def gate_calibration(
+    passed: ArrayLike,
+    recovery: ArrayLike,
+    final_recovery: ArrayLike,
+    cluster: Sequence[Any],
+    *,
+    tolerance: float = 0.02,
+    level: float = 0.95,
+) -> GateCalibration:
+    """Compare what a convergence gate says of SAEs with what longer training makes of them.
+
+    A SAE is settled when its true recovery (GT-MCC, say) is within ``tolerance`` of that of the
+    same SAE, with the same seeds, trained for far longer. The gate sees no truth, only its loss
+    curve.
+
+    Parameters
+    ----------
+    passed
+        ``[n]`` bool: the gate called this SAE converged.
+    recovery, final_recovery
+        ``[n]`` true recovery of the SAE, and of the same one trained for longer.
+    cluster
+        ``[n]`` what belongs together, for example the draw of a world.
+    tolerance
+        Change that is called none.
+    level
+        Confidence level.
+
+    Raises
+    ------
+    InputError
+        When lengths differ or values are not finite.
+    """
+    gate = np.asarray(passed, dtype=bool)
+    now, end = (np.asarray(v, dtype=np.float64) for v in (recovery, final_recovery))
+    if not (gate.shape == now.shape == end.shape == (len(cluster),)):
+        raise InputError("passed, recovery, final_recovery, cluster: lengths differ")
+    if not np.isfinite([now, end]).all():
+        raise InputError("recovery, final_recovery: a value is NaN or infinite")
+    settled = np.abs(end - now) <= tolerance
+    of_passed = [key for key, through in zip(cluster, gate, strict=True) if through]
+    of_settled = [key for key, still in zip(cluster, settled, strict=True) if still]
+    return GateCalibration(
+        false_pass=clustered_share(~settled[gate], of_passed, level=level),
+        false_hold=clustered_share(~gate[settled], of_settled, level=level),
+        n=len(gate),
+        tolerance=tolerance,
+    )

@@ -1,0 +1,100 @@
+"""What a score is: an entry that says what it needs, its bounds, its nulls and how it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from husai.consistency.scores.pair import BOTH_SIGNS, PreparedPair
+
+Need = Literal["decoder", "encoder", "codes", "truth"]
+"""What a score is computed from. ``"truth"``: side B of the pair is the true dictionary."""
+
+Bounds = tuple[float, float]
+
+SHARE: Bounds = (0.0, 1.0)
+COSINE: Bounds = (-1.0, 1.0)
+DISTANCE: Bounds = (0.0, float("inf"))
+
+DRAWN = ("isotropic", "data_aware")
+DECODER_NULLS = (*DRAWN, "init", "untrained")
+
+
+class Value(NamedTuple):
+    """What a score says of one pair.
+
+    Attributes
+    ----------
+    value
+        The score, or None where it is not defined.
+    chance
+        Its chance level where that has a closed form.
+    reason
+        Why it is not defined; empty otherwise.
+    """
+
+    value: float | None
+    chance: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of a pair of SAEs.
+
+    Attributes
+    ----------
+    name
+        In tables and files.
+    title
+        For people; ``{threshold}`` stands for the threshold in use.
+    meaning
+        One sentence.
+    needs
+        What it is computed from.
+    compute
+        From a pair and the sign convention; None where it is not defined for these sizes.
+    bounds, signed_bounds
+        What it can be at all, with the absolute and with the signed cosine.
+    perfect
+        Its value for two equal SAEs: 1, or 0 for a distance.
+    signs
+        Conventions that it has.
+    symmetric
+        Whether A to B is B to A.
+    nulls
+        Kinds of :data:`husai.consistency.inference.nulls.NULL_KINDS` that it is held against.
+    null_of
+        Another score whose drawn nulls have the same distribution, so that they are drawn once.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    needs: frozenset[Need]
+    compute: Callable[[PreparedPair, bool], Value | float | None]
+    bounds: Bounds = SHARE
+    signed_bounds: Bounds | None = None
+    perfect: float = 1.0
+    signs: tuple[bool, ...] = BOTH_SIGNS
+    symmetric: bool = True
+    nulls: tuple[str, ...] = DECODER_NULLS
+    null_of: str = ""
+
+    def bounds_of(self, signed: bool) -> Bounds:
+        """What the score can be at all."""
+        return self.signed_bounds if signed and self.signed_bounds is not None else self.bounds
+
+    def difference_bounds(self, signed: bool) -> Bounds:
+        """What a difference of two such scores can be at all."""
+        low, high = self.bounds_of(signed)
+        return low - high, high - low
+
+    def of(self, pair: PreparedPair, signed: bool) -> Value:
+        """Compute it."""
+        made = self.compute(pair, signed)
+        found = made if isinstance(made, Value) else Value(made)
+        if found.value is None and not found.reason:
+            return found._replace(reason="not defined for these sizes")
+        return found
