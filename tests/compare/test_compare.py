@@ -22,7 +22,8 @@ from husai.compare.document import (
 from husai.compare.schema import ScoreEntry
 from husai.compare.table import result_text
 from husai.consistency.inference.intervals import seed_interval
-from husai.consistency.inference.nulls import NullCache, null_scores
+from husai.consistency.inference.null_cache import NullCache
+from husai.consistency.inference.nulls import null_scores
 from husai.consistency.scores.decoder import mmcs, pw_mcc, shared_fraction
 from husai.consistency.scores.pair import Side
 from husai.consistency.study.record import SAERecord

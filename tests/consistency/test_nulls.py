@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 
-from husai.consistency import null_between, null_scores, pw_mcc
-from husai.consistency.inference.nulls import NullDistribution, covariance_root, random_dictionary
+from husai.consistency import (
+    SCORES,
+    ComparisonConfig,
+    Side,
+    dictionary_pair,
+    match_features,
+    null_between,
+    null_scores,
+    pw_mcc,
+)
+from husai.consistency.inference import null_cache
+from husai.consistency.inference.nulls import (
+    NULL_KINDS,
+    NullDistribution,
+    NullKind,
+    NullSource,
+    covariance_root,
+    random_dictionary,
+)
 from husai.errors import InputError
 
 # d, n, MMCS signed and absolute, matched signed and absolute: random unit Gaussian dictionaries
@@ -140,3 +159,99 @@ def test_bad_nulls_are_errors() -> None:
         null_scores(3, 3, 2, scores=["mcc"])
     with pytest.raises(InputError, match="at least a pair"):
         null_between([np.eye(2)], "init")
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_null_of_the_shared_fraction_is_the_joint_event_at_the_threshold_in_use(
+    threshold: float, signed: bool
+) -> None:
+    """By brute force: random decoders and encoders that name one partner, both at the threshold."""
+    n, d, draws = 12, 4, 8
+    scores = ("matched_fraction", "shared_fraction")
+    null = null_scores(
+        n, n, d, scores=scores, signed=signed, n_draws=draws, seed=3, threshold=threshold
+    )
+    joint, alone = [], []
+    for t in range(draws):
+        rng = np.random.default_rng([3, t])
+        streams = rng.spawn(2)
+        decoders = [random_dictionary(n, d, rng) for _ in range(2)]
+        encoders = [random_dictionary(n, d, stream) for stream in streams]
+        partners = []
+        for A, B in (decoders, encoders):
+            C = A @ B.T if signed else np.abs(A @ B.T)
+            rows, columns = optimize.linear_sum_assignment(C, maximize=True)
+            partners.append(
+                {(i, j) for i, j in zip(rows, columns, strict=True) if C[i, j] >= threshold}
+            )
+        alone.append(len(partners[0]) / n)
+        joint.append(len(partners[0] & partners[1]) / n)
+    np.testing.assert_allclose(null["matched_fraction"].values, alone)
+    np.testing.assert_allclose(null["shared_fraction"].values, joint)
+    assert null["shared_fraction"].mean <= null["matched_fraction"].mean
+    if threshold == 0.3:
+        assert null["shared_fraction"].mean > 0
+
+
+def test_a_fraction_and_its_null_follow_the_threshold() -> None:
+    rng = np.random.default_rng(0)
+    A, B = rng.standard_normal((20, 6)), rng.standard_normal((20, 6))
+    match = match_features(A, B)
+    for threshold in (0.2, 0.6, 0.95):
+        pair = dictionary_pair(A, B, config=ComparisonConfig(shared_threshold=threshold))
+        expected = (match.similarity >= threshold).mean()
+        assert SCORES["matched_fraction"].of(pair, False).value == pytest.approx(expected)
+    chance = [
+        null_scores(20, 20, 6, scores=["matched_fraction"], n_draws=4, threshold=threshold)
+        for threshold in (0.2, 0.6, 0.95)
+    ]
+    means = [one["matched_fraction"].mean for one in chance]
+    assert means[0] == 1.0
+    assert means[0] > means[1] > means[2]
+
+
+def test_nulls_are_drawn_once_for_a_shape_and_borrowed_where_the_law_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[str] = []
+    real = null_cache.draw_nulls
+    monkeypatch.setattr(
+        null_cache,
+        "draw_nulls",
+        lambda kind, *a, **k: drawn.append(kind.name) or real(kind, *a, **k),
+    )
+    cache = null_cache.NullCache(ComparisonConfig(null_draws=3), np.diag([1.0, 2, 3, 4]))
+    rows = np.eye(4)[[0, 1, 2]]
+    side, other = Side(rows, rows), Side(rows[::-1], rows)
+    first, second = cache.pair(side, other), cache.pair(other, side)
+    assert drawn == ["isotropic", "data_aware"]
+    assert first["pw_mcc", True]["isotropic"] is second["pw_mcc", True]["isotropic"]
+    assert set(first["pw_mcc", True]) == {"isotropic", "data_aware"}
+    # the covariance of the data says nothing about encoders
+    assert set(first["pw_mcc_encoder", True]) == {"isotropic"}
+    assert first["pw_mcc_encoder", True]["isotropic"] is first["pw_mcc", True]["isotropic"]
+    assert ("shared_fraction", True) not in cache.pair(Side(rows), Side(rows))
+
+
+def test_a_kind_made_of_the_saes_themselves_is_drawn_for_each_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A new kind is one entry: here the SAEs' own rows with random signs."""
+
+    def flipped(source: NullSource, rng: np.random.Generator) -> tuple[Side, Side]:
+        return tuple(  # type: ignore[return-value]
+            Side(own.decoder * rng.choice([-1.0, 1.0], (len(own.decoder), 1))) for own in source.own
+        )
+
+    kind = NullKind(
+        "flipped", "signs", "own rows, signs random", frozenset({"dictionaries"}), flipped
+    )
+    monkeypatch.setitem(NULL_KINDS, "flipped", kind)
+    monkeypatch.setitem(SCORES, "pw_mcc", replace(SCORES["pw_mcc"], nulls=("isotropic", "flipped")))
+    cache = null_cache.NullCache(ComparisonConfig(null_draws=4))
+    one, two = Side(np.eye(5)), Side(np.eye(5)[::-1])
+    null = cache.pair(one, two, group="a")["pw_mcc", False]["flipped"]
+    np.testing.assert_allclose(null.values, 1.0)
+    half = Side(np.eye(10)[:5]), Side(np.eye(10)[5:])
+    assert cache.pair(*half, group="b")["pw_mcc", False]["flipped"].mean == 0.0

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from husai.compare.schema import NullEntry, OverallEntry, ScoreEntry, ThresholdCounts
 from husai.consistency.config import ComparisonConfig
-from husai.consistency.inference.nulls import NullCache, NullDistribution, Nulls, shuffled_nulls
+from husai.consistency.inference.null_cache import NullCache, shuffled_nulls
+from husai.consistency.inference.nulls import NullDistribution, Nulls
 from husai.consistency.scores.pair import MatchRun
 from husai.consistency.scores.registry import Score, Value, of_pairs
 from husai.consistency.scores.subspace import activation_covariance

@@ -404,7 +404,7 @@ def score_reference(
     sizes
         Features of the two.
     scores
-        Names of scores that need decoders alone; one that is not defined for these sizes is left out.
+        Names of scores of decoders; one that is not defined for these sizes is left out.
     signed
         Use the cosine itself instead of its absolute value.
     n_draws, seed

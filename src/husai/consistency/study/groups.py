@@ -19,14 +19,8 @@ from husai.consistency.inference.intervals import (
     seed_interval,
     seed_permutation_test,
 )
-from husai.consistency.inference.nulls import (
-    NullCache,
-    NullDistribution,
-    Nulls,
-    given_nulls,
-    random_dictionary,
-    shuffled_nulls,
-)
+from husai.consistency.inference.null_cache import NullCache, given_nulls, shuffled_nulls
+from husai.consistency.inference.nulls import NullDistribution, Nulls, random_dictionary
 from husai.consistency.inference.seeds import (
     Matches,
     cycle_consistency,

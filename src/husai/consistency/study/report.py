@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from husai.consistency.config import ConsistencyConfig
-from husai.consistency.inference.nulls import NullCache
+from husai.consistency.inference.null_cache import NullCache
 from husai.consistency.inference.seeds import reproducibility_by_firing_rate
 from husai.consistency.scores.subspace import DataSpan, data_span
 from husai.consistency.study.features import feature_table

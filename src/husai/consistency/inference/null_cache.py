@@ -1,0 +1,191 @@
+"""The nulls of a comparison: drawn once for all SAEs of one shape, or made of what is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from husai.consistency.config import ComparisonConfig
+from husai.consistency.inference.nulls import (
+    NULL_KINDS,
+    NullKind,
+    Nulls,
+    NullSource,
+    Source,
+    covariance_root,
+    distribution,
+    draw_nulls,
+    drawn_kinds,
+)
+from husai.consistency.scores.codes import UnitCodes, shuffle_rows
+from husai.consistency.scores.pair import MatchRun, PreparedPair, Side
+from husai.consistency.scores.registry import SCORES, Score
+from husai.consistency.scores.subspace import DataSpan
+from husai.threads import worker_pool
+
+# Float operations that the nulls of one pair of shapes may take when their number is not given:
+# a minute or so on two cores. Chance varies less the wider the dictionaries.
+_NULL_OPERATIONS = 4e12
+_MOST_NULL_DRAWS, _LEAST_NULL_DRAWS = 40, 1
+# Shuffles behind the null of matched activations, and pairs of latents they may correlate in all.
+_MOST_SHUFFLES, _SHUFFLED_PAIRS = 19, 20 * 1024**2
+
+
+class NullCache:
+    """Drawn nulls by shape, so that SAEs of one shape share them.
+
+    Parameters
+    ----------
+    config
+        Draws, seed, threads, threshold.
+    covariance
+        ``[d, d]`` of the activations, or None: then no null is drawn that needs it.
+    spaces
+        The spaces in which scores are given: None for the full one.
+    run
+        How long matches are run.
+    """
+
+    def __init__(
+        self,
+        config: ComparisonConfig,
+        covariance: ArrayLike | None = None,
+        spaces: Mapping[str, DataSpan | None] | None = None,
+        run: MatchRun | None = None,
+    ) -> None:
+        self._config, self._run = config, run
+        self._spaces = spaces or {"full": None}
+        self.covariance = None if covariance is None else np.asarray(covariance, dtype=np.float64)
+        self._roots: dict[str, NDArray[np.float64] | None] = {}
+        self._known: dict[tuple[object, ...], Nulls] = {}
+        sources: set[Source] = {"dictionaries"}
+        if covariance is not None:
+            sources.add("covariance")
+        self.kinds = drawn_kinds(sources)
+
+    def draws(self, n_a: int, n_b: int, d: int) -> int:
+        """How many random pairs dictionaries of these sizes get."""
+        if self._config.null_draws is not None:
+            return self._config.null_draws
+        affordable = int(_NULL_OPERATIONS / (2.0 * n_a * n_b * d))
+        return min(max(affordable, _LEAST_NULL_DRAWS), _MOST_NULL_DRAWS)
+
+    def pair(self, a: Side, b: Side, space: str = "full", group: str = "") -> Nulls:
+        """Give the drawn nulls of SAEs like these two.
+
+        Parameters
+        ----------
+        a, b
+            Two SAEs; of most kinds only their sizes matter.
+        space
+            In which they are.
+        group
+            Names them, for kinds that are made of the SAEs themselves.
+        """
+        found: Nulls = {}
+        for kind in self.kinds:
+            for key, null in self._drawn(NULL_KINDS[kind], a, b, space, group).items():
+                found.setdefault(key, {}).update(null)
+        return found
+
+    def _drawn(self, kind: NullKind, a: Side, b: Side, space: str, group: str) -> Nulls:
+        (n_a, d), n_b = a.decoder.shape, len(b.decoder)
+        encoders = a.encoder is not None and b.encoder is not None
+        n_draws = self.draws(n_a, n_b, d)
+        own = "dictionaries" in kind.needs
+        key = (
+            *(kind.name, n_a, n_b, d, encoders),
+            space if kind.needs else "",
+            group if own else "",
+        )
+        if n_draws == 0:
+            return {}
+        if key not in self._known:
+            source = NullSource(
+                n_a,
+                n_b,
+                d,
+                self._root(space) if "covariance" in kind.needs else None,
+                (a, b) if own else (),
+            )
+            self._known[key] = self._borrowed(
+                kind,
+                draw_nulls(
+                    kind,
+                    source,
+                    self._config,
+                    n_draws,
+                    self._scores(kind, encoders),
+                    run=self._run,
+                ),
+            )
+        return self._known[key]
+
+    def _scores(self, kind: NullKind, encoders: bool) -> list[Score]:
+        allowed = {"decoder", "encoder"} if encoders else {"decoder"}
+        return [
+            score
+            for score in SCORES.values()
+            if kind.name in score.nulls and score.needs <= allowed and not score.null_of
+        ]
+
+    def _borrowed(self, kind: NullKind, drawn: Nulls) -> Nulls:
+        for score in SCORES.values():
+            for signed in score.signs:
+                lender = drawn.get((score.null_of, signed))
+                if lender is not None and kind.name in score.nulls:
+                    drawn[score.name, signed] = {kind.name: lender[kind.name]}
+        return drawn
+
+    def _root(self, space: str) -> NDArray[np.float64] | None:
+        if space not in self._roots and self.covariance is not None:
+            span = self._spaces[space]
+            matrix = self.covariance
+            if span is not None:
+                matrix = span.basis @ matrix @ span.basis.T
+            self._roots[space] = covariance_root(matrix)
+        return self._roots.get(space)
+
+
+def given_nulls(kind: str, values: Mapping[tuple[str, bool], Sequence[float | None]]) -> Nulls:
+    """Make nulls of scores of given pairs (initialisations), which are not independent draws."""
+    found: Nulls = {}
+    for (name, signed), scored in values.items():
+        null = distribution(kind, SCORES[name], signed, scored, independent=False)
+        if null is not None and kind in SCORES[name].nulls:
+            found[name, signed] = {kind: null}
+    return found
+
+
+def shuffled_nulls(a: Side, b: Side, config: ComparisonConfig) -> Nulls:
+    """Score two SAEs when the rows of one side's codes are shuffled: they see unrelated inputs.
+
+    Empty without codes, or where no shuffle is asked for or affordable.
+    """
+    wanted = [score for score in SCORES.values() if "shuffled" in score.nulls]
+    if a.codes is None or b.codes is None or not wanted:
+        return {}
+    one, other = a.codes.codes, b.codes.codes
+    affordable = min(_MOST_SHUFFLES, _SHUFFLED_PAIRS // (one.shape[1] * other.shape[1]))
+    if config.null_draws is not None:
+        affordable = min(affordable, config.null_draws)
+    draws = affordable if config.code_null_draws is None else config.code_null_draws
+
+    def draw(t: int) -> list[float | None]:
+        moved = shuffle_rows(other, np.random.default_rng([config.seed, t]))
+        other_side = Side(b.decoder, codes=UnitCodes(sparse.csc_array(moved)))
+        pair = PreparedPair(a, other_side, config)
+        return [score.of(pair, signed).value for score in wanted for signed in score.signs]
+
+    with worker_pool(config.workers) as pool:
+        values = list(pool.map(draw, range(draws)))
+    found: Nulls = {}
+    keys = [(score, signed) for score in wanted for signed in score.signs]
+    for column, (score, signed) in enumerate(keys):
+        null = distribution("shuffled", score, signed, [row[column] for row in values])
+        if null is not None:
+            found[score.name, signed] = {"shuffled": null}
+    return found
