@@ -14,9 +14,9 @@ from husai.calibration.excess import excess_consistency
 from husai.calibration.gate import gate_calibration
 from husai.calibration.ranking import calibrate_scores, rank_correlation, within_run_correlation
 from husai.calibration.scores import truth_scores
+from husai.consistency import gt_mcc, plane_recovery, pw_mcc
 from husai.consistency.analyses.truth import axis_recovery_chance
 from husai.consistency.scores.truth import detector_metrics, feature_recovery
-from husai.consistency import gt_mcc, plane_recovery, pw_mcc
 from husai.errors import InputError
 from husai.tasks import planted_dictionary, song_world
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from husai.compare.document import (
     schema,
     write_result,
 )
-from husai.compare.schema import ScoreEntry
+from husai.compare.schema import Document, ScoreEntry
 from husai.compare.table import result_text
 from husai.consistency.inference.intervals import seed_interval
 from husai.consistency.inference.null_cache import NullCache
@@ -275,3 +276,31 @@ def test_bad_input_is_named() -> None:
         compare([a, record("turned", b.W_dec, b.W_dec)])
     with pytest.raises(InputError, match="activations: shape"):
         compare([a, b], activations=np.ones((4, 3)))
+
+
+def test_generated_documentation_is_that_of_the_code() -> None:
+    source = Path(__file__).parents[2] / "docs" / "generate.py"
+    spec = importlib.util.spec_from_file_location("generate", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for path, text in module.files().items():
+        assert path.read_text(encoding="utf-8") == text, f"run docs/generate.py: {path.name}"
+
+
+def test_a_result_of_schema_1_0_stays_readable() -> None:
+    comparison = compare(planted(2), CompareConfig(null_draws=2))
+    new = json.loads(result_document(comparison).model_dump_json(by_alias=True))
+    kept = {"pw_mcc", "mmcs", "mmcs_a_to_b", "mmcs_b_to_a", "matched_fraction"}
+    old = {**new, "schema_version": "1.0"}
+    for part in (*old["pairs"], old):
+        rows = "scores" if "scores" in part else "overall"
+        part[rows] = [row for row in part[rows] if row["score"] in kept]
+    old["saes"] = [{k: v for k, v in sae.items() if v is not None} for sae in old["saes"]]
+    for sae in old["saes"]:
+        sae["converged"] = None
+    assert Document.model_validate(old).schema_version == "1.0"
+    jsonschema.validate(old, schema())
+    with pytest.raises(ValueError, match="schema_version"):
+        Document.model_validate({**new, "schema_version": "2.0"})
