@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from husai.consistency import ConsistencyConfig, SAERecord, consistency_report, match_features
 from husai.consistency.study.tables import settings_table
-from husai.figures import consistency as figures
+from husai.figures import features, scores, trajectories
 
 N, D = 12, 8
 
@@ -53,7 +53,7 @@ def heights(figure: Figure) -> list[float]:
 
 def test_scores_and_their_nulls_are_drawn_where_they_are() -> None:
     groups = report_tables()["groups"]
-    figure = figures.scores_figure(groups)
+    figure = scores.scores_figure(groups)
     drawn = heights(figure)
     chosen = groups.query("score == 'pw_mcc' and not signed")
     for column in ("mean", "low", "high", "isotropic_mean", "data_aware_mean"):
@@ -64,24 +64,22 @@ def test_scores_and_their_nulls_are_drawn_where_they_are() -> None:
     assert "isotropic null" in text
     assert "†" not in text
     with pytest.raises(Exception, match="no defined"):
-        figures.scores_figure(groups, score="nonsense")
+        scores.scores_figure(groups, score="nonsense")
 
 
 def test_unconverged_is_marked_in_every_figure() -> None:
     tables = report_tables(unconverged=True)
     made = [
-        figures.scores_figure(tables["groups"]),
-        figures.settings_figure(settings_table(tables["groups"], 4.0)),
-        figures.seed_matrix_figure(tables["pairs"]),
-        figures.reproducibility_figure(tables["features"]),
+        scores.scores_figure(tables["groups"]),
+        scores.seed_matrix_figure(tables["pairs"]),
+        features.reproducibility_figure(tables["features"]),
     ]
     for figure in made:
         assert "†" in words(figure)
-    for figure, times in zip(made[:2], (2, 3), strict=True):
-        hollow = [
-            line for a in figure.axes for line in a.lines if line.get_markerfacecolor() == "white"
-        ]
-        assert len(hollow) == times  # the relu group, in both spaces and in three panels
+    hollow = [
+        line for a in made[0].axes for line in a.lines if line.get_markerfacecolor() == "white"
+    ]
+    assert len(hollow) == 2  # the relu group in both spaces
 
 
 def test_similarity_is_ordered_by_the_match() -> None:
@@ -89,10 +87,10 @@ def test_similarity_is_ordered_by_the_match() -> None:
     A = rng.standard_normal((20, 6))
     B = (A + 0.5 * rng.standard_normal((20, 6)))[rng.permutation(20)]
     match = match_features(A, B)
-    figure = figures.similarity_figure(A, B, match)
+    figure = features.similarity_figure(A, B, match)
     image = np.asarray(figure.axes[0].images[0].get_array())
     np.testing.assert_allclose(np.diag(image), np.sort(match.similarity)[::-1])
-    few = figures.similarity_figure(A, B, match, max_features=5, unconverged=True)
+    few = features.similarity_figure(A, B, match, max_features=5, unconverged=True)
     assert np.asarray(few.axes[0].images[0].get_array()).shape == (5, 5)
     assert "†" in words(few)
 
@@ -101,7 +99,7 @@ def test_seed_matrix_holds_each_pair_twice_and_follows_an_order() -> None:
     pairs = report_tables()["pairs"]
     orders = {"topk k4": ["topk-2", "topk-0", "topk-1"]}
     name = next(g for g in pairs["group"].unique() if g.startswith("topk"))
-    figure = figures.seed_matrix_figure(pairs, orders={name: orders["topk k4"]})
+    figure = scores.seed_matrix_figure(pairs, orders={name: orders["topk k4"]})
     axis = next(a for a in figure.axes if a.get_title() == name)
     image = np.asarray(axis.images[0].get_array())
     value = pairs.query(
@@ -114,12 +112,12 @@ def test_seed_matrix_holds_each_pair_twice_and_follows_an_order() -> None:
 
 
 def test_reproducibility_shows_every_feature_and_needs_firing_rates() -> None:
-    features = report_tables()["features"]
-    figure = figures.reproducibility_figure(features)
+    table = report_tables()["features"]
+    figure = features.reproducibility_figure(table)
     clouds = [line for a in figure.axes for line in a.lines if line.get_marker() == "."]
     assert sum(len(np.atleast_1d(line.get_xdata())) for line in clouds) == 2 * 3 * N
     with pytest.raises(Exception, match="firing_rate"):
-        figures.reproducibility_figure(features.drop(columns="firing_rate"))
+        features.reproducibility_figure(table.drop(columns="firing_rate"))
 
 
 def test_training_shows_score_nulls_and_what_is_left_of_the_start() -> None:
@@ -135,7 +133,7 @@ def test_training_shows_score_nulls_and_what_is_left_of_the_start() -> None:
         }
     )
     curve = curve.assign(group="topk d8", architecture="topk", d_sae=8, converged=False)
-    figure = figures.training_figure(curve)
+    figure = trajectories.training_figure(curve)
     assert len(figure.axes) == 2
     drawn = heights(figure)
     for value in (0.9, 0.31, 0.6, 0.2):
@@ -143,18 +141,42 @@ def test_training_shows_score_nulls_and_what_is_left_of_the_start() -> None:
     assert "† not converged" in [text.get_text() for text in figure.legends[0].get_texts()]
     head = ["group", "architecture", "d_sae", "converged"]
     none = curve[head].head(1).assign(reason="no decoders kept on the way")
-    assert "no decoders kept" in figures.training_figure(none).texts[0].get_text()
+    assert "no decoders kept" in trajectories.training_figure(none).texts[0].get_text()
 
 
 def test_settings_draw_a_curve_only_where_there_is_one() -> None:
     groups = report_tables()["groups"]
     table = settings_table(groups, 4.0)
-    figure = figures.settings_figure(table)
-    figure.draw_without_rendering()
-    own = groups.query("score == 'pw_mcc' and not signed and space == 'full'")
-    for axis, column in zip(figure.axes, ("width_ratio", "k", "l0"), strict=True):
-        assert (axis.get_title() == "one value: no curve") == (table[column].nunique() < 2)
-        drawn = [y for line in axis.lines for y in np.atleast_1d(line.get_ydata())]
-        assert all(np.isclose(drawn, value).any() for value in own["mean"])
+    own = (table["score"] == "pw_mcc") & ~table["signed"].astype(bool) & (table["space"] == "full")
+    # one width, one k, one L0: nothing to follow
+    assert "A curve needs 3" in words(scores.settings_figure(table))
+    parts = [
+        table[own].assign(l0=l0, mean=mean, low=mean - 0.1, high=mean + 0.1)
+        for l0, mean in ((2.0, 0.31), (4.0, 0.42), (8.0, 0.53))
+    ]
+    alone = parts[0].iloc[[0]].assign(d_sae=99, l0=16.0, mean=0.64)
+    figure = scores.settings_figure(pd.concat([*parts, alone]))
+    (axis,) = figure.axes
+    assert axis.get_xlabel() == "L0"
+    assert axis.get_title() == f"d_sae = {N}"
+    curves = [line for line in axis.lines if len(np.atleast_1d(line.get_xdata())) == 3]
+    assert len(curves) == table[own]["architecture"].nunique()
+    for curve in curves:
+        np.testing.assert_allclose(np.asarray(curve.get_ydata(), dtype=float), [0.31, 0.42, 0.53])
+    assert 0.64 not in heights(figure)
     with pytest.raises(Exception, match="no defined"):
-        figures.settings_figure(table.assign(mean=np.nan))
+        scores.settings_figure(table.assign(mean=np.nan))
+
+
+def test_silent_features_stand_in_a_column_that_says_so() -> None:
+    table = report_tables()["features"]
+    figure = features.reproducibility_figure(table)
+    figure.draw_without_rendering()
+    labels = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+    assert labels[0] == "never"
+    ticks = figure.axes[-1].get_xticks()
+    points = np.asarray(figure.axes[0].lines[0].get_xdata(), dtype=float)
+    silent = table.query("space == 'full' and firing_rate == 0 and group == @table.group.iloc[0]")
+    assert (points == ticks[0]).sum() == len(silent) > 0
+    firing = features.reproducibility_figure(table.assign(firing_rate=0.5))
+    assert "never" not in words(firing)

@@ -28,13 +28,19 @@ def test_circles_show_each_feature_at_its_angle() -> None:
     figure = figures.circle_figure(
         {"a": got, "b": got}, plane_names=["k = 1", "k = 2"], unconverged=["b"]
     )
-    assert len(figure.axes) == 4
+    # no feature lies in the second plane: it is counted, not drawn
+    assert len(figure.axes) == 2
+    assert figure.get_suptitle() == "2 of 2 SAEs have features in 1 of 2 planes"
     points = next(line for line in figure.axes[0].lines if line.get_marker() == "o")
     np.testing.assert_allclose(np.asarray(points.get_xdata(), dtype=float), np.cos(angles))
-    crosses = next(line for line in figure.axes[1].lines if line.get_marker() == "x")
-    assert len(np.atleast_1d(crosses.get_xdata())) == 1
     assert "3 in plane" in figure.axes[0].get_xlabel()
-    assert figure.axes[2].get_ylabel() == "b †"
+    assert figure.axes[1].get_ylabel() == "b †"
+    near = plane_recovery(np.r_[circle, [[1.0, 0.0, 0.9, 0.0]]], planes)
+    with_stray = figures.circle_figure({"a": near})
+    crosses = next(line for line in with_stray.axes[0].lines if line.get_marker() == "x")
+    assert len(np.atleast_1d(crosses.get_xdata())) == 1
+    nothing = figures.circle_figure({"a": plane_recovery(stray, planes)})
+    assert "No feature" in nothing.texts[0].get_text()
     with pytest.raises(InputError, match="planes"):
         figures.circle_figure({"a": got, "b": plane_recovery(circle, planes[:1])})
 
@@ -57,7 +63,11 @@ def test_correlations_are_shown_in_the_order_asked_for() -> None:
     order = [2, 0, 3, 1]
     figure = figures.correlation_figure(matrix, order=order, coactivation=coactivation(codes))
     image = np.asarray(figure.axes[0].images[0].get_array())
-    np.testing.assert_allclose(image, matrix[np.ix_(order, order)])
+    off = ~np.eye(4, dtype=bool)
+    np.testing.assert_allclose(image[off], matrix[np.ix_(order, order)][off])
+    # the diagonal is 1 by construction: it is hidden, and the scale ends at the largest other
+    assert np.ma.getmaskarray(figure.axes[0].images[0].get_array()).tolist() == (~off).tolist()
+    assert figure.axes[0].images[0].get_clim()[1] == pytest.approx(np.abs(matrix[off]).max())
     with pytest.raises(InputError, match="finite"):
         figures.correlation_figure(np.full((2, 2), np.nan))
 

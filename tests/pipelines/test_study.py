@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import mlflow
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,17 +82,22 @@ def test_every_planned_sae_is_there_and_compared(study):
 
 
 def test_tables_and_figures_are_there(study):
+    def height(name):
+        return plt.imread(study / name).shape[0]
+
+    # sixty epochs learn no frequency, and two widths make no curve: these figures say so instead
+    reason = max(height(f"consistency/{name}.png") for name in ("circles", "settings"))
+    assert reason < 200
     for name in (
         "transformer/training.png",
         "saes/learning_curves.png",
-        "consistency/similarity.png",
-        "consistency/scores.png",
         *(
             f"consistency/{name}.png"
             for name in (
+                "similarity",
+                "scores",
                 "seeds",
                 "reproducibility",
-                "settings",
                 "trajectories",
                 "symmetries",
                 "geometry",
@@ -100,9 +106,7 @@ def test_tables_and_figures_are_there(study):
             )
         ),
     ):
-        assert (study / name).stat().st_size > 10_000, name
-    # sixty epochs learn no frequency: the figure of the true circles says that there are none
-    assert (study / "consistency" / "circles.png").is_file()
+        assert height(name) > 2 * reason, name  # drawn; what is drawn is tests/figures' subject
     statistics = pd.read_parquet(study / "activations" / "statistics.parquet")
     assert (statistics["rows"] == 17 * 17).all()
     assert sorted(statistics["model"]) == ["trained"] * 4 + ["untrained"] * 4

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from husai.consistency.analyses.geometry import (
@@ -19,7 +20,7 @@ from husai.consistency.analyses.geometry import (
 )
 from husai.consistency.analyses.truth import PlaneRecovery
 from husai.errors import InputError
-from husai.figures.consistency import (
+from husai.figures.style import (
     COLOURS,
     DIVERGING,
     FONT,
@@ -64,6 +65,7 @@ def activation_figure(
     rates.set(yscale="log", xlabel="latent, most frequent first", ylabel="firing rate")
     counts.set(xlabel="L0 of a row", ylabel="share of rows")
     counts.set_ylim(bottom=0)
+    counts.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain_log(sizes)
     plain_log(rates)
     for axis in (sizes, rates, counts):
@@ -107,8 +109,20 @@ def correlation_figure(
     panels = 1 if coactivation is None else 2
     figure = Figure(figsize=(3.7 * panels, 3.2), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    shown = axes[0].imshow(matrix, cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest")
-    axes[0].set(xlabel="latent", ylabel="latent", title=f"activation correlation {name}".strip())
+    # within one SAE the diagonal is 1 and would hide all else: the scale ends at the largest other
+    own = matrix.shape[0] == matrix.shape[1] and np.allclose(np.diag(matrix), 1)
+    drawn = np.ma.masked_where(np.eye(*matrix.shape, dtype=bool) & own, matrix)
+    largest = float(np.abs(drawn).max()) if drawn.count() else 1.0
+    shown = axes[0].imshow(
+        drawn, cmap=DIVERGING, vmin=-largest, vmax=largest, interpolation="nearest"
+    )
+    axes[0].set_facecolor("#DDDDDD")
+    axes[0].set(
+        xlabel="latent, relatives side by side" if order is not None else "latent",
+        ylabel="latent",
+        title=f"activation correlation, at most {largest:.2f}",
+    )
+    figure.suptitle(name, size=FONT + 1)
     bar = figure.colorbar(shown, ax=axes[0], shrink=0.85)
     bar.ax.tick_params(labelsize=FONT)
     if coactivation is not None:
@@ -141,6 +155,9 @@ def circle_figure(
 ) -> Figure:
     """How features tile each plane's circle: a row for each SAE, a column for each plane.
 
+    SAEs without a feature in any plane, and planes without a feature of any SAE, are counted in the
+    title and left out.
+
     Filled points lie in the plane (rho at the threshold or above); crosses are features whose
     best plane this is without lying in it. The circle has radius 1.
 
@@ -153,20 +170,35 @@ def circle_figure(
     unconverged
         Names of SAEs that are not converged.
     max_planes
-        Show the first so many.
+        Show the first so many of the planes that hold a feature.
     """
     if not recoveries:
         raise InputError("recoveries: none given")
     counts = {len(one.planes) for one in recoveries.values()}
     if len(counts) != 1:
         raise InputError(f"recoveries: of {sorted(counts)} planes; give the same planes for all")
-    n = min(counts.pop(), max_planes)
-    names = list(plane_names) if plane_names is not None else [f"plane {k}" for k in range(n)]
-    figure = Figure(figsize=(1.55 * n + 0.7, 1.65 * len(recoveries) + 0.6), layout="constrained")
-    axes = figure.subplots(len(recoveries), n, squeeze=False)
+    total = counts.pop()
+    names = list(plane_names) if plane_names is not None else [f"plane {k}" for k in range(total)]
+    found = {
+        name: set(got.features.loc[got.features["in_plane"], "plane"])
+        for name, got in recoveries.items()
+    }
+    planes = sorted(set().union(*found.values()))[:max_planes]
+    shown = [name for name in recoveries if found[name]]
+    if not planes:
+        return not_available("No feature of these SAEs lies in one of the true planes.")
+    figure = Figure(
+        figsize=(max(3.6, 1.55 * len(planes) + 0.7), 1.65 * len(shown) + 0.9), layout="constrained"
+    )
+    axes = figure.subplots(len(shown), len(planes), squeeze=False)
+    figure.suptitle(
+        f"{len(shown)} of {len(recoveries)} SAEs have features in {len(planes)} of {total} planes",
+        size=FONT + 1,
+    )
     turn = np.linspace(0, 2 * np.pi, 200)
-    for line, (name, got) in zip(axes, recoveries.items(), strict=True):
-        for k, axis in enumerate(line):
+    for line, name in zip(axes, shown, strict=True):
+        got = recoveries[name]
+        for column, (axis, k) in enumerate(zip(line, planes, strict=True)):
             own = got.features[got.features["plane"] == k]
             inside = own[own["in_plane"]]
             rest = own[~own["in_plane"]]
@@ -201,13 +233,13 @@ def circle_figure(
             )
             if axis in axes[0]:
                 axis.set_title(names[k], size=FONT)
-            if k == 0:
+            if column == 0:
                 axis.set_ylabel(name + (" †" if name in unconverged else ""), size=FONT)
     handles = [
         Line2D([], [], color=COLOURS[0], marker="o", ls="", ms=3.5, label="in the plane"),
-        Line2D([], [], color=COLOURS[4], marker="x", ls="", ms=4, label="nearest to it, not in it"),
+        Line2D([], [], color=COLOURS[4], marker="x", ls="", ms=4, label="nearest plane, not in it"),
     ]
-    if unconverged:
+    if set(unconverged) & set(shown):
         handles.append(Line2D([], [], ls="", label="† not converged"))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=3, fontsize=FONT - 1, frameon=False
@@ -297,7 +329,8 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
         return not_available("; ".join(dict.fromkeys(reasons)) or "no symmetry is defined")
     known = symmetries[symmetries["score"].notna()]
     groups = known.drop_duplicates("group").sort_values(["architecture", "d_sae"], kind="stable")
-    if len(groups) > max_groups:
+    total = len(groups)
+    if total > max_groups:
         ends = [part.iloc[[0, -1]] for _, part in groups.groupby("architecture", sort=True)]
         groups = pd.concat(ends).drop_duplicates("group").iloc[:max_groups]
     shown = {
@@ -310,6 +343,11 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
     kinds = [kind for kind in ("itself", "other seed") if kind in set(known["kind_of_pair"])]
     figure = Figure(figsize=(3.7 * len(kinds) + 1.4, 0.42 * len(names) + 1.6), layout="constrained")
     axes = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    if len(shown) < total:
+        figure.suptitle(
+            f"{len(shown)} of {total} groups: the narrowest and widest of each architecture",
+            size=FONT + 1,
+        )
     spread = np.linspace(0.3, -0.3, len(shown)) if len(shown) > 1 else np.zeros(1)
     for axis, kind in zip(axes, kinds, strict=True):
         for shift, (group, hollow) in zip(spread, shown.items(), strict=True):
@@ -330,8 +368,8 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
         axis.set(
             yticks=list(place.values()),
             yticklabels=list(place),
-            title="a dictionary to itself" if kind == "itself" else "one seed's to another's",
-            xlabel="matched correlation of f(g(a, b))",
+            title="a dictionary to itself" if kind == "itself" else "one seed to another",
+            xlabel="correlation of matched codes, inputs moved",
             xlim=(min(0.0, float(known["null_mean"].min())) - 0.02, 1.03),
         )
         tidy(axis)
@@ -352,7 +390,7 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
         Line2D([], [], color=GREY, marker="|", ls="", label="inputs relabelled at random")
     )
     if "other seed" in kinds:
-        handles.append(Line2D([], [], color=GREY, ls=":", label="no map at all"))
+        handles.append(Line2D([], [], color=GREY, ls=":", label="two seeds, same inputs"))
     if any(shown.values()):
         handles.append(Line2D([], [], ls="", label="† not converged"))
     figure.legend(

@@ -9,12 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from husai.errors import InputError
-
-# Okabe and Ito's palette: told apart with any colour vision; markers carry it in grey print
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_GREY = "#666666"
-_FONT = 8.0
+from husai.figures.style import COLOURS, FONT, GREY, MARKERS
 
 SCORE_NAMES = {
     "pw_mcc": "PW-MCC",
@@ -67,7 +62,7 @@ def calibration_figure(
     worlds = list(dict.fromkeys(settings["world"]))
     look = {
         # markers move on by one when the colours are used up
-        world: (_COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)])
+        world: (COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
         for i, world in enumerate(worlds)
     }
     _truth_scatter(axes[0, 0], lines[lines["steps"] == settings["steps"].max()], look)
@@ -79,10 +74,10 @@ def calibration_figure(
     for panel, letter in zip(axes.flat, "abcdef", strict=True):
         title = panel.get_title()
         panel.set_title("")
-        panel.set_title(f"({letter}) {title}", fontsize=_FONT + 1, loc="left")
-        panel.tick_params(labelsize=_FONT)
-        panel.xaxis.label.set_size(_FONT)
-        panel.yaxis.label.set_size(_FONT)
+        panel.set_title(f"({letter}) {title}", fontsize=FONT + 1, loc="left")
+        panel.tick_params(labelsize=FONT)
+        panel.xaxis.label.set_size(FONT)
+        panel.yaxis.label.set_size(FONT)
     return figure
 
 
@@ -121,14 +116,14 @@ def _truth_scatter(panel: Axes, longest: pd.DataFrame, look: dict[str, tuple[str
             truth[wrong],
             s=60,
             facecolors="none",
-            edgecolors=_GREY,
+            edgecolors=GREY,
             linewidths=0.8,
             label="stable but wrong",
         )
     for world in dict.fromkeys(longest["world"]):
         colour, marker = look[world]
         panel.plot([], [], marker, c=colour, ms=4, label=world)
-    panel.plot([], [], "o", mfc="none", mec=_GREY, ms=4, label="not all seeds converged")
+    panel.plot([], [], "o", mfc="none", mec=GREY, ms=4, label="not all seeds converged")
     _diagonal(panel)
     panel.set(
         title="Consistency and truth at the end",
@@ -152,7 +147,7 @@ def _truth_paths(panel: Axes, lines: pd.DataFrame, look: dict[str, tuple[str, st
 
 
 def _diagonal(panel: Axes) -> None:
-    panel.plot([-0.1, 1], [-0.1, 1], "--", c=_GREY, lw=0.8, zorder=0)
+    panel.plot([-0.1, 1], [-0.1, 1], "--", c=GREY, lw=0.8, zorder=0)
     panel.set(xlim=(-0.1, 1.03), ylim=(-0.1, 1.03))
 
 
@@ -177,7 +172,7 @@ def _rank_bars(panel: Axes, calibration: pd.DataFrame) -> None:
             i,
             kind,
         )
-    panel.axvline(0, c=_GREY, lw=0.6)
+    panel.axvline(0, c=GREY, lw=0.6)
     panel.set_yticks(at, [SCORE_NAMES[score] for score in scores])
     panel.invert_yaxis()
     panel.set_xlim(-1.05, 1.05)
@@ -199,8 +194,8 @@ def _interval_points(
         value,
         at,
         xerr=spread,
-        fmt=_MARKERS[look],
-        c=_COLOURS[look],
+        fmt=MARKERS[look],
+        c=COLOURS[look],
         ms=3.5,
         lw=0.8,
         capsize=1.5,
@@ -211,7 +206,7 @@ def _interval_points(
 def _legend_below(panel: Axes, columns: int = 2) -> None:
     """Points fill these panels: their keys stand under the axis."""
     panel.legend(
-        fontsize=_FONT - 1,
+        fontsize=FONT - 1,
         frameon=False,
         loc="upper center",
         bbox_to_anchor=(0.5, -0.19),
@@ -262,14 +257,14 @@ def _gate_lines(panel: Axes, gate: pd.DataFrame) -> None:
             value,
             yerr=np.stack([value - low, high - value]).clip(min=0),
             fmt=fmt,
-            c=_COLOURS[i],
+            c=COLOURS[i],
             ms=4,
             lw=1,
             capsize=2,
             label=label,
         )
     for slope in table.loc[table["in_use"], "slope"]:
-        panel.axvline(slope, c=_GREY, lw=0.8, ls=":", label="threshold in use")
+        panel.axvline(slope, c=GREY, lw=0.8, ls=":", label="threshold in use")
     panel.set(
         title="Convergence gate's errors",
         xlabel="largest slope that passes\n(loss share / 1,000 steps)",
@@ -304,16 +299,16 @@ def _plane_panel(panel: Axes, planes: pd.DataFrame) -> None:
         panel.plot(
             table[column].astype(float),
             at,
-            _MARKERS[i],
-            c=_GREY if column.endswith(("chance", "null")) else _COLOURS[i],
+            MARKERS[i],
+            c=GREY if column.endswith(("chance", "null")) else COLOURS[i],
             ms=4,
             label=label,
         )
     names = [f"{a.replace('_', ' ')} {d}, {s}" for a, d, s in table.index]
     panel.set_yticks(at, names)
-    panel.tick_params(axis="y", labelsize=_FONT - 3)
+    panel.tick_params(axis="y", labelsize=FONT - 3)
     for tick in panel.get_yticklabels():
-        tick.set_fontsize(_FONT - 2)
+        tick.set_fontsize(FONT - 2)
     panel.invert_yaxis()
     panel.set(xlabel="share at |cos| or projection ≥ threshold", xlim=(-0.03, 1.03))
     panel.grid(axis="y", lw=0.3)

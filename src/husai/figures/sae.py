@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from husai.errors import InputError
+from husai.figures.style import COLOURS
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from husai.sae import TrainedSAE
 
-# Okabe & Ito's palette: told apart by colour-blind readers, with line styles for print
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 PANELS = (
@@ -25,7 +24,7 @@ PANELS = (
     ("loss", "training loss", True),
     ("l0", "L0", False),
     ("dead_fraction", "dead latents (share)", False),
-    ("cosine_to_init", "cosine to own start", False),
+    ("cosine_to_init", "cosine to initialisation", False),
 )
 
 

@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from husai.errors import InputError
+from husai.figures.style import COLOURS, FONT, GREY
 
 if TYPE_CHECKING:
     from husai.transformer.measures import FourierStructure
 
-# Okabe and Ito's palette: told apart with any colour vision; line styles carry it in grey print
-_BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+_BLUE, _ORANGE, _GREEN, _PURPLE = COLOURS[:4]
 _SPLIT_STYLE = {"train": (_BLUE, "-"), "val": (_GREEN, ":"), "test": (_ORANGE, "--")}
-_FONT = 8.0
 
 
 def progress_figure(history: pd.DataFrame, measures: pd.DataFrame) -> Figure:
@@ -83,9 +82,9 @@ def progress_figure(history: pd.DataFrame, measures: pd.DataFrame) -> Figure:
     for axis in axes.ravel():
         _plain(axis)
         if len(axis.get_legend_handles_labels()[1]) > 1:
-            axis.legend(fontsize=_FONT - 1, frameon=False, handlelength=2.4)
+            axis.legend(fontsize=FONT - 1, frameon=False, handlelength=2.4)
     for axis in axes[-1]:
-        axis.set_xlabel("epoch", fontsize=_FONT)
+        axis.set_xlabel("epoch", fontsize=FONT)
         axis.set_xlim(0, float(history["epoch"].max()))
     return figure
 
@@ -128,18 +127,18 @@ def fourier_figure(structure: FourierStructure) -> Figure:
                 xytext=(0, 3),
                 textcoords="offset points",
                 ha="center",
-                fontsize=_FONT,
+                fontsize=FONT,
                 fontweight="bold",
             )
         share = structure.explained[name]
         axis.set(ylim=(0, top * 1.18), ylabel="norm")
         axis.set_title(f"{title}: key frequencies hold {share:.0%} of the variance")
         _plain(axis)
-    axes[1].legend(fontsize=_FONT, frameon=False, ncols=2, loc="upper center")
+    axes[1].legend(fontsize=FONT, frameon=False, ncols=2, loc="upper center")
     group = f"$\\mathbb{{Z}}_{{{p}}}$" + (
         " (of discrete logarithms)" if structure.operation == "multiplication" else ""
     )
-    axes[1].set_xlabel(f"frequency k of {group}", fontsize=_FONT)
+    axes[1].set_xlabel(f"frequency k of {group}", fontsize=FONT)
     axes[1].set_xlim(0, k[-1] + 1)
     return figure
 
@@ -154,8 +153,8 @@ def _lines(axis: Axes, table: pd.DataFrame, columns: dict[str, str]) -> None:
             transform=axis.transAxes,
             ha="center",
             va="center",
-            fontsize=_FONT,
-            color=_GREY,
+            fontsize=FONT,
+            color=GREY,
         )
         return
     for (column, label), (colour, style) in zip(columns.items(), styles, strict=False):
@@ -171,7 +170,7 @@ def _mark_delay(axis: Axes, history: pd.DataFrame, everywhere: list[Axes]) -> No
     for epoch in (train, test):
         if epoch is not None:
             for other in everywhere:
-                other.axvline(epoch, color=_GREY, linewidth=0.7, linestyle=(0, (1, 2)))
+                other.axvline(epoch, color=GREY, linewidth=0.7, linestyle=(0, (1, 2)))
     if train is None or test is None:
         return
     axis.annotate("", (test, 0.5), (train, 0.5), arrowprops={"arrowstyle": "<->", "color": "black"})
@@ -184,13 +183,13 @@ def _mark_delay(axis: Axes, history: pd.DataFrame, everywhere: list[Axes]) -> No
         textcoords="offset points",
         ha="center",
         va="bottom",
-        fontsize=_FONT - 0.5,
+        fontsize=FONT - 0.5,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8},
     )
 
 
 def _plain(axis: Axes) -> None:
-    axis.title.set_fontsize(_FONT + 1)
-    axis.yaxis.label.set_fontsize(_FONT)
-    axis.tick_params(labelsize=_FONT - 1)
+    axis.title.set_fontsize(FONT + 1)
+    axis.yaxis.label.set_fontsize(FONT)
+    axis.tick_params(labelsize=FONT - 1)
     axis.spines[["top", "right"]].set_visible(False)

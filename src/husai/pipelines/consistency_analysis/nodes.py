@@ -247,21 +247,21 @@ def group_metrics(groups: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 def plot_scores(groups: pd.DataFrame) -> Figure:
     """Draw every group's PW-MCC with its interval and nulls."""
-    from husai.figures.consistency import scores_figure
+    from husai.figures.scores import scores_figure
 
     return _or_reason(lambda: scores_figure(of_study(groups)))
 
 
 def plot_seeds(pairs: pd.DataFrame) -> Figure:
     """Draw PW-MCC of every pair of seeds as heat maps."""
-    from husai.figures.consistency import seed_matrix_figure
+    from husai.figures.scores import seed_matrix_figure
 
     return _or_reason(lambda: seed_matrix_figure(of_study(pairs)))
 
 
 def plot_reproducibility(features: pd.DataFrame, consistency: ConsistencyConfig) -> Figure:
     """Draw how well each feature comes back against how often it fires."""
-    from husai.figures.consistency import reproducibility_figure
+    from husai.figures.features import reproducibility_figure
 
     return _or_reason(
         lambda: reproducibility_figure(of_study(features), threshold=consistency.shared_threshold)
@@ -270,14 +270,14 @@ def plot_reproducibility(features: pd.DataFrame, consistency: ConsistencyConfig)
 
 def plot_settings(settings: pd.DataFrame) -> Figure:
     """Draw PW-MCC against width over effective rank, k and L0."""
-    from husai.figures.consistency import settings_figure
+    from husai.figures.scores import settings_figure
 
     return _or_reason(lambda: settings_figure(settings))
 
 
 def plot_trajectories(trajectories: pd.DataFrame) -> Figure:
     """Draw the agreement between seeds over training."""
-    from husai.figures.consistency import training_figure
+    from husai.figures.trajectories import training_figure
 
     return _or_reason(lambda: training_figure(of_study(trajectories)))
 
@@ -292,7 +292,8 @@ def plot_symmetries(symmetries: pd.DataFrame) -> Figure:
 def plot_similarity(groups: pd.DataFrame, sae_plan: pd.DataFrame, saes: TensorFiles) -> Figure:
     """Draw two seeds' matched similarities, for the group that is furthest above chance."""
     from husai.consistency import match_features
-    from husai.figures.consistency import not_available, similarity_figure
+    from husai.figures.features import similarity_figure
+    from husai.figures.style import not_available
 
     group, loaded = best_group(groups, sae_plan, saes)
     if len(loaded) < 2:
@@ -315,8 +316,8 @@ def plot_geometry(
 ) -> tuple[Figure, Figure, Figure]:
     """Draw how a SAE of each architecture lies in space, fires, and tiles the true circles."""
     from husai.consistency import plane_recovery, sparsity_pattern
-    from husai.figures.consistency import not_available
     from husai.figures.geometry import activation_figure, circle_figure, geometry_figure
+    from husai.figures.style import not_available
 
     rows = load_activations(activations, study_keys(sae_plan)[0])
     chosen = example_saes(sae_plan, saes)
@@ -353,8 +354,8 @@ def plot_correlation(
     import numpy as np
 
     from husai.consistency import cluster_features, coactivation
-    from husai.figures.consistency import not_available
     from husai.figures.geometry import correlation_figure
+    from husai.figures.style import not_available
 
     name, sae = next(iter(best_group(groups, sae_plan, saes)[1].items()))
     rows = load_activations(activations, study_keys(sae_plan)[0])
@@ -378,7 +379,7 @@ def of_study(table: pd.DataFrame) -> pd.DataFrame:
 
 def _or_reason(draw: Callable[[], Figure]) -> Figure:
     """Draw, or say in the figure why there is nothing to: one seed, no latent that fires."""
-    from husai.figures.consistency import not_available
+    from husai.figures.style import not_available
 
     try:
         return draw()

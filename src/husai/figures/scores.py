@@ -1,0 +1,343 @@
+"""Figures of scores: each group beside its nulls, pairs of seeds, and curves over settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from husai.errors import InputError
+from husai.figures.style import (
+    FONT,
+    GREY,
+    NULLS,
+    SEQUENTIAL,
+    dagger_note,
+    not_available,
+    plain_log,
+    require,
+    score_name,
+    styles,
+    tidy,
+    unconverged_gate,
+)
+
+# a curve over a setting needs so many values, each so many times the one before
+MIN_VALUES = 3
+APART = 1.1
+
+
+def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = False) -> Figure:
+    """Score, interval over seeds and nulls of every group, by architecture and width.
+
+    Parameters
+    ----------
+    groups
+        ``groups`` of a report.
+    score, signed
+        Which score.
+    """
+    require(groups, ["architecture", "d_sae", "space", "score", "signed", "group"], "groups")
+    chosen = groups[(groups["score"] == score) & (groups["signed"] == signed)]
+    if chosen.empty or "mean" not in chosen or chosen["mean"].isna().all():
+        raise InputError(f"groups: no defined {score} (signed={signed}) to show")
+    chosen = chosen.sort_values(["d_sae", "k", "architecture"], kind="stable")
+    chosen = chosen.assign(sparsity=[_sparsity(row) for row in chosen.to_dict("records")])
+    chosen = chosen.assign(sparsity=chosen["sparsity"] + _variants(chosen))
+    spaces = list(dict.fromkeys(chosen["space"]))
+    look = styles(sorted(set(chosen["architecture"])))
+    settings = list(dict.fromkeys(zip(chosen["d_sae"], chosen["sparsity"], strict=True)))
+    place = {setting: i for i, setting in enumerate(settings)}
+    width = max(3.6, 0.55 * len(settings) + 1.6)
+    figure = Figure(figsize=(min(10.0, width * len(spaces)), 3.7), layout="constrained")
+    axes = figure.subplots(1, len(spaces), sharey=True, squeeze=False)[0]
+    for axis, space in zip(axes, spaces, strict=True):
+        part = chosen[chosen["space"] == space]
+        _score_panel(axis, part, look, place)
+        dims = sorted(set(part["dimensions"].dropna().astype(int))) if "dimensions" in part else []
+        where = "full space" if space == "full" else "within the data's subspace"
+        axis.set(
+            title=f"{where} ({', '.join(map(str, dims))} dims)" if dims else where,
+            xlabel="d_sae, sparsity",
+            xticks=range(len(settings)),
+        )
+        if len(settings) <= 6:
+            axis.set_xticklabels([f"{int(w)}\n{label}" for w, label in settings])
+        else:
+            axis.set_xticklabels([f"{int(w)}, {label}" for w, label in settings], rotation=90)
+        tidy(axis)
+    axes[0].set_ylabel(score_name(score, signed), size=FONT)
+    handles = [
+        Line2D([], [], color=c, marker=m, ls="", label=name) for name, (c, m) in look.items()
+    ]
+    handles += [
+        Line2D([], [], color=c, marker=m, ls="", ms=8, label=label)
+        for kind, (label, m, c) in NULLS.items()
+        if f"{kind}_mean" in chosen and chosen[f"{kind}_mean"].notna().any()
+    ]
+    if any(unconverged_gate(v) for v in chosen["converged"]):
+        handles.append(
+            Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="† not converged")
+        )
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False
+    )
+    return figure
+
+
+def _sparsity(row: Mapping[Any, Any]) -> str:
+    """A group's sparsity setting in few characters."""
+    for column, symbol in (("k", "k"), ("l1_coefficient", "λ")):
+        value = row.get(column)
+        if value is not None and not pd.isna(value):
+            return f"{symbol}={value:g}"
+    return ""
+
+
+def _variants(chosen: pd.DataFrame) -> list[str]:
+    """What tells groups of one architecture, width and sparsity apart: the ends of their names."""
+    keys = ["architecture", "d_sae", "sparsity"]
+    plain = chosen.groupby(keys)["group"].transform(lambda names: min(names, key=len))
+    return [
+        "" if name == base else f", {str(name).removeprefix(str(base)).strip()}"
+        for name, base in zip(chosen["group"], plain, strict=True)
+    ]
+
+
+def _score_panel(
+    axis: Axes,
+    part: pd.DataFrame,
+    look: Mapping[str, tuple[str, str]],
+    place: Mapping[tuple[Any, Any], int],
+) -> None:
+    # architectures that share a setting stand side by side
+    shift: dict[tuple[Any, Any, Any], float] = {}
+    for (width, sparsity), own in part.groupby(["d_sae", "sparsity"], sort=False):
+        names = [name for name in look if name in set(own["architecture"])]
+        for at, name in enumerate(names):
+            shift[width, sparsity, name] = 0.22 * (at - (len(names) - 1) / 2)
+    for row in part.to_dict("records"):
+        if pd.isna(row["mean"]):
+            continue
+        colour, marker = look[row["architecture"]]
+        setting = row["d_sae"], row["sparsity"]
+        x = place[setting] + shift[*setting, row["architecture"]]
+        hollow = unconverged_gate(row["converged"])
+        low, high = row.get("low"), row.get("high")
+        if low is not None and not pd.isna(low):
+            axis.plot([x, x], [low, high], color=colour, lw=1.4)
+        axis.plot(
+            x, row["mean"], marker, ms=5, color=colour, mfc="white" if hollow else colour, zorder=3
+        )
+        if hollow:
+            axis.annotate(
+                "†", (x, row["mean"]), (4, 2), textcoords="offset points", fontsize=FONT - 1
+            )
+        for kind, (_, mark, tone) in NULLS.items():
+            value = row.get(f"{kind}_mean")
+            if value is not None and not pd.isna(value):
+                axis.plot(x, value, mark, ms=8, color=tone, mew=1.3)
+    axis.set_xlim(-0.6, len(place) - 0.4)
+
+
+def seed_matrix_figure(
+    pairs: pd.DataFrame,
+    *,
+    score: str = "pw_mcc",
+    signed: bool = False,
+    space: str = "full",
+    orders: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Score of every pair of seeds, a heat map for each group, on one scale.
+
+    Parameters
+    ----------
+    pairs
+        ``pairs`` of a report.
+    score, signed, space
+        Which score.
+    orders
+        Ids of each group in the order to show, for example the seed path.
+    """
+    require(pairs, ["group", "id_a", "id_b", "space", "score", "signed", "value"], "pairs")
+    chosen = pairs[
+        (pairs["score"] == score) & (pairs["signed"] == signed) & (pairs["space"] == space)
+    ]
+    if "within" in chosen:
+        chosen = chosen[chosen["within"]]
+    if chosen.empty:
+        raise InputError(f"pairs: no {score} (signed={signed}) in space {space!r}")
+    names = list(dict.fromkeys(chosen["group"]))
+    columns = min(4 if len(names) <= 12 else 5, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(2.35 * columns + 0.6, 2.3 * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    low, high = float(chosen["value"].min()), float(chosen["value"].max())
+    if high - low < 0.02:
+        low, high = low - 0.01, high + 0.01
+    shown = None
+    any_open = False
+    for axis, name in zip(axes.ravel(), names, strict=False):
+        part = chosen[chosen["group"] == name]
+        seeds = {
+            **dict(zip(part["id_a"], part["seed_a"], strict=True)),
+            **dict(zip(part["id_b"], part["seed_b"], strict=True)),
+        }
+        ids = list((orders or {}).get(name, sorted(seeds, key=lambda i: (seeds[i], i))))
+        at = {one: i for i, one in enumerate(ids)}
+        W = np.full((len(ids), len(ids)), np.nan)
+        for row in part.to_dict("records"):
+            i, j = at[row["id_a"]], at[row["id_b"]]
+            W[i, j] = W[j, i] = row["value"]
+        shown = axis.imshow(np.ma.masked_invalid(W), cmap=SEQUENTIAL, vmin=low, vmax=high)
+        if len(ids) <= 6:
+            _annotate(axis, W, (low + high) / 2)
+        hollow = any(unconverged_gate(v) for v in part.get("converged", ()))
+        any_open |= hollow
+        axis.set(xticks=range(len(ids)), yticks=range(len(ids)))
+        axis.set_xticklabels([seeds[i] for i in ids])
+        axis.set_yticklabels([seeds[i] for i in ids])
+        axis.set_title(name + (" †" if hollow else ""))
+        tidy(axis)
+        axis.title.set_fontsize(FONT)
+    for axis in axes.ravel()[len(names) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("seed", size=FONT)
+    if shown is not None:
+        bar = figure.colorbar(shown, ax=axes, shrink=0.8)
+        bar.set_label(score_name(score, signed), size=FONT)
+        bar.ax.tick_params(labelsize=FONT)
+    if any_open:
+        dagger_note(figure)
+    return figure
+
+
+def _annotate(axis: Axes, W: NDArray[np.float64], middle: float) -> None:
+    for i, j in np.argwhere(~np.isnan(W)):
+        axis.text(
+            j,
+            i,
+            f"{W[i, j]:.2f}".replace("0.", "."),
+            ha="center",
+            va="center",
+            fontsize=FONT - 1.5,
+            color="white" if W[i, j] < middle else "black",
+        )
+
+
+def settings_figure(
+    settings: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = False, space: str = "full"
+) -> Figure:
+    """Score against width over effective rank, against k, and against L0.
+
+    A panel is left out where its setting has too few values for a curve, and so is a group without
+    another one beside it.
+
+    Parameters
+    ----------
+    settings
+        Of :func:`husai.consistency.study.tables.settings_table`.
+    score, signed, space
+        Which score.
+    """
+    require(settings, ["architecture", "width_ratio", "k", "l0", "space", "score"], "settings")
+    chosen = settings[
+        (settings["score"] == score)
+        & (settings["signed"] == signed)
+        & (settings["space"] == space)
+        & settings["mean"].notna()
+    ]
+    if chosen.empty:
+        raise InputError(f"settings: no defined {score} (signed={signed}) in space {space!r}")
+    curves = [
+        (column, label, same, _on_curves(chosen, column, same))
+        for column, label, same in (
+            ("width_ratio", "d_sae / effective rank of the data", ["k", "l1_coefficient"]),
+            ("k", "k", ["d_sae"]),
+            ("l0", "L0", ["d_sae"]),
+        )
+    ]
+    panels = [panel for panel in curves if _distinct(panel[3][panel[0]]) >= MIN_VALUES]
+    if not panels:
+        return not_available(
+            f"A curve needs {MIN_VALUES} widths, values of k or values of L0; this study has fewer."
+        )
+    look = styles(sorted(set(chosen["architecture"])))
+    figure = Figure(figsize=(2.6 + 3.0 * len(panels), 3.9), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (column, label, same, part) in zip(axes, panels, strict=True):
+        if same == ["d_sae"]:
+            widths = sorted(set(part["d_sae"].astype(int)))
+            axis.set_title(f"d_sae = {', '.join(map(str, widths))}")
+        axis.set_xlabel(label)
+        tidy(axis)
+        _curves(axis, part, column, same, look)
+        plain_log(axis)
+    axes[0].set_ylabel(score_name(score, signed), size=FONT)
+    handles = [
+        Line2D([], [], color=c, marker=m, ls="-", label=name) for name, (c, m) in look.items()
+    ]
+    handles += [
+        Line2D([], [], color=c, marker=m, ls="", ms=8, label=label)
+        for kind, (label, m, c) in NULLS.items()
+        if f"{kind}_mean" in chosen and chosen[f"{kind}_mean"].notna().any()
+    ]
+    if any(unconverged_gate(v) for v in chosen["converged"]):
+        handles.append(
+            Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="† not converged")
+        )
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=4 if len(panels) > 1 else 3,
+        fontsize=FONT - 1,
+        frameon=False,
+    )
+    return figure
+
+
+def _on_curves(chosen: pd.DataFrame, column: str, same: Sequence[str]) -> pd.DataFrame:
+    """Keep what has another value of the column beside it, all else alike."""
+    part = chosen[chosen[column].notna() & (chosen[column] > 0)]
+    values = part.groupby(["architecture", *same], dropna=False)[column]
+    return part[values.transform("nunique") > 1]
+
+
+def _distinct(values: pd.Series) -> int:
+    """How many values a reader can tell apart on a logarithmic axis."""
+    known = np.sort(values[values.notna() & (values > 0)].to_numpy(dtype=np.float64))
+    return len(known) and 1 + int((np.diff(np.log(known)) > np.log(APART)).sum())
+
+
+def _curves(
+    axis: Axes,
+    part: pd.DataFrame,
+    column: str,
+    same: Sequence[str],
+    look: Mapping[str, tuple[str, str]],
+) -> None:
+    """One line for each architecture and value of ``same``, with intervals and nulls."""
+    # architectures that share a setting stand side by side
+    beside = 1.0 if column == "l0" else 1.03
+    for keys, own in part.groupby(["architecture", *same], dropna=False, sort=True):
+        colour, marker = look[str(keys[0])]
+        shift = beside ** (list(look).index(str(keys[0])) - (len(look) - 1) / 2)
+        own = own.sort_values(column)
+        axis.plot(own[column] * shift, own["mean"], "-", color=colour, lw=0.8)
+        for row in own.to_dict("records"):
+            x = row[column] * shift
+            if not pd.isna(row["low"]):
+                axis.plot([x, x], [row["low"], row["high"]], color=colour, lw=1.2)
+            face = "white" if unconverged_gate(row["converged"]) else colour
+            axis.plot(x, row["mean"], marker, ms=5, color=colour, mfc=face, zorder=3)
+            for kind, (_, mark, tone) in NULLS.items():
+                value = row.get(f"{kind}_mean")
+                if value is not None and not pd.isna(value):
+                    axis.plot(x, value, mark, ms=7, color=tone, mew=1.2)

@@ -1,0 +1,102 @@
+"""What all figures share: palette, markers, axes, names of scores and nulls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from husai.errors import InputError
+
+# Okabe and Ito's palette: told apart with any colour vision; markers carry it in grey print
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":")
+GREY = "#666666"
+FONT = 8.0
+# One hue from light to dark: it keeps its order in grey print and for every colour vision.
+SEQUENTIAL = "cividis"
+DIVERGING = "PuOr_r"
+
+NULLS = {
+    "isotropic": ("isotropic null", "_", "#000000"),
+    "data_aware": ("data-aware null", "x", "#CC79A7"),
+    "init": ("own initialisation", "1", "#666666"),
+    "untrained": ("untrained transformer", "+", "#E69F00"),
+}
+SCORE_NAMES = {
+    "pw_mcc": "PW-MCC",
+    "mmcs": "MMCS",
+    "shared_fraction": "shared fraction",
+    "matched_fraction": "matched fraction",
+    "activation_mcc": "matched activation correlation",
+    "code_jaccard": "support Jaccard of matched codes",
+    "code_correlation": "correlation of matched codes",
+    "subspace_overlap": "subspace overlap",
+    "decoder_cka": "CKA of matched decoders",
+    "uniqueness": "uniqueness",
+}
+
+
+def score_name(score: str, signed: bool) -> str:
+    """Name a score for an axis, with its sign convention."""
+    return (
+        f"{SCORE_NAMES.get(score, score.replace('_', ' '))} ({'signed' if signed else 'absolute'})"
+    )
+
+
+def styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Give each name a colour and a marker of its own."""
+    return {
+        name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        for i, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def unconverged_gate(value: Any) -> bool:
+    """Whether a gate says no; unknown is not no."""
+    return value is not None and not pd.isna(value) and not bool(value)
+
+
+def tidy(axis: Axes) -> None:
+    """Take away what carries nothing."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=FONT)
+    axis.xaxis.label.set_fontsize(FONT)
+    axis.yaxis.label.set_fontsize(FONT)
+    axis.title.set_fontsize(FONT + 1)
+
+
+def plain_log(axis: Axes) -> None:
+    """Give a logarithmic x axis plain numbers, few enough to read."""
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    steps = (1, 2, 5) if high / low < 200 else (1,)
+    axis.xaxis.set_major_locator(LogLocator(10, subs=steps))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+
+
+def require(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    """Refuse a table without rows or without the columns that a figure draws."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing or table.empty:
+        raise InputError(f"{name}: {f'columns {missing} are missing' if missing else 'no row'}")
+
+
+def dagger_note(figure: Figure) -> None:
+    """Explain the dagger below a figure."""
+    figure.supxlabel(
+        "† SAEs not converged: what is shown may be unfinished training", size=FONT - 1
+    )
+
+
+def not_available(why: str) -> Figure:
+    """Give a figure that says why there is nothing to draw."""
+    figure = Figure(figsize=(4.8, 0.8), layout="constrained")
+    figure.text(0.5, 0.5, why, ha="center", va="center", size=FONT + 1)
+    return figure

@@ -1,0 +1,105 @@
+"""Figures of agreement between seeds over training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from husai.figures.style import (
+    FONT,
+    GREY,
+    LINES,
+    not_available,
+    styles,
+    tidy,
+    unconverged_gate,
+)
+
+
+def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figure:
+    """PW-MCC and cosine to the initialisation over training, with the nulls; a column a width.
+
+    Parameters
+    ----------
+    trajectories
+        Of :func:`husai.consistency.study.tables.trajectory_table`.
+    max_columns
+        Show so many widths, the narrowest and the widest among them.
+    """
+    if "step" not in trajectories or trajectories["step"].isna().all():
+        given = trajectories["reason"].dropna() if "reason" in trajectories else ()
+        reasons = [str(reason) for reason in given]
+        return not_available("; ".join(dict.fromkeys(reasons)) or "no trajectory")
+    known = trajectories[trajectories["step"].notna() & trajectories["mean"].notna()]
+    widths = sorted(set(known["d_sae"]))
+    if len(widths) > max_columns:
+        at = np.linspace(0, len(widths) - 1, max_columns).round().astype(int)
+        widths = [widths[i] for i in at]
+    look = styles(sorted(set(known["architecture"])))
+    figure = Figure(figsize=(max(4.4, 2.5 * len(widths) + 0.6), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(widths), squeeze=False, sharey="row", sharex=True)
+    any_open = False
+    for column, width in enumerate(widths):
+        part = known[known["d_sae"] == width]
+        drawn: set[str] = set()
+        for name, own in part.groupby("group", sort=True):
+            kind = str(own["architecture"].iloc[0])
+            colour, marker = look[kind]
+            # further settings of one architecture: the same colour, other strokes
+            stroke = LINES[sum(one.startswith(f"{kind} ") for one in drawn) % len(LINES)]
+            drawn.add(f"{kind} {name}")
+            hollow = any(unconverged_gate(v) for v in own["converged"])
+            any_open |= hollow
+            _trajectory(axes[:, column], own.sort_values("step"), colour, marker, stroke, hollow)
+        for kind, stroke in (("isotropic", ":"), ("data_aware", "--")):
+            if f"{kind}_mean" in part and part[f"{kind}_mean"].notna().any():
+                level = float(part[f"{kind}_mean"].mean())
+                axes[0, column].axhline(level, color="black", ls=stroke, lw=0.9)
+        axes[0, column].set(title=f"d_sae = {int(width)}", ylim=(0, 1.02))
+        axes[1, column].set(xlabel="training step", ylim=(0, 1.02))
+        for axis in axes[:, column]:
+            axis.set_xlim(left=0)
+            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            tidy(axis)
+    axes[0, 0].set_ylabel("PW-MCC between seeds", size=FONT)
+    axes[1, 0].set_ylabel("|cosine| to initialisation", size=FONT)
+    handles = [Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in look.items()]
+    handles += [
+        Line2D([], [], color="black", ls=":", lw=0.9, label="isotropic null"),
+        Line2D([], [], color="black", ls="--", lw=0.9, label="data-aware null"),
+    ]
+    if any_open:
+        handles.append(
+            Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="† not converged")
+        )
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False
+    )
+    return figure
+
+
+def _trajectory(
+    axes: Sequence[Axes] | NDArray[Any],
+    table: pd.DataFrame,
+    colour: str,
+    marker: str,
+    stroke: str,
+    hollow: bool,
+) -> None:
+    step = table["step"].to_numpy(dtype=np.float64)
+    face = "white" if hollow else colour
+    look: dict[str, Any] = {"marker": marker, "ms": 3.5, "color": colour, "mfc": face, "lw": 1}
+    axes[0].plot(step, table["mean"], stroke, **look)
+    if table["low"].notna().any():
+        low, high = (table[name].to_numpy(dtype=np.float64) for name in ("low", "high"))
+        axes[0].fill_between(step, low, high, color=colour, alpha=0.15, lw=0)
+    if "cosine_to_init" in table:
+        axes[1].plot(step, table["cosine_to_init"], stroke, **look)
