@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import mlflow
 import matplotlib.pyplot as plt
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
