@@ -247,7 +247,7 @@ class Trials:
         return found
 
     def nan_sae(self) -> list[dict[str, Any]]:
-        """A SAE whose loss is not finite, in one bank with sound ones."""
+        """An SAE whose loss is not finite, in one bank with sound ones."""
         folder = self.new()
         hot = {"architecture": "topk", "d_sae": 64, "options": {"k": 4, "learning_rate": 1e30}}
         plan = {**PLAN, "variants": {"hot": hot}}
@@ -297,7 +297,7 @@ class Trials:
             return [{**result, "faults": 1, "said": last_line(said, folder)}]
 
     def torn_files(self) -> list[dict[str, Any]]:
-        """A SAE's file cut in half, one overwritten by another SAE's, a torn ledger."""
+        """An SAE's file cut in half, one overwritten by another SAE's, a torn ledger."""
         folder = self.new()
         assert not finish(folder, self.local)
         names = sorted(self.expected)

@@ -33,7 +33,7 @@ ROUNDS = 4
 
 
 def config(architecture: str, seed: int, width: int = WIDTH, **sparsity: Any) -> SAEConfig:
-    """A SAE with the project's defaults otherwise."""
+    """An SAE with the project's defaults otherwise."""
     return SAEConfig(architecture=architecture, d_sae=width, init_seed=seed, **sparsity)
 
 

@@ -1,4 +1,4 @@
-"""Find the sparsity coefficient at which a SAE keeps as many latents as asked for."""
+"""Find the sparsity coefficient at which an SAE keeps as many latents as asked for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def match_l0(
     Parameters
     ----------
     l0_of
-        Trains a SAE for each coefficient, and gives their L0.
+        Trains an SAE for each coefficient, and gives their L0.
     target
         L0 that is wanted; how near another is, is judged by its ratio to it.
     low, high

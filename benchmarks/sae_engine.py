@@ -281,7 +281,7 @@ class Peer:
 
 
 def our_config(architecture: str, d_sae: int, seed: int, k: int = K) -> Any:
-    """A SAE of the benchmark's setting."""
+    """An SAE of the benchmark's setting."""
     from husai.sae import SAEConfig
 
     settings: dict[str, Any] = {"l1_coefficient": 1.0} if architecture == "relu" else {"k": k}
@@ -476,7 +476,7 @@ def measure_curves(rows: Any) -> dict[str, list[dict[str, float]]]:
 
 
 def measure_memory(directory: str) -> list[dict[str, Any]]:
-    """Peak resident megabytes that a SAE adds over two steps, each in a process of its own.
+    """Peak resident megabytes that an SAE adds over two steps, each in a process of its own.
 
     Peers train one SAE in a process; ours is 8 in a bank, divided by 8, and one alone.
     """
@@ -497,7 +497,7 @@ def measure_memory(directory: str) -> list[dict[str, Any]]:
             for name, known in CASES.items():
                 if architecture in known:
                     peer = Peer(name, directory, measure_memory=True)
-                    # another shape first: what a first step sets up is no part of a SAE
+                    # another shape first: what a first step sets up is no part of an SAE
                     peer.ask(architecture=architecture, d_sae=64, steps=1, total=1000)
                     answer = peer.ask(architecture=architecture, d_sae=d_sae, steps=2, total=1000)
                     peer.close()
@@ -661,7 +661,7 @@ def memory_lines(result: dict[str, Any]) -> list[str]:
     lines = [
         "## Memory",
         "",
-        "Peak resident megabytes a SAE adds.",
+        "Peak resident megabytes an SAE adds.",
         "",
         "| architecture | d_sae | " + " | ".join(names) + " |",
         "|---" * (len(names) + 2) + "|",

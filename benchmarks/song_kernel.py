@@ -82,7 +82,7 @@ def train(
     learning_rate: float = 1e-4,
     l1: float = 1e-2,
 ) -> float:
-    """Advance a SAE by full-batch Adam steps, in place.
+    """Advance an SAE by full-batch Adam steps, in place.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A tracking store that can be taken away, and a SAE's file to tell it of."""
+"""A tracking store that can be taken away, and an SAE's file to tell it of."""
 
 from __future__ import annotations
 

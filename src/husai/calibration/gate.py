@@ -15,7 +15,7 @@ from husai.errors import InputError
 
 @dataclass(frozen=True)
 class GateCalibration:
-    """How often a convergence gate lets through a SAE whose recovery was still to change.
+    """How often a convergence gate lets through an SAE whose recovery was still to change.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ def gate_calibration(
 ) -> GateCalibration:
     """Compare what a convergence gate says of SAEs with what longer training makes of them.
 
-    A SAE is settled when its true recovery (GT-MCC, say) is within ``tolerance`` of that of the
+    An SAE is settled when its true recovery (GT-MCC, say) is within ``tolerance`` of that of the
     same SAE, with the same seeds, trained for far longer. The gate sees no truth, only its loss
     curve.
 

@@ -65,7 +65,7 @@ COMPARISON = ComparisonConfig()
 """How the SAEs are compared: as everywhere."""
 
 L0_ABOUT = (0.8, 1.25)
-"""Ratio of a SAE's L0 to the true mean L0 that is called about right."""
+"""Ratio of an SAE's L0 to the true mean L0 that is called about right."""
 
 NAMES = (*SETTING, "group", "run", "cluster", "regime")
 """Columns of the plan that the tables keep."""
@@ -112,7 +112,7 @@ class _World:
 
 @dataclass(frozen=True)
 class _Survivor:
-    """A SAE that trained to its end, and what is known of it alone."""
+    """An SAE that trained to its end, and what is known of it alone."""
 
     live: LiveSAE
     measured: dict[str, float]

@@ -46,7 +46,7 @@ def plan_study(config: PlantedTruthConfig) -> pd.DataFrame:
     pandas.DataFrame
         The columns of :func:`husai.campaign.plan_saes`; those of :data:`SETTING`; ``run`` (the
         setting without its length), ``cluster`` (world and draw: what is independent) and
-        ``regime``. Names hold no digest: a SAE trained with other parameters or on another world
+        ``regime``. Names hold no digest: an SAE trained with other parameters or on another world
         keeps its name, so that the campaign finds it, sets it aside and trains it again.
 
     Raises

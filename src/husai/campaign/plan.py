@@ -24,7 +24,7 @@ MAX_PLANNED = 200_000
 """SAEs of one plan."""
 
 KEPT_COLUMNS = ("group", "variant", "seed", "hook_name", "position", "model")
-"""Columns of the plan that a SAE's file keeps beside its configuration."""
+"""Columns of the plan that an SAE's file keeps beside its configuration."""
 
 
 class ArchitectureGrid(Config):
@@ -160,7 +160,7 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a SAE: ``sae_id`` (readable, and unique to the whole configuration), ``group``
+        One row an SAE: ``sae_id`` (readable, and unique to the whole configuration), ``group``
         (its readable name, equal for SAEs that differ only in their seeds), ``group_digest``
         (of everything but the seeds), ``seed``, ``hook_name``, ``position``, ``model`` (trained or
         untrained: whose activations), ``variant`` (its name, empty in the grid), ``training``

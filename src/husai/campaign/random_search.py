@@ -1,4 +1,4 @@
-"""Random search: distributions over the fields of a SAE, and samples from them."""
+"""Random search: distributions over the fields of an SAE, and samples from them."""
 
 from __future__ import annotations
 

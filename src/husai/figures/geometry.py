@@ -110,8 +110,10 @@ def correlation_figure(
     figure = Figure(figsize=(3.7 * panels, 3.2), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     # within one SAE the diagonal is 1 and would hide all else: the scale ends at the largest other
-    own = matrix.shape[0] == matrix.shape[1] and np.allclose(np.diag(matrix), 1)
-    drawn = np.ma.masked_where(np.eye(*matrix.shape, dtype=bool) & own, matrix)
+    hidden = np.zeros(matrix.shape, dtype=bool)
+    if matrix.shape[0] == matrix.shape[1] and np.allclose(np.diag(matrix), 1):
+        np.fill_diagonal(hidden, True)
+    drawn = np.ma.masked_where(hidden, matrix)
     largest = float(np.abs(drawn).max()) if drawn.count() else 1.0
     shown = axes[0].imshow(
         drawn, cmap=DIVERGING, vmin=-largest, vmax=largest, interpolation="nearest"

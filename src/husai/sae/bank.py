@@ -38,7 +38,7 @@ class SAEBank:
     since_fired
         Rows seen since each latent fired ``[N, F]`` int64.
     stopped_at
-        Step after which a SAE no longer trains, −1 while it does ``[N]``.
+        Step after which an SAE no longer trains, −1 while it does ``[N]``.
     failed
         Whether it was stopped because its loss was not finite ``[N]``.
     """

@@ -184,12 +184,12 @@ class BankTrainingConfig(Config):
     keep_checkpoints: Count = Field(2, description="Checkpoints kept, the newest ones.")
 
     stop_when_converged: bool = Field(
-        False, description="Stop a SAE once the slope of its held-out loss is small."
+        False, description="Stop an SAE once the slope of its held-out loss is small."
     )
     convergence_slope: float = Field(
         0.01,
         gt=0,
-        description="A SAE is converged when its held-out loss changes by less than this "
+        description="An SAE is converged when its held-out loss changes by less than this "
         "fraction per 1,000 steps.",
     )
     convergence_window: Count = Field(

@@ -460,7 +460,7 @@ def train_bank(
 ) -> list[TrainedSAE]:
     """Train SAEs of one shape together.
 
-    Each comes out as it would from a bank of its own. A SAE whose loss is no longer finite is
+    Each comes out as it would from a bank of its own. An SAE whose loss is no longer finite is
     frozen and says so in ``failure``; the others go on.
 
     Parameters
