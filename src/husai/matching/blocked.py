@@ -23,7 +23,7 @@ Float64 = NDArray[np.float64]
 _CHUNK = 64
 _ROWS_AT_ONCE = 4096
 # below this norm a row has no direction worth the name
-_ZERO_NORM = 1e-30
+_ZERO_NORM = float(np.finfo(np.float32).tiny)
 
 
 def check_dictionary(dictionary: ArrayLike, name: str) -> NDArray[Any]:

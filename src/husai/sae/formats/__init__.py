@@ -1,0 +1,32 @@
+"""SAEs on disk in the formats of their projects: a reader each, and a writer where there is one.
+
+:mod:`~husai.sae.formats.boundary` is the one way into a file, :mod:`~husai.sae.formats.declared`
+checks its tensors, and :mod:`~husai.sae.formats.reading` holds what was found.
+"""
+
+from husai.sae.formats.detect import detect_format, find_saes
+from husai.sae.formats.loading import (
+    WrittenFormat,
+    export_sae,
+    load_dictionary,
+    load_sae,
+    read,
+    read_all,
+)
+from husai.sae.formats.reading import Contract, ForeignSAE, Format, Hints, Reading
+
+__all__ = [
+    "Contract",
+    "ForeignSAE",
+    "Format",
+    "Hints",
+    "Reading",
+    "WrittenFormat",
+    "detect_format",
+    "export_sae",
+    "find_saes",
+    "load_dictionary",
+    "load_sae",
+    "read",
+    "read_all",
+]

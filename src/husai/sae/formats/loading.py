@@ -1,0 +1,194 @@
+"""Reading and writing SAEs in any of the formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from husai.errors import InputError
+from husai.sae.formats import (
+    dictionary_learning,
+    gemma_scope,
+    goodfire,
+    llama_scope,
+    openai,
+    own,
+    plain,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
+from husai.sae.formats.boundary import reading
+from husai.sae.formats.detect import detect_format, find_saes, only_sae
+from husai.sae.formats.hub import local_path
+from husai.sae.formats.reading import PLAIN, Format, Hints, Reading
+from husai.sae.formats.writing import refuse_foreign
+from husai.sae.trained import TrainedSAE, save_sae
+
+READERS: dict[Format, Callable[[Path, Hints], Reading]] = {
+    "husai": own.read,
+    "saelens": saelens.read,
+    "dictionary_learning": dictionary_learning.read,
+    "sparsify": sparsify.read,
+    "gemma_scope": gemma_scope.read,
+    "llama_scope": llama_scope.read,
+    "qwen_scope": qwen_scope.read,
+    "openai": openai.read,
+    "goodfire": goodfire.read,
+}
+"""The reader of each project."""
+
+WrittenFormat = Literal["husai", "saelens", "dictionary_learning", "sparsify"]
+
+
+def read(path: str | Path, format: Format | None = None, hints: Hints | None = None) -> Reading:
+    """Read whatever can be known of the SAE at ``path``.
+
+    Parameters
+    ----------
+    path
+        A file or folder of any project, a folder that holds one somewhere below, or
+        ``hf://OWNER/REPO/FOLDER``.
+    format
+        Found by :func:`detect_format` when not given.
+    hints
+        What its files leave out.
+
+    Raises
+    ------
+    InputError
+        When not even a decoder can be read: one line that names the file.
+    """
+    place = local_path(path)
+    with reading(place):
+        if format in PLAIN:
+            return plain.read(place, format, hints or Hints())
+        if format is None or place.is_file():
+            # a file of a folder stands for the folder
+            place = only_sae(place)
+        return _by(format or detect_format(place))(place, hints or Hints())
+
+
+def _by(format: Format) -> Callable[[Path, Hints], Reading]:
+    if format in PLAIN:
+        return lambda path, hints: plain.read(path, format, hints)
+    return READERS[format]
+
+
+def read_all(path: str | Path, hints: Hints | None = None) -> list[Reading]:
+    """Read every SAE at or below ``path``, in the order of their names.
+
+    Raises
+    ------
+    InputError
+        When there is none, or one cannot be read.
+    """
+    return [read(place, None, hints) for place in find_saes(local_path(path))]
+
+
+def load_sae(
+    path: str | Path,
+    format: Format | None = None,
+    *,
+    k: int | None = None,
+    input_scale: float | None = None,
+) -> TrainedSAE:
+    """Read an SAE of this project, SAELens, dictionary_learning, sparsify, Gemma Scope, and more.
+
+    Parameters
+    ----------
+    path, format
+        See :func:`read`.
+    k
+        Active latents per row, where the files do not say.
+    input_scale
+        Factor that rows were multiplied by before the SAE read them, where the files do not say.
+
+    Returns
+    -------
+    TrainedSAE
+        In the space of the activations. Of an SAE of others, ``metrics`` and ``history`` are
+        empty, ``W_dec_init`` is NaN, and a penalty the file does not tell is 0 in ``config``.
+
+    Raises
+    ------
+    InputError
+        When the file is torn, foreign, or does not hold or tell all of an SAE.
+    """
+    return read(path, format, Hints(k, input_scale)).whole()
+
+
+def load_dictionary(
+    path: str | Path, format: Format | None = None
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Read the decoder of an SAE, or a plain dictionary: what a comparison needs.
+
+    Parameters
+    ----------
+    path, format
+        See :func:`read`. Rows of a plain matrix are features.
+
+    Returns
+    -------
+    W_dec
+        ``[d_sae, d_in]`` float32.
+    info
+        ``path``, ``format``, ``d_sae``, ``d_in``, ``contract``; ``left_out``, why nothing but the
+        decoder is known, or for whole SAEs ``config`` and ``metrics``.
+
+    Raises
+    ------
+    InputError
+        When it cannot be read or is not a finite matrix.
+    """
+    found = read(path, format)
+    matrix: NDArray[np.float32] = found.W_dec.numpy()
+    info: dict[str, Any] = {
+        "path": str(path),
+        "format": found.format,
+        "d_sae": matrix.shape[0],
+        "d_in": matrix.shape[1],
+        "contract": found.contract.as_dict(),
+    }
+    if found.sae is None:
+        return matrix, info | {"left_out": found.left_out}
+    config = found.sae.config.model_dump(mode="json")
+    return matrix, info | {"config": config, "metrics": dict(found.sae.metrics)}
+
+
+def export_sae(sae: TrainedSAE, path: str | Path, format: WrittenFormat) -> None:
+    """Write an SAE for another project's loader; activations and reconstructions stay the same.
+
+    Parameters
+    ----------
+    sae
+        What to write.
+    path
+        A directory, made when missing; for ``husai`` a file.
+    format
+        ``saelens`` (relu as standard, topk, all others as jumprelu with their thresholds),
+        ``dictionary_learning`` (every architecture), ``sparsify`` (topk only) or ``husai``.
+
+    Raises
+    ------
+    InputError
+        When the format has no counterpart of the architecture.
+    """
+    path = Path(path)
+    if format == "husai":
+        refuse_foreign(sae, "husai")
+        save_sae(sae, path)
+    elif format == "saelens":
+        saelens.write(sae, path)
+    elif format == "dictionary_learning":
+        dictionary_learning.write(sae, path)
+    elif format == "sparsify":
+        sparsify.write(sae, path)
+    else:
+        raise InputError(
+            f"format: {format!r}; saelens, dictionary_learning, sparsify and husai are written"
+        )

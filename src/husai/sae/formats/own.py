@@ -1,0 +1,36 @@
+"""This project's own files: one safetensors file with the configuration in its header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from husai.sae.formats.boundary import check_file, reading
+from husai.sae.formats.reading import Contract, Hints, Reading, decoder_only, layer_of
+from husai.sae.trained import read_sae
+
+
+def read(path: Path, hints: Hints) -> Reading:
+    """Read the file ``path``.
+
+    Raises
+    ------
+    InputError
+        When it is torn, its tensors are not those that were saved, or not finite.
+    """
+    with reading(path):
+        check_file(path)
+        sae = read_sae(path)
+    told = sae.provenance.get("campaign", {})
+    given = sae.provenance.get("contract", {})
+    hook = told.get("hook_name", given.get("hook"))
+    position = told.get("position", given.get("position"))
+    contract = Contract(
+        model=told.get("model", given.get("model")),
+        hook=hook,
+        layer=layer_of(hook),
+        position=None if position is None else str(position),
+        scale=given.get("scale", "none"),
+    )
+    name = sae.config.architecture
+    read_as = decoder_only(path, "husai", sae.W_dec, "", contract, name)
+    return Reading(path, "husai", read_as.W_dec, sae, "", contract, name)

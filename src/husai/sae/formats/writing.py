@@ -1,0 +1,56 @@
+"""Files for other projects' loaders, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from husai.errors import InputError
+from husai.sae.formats.reading import ForeignSAE
+from husai.sae.trained import TrainedSAE
+from husai.storage import atomic_path
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors and no header."""
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_pt(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a state dict."""
+    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        torch.save(plain, temporary)
+
+
+def refuse_foreign(sae: TrainedSAE, project: str, choices: tuple[str, ...] = ("own",)) -> None:
+    """Refuse what a project has no way to say.
+
+    Raises
+    ------
+    InputError
+        When rows are normalised first, or latents chosen as it does not.
+    """
+    if not isinstance(sae, ForeignSAE):
+        return
+    if sae.input_norm != "none":
+        raise InputError(
+            f"{project} has no counterpart of rows normalised first ({sae.input_norm}); convert "
+            "to saelens"
+        )
+    if sae.choice not in choices:
+        raise InputError(f"{project} has no counterpart of latents chosen by {sae.choice}")
