@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,21 @@ if TYPE_CHECKING:
 
 OK, BELOW, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-FORMATS = ("husai", "saelens", "dictionary_learning", "sparsify", "safetensors", "npy")
+FORMATS = (
+    "husai",
+    "saelens",
+    "dictionary_learning",
+    "sparsify",
+    "gemma_scope",
+    "llama_scope",
+    "qwen_scope",
+    "openai",
+    "goodfire",
+    "safetensors",
+    "npy",
+    "npz",
+    "pt",
+)
 
 cli = click.Group("husai")  # Kedro adds the commands of this group to its own: there are none
 
@@ -37,6 +51,28 @@ def finite(context: click.Context, parameter: click.Parameter, value: float | No
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.", context, parameter)
     return value
+
+
+def with_hints(command: Callable[..., int]) -> Callable[..., int]:
+    """Add the options for what the files of an SAE may leave out."""
+    for option in (
+        click.option(
+            "--input-scale",
+            type=float,
+            callback=finite,
+            metavar="S",
+            help="Factor by which activations were multiplied before the SAE read them, where its "
+            "files do not say.",
+        ),
+        click.option(
+            "--k",
+            type=click.IntRange(min=1),
+            metavar="K",
+            help="Active latents per row, where the files of the SAE do not say.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @commands.command(
@@ -57,7 +93,7 @@ Exit codes:
 docs/compare.md describes the JSON.
 """,
 )
-@click.argument("saes", metavar="SAE SAE...", nargs=-1, required=True, type=Path)
+@click.argument("saes", metavar="SAE SAE...", nargs=-1, required=True)
 @click.option(
     "--format",
     "file_format",
@@ -68,8 +104,9 @@ docs/compare.md describes the JSON.
     "--activations",
     type=Path,
     metavar="FILE",
-    help="An .npy or .safetensors file with activation rows [n, d]. It adds the chance level of "
-    "directions drawn like the data, and how well the codes of the SAEs agree on these rows.",
+    help="An .npy, .npz, .safetensors or .pt file with activation rows [n, d] or [batch, position, "
+    "d]. It adds the chance level of directions drawn like the data, and how well the codes of the "
+    "SAEs agree on these rows.",
 )
 @click.option(
     "--json",
@@ -131,23 +168,38 @@ docs/compare.md describes the JSON.
     "--seed", type=int, default=0, show_default=True, help="Seed of the random chance levels."
 )
 @click.option(
+    "--strict", is_flag=True, help="Stop when the SAEs do not read the same model, hook or scale."
+)
+@click.option(
+    "--any-space",
+    is_flag=True,
+    help="Compare what a transcoder writes with what an SAE reads, all the same.",
+)
+@with_hints
+@click.option(
     "--quiet", is_flag=True, help="Show no progress bar, and no table when --json is given."
 )
 def compare(
-    saes: tuple[Path, ...],
+    saes: tuple[str, ...],
     file_format: Format | None,
     activations: Path | None,
     json_out: Path | None,
     fail_under: float | None,
     resume: Path | None,
+    strict: bool,
+    any_space: bool,
+    k: int | None,
+    input_scale: float | None,
     quiet: bool,
     **settings: Any,
 ) -> int:
     """Say whether two or more SAEs learned the same features.
 
-    Each SAE is a directory or file written by SAELens, dictionary_learning, sparsify or HUSAI, or a
-    plain dictionary: an .npy or .safetensors matrix [features, d] with one feature a row. All must
-    read activations of the same space. Every pair is compared:
+    Each SAE is a directory or file written by SAELens, dictionary_learning, sparsify, Gemma Scope,
+    Llama Scope, Qwen Scope, OpenAI, Goodfire or HUSAI, hf://OWNER/REPO/FOLDER on the Hugging Face
+    hub, or a plain dictionary: an .npy, .npz, .safetensors or .pt matrix [features, d] with one
+    feature a row. A folder with several SAEs gives each of them. All must read activations of the
+    same space. Every pair is compared:
 
     \b
       PW-MCC    mean cosine of the best one-to-one match of the decoders,
@@ -167,16 +219,22 @@ def compare(
     """  # noqa: D301 - click wants the backspace itself, not two letters
     from husai.compare.comparison import CompareConfig
     from husai.compare.comparison import compare as compare_saes
+    from husai.compare.contract import check_contracts
     from husai.compare.files import load_activations, load_saes
     from husai.errors import InputError
+    from husai.sae.formats import Hints
 
-    if len(saes) < 2:
-        raise InputError(f"{saes[0]}: only one SAE given; name two or more to compare")
     config = CompareConfig(**settings)
     if json_out is not None:
         _check_writable(json_out)
-    loaded = load_saes(list(saes), file_format)
-    rows, origin = (None, None) if activations is None else load_activations(activations)
+    loaded = load_saes(saes, file_format, Hints(k, input_scale))
+    if len(loaded) < 2:
+        raise InputError(f"{saes[0]}: only one SAE given; name two or more to compare")
+    for mismatch in check_contracts(loaded, strict=strict, any_space=any_space):
+        click.echo(f"WARNING: not the same activations: {mismatch}", err=True)
+    rows, origin = None, None
+    if activations is not None:
+        rows, origin = load_activations(activations, loaded[0].W_dec.shape[1])
     comparison = compare_saes(
         loaded,
         config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -142,6 +143,16 @@ def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], header: Mapping[str, A
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return save(contiguous, {HEADER_KEY: json.dumps(dict(header), sort_keys=True)})
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Digest of every bit of tensors: safetensors files have no checksum of their own."""
+    content = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        content.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        content.update(tensor.numpy().tobytes())
+    return content.hexdigest()
 
 
 def write_tensors(

@@ -40,7 +40,7 @@ from husai.campaign.preparation import (
     stopped_by_the_machine,
 )
 from husai.campaign.progress_view import ProgressView
-from husai.campaign.store import Store, remove_leftovers, tensors_digest
+from husai.campaign.store import Store, remove_leftovers
 from husai.errors import CampaignStopped
 from husai.sae.config import BankTrainingConfig
 from husai.storage import TensorFile, atomic_path, locked
@@ -345,7 +345,7 @@ class _Campaign:
         return run, self._share(run.bank, run.seconds())
 
     def _trained(self, event: Done) -> Iterator[tuple[str, TrainedSAE]]:
-        from husai.sae import from_tensors, to_tensors
+        from husai.sae import from_tensors
 
         assert isinstance(event.result, Trained)
         run, share = self._settle(event)
@@ -372,7 +372,6 @@ class _Campaign:
                 "currency": self.config.budget.currency,
                 "peak_bytes": event.result.peak_bytes,
                 "finished": time.time(),
-                "digest": tensors_digest(to_tensors(sae)[0]),
             }
             yield sae_id, replace(sae, provenance={**sae.provenance, "campaign": about})
             if sae.failure is None:

@@ -16,8 +16,6 @@ from husai.sae.config import NEUTRAL_FIELDS, BankTrainingConfig, SAEConfig
 from husai.storage import read_tensors
 
 if TYPE_CHECKING:
-    import torch
-
     from husai.sae import TrainedSAE
 
 logger = logging.getLogger(__name__)
@@ -71,16 +69,6 @@ def identity(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Digest of every bit of a SAE's tensors: safetensors files have no checksum of their own."""
-    content = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
-        content.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        content.update(tensor.numpy().tobytes())
-    return content.hexdigest()
-
-
 class Store:
     """The folder of the SAEs' files, ``<sae_id>.safetensors``, and the one for what was moved out.
 
@@ -109,10 +97,6 @@ class Store:
             tensors, header = read_tensors(path)
             sae = from_tensors(tensors, header, str(path))
             problem = difference(sae, config, training, fingerprint)
-            # files of other origin say nothing of their tensors
-            saved = about_campaign(sae).get("digest")
-            if problem is None and saved not in (None, tensors_digest(tensors)):
-                problem = "its tensors are not those that were saved"
         except InputError as error:
             problem = str(error).removeprefix(f"{path}: ")
         except UNREADABLE as error:

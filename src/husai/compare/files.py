@@ -15,31 +15,50 @@ from husai.errors import InputError
 
 if TYPE_CHECKING:
     from husai.sae import TrainedSAE
-    from husai.sae.formats import Format
+    from husai.sae.formats import Format, Hints
+
+ROWS = ("activations", "rows", "acts", "x")
+"""Names of the rows in a file of several arrays, in order of preference."""
+
+_ROWS_AT_ONCE = 65_536
 
 
-def load_saes(paths: Sequence[Path], format: Format | None = None) -> list[SAERecord]:
+def load_saes(
+    paths: Sequence[str | Path], format: Format | None = None, hints: Hints | None = None
+) -> list[SAERecord]:
     """Load SAEs or plain dictionaries, named by the shortest tails of their paths.
 
     Parameters
     ----------
     paths
-        Directories or files, in any of the formats of :func:`husai.sae.load_sae`, or plain
-        dictionaries.
+        Directories or files in any of the formats of :func:`husai.sae.formats.read`, or plain
+        dictionaries. A folder with several SAEs gives each, named from that folder on.
     format
         What they are; detected when None.
+    hints
+        What their files leave out.
 
     Raises
     ------
     InputError
         When one is given twice, does not exist, cannot be read, or holds what is not finite.
     """
-    return [
-        load_one(path, name, format) for path, name in zip(paths, short_names(paths), strict=True)
-    ]
+    from husai.sae.formats import find_saes, local_path
+
+    places, below = [], []
+    for path in paths:
+        root = local_path(path)
+        found = [root] if format is not None else find_saes(root)
+        several = len(found) > 1
+        places += found if several else [root]
+        below += [len(one.relative_to(root).parts) if several else 1 for one in found]
+    names = short_names(places, below)
+    return [load_one(place, name, format, hints) for place, name in zip(places, names, strict=True)]
 
 
-def load_one(path: Path, name: str, format: Format | None = None) -> SAERecord:
+def load_one(
+    path: str | Path, name: str, format: Format | None = None, hints: Hints | None = None
+) -> SAERecord:
     """Load one SAE or plain dictionary.
 
     Raises
@@ -47,30 +66,32 @@ def load_one(path: Path, name: str, format: Format | None = None) -> SAERecord:
     InputError
         When it cannot be read; nothing that it may hold is executed.
     """
-    from husai.sae import detect_format, load_dictionary, load_sae
+    from husai.sae.formats import read
 
-    if not path.exists():
-        raise InputError(f"{path}: no such file or directory")
-    format = format or detect_format(path)
-    origin = {"path": str(path), "format": format, "files": describe_files(path)}
-    if format in ("npy", "safetensors"):
-        W_dec, _ = load_dictionary(path, format)
-        return SAERecord(name, "dictionary", 0, W_dec, origin=origin)
-    sae = load_sae(path, format)
-    W_dec, W_enc = sae.W_dec.float().numpy(), sae.W_enc.float().numpy()
-    _check_finite(path, "decoder", W_dec)
-    _check_finite(path, "encoder", W_enc.T)
+    found = read(path, format, hints)
+    origin = {
+        "path": str(path),
+        "format": found.format,
+        "files": describe_files(found.path),
+        "contract": found.contract.as_dict(),
+        **({"architecture": found.architecture} if found.architecture else {}),
+        **({"left_out": found.left_out} if found.left_out else {}),
+    }
+    architecture = found.architecture or "dictionary"
+    sae = found.sae
+    if sae is None:
+        return SAERecord(name, architecture, 0, found.W_dec.numpy(), origin=origin)
     converged = sae.metrics.get("converged")
     known = converged is not None and np.isfinite(converged)
     return SAERecord(
         id=name,
-        architecture=sae.config.architecture,
+        architecture=architecture,
         seed=0,
-        W_dec=W_dec,
-        W_enc=W_enc,
+        W_dec=found.W_dec.numpy(),
+        W_enc=sae.W_enc.float().numpy(),
         encode=lambda rows: _encode(sae, rows),
         converged=bool(converged) if known else None,
-        origin={**origin, "architecture": sae.config.architecture},
+        origin=origin,
     )
 
 
@@ -78,39 +99,88 @@ def _encode(sae: TrainedSAE, rows: NDArray[Any]) -> NDArray[Any]:
     import torch
 
     with torch.no_grad():
-        codes: NDArray[Any] = sae.encode(torch.from_numpy(np.ascontiguousarray(rows))).numpy()
+        # a copy: a memory-mapped file may not be written to, and torch would warn of it
+        codes: NDArray[Any] = sae.encode(torch.from_numpy(np.array(rows))).numpy()
     return codes
 
 
-def _check_finite(path: Path, what: str, rows: NDArray[Any]) -> None:
-    """Refuse NaN, naming the file."""
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
-        raise InputError(
-            f"{path}: {len(bad)} of the {len(rows)} features of its {what} hold NaN or infinity "
-            f"(the first is {bad[0]}); the SAE is broken, retrain it or repair those rows"
-        )
+def load_activations(path: Path, width: int | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Load activation rows from an ``.npy``, ``.npz``, ``.safetensors`` or ``.pt`` file.
 
+    Parameters
+    ----------
+    path
+        Its one array, or the one named ``activations``, ``rows``, ``acts`` or ``x``. Of shape
+        ``[n, d]``, or ``[batch, position, d]`` and the like, whose leading axes are flattened.
+    width
+        Of the SAEs: rows of heads side by side, ``[..., heads, d_head]``, are joined where
+        ``heads · d_head`` is this and ``d_head`` is not. None leaves them as they are.
 
-def load_activations(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Load activation rows ``[n, d]`` from an .npy file or a .safetensors file with one matrix.
+    Returns
+    -------
+    rows
+        ``[n, d]`` float32; memory-mapped where the file is a float32 ``.npy``.
+    origin
+        Path and files, for the record.
 
     Raises
     ------
     InputError
-        When the file is missing, unreadable, not a matrix of at least two rows, or not finite.
+        When the file is missing, unreadable, without at least two rows, or not finite.
     """
-    from husai.sae import load_dictionary
-
-    if path.suffix not in (".npy", ".safetensors"):
-        raise InputError(f"{path}: give activation rows as an .npy or .safetensors matrix")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give activation rows as .npy or .safetensors")
-    # a plain matrix, whatever its rows are
-    rows, _ = load_dictionary(path, "npy" if path.suffix == ".npy" else "safetensors")
+    array = _one_array(path)
+    if array.ndim < 2:
+        raise InputError(f"{path}: shape {array.shape}; give activation rows [n, d]")
+    d = array.shape[-1]
+    if width is not None and d != width and array.ndim > 2 and d * array.shape[-2] == width:
+        d = width
+    if not d:
+        raise InputError(f"{path}: shape {array.shape}; give activation rows [n, d]")
+    rows = array.reshape(-1, d)
     if len(rows) < 2:
         raise InputError(f"{path}: {len(rows)} activation row; give at least two")
+    with np.errstate(over="ignore"):
+        rows = rows if rows.dtype == np.float32 else rows.astype(np.float32)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        bad = np.flatnonzero(~np.isfinite(rows[start : start + _ROWS_AT_ONCE]).all(axis=1))
+        if len(bad):
+            raise InputError(f"{path}: row {start + bad[0]} holds NaN or infinity")
     return rows, {"path": str(path), "files": describe_files(path)}
+
+
+def _one_array(path: Path) -> NDArray[Any]:
+    """The array of rows in a file, of real numbers."""
+    from husai.sae.formats.boundary import REAL_KINDS, read_npy, reading
+    from husai.sae.formats.declared import REAL, WHOLE
+    from husai.sae.formats.plain import tensors_in
+
+    kinds = {".npy": "npy", ".npz": "npz", ".safetensors": "safetensors", ".pt": "pt", ".pth": "pt"}
+    if path.suffix not in kinds:
+        raise InputError(
+            f"{path}: give activation rows as a file {', '.join(kinds)}, [n, d] or "
+            "[batch, position, d]"
+        )
+    with reading(path):
+        if path.suffix == ".npy":
+            array = read_npy(path)
+            if array.dtype.kind not in REAL_KINDS:
+                raise InputError(f"{path}: holds {array.dtype}; give real numbers")
+            return array
+        tensors = tensors_in(path, kinds[path.suffix])  # type: ignore[arg-type]
+        name = next((name for name in ROWS if name in tensors), None)
+        if name is None and len(tensors) == 1:
+            name = next(iter(tensors))
+        if name is None:
+            raise InputError(
+                f"{path}: {len(tensors)} arrays and none named {' or '.join(ROWS)}; name the rows "
+                "activations"
+            )
+        tensor = tensors[name]
+        dtype = getattr(tensor, "dtype", type(tensor).__name__)
+        if dtype not in REAL + WHOLE:
+            raise InputError(f"{path}: {name} holds {dtype}; give real numbers")
+        found: NDArray[Any] = tensor.float().numpy()
+        return found
 
 
 def sha256(path: Path) -> str:
@@ -120,16 +190,23 @@ def sha256(path: Path) -> str:
 
 
 def describe_files(path: Path) -> list[dict[str, Any]]:
-    """Name, size and SHA-256 of a file, or of the files that a directory itself holds."""
-    if not path.is_dir():
-        files = [path]
-    else:
-        files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
-    return [{"name": f.name, "bytes": f.stat().st_size, "sha256": sha256(f)} for f in files]
+    """Name, size and SHA-256 of a file, or of the files that an SAE's folder holds."""
+    from husai.sae.formats.detect import files_of
+
+    return [
+        {"name": f.name, "bytes": f.stat().st_size, "sha256": sha256(f)} for f in files_of(path)
+    ]
 
 
-def short_names(paths: Sequence[Path]) -> list[str]:
+def short_names(paths: Sequence[Path], least: Sequence[int] | None = None) -> list[str]:
     """The shortest tails of the paths that tell them apart.
+
+    Parameters
+    ----------
+    paths
+        What to name.
+    least
+        Fewest parts of each name; 1 when None.
 
     Raises
     ------
@@ -141,6 +218,9 @@ def short_names(paths: Sequence[Path]) -> list[str]:
         twice = next(str(path) for path, p in zip(paths, parts, strict=True) if parts.count(p) > 1)
         raise InputError(f"{twice}: given twice; an SAE compared with itself says nothing")
     length = 1
-    while len({p[-length:] for p in parts}) < len(parts):
+    while True:
+        lengths = [max(length, one) for one in least or [1] * len(parts)]
+        names = [p[-n:] for p, n in zip(parts, lengths, strict=True)]
+        if len(set(names)) == len(parts):
+            return [str(Path(*name)) for name in names]
         length += 1
-    return [str(Path(*p[-length:])) for p in parts]

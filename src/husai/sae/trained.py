@@ -14,7 +14,7 @@ import torch
 from husai.errors import InputError
 from husai.sae.architectures import architecture
 from husai.sae.config import SAEConfig
-from husai.storage import TensorFiles, read_tensors, write_tensors
+from husai.storage import TensorFiles, read_tensors, tensors_digest, write_tensors
 
 FILE_KIND = "husai.sae"
 FILE_VERSION = 1
@@ -120,6 +120,8 @@ def to_tensors(sae: TrainedSAE) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         "history_columns": list(sae.history.columns),
         "failure": sae.failure,
         "provenance": dict(sae.provenance),
+        # safetensors has no checksum: without one, a flipped bit is another SAE
+        "digest": tensors_digest(tensors),
     }
     return tensors, header
 
@@ -132,10 +134,25 @@ def from_tensors(
     Raises
     ------
     InputError
-        When they are not those of a SAE of this project, naming ``origin``.
+        When they are not those of a SAE of this project, or not those that were saved, naming
+        ``origin``.
     """
+    try:
+        return _from_tensors(tensors, header, origin)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{origin}: it does not read as an SAE ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _from_tensors(
+    tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], origin: str
+) -> TrainedSAE:
     if header.get("kind") != FILE_KIND:
-        raise InputError(f"{origin}: not a SAE file of this project (kind {header.get('kind')!r})")
+        raise InputError(f"{origin}: not an SAE file of this project (kind {header.get('kind')!r})")
     if header.get("version") != FILE_VERSION:
         raise InputError(
             f"{origin}: file version {header.get('version')}, this release reads {FILE_VERSION}"
@@ -143,6 +160,14 @@ def from_tensors(
     missing = {"W_enc", "b_enc", "W_dec", "b_dec", "W_dec_init", "density"} - set(tensors)
     if missing:
         raise InputError(f"{origin}: tensors missing: {', '.join(sorted(missing))}")
+    provenance = header.get("provenance", {})
+    # files of before this field hold it where a campaign wrote it
+    saved = header.get("digest", provenance.get("campaign", {}).get("digest"))
+    if saved not in (None, tensors_digest(tensors)):
+        raise InputError(
+            f"{origin}: its tensors are not those that were saved: a bit is flipped, or they were "
+            "edited; train or copy it again"
+        )
     try:
         config = SAEConfig.model_validate(header["config"])
     except (KeyError, ValueError) as error:
@@ -153,7 +178,10 @@ def from_tensors(
         "b_enc": (d_sae,),
         "b_dec": (d_in,),
         "W_dec_init": (d_sae, d_in),
+        "density": (d_sae,),
     }
+    if "threshold" in tensors:
+        shapes["threshold"] = (d_sae,)
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape or d_sae != config.d_sae:
             raise InputError(f"{origin}: {name} is {tuple(tensors[name].shape)}, expected {shape}")
@@ -183,7 +211,7 @@ def from_tensors(
         density=tensors["density"],
         snapshots=dict(sorted(snapshots.items())),
         failure=header.get("failure"),
-        provenance=header.get("provenance", {}),
+        provenance=provenance,
     )
 
 

@@ -5,6 +5,7 @@ checks its tensors, and :mod:`~husai.sae.formats.reading` holds what was found.
 """
 
 from husai.sae.formats.detect import detect_format, find_saes
+from husai.sae.formats.hub import local_path
 from husai.sae.formats.loading import (
     WrittenFormat,
     export_sae,
@@ -27,6 +28,7 @@ __all__ = [
     "find_saes",
     "load_dictionary",
     "load_sae",
+    "local_path",
     "read",
     "read_all",
 ]

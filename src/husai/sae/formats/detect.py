@@ -98,6 +98,15 @@ def find_saes(path: Path) -> list[Path]:
         return [_owner(path)]
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files that an SAE's reader may look at: its own, or those its folder itself holds."""
+    if not path.is_dir():
+        return [path]
+    below = [path / weights for _, weights in llama_scope.PLACES if "/" in weights]
+    files = [f for f in (*path.iterdir(), *below) if f.is_file() and not f.name.startswith(".")]
+    return sorted(files)
+
+
 def _owner(path: Path) -> Path:
     """The folder whose SAE a file is, or the file itself."""
     parts = {

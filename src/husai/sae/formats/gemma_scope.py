@@ -1,4 +1,4 @@
-"""Gemma Scope: JumpReLU SAEs as ``params.npz``, and those of Gemma Scope 2 as ``params.safetensors``.
+"""Gemma Scope: JumpReLU SAEs, ``params.npz``; those of Gemma Scope 2 are ``params.safetensors``.
 
 Neither subtracts its decoder bias from the input. Gemma Scope has no configuration: model, hook
 and layer stand in the names of its folders.

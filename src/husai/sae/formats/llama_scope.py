@@ -140,9 +140,7 @@ def _folded(
     )
 
 
-def _with_threshold(
-    cfg: Settings, weights: Weights, found: Mapping[str, torch.Tensor]
-) -> Weights:
+def _with_threshold(cfg: Settings, weights: Weights, found: Mapping[str, torch.Tensor]) -> Weights:
     if "log_jumprelu_threshold" in found:
         return replace(weights, threshold=found["log_jumprelu_threshold"].exp())
     value = cfg.number("jump_relu_threshold")
@@ -151,9 +149,7 @@ def _with_threshold(
     return weights.thresholds(value)
 
 
-def _input(
-    cfg: Settings, d: int, contract: Contract, hints: Hints
-) -> tuple[str, float | None]:
+def _input(cfg: Settings, d: int, contract: Contract, hints: Hints) -> tuple[str, float | None]:
     """What is done to a row first."""
     kind = cfg.text("norm_activation")
     norms = cfg.group("dataset_average_activation_norm")

@@ -52,7 +52,10 @@ def read(path: Path, hints: Hints) -> Reading:
         content["decoder.weight"] = content["encoder.weight"].T
     found = take(path, content, _TENSORS)
     weights = Weights(
-        found["encoder.weight"].T, found["latent_bias"], found["decoder.weight"].T, found["pre_bias"]
+        found["encoder.weight"].T,
+        found["latent_bias"],
+        found["decoder.weight"].T,
+        found["pre_bias"],
     )
     contract = Contract(layer=layer_of(path.parent.name, path.stem), scale="none")
     if name == "ReLU":

@@ -1,12 +1,15 @@
-"""This project's own files: one safetensors file with the configuration in its header."""
+"""HUSAI's own files: one safetensors file with the configuration in its header."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from husai.sae.formats.boundary import check_file, reading
+from husai.sae.formats.declared import take
 from husai.sae.formats.reading import Contract, Hints, Reading, decoder_only, layer_of
 from husai.sae.trained import read_sae
+
+_TENSORS = {"W_enc": "dF", "b_enc": "F", "W_dec": "Fd", "b_dec": "d", "threshold": "F"}
 
 
 def read(path: Path, hints: Hints) -> Reading:
@@ -20,6 +23,10 @@ def read(path: Path, hints: Hints) -> Reading:
     with reading(path):
         check_file(path)
         sae = read_sae(path)
+        tensors = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+        if sae.threshold is not None:
+            tensors["threshold"] = sae.threshold
+        take(path, tensors, _TENSORS, optional=("threshold",))
     told = sae.provenance.get("campaign", {})
     given = sae.provenance.get("contract", {})
     hook = told.get("hook_name", given.get("hook"))

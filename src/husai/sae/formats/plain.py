@@ -64,7 +64,7 @@ def read(path: Path, format: Format, hints: Hints) -> Reading:
             declared[present[0]] = letter
     found = take(path, tensors, declared)
     W_dec = found[name].T if name in _LINEAR else found[name]
-    contract = Contract(layer=layer_of(path.stem, path.parent.name))
+    contract = Contract(layer=layer_of(path.stem, path.parent.name), space="unknown")
     return decoder_only(path, format, W_dec, _ALONE, contract)
 
 

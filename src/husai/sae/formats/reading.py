@@ -36,7 +36,7 @@ Format = Literal[
 
 PLAIN: tuple[Format, ...] = ("safetensors", "npy", "npz", "pt")
 
-Space = Literal["input", "output", "layers"]
+Space = Literal["input", "output", "layers", "unknown"]
 InputNorm = Literal["none", "layer_norm", "unit_norm"]
 Choice = Literal["own", "signed", "groups"]
 
@@ -44,7 +44,7 @@ LAYER_NORM_EPS = 1e-5
 """Added to a row's standard deviation by SAELens and OpenAI."""
 
 _TINY = float(torch.finfo(torch.float32).tiny)
-_LAYER = re.compile(r"(?:^|[./_\-])(?:blocks?|layers?|h|l)[._]?(\d+)(?:[._/\-]|$)", re.IGNORECASE)
+_LAYER = re.compile(r"(?:^|[./_\-])(?:blocks?|layers?|h)[._]?(\d+)(?:[._/\-]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Contract:
         ``hook_z`` when a row is the heads of an attention layer side by side.
     space
         What a decoder row is a direction of: the activations that are read (``input``), others
-        (``output``: a transcoder), or those of several layers side by side (``layers``).
+        (``output``: a transcoder), or those of several layers side by side (``layers``); of a plain
+        matrix it is ``unknown``.
     """
 
     model: str | None = None
@@ -165,8 +166,8 @@ class ForeignSAE(TrainedSAE):
         What is done to each row first. ``layer_norm``: its mean is subtracted and it is divided by
         its standard deviation (n − 1) plus 1e-5. ``unit_norm``: it is scaled to norm √d.
     choice
-        ``signed`` keeps the ``k`` largest of \\|pre\\| with their sign, ``groups`` the largest of
-        each of ``k`` equal groups of latents; ``own`` is what the configuration says.
+        ``signed`` keeps the ``k`` pre-activations largest in size, with their sign; ``groups`` the
+        largest of each of ``k`` equal groups of latents; ``own`` is what the configuration says.
     """
 
     input_norm: InputNorm = "none"

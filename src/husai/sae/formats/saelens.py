@@ -224,8 +224,8 @@ def _input(
     if told == "covariance_whitening":
         if not (path / WHITENING).is_file():
             raise InputError(
-                f"{cfg.path}: normalize_activations covariance_whitening, and no {WHITENING} beside "
-                "it: decoder rows are directions of whitened rows, which cannot be undone"
+                f"{cfg.path}: normalize_activations covariance_whitening, and no {WHITENING} "
+                "beside it: decoder rows are directions of whitened rows, which cannot be undone"
             )
         tensors, _ = read_safetensors(path / WHITENING)
         maps = {"mean": "d", "matrix": "dd", "inverse_matrix": "dd"}

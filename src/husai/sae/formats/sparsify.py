@@ -81,9 +81,7 @@ def read(path: Path, hints: Hints) -> Reading:
         found["encoder.weight"].T, found["encoder.bias"], found["W_dec"], found["b_dec"]
     )
     settings = {"architecture": "topk", "k": k}
-    return whole_sae(
-        path, "sparsify", parts, settings, contract, architecture=kind, choice=choice
-    )
+    return whole_sae(path, "sparsify", parts, settings, contract, architecture=kind, choice=choice)
 
 
 def _check_sizes(cfg: Settings, d_sae: int, d: int) -> None:

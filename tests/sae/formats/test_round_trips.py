@@ -102,8 +102,8 @@ def test_saelens_settings_are_folded(tmp_path: Path) -> None:
     expected = (f / W_dec.norm(dim=1)) @ W_dec + b_dec
     sae = load_sae(tmp_path)
     torch.testing.assert_close(sae.decode(sae.encode(x)), expected, rtol=1e-5, atol=1e-5)
-    (tmp_path / "cfg.json").write_text(json.dumps(cfg | {"normalize_activations": "layer_norm"}))
-    with pytest.raises(InputError, match="normalize_activations"):
+    (tmp_path / "cfg.json").write_text(json.dumps(cfg | {"normalize_activations": "by_hand"}))
+    with pytest.raises(InputError, match="normalize_activations: 'by_hand'"):
         load_sae(tmp_path)
 
 
@@ -128,7 +128,7 @@ def test_plain_dictionaries(tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", np.full((2, 2), np.nan))
     with pytest.raises(InputError, match="NaN"):
         load_dictionary(tmp_path / "e.npy")
-    with pytest.raises(InputError, match="no encoder"):
+    with pytest.raises(InputError, match="says nothing of an encoder"):
         load_sae(tmp_path / "a.npy")
 
 
@@ -146,7 +146,8 @@ def test_torn_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ae\.pt"):
         load_sae(tmp_path / "dl")
     (tmp_path / "notes.txt").write_text("hello")
-    for name in ("notes.txt", "missing", "."):
+    (tmp_path / "empty").mkdir()
+    for name in ("notes.txt", "missing", "empty"):
         with pytest.raises(InputError, match=str(tmp_path)):
             detect_format(tmp_path / name)
 
