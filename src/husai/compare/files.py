@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,17 +44,25 @@ def load_saes(
     InputError
         When one is given twice, does not exist, cannot be read, or holds what is not finite.
     """
-    from husai.sae.formats import find_saes, local_path
+    from husai.sae.formats import find_saes, is_remote, resolved
 
-    places, below = [], []
+    places, below, known, sources = [], [], [], []
     for path in paths:
-        root = local_path(path)
+        root, told = resolved(path, hints)
         found = [root] if format is not None else find_saes(root)
         several = len(found) > 1
         places += found if several else [root]
         below += [len(one.relative_to(root).parts) if several else 1 for one in found]
-    names = short_names(places, below)
-    return [load_one(place, name, format, hints) for place, name in zip(places, names, strict=True)]
+        known += [told] * len(found)
+        sources += [{"source": str(path)} if is_remote(path) else {}] * len(found)
+    saes = [
+        load_one(place, name, format, told)
+        for place, name, told in zip(places, short_names(places, below), known, strict=True)
+    ]
+    return [
+        replace(sae, origin={**sae.origin, **source})
+        for sae, source in zip(saes, sources, strict=True)
+    ]
 
 
 def load_one(

@@ -19,7 +19,8 @@ class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[SAERecord]]"]):
     ----------
     groups
         Group name to the paths of its SAEs, which differ in nothing but their seeds; relative
-        paths start at the project's folder. Empty: none take part.
+        paths start at the project's folder, a folder with several SAEs stands for each, and
+        ``hf://OWNER/REPO/FOLDER`` is on the Hugging Face hub. Empty: none take part.
     metadata
         Ignored here; layers and tracking read it.
     """
@@ -31,9 +32,7 @@ class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[SAERecord]]"]):
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self._groups = {
-            name: [Path(path) for path in paths] for name, paths in (groups or {}).items()
-        }
+        self._groups = {name: list(paths) for name, paths in (groups or {}).items()}
         self.metadata = metadata
 
     def load(self) -> dict[str, list[SAERecord]]:
@@ -47,7 +46,8 @@ class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[SAERecord]]"]):
         raise DatasetError("external SAEs are read, never written")
 
     def _exists(self) -> bool:
-        return all(path.exists() for paths in self._groups.values() for path in paths)
+        local = [p for paths in self._groups.values() for p in paths if "://" not in p]
+        return all(Path(path).exists() for path in local)
 
     def _describe(self) -> dict[str, Any]:
-        return {"groups": {name: [str(p) for p in paths] for name, paths in self._groups.items()}}
+        return {"groups": self._groups}

@@ -5,7 +5,7 @@ checks its tensors, and :mod:`~husai.sae.formats.reading` holds what was found.
 """
 
 from husai.sae.formats.detect import detect_format, find_saes
-from husai.sae.formats.hub import local_path
+from husai.sae.formats.hub import is_remote
 from husai.sae.formats.loading import (
     WrittenFormat,
     export_sae,
@@ -13,6 +13,7 @@ from husai.sae.formats.loading import (
     load_sae,
     read,
     read_all,
+    resolved,
 )
 from husai.sae.formats.reading import Contract, ForeignSAE, Format, Hints, Reading
 
@@ -26,9 +27,10 @@ __all__ = [
     "detect_format",
     "export_sae",
     "find_saes",
+    "is_remote",
     "load_dictionary",
     "load_sae",
-    "local_path",
     "read",
     "read_all",
+    "resolved",
 ]

@@ -24,7 +24,7 @@ from husai.sae.formats import (
 )
 from husai.sae.formats.boundary import reading
 from husai.sae.formats.detect import detect_format, find_saes, only_sae
-from husai.sae.formats.hub import local_path
+from husai.sae.formats.hub import resolve
 from husai.sae.formats.reading import PLAIN, Format, Hints, Reading
 from husai.sae.formats.writing import refuse_foreign
 from husai.sae.trained import TrainedSAE, save_sae
@@ -51,8 +51,8 @@ def read(path: str | Path, format: Format | None = None, hints: Hints | None = N
     Parameters
     ----------
     path
-        A file or folder of any project, a folder that holds one somewhere below, or
-        ``hf://OWNER/REPO/FOLDER``.
+        A file or folder of any project, a folder that holds one somewhere below,
+        ``hf://OWNER/REPO/FOLDER``, or ``saelens://RELEASE/ID``.
     format
         Found by :func:`detect_format` when not given.
     hints
@@ -63,14 +63,30 @@ def read(path: str | Path, format: Format | None = None, hints: Hints | None = N
     InputError
         When not even a decoder can be read: one line that names the file.
     """
-    place = local_path(path)
+    place, hints = resolved(path, hints)
     with reading(place):
         if format in PLAIN:
-            return plain.read(place, format, hints or Hints())
+            return plain.read(place, format, hints)
         if format is None or place.is_file():
             # a file of a folder stands for the folder
             place = only_sae(place)
-        return _by(format or detect_format(place))(place, hints or Hints())
+        return _by(format or detect_format(place))(place, hints)
+
+
+def resolved(path: str | Path, hints: Hints | None = None) -> tuple[Path, Hints]:
+    """Where ``path`` lies on this machine, and what is known beside its files.
+
+    Raises
+    ------
+    InputError
+        When it is on the hub and cannot be had.
+    """
+    place, told = resolve(path)
+    given = hints or Hints()
+    return place, Hints(
+        told.k if given.k is None else given.k,
+        told.input_scale if given.input_scale is None else given.input_scale,
+    )
 
 
 def _by(format: Format) -> Callable[[Path, Hints], Reading]:
@@ -87,7 +103,8 @@ def read_all(path: str | Path, hints: Hints | None = None) -> list[Reading]:
     InputError
         When there is none, or one cannot be read.
     """
-    return [read(place, None, hints) for place in find_saes(local_path(path))]
+    root, hints = resolved(path, hints)
+    return [read(place, None, hints) for place in find_saes(root)]
 
 
 def load_sae(
