@@ -11,7 +11,7 @@ from husai.compare.comparison import (
 from husai.compare.schema import NullEntry, ScoreEntry
 from husai.consistency.inference.nulls import NULL_KINDS
 from husai.consistency.scores.registry import SCORES
-from husai.consistency.study.record import all_converged
+from husai.consistency.study.record import SAERecord, all_converged
 
 _WIDTH = 36
 
@@ -46,12 +46,17 @@ def _sae_lines(comparison: Comparison) -> list[str]:
             f"{record.d_sae:,} features × {record.W_dec.shape[1]}",
             str(record.origin.get("format", "in memory")),
             *([str(record.origin["architecture"])] if "architecture" in record.origin else []),
-            "with encoder" if record.W_enc is not None else "decoder only",
+            "with encoder" if record.W_enc is not None else _decoder_only(record),
             convergence[record.converged],
             *([f"{zero:,} zero rows left out"] if zero else []),
         ]
         lines.append(f"  {record.id:<{width}}  {', '.join(parts)}")
     return lines
+
+
+def _decoder_only(record: SAERecord) -> str:
+    reason = record.origin.get("left_out")
+    return f"decoder only ({reason})" if reason else "decoder only"
 
 
 def _title(name: str, signed: bool, config: CompareConfig) -> str:

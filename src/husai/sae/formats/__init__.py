@@ -4,8 +4,10 @@
 checks its tensors, and :mod:`~husai.sae.formats.reading` holds what was found.
 """
 
+from husai.sae.formats.conversion import convert
 from husai.sae.formats.detect import detect_format, find_saes
 from husai.sae.formats.hub import is_remote
+from husai.sae.formats.inspection import inspect_sae, inspection_text
 from husai.sae.formats.loading import (
     WrittenFormat,
     export_sae,
@@ -24,9 +26,12 @@ __all__ = [
     "Hints",
     "Reading",
     "WrittenFormat",
+    "convert",
     "detect_format",
     "export_sae",
     "find_saes",
+    "inspect_sae",
+    "inspection_text",
     "is_remote",
     "load_dictionary",
     "load_sae",
