@@ -35,7 +35,7 @@ def numbers(seed: int = 0) -> Numbers:
 
     def draw(*shape: int) -> Array:
         # exact in float32
-        return rng.normal(size=shape).astype(np.float32).astype(np.float64)
+        return np.asarray(rng.normal(size=shape).astype(np.float32), dtype=np.float64)
 
     W_dec = draw(F, D) * np.linspace(0.5, 2, F).astype(np.float32)[:, None]
     W_dec = W_dec.astype(np.float32).astype(np.float64)
@@ -63,7 +63,7 @@ def jump(values: Array, threshold: Array | float) -> Array:
 
 
 def norms(sae: Numbers) -> Array:
-    return np.sqrt((sae.W_dec**2).sum(axis=1))
+    return np.asarray(np.sqrt((sae.W_dec**2).sum(axis=1)))
 
 
 def tensor(array: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -104,7 +104,7 @@ def save_weights(path: Path, content: dict[str, Any]) -> Path:
 def codes_in_unit_rows(sae: Any, rows: Array) -> Array:
     """What an SAE that was read gives, in units of unit decoder rows, whatever it was folded to."""
     f = sae.encode(tensor(rows)).double().numpy()
-    return f * np.sqrt((sae.W_dec.double().numpy() ** 2).sum(axis=1))
+    return np.asarray(f * np.sqrt((sae.W_dec.double().numpy() ** 2).sum(axis=1)))
 
 
 def close(found: Any, truth: Any) -> None:
@@ -116,6 +116,6 @@ def same_directions(found: Any, truth: Array) -> None:
     assert found.shape == truth.shape
 
     def unit(rows: Array) -> Array:
-        return rows / np.maximum(np.sqrt((rows**2).sum(axis=1, keepdims=True)), 1e-30)
+        return np.asarray(rows / np.maximum(np.sqrt((rows**2).sum(axis=1, keepdims=True)), 1e-30))
 
     np.testing.assert_allclose(unit(found), unit(truth), atol=1e-5)

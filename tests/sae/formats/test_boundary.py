@@ -202,7 +202,8 @@ def kinds(root: Path, own: Path) -> list[Path]:
     )
     gemma = root / "gemma"
     gemma.mkdir()
-    np.savez(gemma / "params.npz", **{n: t.numpy() for n, t in named.items()})
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in named.items()}
+    np.savez(gemma / "params.npz", **arrays)
     np.save(root / "plain.npy", SAE.W_dec)
     openai: dict[str, Any] = {
         "pre_bias": tensor(SAE.b_dec),

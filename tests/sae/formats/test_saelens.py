@@ -49,11 +49,11 @@ def saelens(folder: Path, cfg: dict[str, Any], content: dict[str, Any] | None = 
 
 def layer_norm(rows: np.ndarray) -> np.ndarray:
     centred = rows - rows.mean(axis=1, keepdims=True)
-    return centred / (rows.std(axis=1, ddof=1, keepdims=True) + 1e-5)
+    return np.asarray(centred / (rows.std(axis=1, ddof=1, keepdims=True) + 1e-5))
 
 
 def unit_norm(rows: np.ndarray) -> np.ndarray:
-    return rows * np.sqrt(D) / np.sqrt((rows**2).sum(axis=1, keepdims=True))
+    return np.asarray(rows * np.sqrt(D) / np.sqrt((rows**2).sum(axis=1, keepdims=True)))
 
 
 def gated() -> tuple[dict[str, torch.Tensor], np.ndarray]:

@@ -195,7 +195,7 @@ class ForeignSAE(TrainedSAE):
         if self.choice == "signed":
             kept = pre.abs().topk(self.config.k, dim=-1).indices
             return torch.zeros_like(pre).scatter_(-1, kept, pre.gather(-1, kept))
-        groups = torch.relu(pre).unflatten(-1, (self.config.k, -1))
+        groups = torch.relu(pre).reshape(len(pre), self.config.k, -1)
         largest = groups.max(dim=-1, keepdim=True)
         return torch.zeros_like(groups).scatter_(-1, largest.indices, largest.values).flatten(-2)
 
@@ -246,8 +246,13 @@ class Weights:
     @classmethod
     def named(cls, found: Mapping[str, torch.Tensor]) -> Weights:
         """From tensors named as here, with ``threshold`` where there is one."""
-        names = ("W_enc", "b_enc", "W_dec", "b_dec")
-        return cls(*(found[name] for name in names), threshold=found.get("threshold"))
+        return cls(
+            W_enc=found["W_enc"],
+            b_enc=found["b_enc"],
+            W_dec=found["W_dec"],
+            b_dec=found["b_dec"],
+            threshold=found.get("threshold"),
+        )
 
     def reading_raw_rows(self) -> Weights:
         """When the encoder was written for x itself: ``x @ W_enc + b_enc``."""
