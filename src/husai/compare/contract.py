@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from husai.errors import InputError
 
 if TYPE_CHECKING:
-    from husai.compare.comparison import ComparedSAE
+    from husai.consistency.study.record import SAERecord
 
 # Hugging Face's names of the residual stream and of an MLP's output, in TransformerLens' words.
 _HOOKS = (
@@ -26,7 +26,7 @@ FIELDS = ("model", "hook", "hook_out", "layer", "position", "scale", "reshape")
 
 
 def check_contracts(
-    saes: Sequence[ComparedSAE], *, strict: bool = False, any_space: bool = False
+    saes: Sequence[SAERecord], *, strict: bool = False, any_space: bool = False
 ) -> list[str]:
     """What the SAEs say differently of what they read.
 
