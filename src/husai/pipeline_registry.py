@@ -8,17 +8,7 @@ from importlib import import_module
 from kedro.pipeline import Pipeline
 
 from husai import pipelines as package
-
-# the default study, in its order; other pipelines run by name
-STUDY = (
-    "data_generation",
-    "transformer_training",
-    "activation_extraction",
-    "sae_training",
-    "loss_recovery",
-    "consistency_analysis",
-    "reporting",
-)
+from husai.hooks.stages import STUDY
 
 
 def register_pipelines() -> dict[str, Pipeline]:

@@ -9,6 +9,7 @@ from kedro.config import OmegaConfigLoader
 
 from husai.hooks.checks import StudyChecks
 from husai.hooks.errors import PlainErrors
+from husai.hooks.stages import StudyStages
 from husai.tracking.hook import MlflowHook
 
 # Kedro's own call of a function that OmegaConf will rename: nothing a user could mend
@@ -20,13 +21,13 @@ def data_dir(default: str) -> str:
     return os.environ.get("HUSAI_DATA_DIR", default)
 
 
-HOOKS = (StudyChecks(), MlflowHook(), PlainErrors())
+HOOKS = (StudyStages(), StudyChecks(), MlflowHook(), PlainErrors())
 
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
-    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**"]},
+    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**"], "study": ["study*"]},
     # an environment changes the fields it names and leaves the rest of a group as it is in base
     "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
     "custom_resolvers": {"data_dir": data_dir},

@@ -1,6 +1,7 @@
 """Activations: extraction by hook name, statistics, and the file they are kept in."""
 
-from husai.activations.extraction import ExtractionConfig, extract_activations
+from husai.activations.extraction import OWN_HOOK, ExtractionConfig, extract_activations
+from husai.activations.files import RowsFile, read_rows
 from husai.activations.rows import (
     Activations,
     activation_key,
@@ -8,15 +9,19 @@ from husai.activations.rows import (
     load_activations,
     load_all,
 )
-from husai.activations.statistics import activation_statistics
+from husai.activations.statistics import activation_statistics, statistics_table
 
 __all__ = [
+    "OWN_HOOK",
     "Activations",
     "ExtractionConfig",
+    "RowsFile",
     "activation_key",
     "activation_statistics",
     "check_activations",
     "extract_activations",
     "load_activations",
     "load_all",
+    "read_rows",
+    "statistics_table",
 ]

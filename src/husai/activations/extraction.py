@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from husai.activations.rows import Activations, check_activations
 from husai.config import Config, Count, Hook
@@ -18,9 +18,22 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-class ExtractionConfig(Config):
-    """What to read from the model."""
+OWN_HOOK = "rows"
+"""What rows of the user's own are called where others have the name of a hook."""
 
+
+class ExtractionConfig(Config):
+    """What to read from the model, or the file of the user's own rows.
+
+    A path alone stands for ``file``: ``kedro run --env=own --params activations=rows.npy``.
+    """
+
+    file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="rows of your own, in a file that husai.activations.read_rows reads; read by "
+        "--env=own, where there is no transformer",
+    )
     hook_names: tuple[Hook, ...] = Field(
         default=("blocks.0.hook_resid_post",),
         min_length=1,
@@ -34,6 +47,13 @@ class ExtractionConfig(Config):
         default=False, description="read the model at its initial weights too: a null for SAEs"
     )
     chunk_size: Count = Field(default=4096, description="inputs in one forward pass")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"file": value, "hook_names": (OWN_HOOK,)}
+        return value
 
     @field_validator("hook_names", "positions")
     @classmethod

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
-from husai.activations.rows import SPLITS, Activations
+from husai.activations.rows import SPLITS, Activations, load_all
+from husai.storage import TensorFiles
 
 
 def activation_statistics(activations: Activations) -> dict[str, str | int | float]:
@@ -48,3 +50,8 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
         "participation_ratio": float(1.0 / (shares**2).sum()) if total > 0 else 0.0,
         "dims_99_variance": int(np.searchsorted(np.cumsum(shares), 0.99) + 1) if total > 0 else 0,
     }
+
+
+def statistics_table(activations: TensorFiles) -> pd.DataFrame:
+    """Tabulate :func:`activation_statistics` of every hook and position, a row each."""
+    return pd.DataFrame([activation_statistics(rows) for rows in load_all(activations)])

@@ -11,7 +11,6 @@ import pandas as pd
 from husai.activations import (
     Activations,
     ExtractionConfig,
-    activation_statistics,
     extract_activations,
     load_all,
 )
@@ -149,8 +148,3 @@ def tabulate_waves(transformer: TensorFile, activations: TensorFiles) -> pd.Data
                     continue
                 found.append({**line, "share": share, "reason": ""})
     return pd.DataFrame(found, columns=pd.Index(columns))
-
-
-def describe(activations: TensorFiles) -> pd.DataFrame:
-    """Tabulate norms, variance and effective rank of every hook and position."""
-    return pd.DataFrame([activation_statistics(rows) for rows in load_all(activations)])

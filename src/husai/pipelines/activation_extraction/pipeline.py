@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from husai.pipelines.activation_extraction.nodes import describe, extract, tabulate_waves
+from husai.activations import statistics_table
+from husai.pipelines.activation_extraction.nodes import extract, tabulate_waves
 
 
 def create_pipeline() -> Pipeline:
@@ -18,7 +19,7 @@ def create_pipeline() -> Pipeline:
                 name="extract_activations",
             ),
             Node(
-                describe,
+                statistics_table,
                 inputs="activations",
                 outputs="activation_statistics",
                 name="describe_activations",

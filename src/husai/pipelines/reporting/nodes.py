@@ -34,4 +34,6 @@ def write_report(
         campaign_totals,
     )
     truth = pd.DataFrame(consistency_summary["truth"])
-    return study_page(run, StudyTables(truth=truth, **tables), consistency, sae_training, reporting)
+    # where there is no transformer, what would come from it is an empty mapping
+    known = {name: pd.DataFrame(table) for name, table in tables.items()}
+    return study_page(run, StudyTables(truth=truth, **known), consistency, sae_training, reporting)

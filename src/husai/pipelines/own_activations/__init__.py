@@ -1,0 +1,5 @@
+"""Read rows of the user's own, in the place of a transformer's activations."""
+
+from husai.pipelines.own_activations.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

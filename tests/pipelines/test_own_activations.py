@@ -1,0 +1,85 @@
+"""Rows of your own through the whole chain: one command, one page, one line when it cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+
+from husai.hooks.checks import StudyError
+
+PROJECT = Path(__file__).parents[2]
+TINY: dict[str, Any] = {
+    "campaign": {
+        "plan": {
+            "d_sae": [8],
+            "seeds": [0, 1],
+            "architectures": {"relu": None, "batch_topk": None, "topk": {"k": 2}},
+        },
+        "compute": {"processes": 0},
+    },
+    "sae_training": {"steps": 40, "batch_size": 32, "eval_interval": 20, "snapshot_interval": 20},
+    "consistency": {"null_draws": 3, "code_null_draws": 2},
+}
+
+
+def run(data_dir: Path, **params: Any) -> None:
+    """Run ``kedro run --env=own`` with all data below ``data_dir``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUSAI_DATA_DIR", str(data_dir))
+        bootstrap_project(PROJECT)
+        with KedroSession.create(PROJECT, env="own", runtime_params={**TINY, **params}) as session:
+            session.run()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("own")
+    rows = np.random.default_rng(0).normal(size=(60, 5, 12)).astype(np.float16)
+    np.savez(data_dir / "mine.npz", activations=rows, label=np.arange(300).reshape(60, 5))
+    run(data_dir, activations=str(data_dir / "mine.npz"))
+    return data_dir
+
+
+def test_it_ends_with_a_page_that_says_what_there_is_none_of(study):
+    page = (study / "reporting" / "home_study.md").read_text()
+    assert page.startswith("# Your own activations")
+    assert "There is none: these are rows of your own." in page
+    assert "`rows@-1`" in page
+    assert "no true features are known" in page
+    assert "grok" not in page
+
+
+def test_the_rows_are_read_whole_and_their_labels_with_them(study):
+    statistics = pd.read_parquet(study / "activations" / "statistics.parquet")
+    assert statistics[["hook_name", "rows", "d_in"]].to_dict("records") == [
+        {"hook_name": "rows", "rows": 300, "d_in": 12}
+    ]
+    labels = pd.read_parquet(study / "activations" / "labels.parquet")
+    assert labels["label"].tolist() == list(range(300))
+
+
+def test_the_saes_are_trained_on_them_and_compared(study):
+    plan = pd.read_parquet(study / "saes" / "plan.parquet")
+    assert plan["group"].unique().tolist() == ["topk d8 k2"]
+    groups = pd.read_parquet(study / "consistency" / "groups.parquet")
+    scores = groups.query("score == 'pw_mcc' and not signed and space == 'full'")
+    assert scores["mean"].between(0, 1).all()
+    assert scores["hook"].tolist() == ["rows@-1"]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "kedro run --env=own --params activations=rows.npy"),
+        ({"activations": "nowhere.npy"}, r"nowhere\.npy: no such file"),
+    ],
+)
+def test_without_a_file_one_line_says_what_to_do(tmp_path, params, message):
+    with pytest.raises(StudyError, match=message):
+        run(tmp_path, **params)
