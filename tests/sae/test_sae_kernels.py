@@ -1,11 +1,20 @@
-"""Selection kernels against sorting."""
+"""Selection kernels against sorting, and compiled code against its sources."""
 
 from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from husai.sae import kernels
+import husai.sae.kernels
+from husai.sae.engines.sparse import block_memory, empty_codes
+from husai.sae.kernels import select
+from husai.sae.kernels.types import AuxK
 
 
 def top_by_sorting(values: np.ndarray, k: int) -> set[int]:
@@ -28,7 +37,7 @@ def test_keep_top_equals_sorting(n: int, k: int, kind: str) -> None:
         positive = np.flatnonzero(values > 0).astype(np.int32)
         bits = values[positive].copy().view(np.int32)
         latent = positive.copy()
-        kept, _ = kernels._keep_top(bits, latent, len(bits), k, hint)
+        kept, _ = select._keep_top(bits, latent, len(bits), k, hint)
         assert set(latent[:kept].tolist()) == top_by_sorting(values, k)
         assert np.array_equal(bits[:kept].view(np.float32), values[latent[:kept]])
 
@@ -36,13 +45,9 @@ def test_keep_top_equals_sorting(n: int, k: int, kind: str) -> None:
 def encode(values: np.ndarray, k: int, kind: str, level: int = 0) -> list[set[int]]:
     """Run the selection kernels on pre-activations."""
     B, F = values.shape
-    capacity = 2 * B * k + F
-    value, row_of = np.empty(capacity, np.float32), np.empty(capacity, np.int32)
-    start, latent = np.zeros(B + 1, np.int64), np.empty(capacity, np.int32)
-    chunk_max = np.empty(F + 1, np.float32)
-    memory = [np.empty(F + 1, np.int32) for _ in range(3)]
-    nothing = np.zeros(1, np.int32)
-    aux = (np.zeros(B + 1, np.int64), nothing, nothing)
+    codes = empty_codes(B, F, 2 * B * k + F)
+    row_of = np.empty(len(codes.latent), np.int32)
+    auxk = AuxK(np.zeros(0, np.int32), 1, empty_codes(B, F, 1), np.zeros((1, 1, 1), np.float32))
     # the bias must count, and two blocks must join
     bias = np.random.default_rng(F).integers(-3, 3, F).astype(np.float32)
     complete = False
@@ -51,20 +56,16 @@ def encode(values: np.ndarray, k: int, kind: str, level: int = 0) -> list[set[in
         for r0 in range(0, B, 128):
             rows = min(128, B - r0)
             pre = (values[r0 : r0 + rows].astype(np.float32) - bias).ravel()
-            common = (
-                *(pre, pre.view(np.int32), chunk_max, chunk_max.view(np.int32), *memory, state),
-                *(start, latent, value.view(np.int32), nothing, 0, 1, *aux),
-            )
+            memory = block_memory(pre, F)._replace(state=state)
             if kind == "row":
-                kernels.select_in_rows(r0, rows, bias, k, *common)
+                select.select_in_rows(r0, rows, bias, k, memory, codes, auxk)
             else:
-                kernels.list_for_batch(r0, rows, bias, k, *common, row_of)
+                select.list_for_batch(r0, rows, bias, k, memory, codes, auxk, row_of)
         complete = kind == "row"
         if not complete:
-            complete, level = kernels.select_in_batch(
-                k, state, start, latent, value.view(np.int32), row_of
-            )
-    return [set(latent[start[r] : start[r + 1]].tolist()) for r in range(B)]
+            complete, level = select.select_in_batch(k, state, codes, row_of)
+    start = codes.start
+    return [set(codes.latent[start[r] : start[r + 1]].tolist()) for r in range(B)]
 
 
 @pytest.mark.parametrize(("F", "k"), [(7, 2), (64, 4), (300, 3), (1024, 8)])
@@ -97,3 +98,33 @@ def test_batch_selection_takes_ties_and_stops_at_positive_values() -> None:
     assert len(chosen) == 400
     assert min(chosen) == np.sort(values.ravel())[-400]
     assert sum(len(row) for row in encode(-np.abs(values), 2, "batch")) == 0
+
+
+def test_compiled_code_follows_the_sources_of_other_files(tmp_path: Path) -> None:
+    # numba alone looks at the file of the kernel that is called, and not at those that it calls
+    package = tmp_path / "husai" / "sae" / "kernels"
+    shutil.copytree(Path(husai.sae.kernels.__file__).parent, package)
+    shutil.rmtree(package / "__pycache__", ignore_errors=True)
+    for folder in (package.parent, package.parent.parent):
+        (folder / "__init__.py").write_text("")
+    (package / "outer.py").write_text(
+        "from husai.sae.kernels.inner import two\n"
+        "from husai.sae.kernels.types import kernel\n"
+        "@kernel\ndef outer():\n    return two()\n"
+    )
+    answers = []
+    for number in (2, 3):
+        (package / "inner.py").write_text(
+            "from husai.sae.kernels.types import kernel\n"
+            f"@kernel\ndef two():\n    return {number}\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", "from husai.sae.kernels.outer import outer; print(outer())"],
+            env=os.environ
+            | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        answers.append(int(done.stdout))
+    assert answers == [2, 3]

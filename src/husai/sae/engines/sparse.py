@@ -1,4 +1,4 @@
-"""The sparse engine: strings the kernels together, a SAE a thread."""
+"""The sparse engine: strings the kernels together, an SAE a thread."""
 
 from __future__ import annotations
 
@@ -13,14 +13,67 @@ import scipy.linalg.cython_blas  # noqa: F401  (numba's products use it: load be
 import torch
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
-from husai.sae import kernels
 from husai.sae.bank import SAEBank
 from husai.sae.config import BankTrainingConfig
-from husai.sae.kernels import F32, I32, I64
+from husai.sae.kernels.adam import update_biases, update_latents, update_vector
+from husai.sae.kernels.dead import (
+    count_since_fired,
+    ghost_gradients,
+    list_dead,
+    reconstruct_residual,
+)
+from husai.sae.kernels.dense import dense_pass
+from husai.sae.kernels.gradients import (
+    add_ghost,
+    dense_gradients,
+    latent_gradients,
+    order_by_latent,
+    square_sum,
+    sum_errors,
+)
+from husai.sae.kernels.reconstruct import (
+    reconstruct,
+    reconstruct_jump,
+    reconstruct_nested,
+    set_edges,
+    set_norms,
+)
+from husai.sae.kernels.select import (
+    encoder_bias,
+    gather_rows,
+    list_for_batch,
+    list_positive,
+    select_in_batch,
+    select_in_rows,
+)
+from husai.sae.kernels.step import step_latents
+from husai.sae.kernels.types import (
+    BLOCK_VALUES,
+    DENSE_FROM,
+    F32,
+    F64,
+    I32,
+    I64,
+    LATENT_BLOCK,
+    AdamStep,
+    AuxK,
+    Batch,
+    BlockMemory,
+    Calls,
+    Codes,
+    DenseSums,
+    GhostGradients,
+    Gradients,
+    JumpReLU,
+    LatentOrder,
+    Loss,
+    Parameters,
+    SAEState,
+)
 from husai.sae.schedule import StepTable, threshold_decay
 
 STRETCH_STEPS = 10
-"""Steps a thread advances a SAE before it takes the one that is furthest behind."""
+"""Steps a thread advances an SAE before it takes the one that is furthest behind."""
 
 
 @contextlib.contextmanager
@@ -34,27 +87,38 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class _Codes:
-    """Active latents of a batch, row by row, and in latent order."""
+def empty_codes(batch_size: int, d_sae: int, capacity: int) -> Codes:
+    """Memory for ``capacity`` active latents of a batch."""
+    value = np.empty(capacity, np.float32)
+    order = LatentOrder(
+        start=np.zeros(d_sae + 1, np.int64),
+        row=np.empty(capacity, np.int32),
+        value=np.empty(capacity, np.float32),
+        gradient=np.empty(capacity, np.float32),
+    )
+    return Codes(
+        start=np.zeros(batch_size + 1, np.int64),
+        latent=np.empty(capacity, np.int32),
+        value=value,
+        bits=value.view(np.int32),
+        gradient=np.empty(capacity, np.float32),
+        order=order,
+    )
 
-    def __init__(self, batch_size: int, d_sae: int, capacity: int) -> None:
-        self.start: I64 = np.zeros(batch_size + 1, np.int64)
-        self.latent: I32 = np.empty(capacity, np.int32)
-        self.value: F32 = np.empty(capacity, np.float32)
-        self.bits: I32 = self.value.view(np.int32)
-        self.gradient: F32 = np.empty(capacity, np.float32)
-        self.order_start: I64 = np.zeros(d_sae + 1, np.int64)
-        self.order_row: I32 = np.empty(capacity, np.int32)
-        self.order_value: F32 = np.empty(capacity, np.float32)
-        self.order_gradient: F32 = np.empty(capacity, np.float32)
 
-    @property
-    def by_row(self) -> tuple[I64, I32, F32, F32]:
-        return self.start, self.latent, self.value, self.gradient
-
-    @property
-    def by_latent(self) -> tuple[I64, I32, F32, F32]:
-        return self.order_start, self.order_row, self.order_value, self.order_gradient
+def block_memory(pre: F32, d_sae: int) -> BlockMemory:
+    """Memory for the selection in a block whose pre-activations are ``pre [rows · d_sae]``."""
+    chunk_max = np.empty(d_sae + 1, np.float32)
+    return BlockMemory(
+        pre=pre,
+        bits=pre.view(np.int32),
+        chunk_max=chunk_max,
+        chunk_bits=chunk_max.view(np.int32),
+        chosen=np.empty(d_sae + 1, np.int32),
+        candidate_bits=np.empty(d_sae + 1, np.int32),
+        candidate=np.empty(d_sae + 1, np.int32),
+        state=np.zeros(4, np.int64),
+    )
 
 
 class _Worker:
@@ -62,10 +126,11 @@ class _Worker:
 
     def __init__(self, engine: SparseEngine) -> None:
         self.engine = engine
+        self.call = Calls()
         bank, training = engine.bank, engine.training
         B, F, d = training.batch_size, bank.d_sae, bank.d_in
         P = len(bank.prefixes)
-        self.block_rows = min(B, max(1, kernels.BLOCK_VALUES // F))
+        self.block_rows = min(B, max(1, BLOCK_VALUES // F))
         selection = bank.architecture.selection
         factor = training.k_anneal_factor if training.k_anneal_steps else 1.0
         max_k = max(min(F, round((c.k or 1) * factor)) for c in bank.configs)
@@ -75,59 +140,62 @@ class _Worker:
             # a margin over the B·k that stay, and room for a row
             capacity = 2 * B * max_k + F
         else:
-            capacity = max(B * F // kernels.DENSE_FROM, F)
-        self.listed = selection in ("all", "threshold")
+            capacity = max(B * F // DENSE_FROM, F)
         auxk, ghost = engine.method == "auxk", engine.method == "ghost"
         # tensors, because torch's memory is aligned and a product may depend on that
         self.x_tensor = torch.empty(B, d)
         self.pre_tensor = torch.empty(self.block_rows * F)
-        self.x: F32 = self.x_tensor.numpy()
-        self.pre: F32 = self.pre_tensor.numpy()
-        self.bits: I32 = self.pre.view(np.int32)
+        self.batch = Batch(self.x_tensor.numpy(), np.empty((P, B, d), np.float32))
+        self.memory = block_memory(self.pre_tensor.numpy(), F)
         self.bias: F32 = np.empty(F, np.float32)
-        self.edge: F32 = np.zeros(F, np.float32)
-        self.main = _Codes(B, F, capacity)
-        self.aux = _Codes(B, F, B * engine.k_aux if auxk else 1)
+        self.codes = empty_codes(B, F, capacity)
         self.row_of: I32 = np.empty(capacity if selection == "batch" else 1, np.int32)
-        self.error: F32 = np.empty((P, B, d), np.float32)
-        self.aux_error: F32 = np.empty((1, B if auxk else 1, d), np.float32)
-        self.chunk_max: F32 = np.empty(F + 1, np.float32)
-        self.candidates: tuple[I32, I32, I32] = (
-            np.empty(F + 1, np.int32),
-            np.empty(F + 1, np.int32),
-            np.empty(F + 1, np.int32),
-        )
         self.dead: I32 = np.empty(F + 1, np.int32)
-        block = F if training.clip_grad_norm or ghost else min(F, kernels.LATENT_BLOCK)
-        self.g_enc: F32 = np.empty((block, d), np.float32)
-        self.g_dec: F32 = np.empty((block, d), np.float32)
-        self.g_b: F32 = np.empty(F, np.float32)
-        self.g_b_dec: F32 = np.empty(d, np.float32)
-        self.g_threshold: F32 = np.zeros(F, np.float32)
+        self.auxk = AuxK(
+            dead=self.dead[:0],
+            k=engine.k_aux,
+            codes=empty_codes(B, F, B * engine.k_aux if auxk else 1),
+            error=np.empty((1, B if auxk else 1, d), np.float32),
+        )
         self.norms: F32 = np.ones(F, np.float32)
-        self.fired: I64 = np.empty(F, np.int64)
+        self.edge: F32 = np.zeros(F, np.float32)
+        self.g_threshold: F32 = np.zeros(F, np.float32)
         self.group: F32 = np.empty((P, d), np.float32)
-        if self.listed:
-            self.dense_f: F32 = np.empty(self.block_rows * F, np.float32)
-            self.dense_enc: F32 = np.empty((F, d), np.float32)
-            self.dense_dec: F32 = np.empty((F, d), np.float32)
-            self.dense_sum: F32 = np.empty(F, np.float32)
+        block = F if training.clip_grad_norm or ghost else min(F, LATENT_BLOCK)
+        self.gradients = self._gradients(block)
+        if selection in ("all", "threshold"):
+            self.sums = DenseSums(
+                f=np.empty(self.block_rows * F, np.float32),
+                W_enc=np.empty((F, d), np.float32),
+                W_dec=np.empty((F, d), np.float32),
+                activations=np.empty(F, np.float32),
+            )
         if ghost:
-            self.ghost_enc: F32 = np.empty((F, d), np.float32)
-            self.ghost_dec: F32 = np.empty((F, d), np.float32)
-            self.ghost_b: F32 = np.empty(F, np.float32)
-            self.dead_slot: I32 = np.empty(F, np.int32)
+            self.ghost = GhostGradients(
+                W_enc=np.empty((F, d), np.float32),
+                W_dec=np.empty((F, d), np.float32),
+                b_enc=np.empty(F, np.float32),
+                place=np.empty(F, np.int32),
+            )
 
-    def advance(
-        self, i: int, batches: I64, table: StepTable, offset: int, sums: kernels.F64
-    ) -> None:
+    def _gradients(self, block: int) -> Gradients:
+        F, d = self.engine.bank.d_sae, self.engine.bank.d_in
+        return Gradients(
+            W_enc=np.empty((block, d), np.float32),
+            W_dec=np.empty((block, d), np.float32),
+            b_enc=np.empty(F, np.float32),
+            b_dec=np.empty(d, np.float32),
+            fired=np.empty(F, np.int64),
+        )
+
+    def advance(self, i: int, batches: I64, table: StepTable, offset: int, sums: F64) -> None:
         """Make the steps of ``batches [n, B]``, which start ``offset`` steps into the table."""
         e = self.engine
         for t in range(len(batches)):
             if e.stopped_at[i] >= 0:
                 return
             at = offset + t
-            kernels.gather_rows(e.rows, batches[t], self.x)
+            self.call(gather_rows, e.rows, batches[t], self.batch.x)
             self.step(
                 i,
                 table.first_step + at,
@@ -137,185 +205,149 @@ class _Worker:
                 sums,
             )
 
-    def encode(self, i: int, k: int, n_dead: int) -> bool:
+    def encode(self, i: int, k: int, auxk: AuxK) -> bool:
         """List SAE ``i``'s active latents on ``x``; ``False`` where a list would be too long."""
         e = self.engine
-        B, F = len(self.x), e.d_sae
+        B, F = len(self.x_tensor), e.d_sae
         W_enc = e.W_enc[i].T
-        state = np.zeros(4, np.int64)
+        call, memory, codes, bias = self.call, self.memory, self.codes, self.bias
+        memory.state[:] = 0
         if e.selection == "batch":
-            state[2] = e.level[i]
-        memory = (
-            *(self.pre, self.bits, self.chunk_max, self.chunk_max.view(np.int32)),
-            *(*self.candidates, state, self.main.start, self.main.latent, self.main.bits),
-            *(self.dead, n_dead, e.k_aux, self.aux.start, self.aux.latent, self.aux.bits),
-        )
+            memory.state[2] = e.level[i]
         for r0 in range(0, B, self.block_rows):
             n = min(self.block_rows, B - r0)
             out = self.pre_tensor[: n * F].view(n, F)
             torch.mm(self.x_tensor[r0 : r0 + n], W_enc, out=out)
             if e.selection == "row":
-                kernels.select_in_rows(r0, n, self.bias, k, *memory)
+                call(select_in_rows, r0, n, bias, k, memory, codes, auxk)
             elif e.selection == "batch":
-                kernels.list_for_batch(r0, n, self.bias, k, *memory, self.row_of)
+                call(list_for_batch, r0, n, bias, k, memory, codes, auxk, self.row_of)
             else:
                 jump = e.selection == "threshold"
-                if not kernels.list_positive(r0, n, self.bias, self.edge, jump, *memory):
+                if not call(list_positive, r0, n, bias, self.edge, jump, memory, codes, auxk):
                     return False
         if e.selection == "batch":
-            main = self.main
-            complete, e.level[i] = kernels.select_in_batch(
-                k, state, main.start, main.latent, main.bits, self.row_of
-            )
+            complete, e.level[i] = call(select_in_batch, k, memory.state, codes, self.row_of)
             if not complete:
-                return self.encode(i, k, n_dead)
+                return self.encode(i, k, auxk)
         return True
 
-    def step(
-        self, i: int, step: int, rate: float, penalty: float, k: int, sums: kernels.F64
-    ) -> None:
+    def step(self, i: int, step: int, rate: float, penalty: float, k: int, sums: F64) -> None:
         """Make one step of SAE ``i`` on the rows in ``x``."""
         e = self.engine
-        training = e.training
-        p = e.parameters
+        training, state = e.training, e.states[i]
+        call, sae, batch, codes = self.call, state.parameters, self.batch, self.codes
+        B, d = batch.x.shape
+        jumps = e.selection == "threshold"
         n_dead = 0
         if e.method in ("auxk", "ghost"):
-            n_dead = kernels.list_dead(e.since_fired, i, e.dead_rows, self.dead)
-        kernels.encoder_bias(i, p["W_enc"], p["b_enc"], p["b_dec"], self.bias)
-        if e.selection == "threshold":
-            kernels.set_edges(p["log_threshold"], i, float(e.bandwidth[i]), self.edge)
-        dense = not self.encode(i, k, n_dead if e.method == "auxk" else 0)
-        x, error, main, aux = self.x, self.error, self.main, self.aux
-        bandwidth = float(e.bandwidth[i]) if e.selection == "threshold" else 0.0
+            n_dead = call(list_dead, state.since_fired, e.dead_rows, self.dead)
+        auxk = self.auxk._replace(dead=self.dead[: n_dead if e.method == "auxk" else 0])
+        call(encoder_bias, sae, self.bias)
+        bandwidth = float(e.bandwidth[i]) if jumps else 0.0
+        if jumps:
+            call(set_edges, e.parameters["log_threshold"][i], bandwidth, self.edge)
+        jump = JumpReLU(self.edge, bandwidth, penalty, self.g_threshold)
         if not training.unit_norm_decoder:
-            kernels.set_norms(p["W_dec"], i, self.norms)
+            call(set_norms, sae.W_dec, self.norms)
+        l1 = 0.0 if jumps else penalty
+        loss = Loss(l1, self.norms, training.unit_norm_decoder, e.prefixes)
+        dense = not self.encode(i, k, auxk)
         if dense:
-            found = kernels.dense_pass(
-                *(i, x, p["W_enc"], self.bias, p["W_dec"], p["b_dec"], self.norms, self.edge),
-                *(bandwidth, penalty, self.pre, self.bits, self.dense_f, error),
-                *(self.dense_enc, self.dense_dec, self.dense_sum, self.g_b, self.g_threshold),
-                *(self.fired, *self.candidates[1:], self.dead),
-                *(n_dead if e.method == "auxk" else 0, e.k_aux),
-                *(aux.start, aux.latent, aux.bits),
+            found = call(
+                dense_pass,
+                *(sae, batch, self.bias, loss, jump),
+                *(self.memory, self.sums, self.gradients, auxk),
             )
-        elif e.selection == "threshold":
-            found = kernels.reconstruct_jump(
-                *(i, x, p["W_dec"], p["b_dec"], self.edge, bandwidth, penalty),
-                *(*main.by_row, error, self.g_threshold),
-            )
+        elif jumps:
+            found = call(reconstruct_jump, sae, batch, jump, codes)
         elif len(e.prefixes) > 1:
-            found = kernels.reconstruct_nested(
-                *(i, x, p["W_dec"], p["b_dec"], self.norms, penalty),
-                *(*main.by_row, error, e.prefixes, self.group),
-            )
+            found = call(reconstruct_nested, sae, batch, loss, codes, self.group)
         else:
-            found = kernels.reconstruct(
-                i, x, p["W_dec"], p["b_dec"], self.norms, penalty, *main.by_row, error
-            )
-        reconstruction, cost, l0, smallest = found
+            found = call(reconstruct, sae, batch, loss, codes)
         auxiliary, aux_scale = 0.0, 0.0
-        with_aux = e.method == "auxk" and n_dead > 0
         with_ghost = e.method == "ghost" and n_dead > 0
-        B, d = x.shape
-        if with_aux:
-            auxiliary, variance = kernels.auxk(i, p["W_dec"], error, *aux.by_row, self.aux_error)
+        if len(auxk.dead):
+            auxiliary, variance = call(reconstruct_residual, sae.W_dec, batch.error, auxk)
             if variance > 0:
                 aux_scale = 2 * training.aux_coefficient / (B * variance)
         if with_ghost:
-            auxiliary = kernels.ghost(
-                *(i, x, p["W_enc"], self.bias, p["W_dec"], error, self.dead, n_dead),
-                *(training.aux_coefficient, self.ghost_enc, self.ghost_dec, self.ghost_b),
-                self.dead_slot,
+            auxiliary = call(
+                ghost_gradients,
+                *(sae, batch, self.bias, self.dead[:n_dead]),
+                *(training.aux_coefficient, self.ghost),
             )
-        loss = reconstruction + penalty * cost / d + training.aux_coefficient * auxiliary
-        if not math.isfinite(loss):
+        total = found.reconstruction + penalty * found.cost / d
+        total += training.aux_coefficient * auxiliary
+        if not math.isfinite(total):
             e.stopped_at[i] = step
             return
-        sums[:, i] += (loss, reconstruction, auxiliary, l0)
-        adam = (
-            rate / (1 - training.beta1 ** (step + 1)),
-            1 / math.sqrt(1 - training.beta2 ** (step + 1)),
-            training.beta1,
-            training.beta2,
-            training.epsilon,
+        sums[:, i] += (total, found.reconstruction, auxiliary, found.l0)
+        adam = AdamStep(
+            rate=rate / (1 - training.beta1 ** (step + 1)),
+            correction=1 / math.sqrt(1 - training.beta2 ** (step + 1)),
+            beta1=training.beta1,
+            beta2=training.beta2,
+            epsilon=training.epsilon,
+            decay=rate * training.weight_decay if training.optimizer == "adamw" else 0.0,
         )
-        decay = rate * training.weight_decay if training.optimizer == "adamw" else 0.0
-        l1 = penalty if e.selection != "threshold" else 0.0
+        factor = 1.0
         if dense or with_ghost or training.clip_grad_norm:
-            self._step_latents_apart(i, dense, with_aux, aux_scale, with_ghost, l1, adam, decay)
+            factor = self._step_apart(state, loss, auxk, aux_scale, dense, with_ghost, adam)
         else:
-            kernels.step_latents(
-                *(i, x),
-                *(array for name in ("W_enc", "b_enc", "W_dec", "b_dec") for array in e.adam[name]),
-                *(self.norms, l1, training.unit_norm_decoder, e.prefixes, error),
-                *(*main.by_row, *main.by_latent),
-                *(with_aux, aux_scale, self.aux_error, *aux.by_row, *aux.by_latent),
-                *(self.g_enc, self.g_dec, self.g_b, self.g_b_dec, self.fired, e.since_fired),
-                *(*adam, decay),
-            )
-            if e.selection == "threshold":
-                kernels.update_vector(i, *e.adam["log_threshold"], self.g_threshold, 1.0, *adam)
-        if e.selection == "batch" and smallest < math.inf:
+            call(step_latents, state, batch, loss, codes, auxk, aux_scale, self.gradients, adam)
+        if jumps:
+            parameter, m, v = (array[i] for array in e.log_threshold)
+            call(update_vector, parameter, m, v, self.g_threshold, factor, adam)
+        if e.selection == "batch" and found.smallest < math.inf:
             old = e.running_threshold[i]
             beta = threshold_decay(step)
-            mixed = beta * old + (1 - beta) * smallest
-            e.running_threshold[i] = smallest if old < 0 else mixed
+            mixed = beta * old + (1 - beta) * found.smallest
+            e.running_threshold[i] = found.smallest if old < 0 else mixed
 
-    def _step_latents_apart(
+    def _step_apart(
         self,
-        i: int,
-        dense: bool,
-        with_aux: bool,
+        state: SAEState,
+        loss: Loss,
+        auxk: AuxK,
         aux_scale: float,
+        dense: bool,
         with_ghost: bool,
-        l1: float,
-        adam: tuple[float, float, float, float, float],
-        decay: float,
-    ) -> None:
-        """Do as `kernels.step_latents`, where all gradients are needed before any update."""
-        e = self.engine
-        training = e.training
-        p = e.parameters
-        F = e.d_sae
-        unit_norm = training.unit_norm_decoder
-        if len(self.g_enc) < F:
-            self.g_enc, self.g_dec = np.empty((2, F, self.x.shape[1]), np.float32)
-        x, error, aux = self.x, self.error, self.aux
-        if with_aux:
-            kernels.order_by_latent(*aux.by_row, aux_scale, *aux.by_latent)
-        kernels.sum_errors(error, self.g_b_dec)
-        place = (0, F, i, x, p["W_enc"], p["W_dec"], p["b_dec"], self.norms, l1, unit_norm)
-        of_aux = (with_aux, self.aux_error, *aux.by_latent)
-        into = (self.g_enc, self.g_dec, self.g_b, self.g_b_dec)
+        adam: AdamStep,
+    ) -> float:
+        """Do as :func:`.step_latents`, where all gradients are needed before any update.
+
+        Gives the factor that clips them.
+        """
+        call, sae, batch, F = self.call, state.parameters, self.batch, self.engine.d_sae
+        if len(self.gradients.W_enc) < F:
+            # the dense pass has filled two of the vectors
+            kept = self.gradients
+            self.gradients = self._gradients(F)._replace(b_enc=kept.b_enc, fired=kept.fired)
+        gradients = self.gradients
+        if len(auxk.dead):
+            call(order_by_latent, auxk.codes, aux_scale)
+        call(sum_errors, batch.error, gradients.b_dec)
         if dense:
-            sums = (self.dense_enc, self.dense_dec, self.dense_sum)
-            kernels.dense_gradients(*place, *sums, *of_aux, *into)
+            call(dense_gradients, 0, F, sae, batch, loss, self.sums, auxk, gradients)
         else:
-            kernels.order_by_latent(*self.main.by_row, 1.0, *self.main.by_latent)
-            kernels.gradients(
-                *place, e.prefixes, error, *self.main.by_latent, *of_aux, *into, self.fired
-            )
+            order_by_latent(self.codes, 1.0)
+            call(latent_gradients, 0, F, sae, batch, loss, self.codes, auxk, gradients)
         if with_ghost:
-            kernels.add_ghost(
-                *(0, F, i, p["W_enc"], p["W_dec"], p["b_dec"], unit_norm, self.dead_slot),
-                *(self.ghost_enc, self.ghost_dec, self.ghost_b, *into),
-            )
+            call(add_ghost, sae, loss.unit_norm, self.ghost, gradients)
         factor = 1.0
-        thresholds = e.selection == "threshold"
-        if training.clip_grad_norm:
-            total = kernels.square_sum(self.g_enc) + kernels.square_sum(self.g_dec)
-            vectors = [self.g_b, self.g_b_dec] + ([self.g_threshold] if thresholds else [])
-            total += sum(kernels.square_sum(vector[None]) for vector in vectors)
-            factor = min(1.0, training.clip_grad_norm / max(math.sqrt(total), 1e-30))
-        kernels.update_latents(
-            *(0, F, i, *e.adam["W_enc"], *e.adam["W_dec"], self.g_enc, self.g_dec),
-            *(factor, *adam, decay, unit_norm),
-        )
-        kernels.update_vector(i, *e.adam["b_enc"], self.g_b, factor, *adam)
-        kernels.update_vector(i, *e.adam["b_dec"], self.g_b_dec, factor, *adam)
-        if thresholds:
-            kernels.update_vector(i, *e.adam["log_threshold"], self.g_threshold, factor, *adam)
-        kernels.count_since_fired(e.since_fired, i, self.fired, len(x))
+        limit = self.engine.training.clip_grad_norm
+        if limit:
+            total = call(square_sum, gradients.W_enc) + call(square_sum, gradients.W_dec)
+            vectors = [gradients.b_enc, gradients.b_dec]
+            if self.engine.selection == "threshold":
+                vectors.append(self.g_threshold)
+            total += sum(call(square_sum, vector[None]) for vector in vectors)
+            factor = min(1.0, limit / max(math.sqrt(total), 1e-30))
+        call(update_latents, 0, F, state, gradients, factor, adam, loss.unit_norm)
+        call(update_biases, state, gradients, factor, adam)
+        call(count_since_fired, state.since_fired, gradients.fired, len(batch.x))
+        return factor
 
 
 class SparseEngine:
@@ -331,16 +363,28 @@ class SparseEngine:
         self.prefixes: I64 = np.array(bank.prefixes, dtype=np.int64)
         self.dead_rows = float(training.dead_after_passes * len(rows))
         self.k_aux = min(training.aux_k or max(1, bank.d_in // 2), bank.d_sae)
-        self.bandwidth: kernels.F64 = np.array([c.jumprelu_bandwidth for c in bank.configs])
+        self.bandwidth: F64 = np.array([c.jumprelu_bandwidth for c in bank.configs])
         # arrays that share the tensors' memory
         self.W_enc = bank.parameters["W_enc"]
         self.parameters: dict[str, F32] = {n: t.numpy() for n, t in bank.parameters.items()}
-        self.adam: dict[str, tuple[F32, F32, F32]] = {
-            name: (array, bank.first_moment[name].numpy(), bank.second_moment[name].numpy())
-            for name, array in self.parameters.items()
-        }
-        self.running_threshold: kernels.F64 = bank.running_threshold.numpy()
-        self.since_fired: I64 = bank.since_fired.numpy()
+        moments = [
+            {name: tensor.numpy() for name, tensor in named.items()}
+            for named in (bank.first_moment, bank.second_moment)
+        ]
+        self.states = [
+            SAEState(
+                *(
+                    Parameters(*(named[name][i] for name in Parameters._fields))
+                    for named in (self.parameters, *moments)
+                ),
+                since_fired=bank.since_fired[i].numpy(),
+            )
+            for i in range(len(bank))
+        ]
+        if self.selection == "threshold":
+            name = "log_threshold"
+            self.log_threshold = [named[name] for named in (self.parameters, *moments)]
+        self.running_threshold: F64 = bank.running_threshold.numpy()
         self.stopped_at: I64 = bank.stopped_at.numpy()
         self.level: I64 = np.zeros(len(bank), np.int64)
         threads = training.threads or torch.get_num_threads()

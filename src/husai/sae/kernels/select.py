@@ -1,0 +1,456 @@
+"""Which latents of a row, or of a batch, are active: TopK, BatchTopK, relu and jumprelu.
+
+Values are compared by their bits, as integers: positive floats sort as their bits do, and negative
+ones are negative. :mod:`husai.sae.selection` states the rules.
+"""
+
+# numpy's and Python's numbers take turns in one variable, as compiled code may
+# mypy: disable-error-code="assignment, return-value"
+
+from __future__ import annotations
+
+import numpy as np
+
+from husai.sae.kernels.types import (
+    F32,
+    I32,
+    I64,
+    ZERO,
+    AuxK,
+    BlockMemory,
+    Codes,
+    Parameters,
+    kernel,
+)
+
+FEW = 8
+"""Up to as many of a row are found by as many maxima, more by bisection."""
+
+
+@kernel
+def _count_above(bits: I32, n: int, level: int) -> int:
+    count = np.int32(0)
+    level32 = np.int32(level)
+    for i in range(n):
+        count += np.int32(bits[i] > level32)
+    return np.int64(count)
+
+
+@kernel
+def _bracket(bits: I32, n: int, k: int, slack: int, hint: int) -> tuple[int, int, int]:
+    """Bisect for a level with at least ``k`` and at most ``k + slack`` values strictly above it.
+
+    Returns
+    -------
+    low, high, above
+        ``above`` values are above ``low``. It may be more than ``k + slack`` only when
+        ``high = low + 1`` and fewer than ``k`` are above ``high``: ties at ``high``. ``low`` is 0
+        when no more than ``k + slack`` values are positive.
+    """
+    top = np.int32(0)
+    for i in range(n):
+        top = bits[i] if bits[i] > top else top
+    low, high = np.int64(0), np.int64(top)
+    above = _count_above(bits, n, 0)
+    middle = np.int64(hint)
+    while above > k + slack and high - low > 1:
+        if middle <= low or middle >= high:
+            middle = low + (high - low) // 2
+        count = _count_above(bits, n, middle)
+        if count >= k:
+            low, above = middle, count
+        else:
+            high = middle
+        middle = np.int64(0)
+    return low, high, above
+
+
+@kernel
+def _cut_few(bits: I32, n: int, k: int) -> tuple[int, int]:
+    """Do as `_cut`, from maximum to next smaller maximum."""
+    above = 0
+    limit = np.int32(2147483647)
+    while True:
+        top, ties = np.int32(0), np.int32(0)
+        for i in range(n):
+            value = bits[i] if bits[i] < limit else np.int32(0)
+            top = value if value > top else top
+        if top == 0:
+            return 0, 0
+        for i in range(n):
+            ties += np.int32(bits[i] == top)
+        if above + ties >= k:
+            return np.int64(top), k - above
+        above += np.int64(ties)
+        limit = top
+
+
+@kernel
+def _cut(bits: I32, n: int, k: int, hint: int) -> tuple[int, int]:
+    """Find the cut of the ``k`` largest positive values.
+
+    Those above ``cut`` are taken, and the first ``ties`` of those equal to it.
+    """
+    if k <= FEW:
+        return _cut_few(bits, n, k)
+    low, high, above = _bracket(bits, n, k, 0, hint)
+    if above <= k:
+        return low, 0
+    return high, k - _count_above(bits, n, high)
+
+
+@kernel
+def _keep_top(bits: I32, latent: I32, n: int, k: int, hint: int) -> tuple[int, int]:
+    """Move the ``k`` largest of ``n`` candidates to the front, their order unchanged."""
+    if n <= k:
+        return n, hint
+    cut, ties = _cut(bits, n, k, hint)
+    kept = 0
+    for i in range(n):
+        value, j = bits[i], latent[i]
+        tie = value == cut and ties > 0
+        ties -= np.int64(tie)
+        bits[kept] = value
+        latent[kept] = j
+        kept += np.int64(value > cut or tie)
+    return kept, cut
+
+
+@kernel
+def _chunks(F: int, per_row: int) -> int:
+    """How many chunks a row is cut into: about ``8 * per_row``, its own latents if they are few."""
+    if F <= 128:
+        return F
+    size = 1
+    while F // (2 * size) >= 8 * per_row:
+        size *= 2
+    return (F + size - 1) // size
+
+
+@kernel
+def _add_bias_and_maxima(
+    pre: F32, base: int, F: int, bias: F32, n_chunks: int, chunk_max: F32
+) -> None:
+    """Add the bias to a row; chunk c holds latents c, c + n_chunks, …: plain vector operations.
+
+    With as many chunks as latents the maxima are the row itself.
+    """
+    # slices, because an index that is a sum keeps the loops from becoming vector operations
+    row, add = pre[base : base + n_chunks], bias[:n_chunks]
+    for c in range(n_chunks):
+        value = row[c] + add[c]
+        row[c] = value
+        chunk_max[c] = value
+    begin = n_chunks
+    while begin < F:
+        if begin + 2 * n_chunks <= F:
+            one = pre[base + begin : base + begin + n_chunks]
+            two = pre[base + begin + n_chunks : base + begin + 2 * n_chunks]
+            add_one = bias[begin : begin + n_chunks]
+            add_two = bias[begin + n_chunks : begin + 2 * n_chunks]
+            for c in range(n_chunks):
+                first, second = one[c] + add_one[c], two[c] + add_two[c]
+                one[c] = first
+                two[c] = second
+                first = second if second > first else first
+                most = chunk_max[c]
+                chunk_max[c] = first if first > most else most
+            begin += 2 * n_chunks
+        else:
+            length = min(n_chunks, F - begin)
+            one, add = pre[base + begin : base + begin + length], bias[begin : begin + length]
+            for c in range(length):
+                value = one[c] + add[c]
+                one[c] = value
+                most = chunk_max[c]
+                chunk_max[c] = value if value > most else most
+            begin += n_chunks
+
+
+@kernel
+def _candidates(
+    bits: I32,
+    base: int,
+    F: int,
+    n_chunks: int,
+    level: int,
+    chunk_bits: I32,
+    chosen: I32,
+    candidate_bits: I32,
+    candidate: I32,
+) -> int:
+    """List the values of a row above a level, skipping chunks whose maximum is not."""
+    level32 = np.int32(level)
+    n = 0
+    if n_chunks == F:
+        for j in range(F):
+            value = bits[base + j]
+            candidate_bits[n] = value
+            candidate[n] = j
+            n += np.int64(value > level32)
+        return n
+    n_chosen = 0
+    for c in range(n_chunks):
+        chosen[n_chosen] = c
+        n_chosen += np.int64(chunk_bits[c] > level32)
+    for q in range(n_chosen):
+        j = np.int64(chosen[q])
+        while j < F:
+            value = bits[base + j]
+            candidate_bits[n] = value
+            candidate[n] = j
+            n += np.int64(value > level32)
+            j += n_chunks
+    return n
+
+
+@kernel
+def collect_dead(memory: BlockMemory, base: int, auxk: AuxK, row: int, count: int) -> int:
+    """Append the ``k`` largest positive pre-activations among a row's dead latents.
+
+    The row begins at ``base`` of the block. Gives the new ``count`` of entries.
+    """
+    bits, candidate_bits, candidate = memory.bits, memory.candidate_bits, memory.candidate
+    latent, value_bits, dead = auxk.codes.latent, auxk.codes.bits, auxk.dead
+    auxk.codes.start[row] = count
+    n = 0
+    for q in range(len(dead)):
+        j = dead[q]
+        value = bits[base + j]
+        candidate_bits[n] = value
+        candidate[n] = j
+        n += np.int64(value > 0)
+    n, _ = _keep_top(candidate_bits, candidate, n, auxk.k, 0)
+    for q in range(n):
+        latent[count + q] = candidate[q]
+        value_bits[count + q] = candidate_bits[q]
+    return count + n
+
+
+@kernel
+def gather_rows(rows: F32, batch: I64, x: F32) -> None:
+    """Copy the batch into ``x [B, d]``."""
+    for r in range(len(batch)):
+        at = batch[r]
+        for c in range(x.shape[1]):
+            x[r, c] = rows[at, c]
+
+
+@kernel
+def encoder_bias(sae: Parameters, bias: F32) -> None:
+    """Set ``bias [F] = b_enc − W_enc · b_dec``: with it the product of the raw rows will do."""
+    W_enc, b_enc, b_dec = sae.W_enc, sae.b_enc, sae.b_dec
+    for j in range(len(bias)):
+        total = ZERO
+        for c in range(W_enc.shape[1]):
+            total += W_enc[j, c] * b_dec[c]
+        bias[j] = b_enc[j] - total
+
+
+@kernel
+def select_in_rows(
+    r0: int, rows: int, bias: F32, k: int, memory: BlockMemory, codes: Codes, auxk: AuxK
+) -> None:
+    """Keep the ``k`` largest positive values of each row of a block (TopK).
+
+    Exact: the k-th largest chunk maximum bounds the k-th largest value from below, so the k
+    largest are all among the candidates above it.
+
+    Parameters
+    ----------
+    r0, rows
+        The block is rows ``r0 … r0 + rows − 1`` of the batch.
+    bias, k
+        Added to every row ``[F]``; how many latents each row keeps.
+    memory
+        Holds the block's products.
+    codes, auxk
+        The codes, and those of AuxK, are appended to.
+    """
+    F = len(bias)
+    pre, bits, chunk_max, chunk_bits = memory.pre, memory.bits, memory.chunk_max, memory.chunk_bits
+    chosen, candidate_bits, candidate = memory.chosen, memory.candidate_bits, memory.candidate
+    start, latent, value_bits, state = codes.start, codes.latent, codes.bits, memory.state
+    n_dead = len(auxk.dead)
+    count, aux_count, level, cut = state[0], state[1], state[2], state[3]
+    n_chunks = _chunks(F, k)
+    for r in range(rows):
+        base = r * F
+        low = np.int64(0)
+        _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
+        if n_chunks < F:
+            low, _, _ = _bracket(chunk_bits, n_chunks, k, k // 4, level)
+            level = low
+        if n_dead > 0:
+            aux_count = collect_dead(memory, base, auxk, r0 + r, aux_count)
+        start[r0 + r] = count
+        if n_chunks == F:
+            row = bits[base : base + F]
+            cut, ties = _cut(row, F, k, cut)
+            for j in range(F):
+                value = row[j]
+                tie = value == cut and ties > 0
+                ties -= np.int64(tie)
+                latent[count] = j
+                value_bits[count] = value
+                count += np.int64(value > cut or tie)
+            continue
+        n = _candidates(bits, base, F, n_chunks, low, chunk_bits, chosen, candidate_bits, candidate)
+        n, cut = _keep_top(candidate_bits, candidate, n, k, cut)
+        for q in range(n):
+            latent[count + q] = candidate[q]
+            value_bits[count + q] = candidate_bits[q]
+        count += n
+    start[r0 + rows] = count
+    auxk.codes.start[r0 + rows] = aux_count
+    state[0], state[1], state[2], state[3] = count, aux_count, level, cut
+
+
+@kernel
+def _prune_batch(value_bits: I32, latent: I32, row_of: I32, n: int, target: int) -> tuple[int, int]:
+    """Keep the ``target`` largest candidates of a batch, their order unchanged."""
+    cut, ties = _cut(value_bits, n, target, 0)
+    kept = 0
+    for q in range(n):
+        value = value_bits[q]
+        tie = value == cut and ties > 0
+        ties -= np.int64(tie)
+        value_bits[kept] = value
+        latent[kept] = latent[q]
+        row_of[kept] = row_of[q]
+        kept += np.int64(value > cut or tie)
+    return kept, cut
+
+
+@kernel
+def list_for_batch(
+    r0: int,
+    rows: int,
+    bias: F32,
+    k: int,
+    memory: BlockMemory,
+    codes: Codes,
+    auxk: AuxK,
+    row_of: I32,
+) -> None:
+    """List a block's values above a level, for :func:`select_in_batch` (BatchTopK).
+
+    As :func:`select_in_rows`, but ``memory.state[2]`` is the level from which values are listed,
+    and ``row_of [capacity]`` gets their rows. The level rises when the list is full: nothing below
+    the B·k-th largest so far can be among the largest.
+    """
+    F = len(bias)
+    pre, bits, chunk_max, chunk_bits = memory.pre, memory.bits, memory.chunk_max, memory.chunk_bits
+    chosen, candidate_bits, candidate = memory.chosen, memory.candidate_bits, memory.candidate
+    latent, value_bits, state = codes.latent, codes.bits, memory.state
+    B = len(codes.start) - 1
+    capacity = len(latent)
+    n_dead = len(auxk.dead)
+    count, aux_count, level = state[0], state[1], state[2]
+    n_chunks = _chunks(F, max(1, k // 4))
+    for r in range(rows):
+        base = r * F
+        _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
+        if n_dead > 0:
+            aux_count = collect_dead(memory, base, auxk, r0 + r, aux_count)
+        if count + F > capacity:
+            count, level = _prune_batch(value_bits, latent, row_of, count, B * k)
+        n = _candidates(
+            bits, base, F, n_chunks, level, chunk_bits, chosen, candidate_bits, candidate
+        )
+        for q in range(n):
+            row_of[count + q] = r0 + r
+            latent[count + q] = candidate[q]
+            value_bits[count + q] = candidate_bits[q]
+        count += n
+    auxk.codes.start[r0 + rows] = aux_count
+    state[0], state[1], state[2] = count, aux_count, level
+
+
+@kernel
+def select_in_batch(k: int, state: I64, codes: Codes, row_of: I32) -> tuple[bool, int]:
+    """Keep the ``B·k`` largest of the values that the blocks have listed.
+
+    Returns
+    -------
+    complete, level
+        Whether the list reached down far enough; where not, it must be made again from level 0, so
+        the level changes the cost and never the result. And where to list from in the next step.
+    """
+    start, latent, value_bits = codes.start, codes.latent, codes.bits
+    B = len(start) - 1
+    target = B * k
+    n, level = state[0], state[2]
+    if n < target and level > 0:
+        return False, 0
+    wanted = target + target // 4
+    if n > wanted:
+        next_level, _, _ = _bracket(value_bits, n, wanted, target // 16, level)
+    else:
+        # the list fell short of the margin: start about a fifth lower
+        next_level = max(level - (1 << 21), 0)
+    n, _ = _prune_batch(value_bits, latent, row_of, n, target)
+    position = 0
+    for r in range(B):
+        start[r] = position
+        while position < n and row_of[position] == r:
+            position += 1
+    start[B] = n
+    return True, next_level
+
+
+@kernel
+def list_positive(
+    r0: int,
+    rows: int,
+    bias: F32,
+    edge: F32,
+    shifted: bool,
+    memory: BlockMemory,
+    codes: Codes,
+    auxk: AuxK,
+) -> bool:
+    """List a block's positive values (relu), or those above ``edge`` (jumprelu).
+
+    jumprelu's values are listed as their distance from the edge. ``edge [F]`` is θ − ε/2 and is
+    used where ``shifted``. The other parameters are those of :func:`select_in_rows`.
+
+    Returns
+    -------
+    bool
+        False when the list will not fit, judged on the rows so far so that a dense batch is found
+        out early.
+    """
+    F = len(bias)
+    pre, bits, chunk_max, chunk_bits = memory.pre, memory.bits, memory.chunk_max, memory.chunk_bits
+    chosen, candidate_bits, candidate = memory.chosen, memory.candidate_bits, memory.candidate
+    start, latent, value_bits, state = codes.start, codes.latent, codes.bits, memory.state
+    B = len(start) - 1
+    capacity = len(latent)
+    n_dead = len(auxk.dead)
+    count, aux_count = state[0], state[1]
+    n_chunks = _chunks(F, max(1, F // 64))
+    # AuxK reads the values before they are shifted
+    apart = shifted and n_dead > 0
+    add = bias - edge if shifted else bias
+    if apart:
+        add = -edge
+    for r in range(rows):
+        base = r * F
+        _add_bias_and_maxima(pre, base, F, bias if apart else add, n_chunks, chunk_max)
+        if n_dead > 0:
+            aux_count = collect_dead(memory, base, auxk, r0 + r, aux_count)
+        if apart:
+            _add_bias_and_maxima(pre, base, F, add, n_chunks, chunk_max)
+        n = _candidates(bits, base, F, n_chunks, 0, chunk_bits, chosen, candidate_bits, candidate)
+        start[r0 + r] = count
+        if count + n > capacity or (r0 + r >= 63 and (count + n) * B > capacity * 2 * (r0 + r + 1)):
+            return False
+        for q in range(n):
+            latent[count + q] = candidate[q]
+            value_bits[count + q] = candidate_bits[q]
+        count += n
+    start[r0 + rows] = count
+    auxk.codes.start[r0 + rows] = aux_count
+    state[0], state[1] = count, aux_count
+    return True
