@@ -371,15 +371,13 @@ class SparseEngine:
             {name: tensor.numpy() for name, tensor in named.items()}
             for named in (bank.first_moment, bank.second_moment)
         ]
+        parameters, first, second = (
+            [Parameters(*(named[name][i] for name in Parameters._fields)) for i in range(len(bank))]
+            for named in (self.parameters, *moments)
+        )
+        since_fired: I64 = bank.since_fired.numpy()
         self.states = [
-            SAEState(
-                *(
-                    Parameters(*(named[name][i] for name in Parameters._fields))
-                    for named in (self.parameters, *moments)
-                ),
-                since_fired=bank.since_fired[i].numpy(),
-            )
-            for i in range(len(bank))
+            SAEState(*found) for found in zip(parameters, first, second, since_fired, strict=True)
         ]
         if self.selection == "threshold":
             name = "log_threshold"

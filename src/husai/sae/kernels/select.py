@@ -5,7 +5,7 @@ ones are negative. :mod:`husai.sae.selection` states the rules.
 """
 
 # numpy's and Python's numbers take turns in one variable, as compiled code may
-# mypy: disable-error-code="assignment, return-value"
+# mypy: disable-error-code="assignment, return-value, arg-type"
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def kernel(function: Function) -> Function:
     )(function)
     # numba asks whether the function's own file has changed; a kernel also holds code of the others
     compiled._cache._cache_file._source_stamp = SOURCES
-    return compiled  # type: ignore[no-any-return]
+    return compiled
 
 
 class Calls:
@@ -72,7 +72,7 @@ class Calls:
     def __call__(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
         """Call a kernel."""
         if function in self.compiled:
-            return self.compiled[function](*arguments)  # type: ignore[no-any-return]
+            return self.compiled[function](*arguments)
         result = function(*arguments)
         types = tuple(typeof(argument) for argument in arguments)
         self.compiled[function] = function.overloads[types].entry_point  # type: ignore[attr-defined]
