@@ -248,9 +248,9 @@ def compare(
 
         written = write_result(comparison, json_out)
     if json_out is None or not quiet:
-        from husai.compare.table import result_text
+        from husai.compare.table import print_result
 
-        click.echo(result_text(comparison))
+        print_result(comparison)
         if json_out is not None:
             click.echo("\nwritten: " + ", ".join(str(path) for path in written))
     if resume is not None:
@@ -259,9 +259,10 @@ def compare(
         remove_checkpoints(resume)
     if fail_under is not None:
         score = next(r.mean for r in comparison.overall if (r.score, r.signed) == ("pw_mcc", False))
-        if score < fail_under:
+        if score is None or score < fail_under:
+            found = "that is not defined" if score is None else f"{score:.4f}"
             click.echo(
-                f"husai compare: PW-MCC {score:.4f} is below --fail-under {fail_under:g}", err=True
+                f"husai compare: PW-MCC {found} is below --fail-under {fail_under:g}", err=True
             )
             return BELOW
     return OK

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from husai.compare.document import (
     write_result,
 )
 from husai.compare.schema import Document, ScoreEntry
-from husai.compare.table import result_text
+from husai.compare.table import print_result, result_text
 from husai.consistency.inference.intervals import seed_interval
 from husai.consistency.inference.null_cache import NullCache
 from husai.consistency.inference.nulls import null_scores
@@ -304,3 +306,24 @@ def test_a_result_of_schema_1_0_stays_readable() -> None:
     jsonschema.validate(old, schema())
     with pytest.raises(ValueError, match="schema_version"):
         Document.model_validate({**new, "schema_version": "2.0"})
+
+
+def test_the_table_is_plain_in_a_file_and_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = compare(planted(), CompareConfig(null_draws=1))
+    text = result_text(comparison)
+    assert "\x1b" not in text
+    line = next(line for line in text.splitlines() if line.strip().startswith("PW-MCC"))
+    entry = next(e for e in comparison.pairs[0].scores if e.score == "pw_mcc" and not e.signed)
+    assert f"{entry.value:.4f}" in line
+    assert f"{entry.nulls['isotropic'].mean:.4f}" in line
+    assert f"{entry.nulls['isotropic'].corrected:.4f}" in line
+    row = next(r for r in comparison.overall if r.score == "pw_mcc" and not r.signed)
+    assert f"[{row.low:.4f}, {row.high:.4f}]" in text
+    # a terminal: styled, and no line wider than it
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "90")
+    terminal = StringIO()
+    print_result(comparison, terminal)
+    assert "\x1b[1m" in terminal.getvalue()
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    assert max(map(len, plain.splitlines())) <= 90

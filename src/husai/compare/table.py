@@ -2,44 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from io import StringIO
+from typing import TextIO, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
 from husai.compare.comparison import (
     CompareConfig,
     Comparison,
     PairComparison,
     threshold_counts,
 )
-from husai.compare.schema import NullEntry, ScoreEntry
+from husai.compare.schema import NullEntry, OverallEntry, ScoreEntry
 from husai.consistency.inference.nulls import NULL_KINDS
 from husai.consistency.scores.registry import SCORES
 from husai.consistency.study.record import SAERecord, all_converged
 
-_WIDTH = 36
+Scored = TypeVar("Scored", ScoreEntry, OverallEntry)
+
+PLAIN_WIDTH = 200
+"""Width of what goes to a file or a pipe, so that no cell is broken into lines there."""
 
 
 def result_text(comparison: Comparison) -> str:
-    """The comparison as a table for people: scores beside chance, matched and unmatched features.
+    """The comparison as plain text: scores beside chance, matched and unmatched features.
 
     Parameters
     ----------
     comparison
         What to show.
     """
+    text = StringIO()
+    print_result(comparison, text)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
+
+
+def print_result(comparison: Comparison, file: TextIO | None = None) -> None:
+    """Print the comparison for people: tables fitted to a terminal, plain text anywhere else.
+
+    Parameters
+    ----------
+    comparison
+        What to show.
+    file
+        Where to; standard output when None.
+    """
+    console = Console(file=file, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width, console.soft_wrap = PLAIN_WIDTH, True
     config = comparison.config
-    lines = ["SAEs", *_sae_lines(comparison)]
+    console.print("SAEs", style="bold")
+    console.print(_sae_table(comparison))
     for pair in comparison.pairs:
-        lines += ["", f"A = {pair.a}   B = {pair.b}", *_score_lines(pair, config)]
-        lines += ["", *_match_lines(pair, config)]
+        console.print(f"\nA = {pair.a}   B = {pair.b}", style="bold")
+        console.print(_score_table(pair, config))
+        for why, titles in _missing(pair, config).items():
+            console.print(f"  not known: {'; '.join(titles)} ({why})")
+        console.print()
+        console.print(_match_table(pair, config))
     if len(comparison.saes) > 2:
-        lines += ["", *_overall_lines(comparison)]
-    lines += ["", *_notes(comparison)]
-    return "\n".join(lines).rstrip()
+        console.print()
+        _print_overall(comparison, console)
+    console.print()
+    for note in _notes(comparison):
+        console.print(note)
 
 
-def _sae_lines(comparison: Comparison) -> list[str]:
-    records = [sae.record for sae in comparison.saes]
-    width = max(len(record.id) for record in records)
+def _table(*columns: str, header: bool = True) -> Table:
+    """A table without lines: the first column to the left, numbers to the right."""
+    table = Table(box=None, show_header=header, header_style="bold", padding=(0, 0, 0, 2))
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="right" if at else "left", overflow="fold")
+    return table
+
+
+def _sae_table(comparison: Comparison) -> Table:
     convergence = {True: "converged", False: "NOT CONVERGED", None: "convergence unknown"}
-    lines = []
+    table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
     for sae in comparison.saes:
         record, zero = sae.record, sae.record.d_sae - len(sae.index)
         parts = [
@@ -50,8 +91,8 @@ def _sae_lines(comparison: Comparison) -> list[str]:
             convergence[record.converged],
             *([f"{zero:,} zero rows left out"] if zero else []),
         ]
-        lines.append(f"  {record.id:<{width}}  {', '.join(parts)}")
-    return lines
+        table.add_row(record.id, ", ".join(parts))
+    return table
 
 
 def _decoder_only(record: SAERecord) -> str:
@@ -69,65 +110,65 @@ def _number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _in_order(scores: list[ScoreEntry]) -> list[ScoreEntry]:
+def _in_order(scores: Sequence[Scored]) -> list[Scored]:
     """As the registry lists them, the absolute convention before the signed one."""
     place = {name: at for at, name in enumerate(SCORES)}
     return sorted(scores, key=lambda entry: (place[entry.score], entry.signed))
 
 
-def _score_lines(pair: PairComparison, config: CompareConfig) -> list[str]:
-    scores = _in_order(pair.scores)
+def _score_table(pair: PairComparison, config: CompareConfig) -> Table:
+    """Every known score with its chance levels; kinds of chance of a few scores come last."""
+    scores = [entry for entry in _in_order(pair.scores) if entry.value is not None]
     kinds = [
         kind.name
         for kind in NULL_KINDS.values()
         if kind.draw is not None and any(kind.name in entry.nulls for entry in scores)
     ]
-    closed = any(entry.chance is not None for entry in scores)
-    lines = []
-    if kinds:
-        above = "".join(f"   {f'chance: {NULL_KINDS[kind].title}':<31}" for kind in kinds)
-        lines.append((" " * (_WIDTH + 11) + above).rstrip())
-    head = f"  {'score':<{_WIDTH}}{'value':>9}"
-    head += f"   {'mean ± sd':<16}{'corrected':>9}{'p':>6}" * len(kinds)
-    lines.append(head.rstrip() + ("   chance" if closed and not kinds else ""))
-    lines += [_score_line(entry, kinds, config) for entry in scores if entry.value is not None]
-    missing: dict[str, list[str]] = {}
+    columns = ["score", "value"]
+    for kind in kinds:
+        columns += [f"chance: {NULL_KINDS[kind].title}\nmean ± sd", "\ncorrected", "\np"]
+    other = any(_other_chance(entry) for entry in scores)
+    table = _table(*columns, *(["chance of another kind"] if other else []))
     for entry in scores:
+        cells = [_title(entry.score, entry.signed, config), _number(entry.value)]
+        for kind in kinds:
+            null = entry.nulls.get(kind)
+            cells += ["", "", ""] if null is None else _null_cells(null)
+        table.add_row(*cells, *([_other_chance(entry)] if other else []))
+    return table
+
+
+def _null_cells(null: NullEntry) -> list[str]:
+    mean = _number(null.mean) + ("" if null.sd is None else f" ± {null.sd:.4f}")
+    return [mean, _number(null.corrected), _number(null.p_value, 3)]
+
+
+def _other_chance(entry: ScoreEntry) -> str:
+    """A chance level in closed form, or of shuffled rows; empty where there is neither."""
+    if entry.chance is not None:
+        return f"{entry.chance:.4f}, {NULL_KINDS['chance'].title}"
+    shuffled = entry.nulls.get("shuffled")
+    if shuffled is None:
+        return ""
+    mean, corrected, p = _null_cells(shuffled)
+    return f"{mean}, corrected {corrected}, p {p}, {NULL_KINDS['shuffled'].title}"
+
+
+def _missing(pair: PairComparison, config: CompareConfig) -> dict[str, list[str]]:
+    """Titles of the scores that are not known, by the reason why."""
+    missing: dict[str, list[str]] = {}
+    for entry in _in_order(pair.scores):
         if entry.value is None:
             title = _title(entry.score, entry.signed, config)
             missing.setdefault(entry.reason, []).append(title)
-    lines += [f"  not known: {'; '.join(titles)} ({why})" for why, titles in missing.items()]
-    return lines
+    return missing
 
 
-def _score_line(entry: ScoreEntry, kinds: list[str], config: CompareConfig) -> str:
-    title = _title(entry.score, entry.signed, config)
-    line = f"  {title:<{_WIDTH}}{_number(entry.value):>9}"
-    if entry.chance is not None:
-        return f"{line}   {entry.chance:.4f}, {NULL_KINDS['chance'].title}"
-    shuffled = entry.nulls.get("shuffled")
-    if shuffled is not None:
-        chance = f"{_chance(shuffled):<16}{_number(shuffled.corrected):>9}"
-        why = NULL_KINDS["shuffled"].title
-        return f"{line}   {chance}{_number(shuffled.p_value, 3):>6}   chance: {why}"
-    for kind in kinds:
-        null = entry.nulls.get(kind)
-        if null is None:
-            line += " " * 34
-            continue
-        p = _number(null.p_value, 3)
-        line += f"   {_chance(null):<16}{_number(null.corrected):>9}{p:>6}"
-    return line.rstrip()
-
-
-def _chance(null: NullEntry) -> str:
-    return _number(null.mean) + ("" if null.sd is None else f" ± {null.sd:.4f}")
-
-
-def _match_lines(pair: PairComparison, config: CompareConfig) -> list[str]:
+def _match_table(pair: PairComparison, config: CompareConfig) -> Table:
     """How many features the best match leaves without a partner."""
-    head = "".join(f"{f'≥ {threshold:g}':>10}" for threshold in config.thresholds)
-    lines = [f"  {'features at a similarity of':<{_WIDTH}}{head}"]
+    table = _table(
+        "features at a similarity of", *(f"≥ {threshold:g}" for threshold in config.thresholds), ""
+    )
     for match in (pair.absolute, pair.signed):
         name = "signed" if match.signed else "|cosine|"
         proof = (
@@ -139,30 +180,29 @@ def _match_lines(pair: PairComparison, config: CompareConfig) -> list[str]:
             ("  of A unmatched", "unmatched_a"),
             ("  of B unmatched", "unmatched_b"),
         ):
-            line = f"  {title:<{_WIDTH}}" + "".join(f"{getattr(row, key):>10,}" for row in counts)
-            lines.append(line + (f"   {proof}" if key == "matched" else ""))
-    return lines
+            numbers = [f"{getattr(row, key):,}" for row in counts]
+            table.add_row(title, *numbers, proof if key == "matched" else "")
+    return table
 
 
-def _overall_lines(comparison: Comparison) -> list[str]:
+def _print_overall(comparison: Comparison, console: Console) -> None:
     level = f"{comparison.config.level:.0%}"
-    lines = [
+    console.print(
         f"Mean over all {len(comparison.pairs)} pairs of {len(comparison.saes)} SAEs "
-        f"[{level} jackknife interval over SAEs]"
-    ]
-    missing = []
-    for row in comparison.overall:
+        f"[{level} jackknife interval over SAEs]",
+        style="bold",
+    )
+    table, missing = _table("score", "mean", "interval"), []
+    for row in _in_order(comparison.overall):
         title = _title(row.score, row.signed, comparison.config)
         if row.mean is None:
             missing.append(title)
             continue
-        line = f"  {title:<{_WIDTH}}{_number(row.mean):>9}"
-        if row.low is not None:
-            line += f"   [{_number(row.low)}, {_number(row.high)}]"
-        lines.append(line)
+        ends = "" if row.low is None else f"[{_number(row.low)}, {_number(row.high)}]"
+        table.add_row(title, _number(row.mean), ends)
+    console.print(table)
     if missing:
-        lines.append(f"  not known for every pair: {'; '.join(missing)}")
-    return lines
+        console.print(f"  not known for every pair: {'; '.join(missing)}")
 
 
 def _notes(comparison: Comparison) -> list[str]:
