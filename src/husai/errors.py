@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 class CampaignStopped(RuntimeError):
-    """A campaign ended before all of its SAEs were trained; started again, it goes on.
+    """A campaign ended before all of its SAEs were trained; started again, it continues.
 
     The message says why, what was done, and what to do. Kedro's command line prints it as one
     line and exits with 3.

@@ -197,7 +197,7 @@ def choose_device(training: BankTrainingConfig) -> torch.device:
         When cuda is asked for and there is none.
     """
     if training.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: cuda was asked for and there is none; use auto or cpu")
+        raise InputError("device: cuda, but this machine has no CUDA device; use auto or cpu")
     if training.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if training.engine == "sparse":

@@ -129,12 +129,12 @@ def to_tensors(sae: TrainedSAE) -> tuple[dict[str, torch.Tensor], dict[str, Any]
 def from_tensors(
     tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], origin: str
 ) -> TrainedSAE:
-    """Build a SAE from a file's tensors and header.
+    """Build an SAE from a file's tensors and header.
 
     Raises
     ------
     InputError
-        When they are not those of a SAE of this project, or not those that were saved, naming
+        When they are not those of an SAE of this project, or not those that were saved, naming
         ``origin``.
     """
     try:
@@ -216,7 +216,7 @@ def _from_tensors(
 
 
 def save_sae(sae: TrainedSAE, path: str | Path) -> None:
-    """Write a SAE to one safetensors file with its configuration in the header, atomically."""
+    """Write an SAE to one safetensors file with its configuration in the header, atomically."""
     tensors, header = to_tensors(sae)
     write_tensors(path, tensors, header)
 

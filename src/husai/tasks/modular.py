@@ -265,7 +265,7 @@ def modular_dataset(config: ModularTaskConfig) -> ModularDataset:
     for name, fraction, size in zip(SPLITS, fractions, sizes, strict=True):
         if fraction > 0 and size == 0:
             raise InputError(
-                f"{name}_fraction = {fraction} of {pairs.size} examples is none; raise it, the "
+                f"{name}_fraction = {fraction} of {pairs.size} examples gives none; raise it, the "
                 f"modulus ({p}) or sample_fraction ({config.sample_fraction})"
             )
     split = np.empty(pairs.size, dtype=object)
