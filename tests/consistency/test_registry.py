@@ -56,6 +56,7 @@ def test_an_entry_keeps_its_word(name: str, signed: bool) -> None:
 def test_entries_are_the_functions_of_the_same_names() -> None:
     a, b = side(0), side(1)
     pair = PreparedPair(a, b)
+    encoder_a, encoder_b = pair.encoders
     for signed in (True, False):
         direct = decoder.mmcs(a.decoder, b.decoder, signed=signed)
         expected = {
@@ -68,7 +69,7 @@ def test_entries_are_the_functions_of_the_same_names() -> None:
             "distance_linf": decoder.lp_distance(a.decoder, b.decoder, np.inf, signed=signed),
             "subspace_overlap": subspace_overlap(a.decoder, b.decoder, 3),
             "shared_fraction": decoder.shared_fraction(
-                a.decoder, a.encoder, b.decoder, b.encoder, signed=signed
+                a.decoder, encoder_a, b.decoder, encoder_b, signed=signed
             ).fraction,
         }
         for name, value in expected.items():

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
 from husai.consistency import (
     ConsistencyConfig,
@@ -17,13 +18,13 @@ from husai.consistency import (
     match_features,
 )
 from husai.consistency.analyses.symmetry import best_translation
+from husai.consistency.study.geometry import directions_geometry, geometry_table, symmetry_table
+from husai.consistency.study.record import with_firing_rates
 from husai.consistency.study.tables import (
-    directions_geometry,
-    geometry_table,
+    correlates_table,
     matched_l0_table,
     orderings_table,
     settings_table,
-    symmetry_table,
     trajectory_table,
 )
 from husai.errors import InputError
@@ -223,3 +224,51 @@ def test_reports_of_several_hooks_are_joined_and_never_mixed() -> None:
         join_reports({"x": reports["mid@-1"], "y": reports["mid@-1"]})
     with pytest.raises(InputError, match="none"):
         join_reports({})
+
+
+def test_what_goes_with_reproducibility_is_scipys_rank_correlation() -> None:
+    rng = np.random.default_rng(5)
+    tables = []
+    for sae in range(3):
+        rate = rng.random(30)
+        rate[:5] = rate[5]  # ties
+        tables.append(
+            pd.DataFrame(
+                {
+                    "group": "g",
+                    "id": f"s{sae}",
+                    "space": "full",
+                    "hook": "h@0",
+                    "converged": sae != 1,
+                    "reproducibility": rate + rng.standard_normal(30),
+                    "firing_rate": rate,
+                    "cosine_to_init": 0.5,
+                }
+            )
+        )
+    features = pd.concat(tables, ignore_index=True)
+    table = correlates_table(features, level=0.9).set_index("covariate")
+    expected = [
+        stats.spearmanr(part["reproducibility"], part["firing_rate"]).statistic for part in tables
+    ]
+    row = table.loc["firing_rate"]
+    assert row["mean"] == pytest.approx(np.mean(expected))
+    half = stats.t.ppf(0.95, 2) * np.std(expected, ddof=1) / np.sqrt(3)
+    assert row["high"] == pytest.approx(min(1.0, np.mean(expected) + half))
+    assert not row["converged"]
+    assert row["hook"] == "h@0"
+    assert "does not vary" in str(table.loc["cosine_to_init", "reason"])
+    assert table.loc["purity", "reason"] == "not known"
+
+
+def test_intervals_of_shares_stay_among_shares() -> None:
+    records = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        codes = (rng.random((40, 6)) < (0.9 if seed == 2 else 0.01)) * 1.0
+        records.append(record(seed, codes, group="g"))
+    table = geometry_table({"g": with_firing_rates(records)}, CONFIG).set_index("measure")
+    for measure in ("firing_rate", "never_coactive"):
+        row = table.loc[measure]
+        assert 0 <= float(row["low"]) <= float(row["mean"]) <= float(row["high"]) <= 1
+    assert table.loc["firing_rate", "low"] == 0.0

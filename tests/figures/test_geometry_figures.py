@@ -14,7 +14,7 @@ from husai.consistency import (
     plane_recovery,
     sparsity_pattern,
 )
-from husai.consistency.study.tables import symmetry_table
+from husai.consistency.study.geometry import symmetry_table
 from husai.errors import InputError
 from husai.figures import geometry as figures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from husai.sae import BankTrainingConfig, SAEConfig, load_sae, save_sae, train_bank
+from husai.sae.metrics import evaluate
 
 
 def planted(n: int = 3000, d: int = 16, features: int = 24, k: int = 3) -> tuple[torch.Tensor, ...]:
@@ -71,8 +73,11 @@ def test_metrics_equal_their_definitions() -> None:
     assert sae.metrics["l0"] == pytest.approx(float((f > 0).sum(1).double().mean()))
     assert torch.allclose(sae.density, (f > 0).double().mean(0))
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(32), atol=1e-5)
-    cosine = torch.nn.functional.cosine_similarity(sae.W_dec, sae.W_dec_init).mean()
+    cosine = torch.nn.functional.cosine_similarity(sae.W_dec, sae.W_dec_init).abs().mean()
     assert sae.metrics["cosine_to_init"] == pytest.approx(float(cosine), abs=1e-5)
+    # a row that turned round has kept its direction
+    turned = replace(sae, W_dec=-sae.W_dec)
+    assert evaluate(turned, x)[0]["cosine_to_init"] == pytest.approx(float(cosine), abs=1e-5)
 
 
 def test_loss_recovered_is_what_is_won_back_from_ablation() -> None:

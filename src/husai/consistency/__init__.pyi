@@ -46,19 +46,17 @@ from .inference.intervals import (
     seed_permutation_test,
 )
 from .inference.nulls import NULL_KINDS, NullDistribution, NullKind, null_between, null_scores
+from .inference.paths import SeedPath, seed_path, spanning_tree
 from .inference.seeds import (
     CycleConsistency,
     PairMaps,
     SeedAlignment,
-    SeedPath,
     align_seeds,
     cycle_consistency,
     match_all,
     pair_maps,
     path_retention,
     reproducibility_by_firing_rate,
-    seed_path,
-    spanning_tree,
 )
 from .scores.codes import (
     ActivationMatch,

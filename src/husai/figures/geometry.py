@@ -321,7 +321,7 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
     Parameters
     ----------
     symmetries
-        Of :func:`husai.consistency.study.tables.symmetry_table`.
+        Of :func:`husai.consistency.study.geometry.symmetry_table`.
     max_groups
         Show so many groups: of each architecture the narrowest and the widest.
     """

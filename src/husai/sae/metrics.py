@@ -37,7 +37,7 @@ def evaluate(
         mean over the same rows. ``explained_variance``: 1 − Σ_j var(x_j − x̂_j) / Σ_j var(x_j),
         which forgives a constant offset where fvu does not. ``l0``: active latents per row.
         ``l1``: Σ f_i‖W_dec_i‖ per row. ``dead_fraction``: latents active on none of the rows.
-        ``cosine_to_init``: mean over latents of the cosine of a decoder row with its start.
+        ``cosine_to_init``: mean over latents of the |cosine| of a decoder row with its start.
     density
         Fraction of the rows on which each latent is active ``[d_sae]``.
     """
@@ -70,7 +70,8 @@ def evaluate(
         "l0": l0 / n,
         "l1": l1 / n,
         "dead_fraction": float((active == 0).double().mean()),
-        "cosine_to_init": float(cosine.mean()),
+        # a row and its reverse are one direction
+        "cosine_to_init": float(cosine.abs().mean()),
     }
     if loss_with is not None:
         metrics |= loss_recovered(sae, loss_with)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from husai.consistency.inference.intervals import seed_interval
 from husai.consistency.inference.nulls import null_scores
+from husai.consistency.scores.rows import row_cosines
 from husai.errors import InputError
 from husai.matching.match import match_features
 
@@ -205,16 +206,12 @@ def consistency_over_training(
         }
         if inits is not None:
             line["cosine_to_init"] = float(
-                np.mean([_own_cosine(W, W0) for W, W0 in zip(seeds, inits, strict=True)])
+                np.mean(
+                    [np.abs(row_cosines(W, W0)).mean() for W, W0 in zip(seeds, inits, strict=True)]
+                )
             )
         rows.append(line)
     return pd.DataFrame(rows)
-
-
-def _own_cosine(W: ArrayLike, W0: ArrayLike) -> float:
-    A, B = np.asarray(W, dtype=np.float64), np.asarray(W0, dtype=np.float64)
-    scale = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1)
-    return float(np.abs((A * B).sum(axis=1) / np.maximum(scale, 1e-300)).mean())
 
 
 @cache

@@ -73,7 +73,9 @@ class NullCache:
         affordable = int(_NULL_OPERATIONS / (2.0 * n_a * n_b * d))
         return min(max(affordable, _LEAST_NULL_DRAWS), _MOST_NULL_DRAWS)
 
-    def pair(self, a: Side, b: Side, space: str = "full", group: str = "") -> Nulls:
+    def pair(
+        self, a: Side, b: Side, space: str = "full", group: str = "", own: Sequence[Side] = ()
+    ) -> Nulls:
         """Give the drawn nulls of SAEs like these two.
 
         Parameters
@@ -83,23 +85,28 @@ class NullCache:
         space
             In which they are.
         group
-            Names them, for kinds that are made of the SAEs themselves.
+            Names the SAEs compared, for kinds that are made of them.
+        own
+            Those SAEs; the two given when empty.
         """
         found: Nulls = {}
         for kind in self.kinds:
-            for key, null in self._drawn(NULL_KINDS[kind], a, b, space, group).items():
+            for key, null in self._drawn(
+                NULL_KINDS[kind], a, b, space, group, tuple(own) or (a, b)
+            ).items():
                 found.setdefault(key, {}).update(null)
         return found
 
-    def _drawn(self, kind: NullKind, a: Side, b: Side, space: str, group: str) -> Nulls:
+    def _drawn(
+        self, kind: NullKind, a: Side, b: Side, space: str, group: str, own: tuple[Side, ...]
+    ) -> Nulls:
         (n_a, d), n_b = a.decoder.shape, len(b.decoder)
         encoders = a.encoder is not None and b.encoder is not None
         n_draws = self.draws(n_a, n_b, d)
-        own = "dictionaries" in kind.needs
         key = (
             *(kind.name, n_a, n_b, d, encoders),
             space if kind.needs else "",
-            group if own else "",
+            group if "dictionaries" in kind.needs else "",
         )
         if n_draws == 0:
             return {}
@@ -109,7 +116,7 @@ class NullCache:
                 n_b,
                 d,
                 self._root(space) if "covariance" in kind.needs else None,
-                (a, b) if own else (),
+                own if "dictionaries" in kind.needs else (),
             )
             self._known[key] = self._borrowed(
                 kind,

@@ -43,3 +43,10 @@ def unit_pair(A: ArrayLike, B: ArrayLike) -> tuple[NDArray[np.float64], NDArray[
             "dictionaries can be compared only in one space"
         )
     return rows_a, rows_b
+
+
+def row_cosines(A: ArrayLike, B: ArrayLike) -> NDArray[np.float64]:
+    """Cosine ``[n]`` of each row of A with the same row of B."""
+    A, B = np.asarray(A, dtype=np.float64), np.asarray(B, dtype=np.float64)
+    scale = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1)
+    return np.asarray((A * B).sum(axis=1) / np.maximum(scale, 1e-300))

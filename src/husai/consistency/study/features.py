@@ -9,7 +9,8 @@ import pandas as pd
 
 from husai.consistency.config import ConsistencyConfig
 from husai.consistency.inference.seeds import Matches, align_seeds
-from husai.consistency.study.record import LiveSAE, row_cosines
+from husai.consistency.scores.rows import row_cosines
+from husai.consistency.study.record import LiveSAE
 
 
 def feature_table(

@@ -21,13 +21,12 @@ from husai.consistency.inference.intervals import (
 )
 from husai.consistency.inference.null_cache import NullCache, given_nulls, shuffled_nulls
 from husai.consistency.inference.nulls import NullDistribution, Nulls, random_dictionary
+from husai.consistency.inference.paths import seed_path, spanning_tree
 from husai.consistency.inference.seeds import (
     Matches,
     cycle_consistency,
     match_all,
     path_retention,
-    seed_path,
-    spanning_tree,
 )
 from husai.consistency.scores.pair import Side
 from husai.consistency.scores.registry import SCORES, Score
@@ -156,16 +155,17 @@ def group_nulls(
     # one shape stands for the group: with dead latents left out, its mean width
     n = round(float(np.mean([len(one.index) for one in live])))
     one, other = (_of_width(live[at].side, n) for at in (0, 1))
-    found = nulls.pair(one, other, space=space, group=name)
+    sides = tuple(each.side for each in live)
+    found = nulls.pair(one, other, space=space, group=name, own=sides)
     started = [values for values in inits if values]
     given = {
         key: [values[key].value for values in started] for key in (started[0] if started else ())
     }
-    others = [given_nulls("init", given)]
+    made = [given_nulls("init", given)]
     if space == "full":
-        others.append(shuffled_nulls(live[0].side, live[1].side, config))
-    for other in others:
-        for key, null in other.items():
+        made.append(shuffled_nulls(sides[0], sides[1], config))
+    for some in made:
+        for key, null in some.items():
             found.setdefault(key, {}).update(null)
     return found
 

@@ -302,14 +302,20 @@ def live_codes(record: SAERecord, config: ComparisonConfig) -> UnitCodes | None:
     return made
 
 
-def row_cosines(A: Rows, B: Rows) -> NDArray[np.float64]:
-    """Cosine ``[n]`` of each row of A with the same row of B."""
-    scale = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1)
-    return np.asarray((A * B).sum(axis=1) / np.maximum(scale, 1e-300))
-
-
 def all_converged(flags: Sequence[bool | None]) -> bool | None:
     """False when one is not converged, None when one is unknown, else True."""
     if any(flag is False for flag in flags):
         return False
     return None if any(flag is None for flag in flags) else True
+
+
+def group_settings(name: str, records: Sequence[SAERecord]) -> dict[str, Any]:
+    """What tables beside the report say of a group on every row."""
+    first = records[0]
+    return {
+        "group": name,
+        "architecture": first.architecture,
+        "d_sae": first.d_sae,
+        "n_seeds": len(records),
+        "converged": all_converged([record.converged for record in records]),
+    }

@@ -61,17 +61,7 @@ class Column:
         known = cells[~missing]
         if not len(known):
             return ""
-        fits = {
-            "text": lambda: known.map(lambda cell: isinstance(cell, str)).all(),
-            "flag": lambda: (
-                dtypes.is_bool_dtype(known) or known.map(lambda cell: cell in (True, False)).all()
-            ),
-            "integer": lambda: (
-                dtypes.is_integer_dtype(known) or (known.astype(float) % 1 == 0).all()
-            ),
-            "number": lambda: dtypes.is_numeric_dtype(known.infer_objects()),
-        }
-        if not fits[self.kind]():
+        if not self._fits(known):
             return f"holds {known.iloc[0]!r}, which is no {self.kind}"
         if self.values and not known.isin(self.values).all():
             return f"holds {known[~known.isin(self.values)].iloc[0]!r}, not of {self.values}"
@@ -85,6 +75,16 @@ class Column:
                     return f"holds {numbers[bad].iloc[0]:g}, outside [{self.low}, {self.high}]"
         return ""
 
+    def _fits(self, known: pd.Series[Any]) -> bool:
+        """Whether every cell is of the kind."""
+        if self.kind == "text":
+            return all(isinstance(cell, str) for cell in known)
+        if self.kind == "flag":
+            return all(cell in (True, False) for cell in known)
+        if not dtypes.is_numeric_dtype(known.infer_objects()):
+            return False
+        return self.kind == "number" or bool((known.astype(float) % 1 == 0).all())
+
     @property
     def field(self) -> tuple[Any, Any]:
         """Type and Pydantic field of a row's cell."""
@@ -93,11 +93,16 @@ class Column:
             type_ = Literal[self.values]
         may_miss = self.nullable or self.optional
         text = f"{self.meaning} [{self.unit}]" if self.unit else self.meaning
-        limits = {"ge": self.low, "le": self.high} if self.kind in ("integer", "number") else {}
+        bounded = self.kind in ("integer", "number")
         default: Any = None if may_miss else ...
         return (
             type_ | None if may_miss else type_,
-            Field(default=default, description=text, **limits),  # type: ignore[arg-type]
+            Field(
+                default=default,
+                description=text,
+                ge=self.low if bounded else None,
+                le=self.high if bounded else None,
+            ),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -73,7 +73,7 @@ StudySummary = create_model(
     "StudySummary",
     __base__=_Summary,
     __doc__=_Summary.__doc__,
-    groups=(Annotated[list[_GroupRow], Field(min_length=1)], ...),  # type: ignore[valid-type]
+    groups=(list[_GroupRow], Field(min_length=1)),  # type: ignore[valid-type]
     truth=(list[_TruthRow], ...),  # type: ignore[valid-type]
 )
 

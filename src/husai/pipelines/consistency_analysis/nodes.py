@@ -186,8 +186,8 @@ def measure_geometry(
 ) -> pd.DataFrame:
     """Measure how each group's directions lie and fire, beside random ones."""
     from husai.consistency import activation_covariance
+    from husai.consistency.study.geometry import geometry_table
     from husai.consistency.study.record import group_members
-    from husai.consistency.study.tables import geometry_table
 
     tables = []
     for key in study_keys(sae_plan):
@@ -205,8 +205,8 @@ def find_symmetries(
     consistency: ConsistencyConfig,
 ) -> pd.DataFrame:
     """Ask which of the task's symmetries map dictionaries to themselves or to other seeds'."""
+    from husai.consistency.study.geometry import symmetry_table
     from husai.consistency.study.record import group_members
-    from husai.consistency.study.tables import symmetry_table
 
     key = study_keys(sae_plan)[0]
     rows = load_activations(activations, key)
