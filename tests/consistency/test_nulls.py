@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,11 +218,12 @@ def test_nulls_are_drawn_once_for_a_shape_and_borrowed_where_the_law_is_the_same
 ) -> None:
     drawn: list[str] = []
     real = draw_nulls
-    monkeypatch.setattr(
-        null_cache,
-        "draw_nulls",
-        lambda kind, *a, **k: drawn.append(kind.name) or real(kind, *a, **k),
-    )
+
+    def counted(kind: NullKind, *arguments: Any, **options: Any) -> Any:
+        drawn.append(kind.name)
+        return real(kind, *arguments, **options)
+
+    monkeypatch.setattr(null_cache, "draw_nulls", counted)
     cache = null_cache.NullCache(ComparisonConfig(null_draws=3), np.diag([1.0, 2, 3, 4]))
     rows = np.eye(4)[[0, 1, 2]]
     side, other = Side(rows, rows), Side(rows[::-1], rows)
