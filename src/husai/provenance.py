@@ -1,13 +1,54 @@
-"""What made a result: versions and the commit."""
+"""What made a result: versions, the commit and the command; and what must not be written of it."""
 
 from __future__ import annotations
 
+import logging
+import os
 import platform
+import re
+import shlex
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
 NAMED_PACKAGES = ("husai", "numpy", "scipy", "torch", "transformer-lens", "kedro", "mlflow")
+
+HIDDEN = "***"
+
+_IN_URL = re.compile(r"(?<=://)[^/\s]+@")
+_IN_QUERY = re.compile(r"(?i)([?&](?:[a-z_]*(?:password|token|secret|signature|key))=)[^&\s'\"]+")
+_SECRET_NAME = re.compile(r"(PASSWORD|TOKEN|SECRET|SECRET_ACCESS_KEY|API_KEY)$")
+_SHORTEST_SECRET = 6
+"""A shorter value of such a variable would be found in the middle of ordinary words."""
+
+
+def without_secrets(text: str) -> str:
+    """Hide what nobody may read: user and password in URLs, and secrets from the environment.
+
+    These are the values of the environment variables whose names end in ``PASSWORD``, ``TOKEN``,
+    ``SECRET``, ``SECRET_ACCESS_KEY`` or ``API_KEY``.
+    """
+    text = _IN_QUERY.sub(rf"\1{HIDDEN}", _IN_URL.sub(f"{HIDDEN}@", text))
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name):
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+class SecretsFormatter(logging.Formatter):
+    """Writes a record of a log, its traceback included, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the record."""
+        return without_secrets(super().format(record))
+
+
+def command_line() -> str:
+    """Give the command that runs, as it was typed, without its folder and without secrets."""
+    name = Path(sys.argv[0])
+    words = [name.parent.name if name.name == "__main__.py" else name.name, *sys.argv[1:]]
+    return without_secrets(shlex.join(words))
 
 
 def git_commit(folder: str | Path) -> dict[str, str | bool]:

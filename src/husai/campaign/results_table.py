@@ -14,6 +14,7 @@ from husai.campaign.ledger import Ledger
 from husai.campaign.plan import KEPT_COLUMNS, records
 from husai.campaign.store import SUFFIX, UNREADABLE, identity
 from husai.errors import InputError
+from husai.provenance import without_secrets
 from husai.storage import read_header
 
 
@@ -166,7 +167,7 @@ def _header_cells(
         **cells,
         "path": str(path),
         "run_id": run.get("run_id", ""),
-        "tracking_uri": run.get("tracking_uri", ""),
+        "tracking_uri": without_secrets(run.get("tracking_uri", "")),
         "identity": mine,
         "rows": provenance.get("rows", {}).get("fingerprint", ""),
         "finished": pd.Timestamp(about.get("finished", float("nan")), unit="s"),

@@ -7,6 +7,7 @@ from kedro.io import DatasetError
 
 from husai.errors import CampaignStopped, InputError
 from husai.hooks.checks import StudyError
+from husai.provenance import without_secrets
 
 
 class StoppedError(StudyError):
@@ -25,7 +26,7 @@ class PlainErrors:
         # Kedro wraps what a dataset raises in an error of its own
         while isinstance(cause, DatasetError):
             cause = cause.__cause__
-        message = " ".join(str(cause).split())
+        message = without_secrets(" ".join(str(cause).split()))
         if isinstance(cause, CampaignStopped):
             raise StoppedError(message) from error
         if isinstance(cause, InputError):

@@ -47,7 +47,7 @@ from pydantic import Field
 
 from husai.config import Config
 from husai.hooks.checks import StudyError
-from husai.provenance import git_commit
+from husai.provenance import command_line, git_commit, without_secrets
 from husai.storage import TensorFile
 from husai.tracking.recording import (
     PROCESS_TAG,
@@ -57,6 +57,7 @@ from husai.tracking.recording import (
     flatten,
     is_away,
     this_process,
+    use_credentials,
     what_it_said,
 )
 from husai.tracking.signals import exit_on_signals, restore_signals
@@ -131,6 +132,10 @@ class MlflowHook:
                     f"environment variable {variable} is not set: runs of this environment are "
                     "tracked on a server, give its address, for example http://127.0.0.1:5000"
                 )
+        if self._server:
+            self._server = use_credentials(self._server)
+            if variable is not None:
+                os.environ[variable] = self._server
         self._project_path = Path(context.project_path)
 
     @hook_impl
@@ -154,7 +159,7 @@ class MlflowHook:
             "husai.version": metadata.version("husai"),
             PROCESS_TAG: this_process(),
             "mlflow.user": os.environ.get("USER", "unknown"),
-            "mlflow.source.name": f"kedro run --pipeline={names[0]}",
+            "mlflow.source.name": command_line(),
             "mlflow.source.type": "PROJECT",
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         }
@@ -175,8 +180,8 @@ class MlflowHook:
             if not (self._server and is_away(error)):
                 raise
             raise StudyError(
-                f"the tracking server {uri} {what_it_said(error)}; start it, give its credentials "
-                "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                f"the tracking server {recorder.address} {what_it_said(error)}; start it, give "
+                "its credentials (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
                 "MLFLOW_TRACKING_TOKEN), or set enabled: false in "
                 f"conf/{run_params['env'] or 'base'}/mlflow.yml"
             ) from error
@@ -251,7 +256,7 @@ class MlflowHook:
     def on_pipeline_error(self, error: Exception) -> None:
         """Close the run as failed, with the traceback."""
         if self._open():
-            text = "".join(traceback.format_exception(error))
+            text = without_secrets("".join(traceback.format_exception(error)))
             self._do("tags", values={"error": f"{type(error).__name__}: {error}"})
             self._do("file", text.encode(), path="traceback.txt")
         self._finish("FAILED")

@@ -26,7 +26,9 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from husai.provenance import without_secrets
 from husai.storage import TensorFile, append_line, atomic_path
 
 if TYPE_CHECKING:
@@ -78,6 +80,31 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, values
+
+
+def hide_secrets(values: Any) -> Any:
+    """Apply :func:`husai.provenance.without_secrets` to every string in nested data."""
+    if isinstance(values, str):
+        return without_secrets(values)
+    if isinstance(values, Mapping):
+        return {name: hide_secrets(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [hide_secrets(value) for value in values]
+    return values
+
+
+def use_credentials(uri: str) -> str:
+    """Move user and password from the address of an HTTP server to MLflow's variables for them.
+
+    So the address, which messages and files repeat, does not hold them any more.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
+        return uri
+    for name, value in (("USERNAME", parts.username), ("PASSWORD", parts.password)):
+        if value:
+            os.environ[f"MLFLOW_TRACKING_{name}"] = unquote(value)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def http_status(error: BaseException) -> int | None:
@@ -149,6 +176,7 @@ class Recorder:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self.uri = uri
+        self.address = without_secrets(uri)
         self.client: MlflowClient = MlflowClient(tracking_uri=uri)
         self._spool = spool
         self._journal = spool / "operations.jsonl"
@@ -167,7 +195,9 @@ class Recorder:
         bool
             False when the operation was put aside, as no store would ever take it, or lost.
         """
-        operation = {"uri": self.uri, "name": name, "run_id": run_id, "fields": fields}
+        if name != "metrics":  # numbers
+            fields = hide_secrets(fields)
+        operation = {"uri": self.address, "name": name, "run_id": run_id, "fields": fields}
         with self._one_at_a_time:
             try:
                 if self._may_try() and self.flush():
@@ -223,7 +253,7 @@ class Recorder:
             except (ValueError, KeyError, TypeError):
                 logger.warning("%s: a torn line is passed over", self._journal)
                 continue
-            if away or uri != self.uri:
+            if away or without_secrets(uri) != self.address:
                 kept.append(line)
                 continue
             payload = None
@@ -283,7 +313,10 @@ class Recorder:
             _first_line(error),
             self._rejected,
         )
-        told = {"error": f"{type(error).__name__}: {error}", "time": time.time()}
+        told = {
+            "error": without_secrets(f"{type(error).__name__}: {error}"),
+            "time": time.time(),
+        }
         content = {**operation, **self._laid(payload, "rejected"), **told}
         append_line(self._rejected, json.dumps(content))
 
@@ -308,7 +341,7 @@ class Recorder:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
+    lines = without_secrets(str(error)).splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
@@ -496,7 +529,7 @@ def log_sae(
     if found is not None:
         adopt(recorder, found, run_id)
         if found.info.status in ("FINISHED", "FAILED"):
-            _note_run(runs, sae_id, header, found.info.run_id, recorder.uri)
+            _note_run(runs, sae_id, header, found.info.run_id, recorder.address)
             return
     sae = from_tensors(file.tensors, header, sae_id)
     about = header["provenance"].get("campaign") or {}
@@ -532,7 +565,7 @@ def log_sae(
     if sae.failure:
         set_tags(recorder, child, None, {"error": sae.failure})
     end_run(recorder, child, None, "FAILED" if sae.failure else "FINISHED", end)
-    _note_run(runs, sae_id, header, child, recorder.uri)
+    _note_run(runs, sae_id, header, child, recorder.address)
 
 
 def sae_tags(sae_id: str, header: Mapping[str, Any]) -> dict[str, str]:
