@@ -48,6 +48,10 @@ PARAMS = {
 TIMED = ("seconds", "time", "started", "ended", "finished", "elapsed", "cost", "bytes", "attempts")
 """Columns that say how long something took, by a part of their names."""
 
+DIGITS = 10
+"""Decimals that tables are compared in: the order of a sum, and so its last bit, may change from
+process to process. Weights and activations are compared bit by bit."""
+
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     """Start the whole study in a data folder."""
@@ -78,7 +82,7 @@ def results(folder: Path) -> dict[str, str]:
             continue
         table = pd.read_parquet(path)
         kept = [name for name in table if not any(word in str(name) for word in TIMED)]
-        found[_name(path, folder)] = table[kept].to_json(double_precision=15)
+        found[_name(path, folder)] = table[kept].to_json(double_precision=DIGITS)
     for pattern in ("activations/*", "saes/trained/*", "transformer/transformer.safetensors/*/*"):
         for path in sorted(folder.glob(f"{pattern}.safetensors")):
             tensors = dict(sorted(read_tensors(path)[0].items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import platform
@@ -9,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -37,11 +39,49 @@ def without_secrets(text: str) -> str:
 
 
 class SecretsFormatter(logging.Formatter):
-    """Writes a record of a log, its traceback included, without secrets."""
+    """Writes what another formatter writes of a log's record, without secrets.
+
+    Parameters
+    ----------
+    inner
+        The other formatter.
+    """
+
+    def __init__(self, inner: logging.Formatter | None) -> None:
+        super().__init__()
+        self._inner = inner or logging.Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write the record."""
-        return without_secrets(super().format(record))
+        """Write the record, its traceback included."""
+        return without_secrets(self._inner.format(record))
+
+
+def hide_secrets_in_logs() -> None:
+    """Have every handler of the root logger write without secrets."""
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler.formatter, SecretsFormatter):
+            handler.setFormatter(SecretsFormatter(handler.formatter))
+
+
+_fingerprints: dict[tuple[str, int, int], str] = {}
+
+
+def fingerprint_files(paths: Sequence[Path]) -> str:
+    """Give sixteen hex digits of the names and contents of some files; empty for none.
+
+    A file that has neither changed its size nor its time is read once in a process.
+    """
+    if not paths:
+        return ""
+    total = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        key = str(path), stat.st_size, stat.st_mtime_ns
+        if key not in _fingerprints:
+            with path.open("rb") as file:
+                _fingerprints[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.name} {_fingerprints[key]}\n".encode())
+    return total.hexdigest()[:16]
 
 
 def command_line() -> str:

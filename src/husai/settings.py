@@ -9,6 +9,7 @@ from kedro.config import OmegaConfigLoader
 
 from husai.hooks.checks import StudyChecks
 from husai.hooks.errors import PlainErrors
+from husai.hooks.lineage import Lineage
 from husai.hooks.stages import StudyStages
 from husai.tracking.hook import MlflowHook
 
@@ -21,7 +22,7 @@ def data_dir(default: str) -> str:
     return os.environ.get("HUSAI_DATA_DIR", default)
 
 
-HOOKS = (StudyStages(), StudyChecks(), MlflowHook(), PlainErrors())
+HOOKS = (StudyStages(), StudyChecks(), Lineage(), MlflowHook(), PlainErrors())
 
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {

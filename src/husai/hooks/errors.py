@@ -7,7 +7,7 @@ from kedro.io import DatasetError
 
 from husai.errors import CampaignStopped, InputError
 from husai.hooks.checks import StudyError
-from husai.provenance import without_secrets
+from husai.provenance import hide_secrets_in_logs, without_secrets
 
 
 class StoppedError(StudyError):
@@ -18,6 +18,11 @@ class StoppedError(StudyError):
 
 class PlainErrors:
     """Turn the errors that nodes raise for the user into messages of the command line."""
+
+    @hook_impl
+    def after_context_created(self) -> None:
+        """Keep secrets out of the log: Kedro takes no formatter of a project's own."""
+        hide_secrets_in_logs()
 
     @hook_impl(trylast=True)  # after those that log the traceback
     def on_pipeline_error(self, error: Exception) -> None:

@@ -1,0 +1,169 @@
+"""What every file was made from, as a Kedro hook: nothing is read that does not fit the rest.
+
+When a node has saved a dataset, a record beside it says what it holds (a fingerprint) and what
+its inputs held. Before a run reads a dataset that it does not make itself, the records are followed
+back to the beginning: where an input is not the one that was read, the run is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kedro.framework.hooks import hook_impl
+from kedro.io import AbstractVersionedDataset
+from kedro_datasets.partitions import PartitionedDataset
+
+from husai.hooks.checks import StudyError
+from husai.provenance import fingerprint_files
+from husai.storage import atomic_path
+
+if TYPE_CHECKING:
+    from kedro.io import DataCatalog
+    from kedro.pipeline import Pipeline
+    from kedro.pipeline.node import Node
+
+FOLDER = ".made"
+"""Folder of the records, beside the files that they are about."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a dataset holds, and what it was made from.
+
+    Attributes
+    ----------
+    fingerprint
+        Of the dataset's files.
+    inputs
+        Dataset to its fingerprint when it was read.
+    pipeline
+        The pipeline that makes it.
+    """
+
+    fingerprint: str
+    inputs: dict[str, str]
+    pipeline: str
+
+
+class Lineage:
+    """Records what datasets are made from, and refuses those that do not fit one another."""
+
+    def __init__(self) -> None:
+        self._catalog: DataCatalog | None = None
+        self._made_here: set[str] = set()
+        self._ended: list[tuple[Node, dict[str, str]]] = []
+
+    @hook_impl(tryfirst=True)  # before a run is opened for it in MLflow
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Check what the run reads and does not make."""
+        self._catalog = catalog
+        self._made_here = {name for node in pipeline.nodes for name in node.outputs}
+        self._ended = []
+        for name in sorted(pipeline.inputs()):
+            self._check(name, frozenset())
+
+    @hook_impl
+    def before_dataset_loaded(self, dataset_name: str) -> None:
+        """Check again what was made from something that this run made anew."""
+        self._write()
+        if dataset_name not in self._made_here:
+            self._check(dataset_name, self._made_here)
+
+    @hook_impl
+    def after_node_run(self, node: Node) -> None:
+        """Remember what a node read; what it gave is saved after this."""
+        read = {name: self._fingerprint(name) for name in node.inputs}
+        self._ended.append((node, {name: value for name, value in read.items() if value}))
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """Write the last node's records."""
+        self._write()
+
+    def _write(self) -> None:
+        """Write records of the nodes that have ended, whose outputs are saved by now."""
+        for node, inputs in self._ended:
+            pipeline = str(node.namespace or "").split(".")[0]
+            for name in node.outputs:
+                path, found = self._record(name), self._fingerprint(name)
+                if path is None or not found:
+                    continue
+                with atomic_path(path) as temporary:
+                    temporary.write_text(json.dumps(asdict(Made(found, inputs, pipeline))))
+        self._ended = []
+
+    def _check(self, name: str, only: frozenset[str] | set[str]) -> None:
+        """Follow a dataset back; refuse it where an input changed (one of ``only``, if any)."""
+        pending = [(name, [self._pipeline(name)])]
+        seen = set()
+        while pending:
+            dataset, pipelines = pending.pop()
+            made = self._made(dataset)
+            if made is None or dataset in seen:
+                continue
+            seen.add(dataset)
+            for source, then in made.inputs.items():
+                now = self._fingerprint(source)
+                if now and now != then and (not only or source in only):
+                    again = dict.fromkeys(part for part in reversed(pipelines) if part)
+                    raise StudyError(
+                        f"{self._place(dataset)}: made from {self._place(source)} with "
+                        f"fingerprint {then}, which has {now} now; make it again: kedro run "
+                        f"--pipelines={','.join(again)}"
+                    )
+                pending.append((source, [*pipelines, self._pipeline(source)]))
+
+    def _pipeline(self, name: str) -> str:
+        made = self._made(name)
+        return "" if made is None else made.pipeline
+
+    def _made(self, name: str) -> Made | None:
+        """Give a dataset's record, None where there is none or it is about other content."""
+        path = self._record(name)
+        if path is None or not path.is_file():
+            return None
+        try:
+            made = Made(**json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            return None
+        return made if made.fingerprint == self._fingerprint(name) else None
+
+    def _record(self, name: str) -> Path | None:
+        place = self._place(name)
+        return None if place is None else place.parent / FOLDER / f"{name}.json"
+
+    def _place(self, name: str) -> Path | None:
+        """Give where a dataset lies on disk."""
+        dataset = self._dataset(name)
+        if isinstance(dataset, PartitionedDataset):
+            return Path(dataset._path)
+        if isinstance(dataset, AbstractVersionedDataset):
+            return Path(dataset._filepath)
+        return None
+
+    def _fingerprint(self, name: str) -> str:
+        """Give the fingerprint of a dataset's files; empty where it has none."""
+        dataset = self._dataset(name)
+        if isinstance(dataset, PartitionedDataset):
+            folder, suffix = Path(dataset._path), dataset._filename_suffix
+            try:
+                planned = getattr(dataset, "planned", lambda: None)()
+            except FileNotFoundError:
+                planned = []
+            files = (
+                sorted(folder.rglob(f"*{suffix}"))
+                if planned is None
+                else [folder / f"{partition}{suffix}" for partition in sorted(planned)]
+            )
+            return fingerprint_files([path for path in files if path.is_file()])
+        if isinstance(dataset, AbstractVersionedDataset) and dataset.exists():
+            return fingerprint_files([Path(dataset._get_load_path())])
+        return ""
+
+    def _dataset(self, name: str) -> Any:
+        if self._catalog is None or name.startswith("params:") or name == "parameters":
+            return None
+        return self._catalog.get(name)

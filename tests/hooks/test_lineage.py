@@ -1,0 +1,118 @@
+"""A chain of datasets: what does not fit what it was made from is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kedro.framework.hooks.manager import _create_hook_manager
+from kedro.io import DataCatalog
+from kedro.pipeline import Node, Pipeline
+from kedro.runner import SequentialRunner
+from kedro_datasets.json import JSONDataset
+from kedro_datasets.partitions import PartitionedDataset
+
+from husai.hooks.checks import StudyError
+from husai.hooks.lineage import Lineage
+
+
+def stage(name: str, inputs: list[str], output: str) -> Pipeline:
+    def double(*values):
+        return {"part": {"v": [values and sum(len(str(v)) for v in values)]}}
+
+    def once(value):
+        return {"v": value["v"] * 2}
+
+    def count(parts):
+        return {"v": sorted((name, load()["v"]) for name, load in parts.items())}
+
+    work = {"first": once, "second": double, "third": count}[name]
+    return Pipeline(
+        [Node(work, inputs=inputs, outputs=output, name=name)],
+        namespace=name,
+        prefix_datasets_with_namespace=False,
+    )
+
+
+FIRST = stage("first", ["seed"], "model")
+SECOND = stage("second", ["model"], "parts")
+THIRD = stage("third", ["parts"], "table")
+
+
+class Study:
+    """A data folder and its catalog."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        file = {"type": "json.JSONDataset"}
+        self.catalog = lambda: DataCatalog(
+            {
+                "seed": JSONDataset(filepath=str(folder / "seed.json")),
+                "model": JSONDataset(filepath=str(folder / "model.json")),
+                "parts": PartitionedDataset(
+                    path=str(folder / "parts"), dataset=file, filename_suffix=".json"
+                ),
+                "table": JSONDataset(filepath=str(folder / "table.json")),
+            }
+        )
+        self.seed("1")
+
+    def seed(self, value: str) -> None:
+        (self.folder / "seed.json").write_text(f'{{"v": [{value}]}}')
+
+    def run(self, *parts: Pipeline) -> None:
+        pipeline, catalog = sum(parts, Pipeline([])), self.catalog()
+        manager = _create_hook_manager()
+        manager.register(Lineage())
+        manager.hook.before_pipeline_run(run_params={}, pipeline=pipeline, catalog=catalog)
+        SequentialRunner().run(pipeline, catalog, manager)
+        manager.hook.after_pipeline_run(
+            run_params={}, run_result={}, pipeline=pipeline, catalog=catalog
+        )
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    study = Study(tmp_path)
+    study.run(FIRST, SECOND, THIRD)
+    return study
+
+
+def test_what_fits_is_read_stage_by_stage_and_all_at_once(study):
+    study.run(THIRD)
+    study.run(SECOND)
+    study.run(THIRD)
+    study.run(FIRST, SECOND, THIRD)
+
+
+def test_a_changed_source_is_refused_two_stages_on_until_all_is_made_again(study):
+    study.seed("2")
+    study.run(FIRST)
+    with pytest.raises(StudyError, match=r"parts: made from .*model\.json with fingerprint "):
+        study.run(THIRD)
+    study.run(SECOND)
+    study.run(THIRD)
+
+
+def test_the_command_that_makes_it_again_is_said(study):
+    study.seed("234")
+    study.run(FIRST)
+    with pytest.raises(StudyError, match=r"make it again: kedro run --pipelines=second$"):
+        study.run(THIRD)
+
+
+def test_a_file_put_in_place_of_a_made_one_is_an_input_of_its_own(study):
+    (study.folder / "parts" / "part.json").write_text('{"v": [7]}')
+    study.run(THIRD)  # it makes the table from it
+    assert "7" in (study.folder / "table.json").read_text()
+
+
+def test_the_same_content_made_again_is_the_same_input(study):
+    study.run(FIRST)
+    study.run(THIRD)
+
+
+def test_what_this_run_makes_anew_is_checked_when_it_is_read(study):
+    study.seed("234")
+    with pytest.raises(StudyError, match="make it again"):
+        study.run(FIRST, THIRD)
