@@ -32,8 +32,8 @@ def results(*folders: str | Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a SAE and campaign, and one for every file in quarantine: ``campaign``,
-        ``sae_id``, ``status`` (planned, running, done, failed, unfit for what is in the store
+        One row a SAE and campaign, and one for every file in quarantine: ``campaign`` (with the
+        folder, where several have one name), ``sae_id``, ``status`` (planned, running, done, failed, unfit for what is in the store
         under its name and not in the ledger, and quarantined for what was moved out of it),
         ``group``, ``seed`` and the like from the plan; ``config.NAME``; ``training.NAME``;
         ``metric.NAME``; ``attempts``, ``device_seconds``, ``cost``, ``reason``; ``path``;
@@ -49,6 +49,10 @@ def results(*folders: str | Path) -> pd.DataFrame:
     table = pd.DataFrame([row for campaign in dict.fromkeys(campaigns) for row in _rows(campaign)])
     if table.empty:
         return pd.DataFrame(columns=["campaign", "sae_id", "status", "path"])
+    # two studies of one name are two: what averages by campaign must not mix them
+    folders_of_name = table.groupby("campaign")["folder"].transform("nunique")
+    shared = (folders_of_name > 1) & (table["campaign"] != "")
+    table.loc[shared, "campaign"] += " in " + table.loc[shared, "folder"]
     return table.sort_values(["folder", "sae_id"], ignore_index=True)
 
 
