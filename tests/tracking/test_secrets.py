@@ -86,9 +86,9 @@ def test_the_list_of_runs_and_the_table_of_results_hold_none(store, sae_file, tm
 
 def test_a_run_says_and_writes_none(tmp_path, server):
     """A run on a server that refuses, and one on SQLite with a token in the git remote."""
-    (tmp_path / "home").mkdir()
+    (tmp_path / "git").mkdir()
     remote = f'[remote "origin"]\n\turl = https://{SECRET}@github.com/a/b.git\n'
-    (tmp_path / "home" / ".gitconfig").write_text(remote)
+    (tmp_path / "git" / "config").write_text(remote)
     said = ""
     for env, extra in (
         ("team", {"MLFLOW_TRACKING_URI": server(401).replace("://", f"://me:{SECRET}@")}),
@@ -100,7 +100,7 @@ def test_a_run_says_and_writes_none(tmp_path, server):
             env={
                 **os.environ,
                 "HUSAI_DATA_DIR": str(tmp_path / "data"),
-                "HOME": str(tmp_path / "home"),
+                "XDG_CONFIG_HOME": str(tmp_path),
                 **extra,
             },
             capture_output=True,
