@@ -33,8 +33,8 @@ def results(*folders: str | Path) -> pd.DataFrame:
     -------
     DataFrame
         One row a SAE and campaign, and one for every file in quarantine: ``campaign`` (with the
-        folder, where several have one name), ``sae_id``, ``status`` (planned, running, done, failed,
-        unfit for what is in the store
+        folder, where several have one name), ``sae_id``, ``status`` (planned, running, done,
+        failed, unfit for what is in the store
         under its name and not in the ledger, and quarantined for what was moved out of it),
         ``group``, ``seed`` and the like from the plan; ``config.NAME``; ``training.NAME``;
         ``metric.NAME``; ``attempts``, ``device_seconds``, ``cost``, ``reason``; ``path``;
