@@ -62,8 +62,10 @@ def mismatches(contracts: Mapping[str, Mapping[str, Any]]) -> list[str]:
         Name of an SAE to the fields of its `husai.sae.formats.Contract`; what is None is unknown
         and contradicts nothing.
     """
-    found = []
+    found: dict[str, str] = {}
     for field in FIELDS:
+        if field == "layer" and "hook" in found:
+            continue  # other hooks say so already
         told = {n: c[field] for n, c in contracts.items() if c.get(field) is not None}
         groups: list[tuple[Any, list[str]]] = []
         for name, value in told.items():
@@ -74,8 +76,8 @@ def mismatches(contracts: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 same.append(name)
         if len(groups) > 1:
             parts = ", ".join(f"{_some(names)}: {value}" for value, names in groups)
-            found.append(f"{field} differs ({parts})")
-    return found
+            found[field] = f"{field} differs ({parts})"
+    return list(found.values())
 
 
 def check_spaces(contracts: Mapping[str, Mapping[str, Any]]) -> None:

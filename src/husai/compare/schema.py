@@ -147,6 +147,13 @@ class SAEEntry(Origin):
     converged: bool | None = Field(description="null: unknown", strict=True)
     format: str | None = None
     architecture: str | None = None
+    source: str | None = Field(None, description="Its address, when it came from the hub")
+    left_out: str | None = Field(None, description="Why only its decoder is compared")
+    contract: dict[str, Any] | None = Field(
+        None,
+        description="What it reads, as far as its files say: model, hook, hook_out, layer, "
+        "position, scale, reshape, and space, what its decoder rows are directions of",
+    )
 
 
 class ActivationsEntry(Origin):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -10,6 +11,8 @@ from kedro.io import AbstractDataset, DatasetError
 
 if TYPE_CHECKING:
     from husai.consistency.study.record import SAERecord
+
+logger = logging.getLogger(__name__)
 
 
 class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[SAERecord]]"]):
@@ -36,10 +39,18 @@ class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[SAERecord]]"]):
         self.metadata = metadata
 
     def load(self) -> dict[str, list[SAERecord]]:
-        """Read every SAE; nothing that a file may hold is executed."""
+        """Read every SAE; nothing that a file may hold is executed.
+
+        What the SAEs of a group say differently of what they read is logged as a warning.
+        """
+        from husai.compare.contract import check_contracts
         from husai.compare.files import load_saes
 
-        return {name: load_saes(paths) for name, paths in self._groups.items()}
+        groups = {name: load_saes(paths) for name, paths in self._groups.items()}
+        for name, saes in groups.items():
+            for mismatch in check_contracts(saes):
+                logger.warning("external SAEs %s: not the same activations: %s", name, mismatch)
+        return groups
 
     def save(self, data: NoReturn) -> None:
         """Refuse: they are only ever an input."""
