@@ -128,7 +128,8 @@ def _hook(name: str) -> str:
 
 
 def _model(name: str) -> str:
-    short = name.rsplit("/", 1)[-1].lower()
+    # pretrained models are called so by some, and not by others
+    short = name.rsplit("/", 1)[-1].lower().removesuffix("-pt")
     return _MODELS.get(short, short)
 
 

@@ -66,6 +66,13 @@ def test_gemma_scope_transcoders_are_read_by_their_decoders(tmp_path: Path) -> N
         load_sae(path)
 
 
+def test_what_a_user_calls_the_folders_above_means_nothing(tmp_path: Path) -> None:
+    mine = tmp_path / "transcoder-embeddings" / "clt" / "gemma-scope-2b-pt-res" / "layer_1" / "w"
+    assert read(npz(mine)).contract.space == "input"
+    far = tmp_path / "transcoders" / "embedding" / "a" / "b" / "layer_1"
+    close(load_sae(npz(far)).encode(ROWS), jump(RAW, SAE.threshold))
+
+
 def gemma_2(folder: Path, cfg: dict[str, Any], more: dict[str, Any] | None = None) -> Path:
     names = {"w_enc": "W_enc", "w_dec": "W_dec"} | {
         name: name for name in ("b_enc", "b_dec", "threshold")

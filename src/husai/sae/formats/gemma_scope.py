@@ -78,7 +78,7 @@ def read(path: Path, hints: Hints) -> Reading:
     found = take(origin, tensors, _TENSORS)
     cfg.agrees("width", len(found["W_dec"]))
     weights = Weights.named(found)
-    if "embedding" in str(path):
+    if "embedding" in _published_name(path):
         # those of the embedding were written for rows multiplied by √d
         weights = replace(
             weights,
@@ -96,9 +96,16 @@ def _only(path: Path, W_dec: torch.Tensor, why: str, contract: Contract) -> Read
     return decoder_only(path, "gemma_scope", W_dec, why, contract, "transcoder")
 
 
+def _published_name(path: Path) -> str:
+    """The folders that are the suite's own: from its repository on, or the last three."""
+    parts = path.absolute().parts
+    start = next((i for i, part in enumerate(parts) if "gemma-scope" in part), len(parts) - 3)
+    return "/".join(parts[max(start, 0) :])
+
+
 def _contract(path: Path, cfg: Settings) -> Contract:
     """From the configuration, or from the names of the folders above."""
-    name = str(path)
+    name = _published_name(path)
     parts = name.replace("--", "/").split("/")
     layer = layer_of(*reversed(parts))
     found = _MODEL.search(name)

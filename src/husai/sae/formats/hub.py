@@ -75,7 +75,8 @@ def _download(address: str) -> Path:
         root = snapshot_download(
             found["repo"],
             revision=found["revision"],
-            allow_patterns=[inside, f"{inside}/*"] if inside else None,
+            # the configuration of a run lies above its SAEs, and names the model
+            allow_patterns=[inside, f"{inside}/*", "config.json"] if inside else None,
         )
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
