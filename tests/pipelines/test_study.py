@@ -278,8 +278,9 @@ def test_the_plan_of_a_campaign_that_runs_is_not_overwritten(study):
 
 
 def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
+    from husai.campaign.records import gather_records
     from husai.compare.files import load_saes
-    from husai.pipelines.consistency_analysis.nodes import compare, external_records
+    from husai.pipelines.consistency_analysis.nodes import compare
     from husai.sae import load_sae
     from husai.storage import TensorFile
 
@@ -293,12 +294,13 @@ def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
         for path in (study / "activations").glob("*.safetensors")
     }
     config = ConsistencyConfig(null_draws=2, code_null_draws=2)
-    groups = compare(plan, trained, {"theirs": load_saes(paths)}, activations, config)[0]
+    records = gather_records(plan, trained, {"theirs": load_saes(paths)}, activations)
+    groups = compare(records, config)[0]
     scores = groups.query("space == 'full' and not signed").set_index(["group", "score"])["mean"]
     # the same files by another way: the same scores
     for score in ("pw_mcc", "mmcs", "shared_fraction", "code_jaccard"):
         assert scores["theirs", score] == pytest.approx(scores["topk d16 k3", score])
-    record = external_records({"theirs": load_saes(paths[:1])}, np.zeros((3, 32), np.float32))[0]
+    record = records.external[0]
     assert record.converged is bool(load_sae(paths[0]).metrics["converged"])
 
 
@@ -315,7 +317,8 @@ def test_one_seed_is_marked_not_defined_and_stops_nothing(study):
     plan = pd.read_parquet(study / "saes" / "plan.parquet").query("seed == 0")
     saes, activations = partitions(study / "saes" / "trained"), partitions(study / "activations")
     config = ConsistencyConfig(null_draws=2, code_null_draws=2, symmetry_draws=1)
-    groups, pairs, features, _, summary = nodes.compare(plan, saes, {}, activations, config)
+    records = nodes.gather(plan, saes, {}, activations)
+    groups, pairs, features, _, summary = nodes.compare(records, config)
     assert groups["mean"].isna().all()
     assert (groups["reason"] == "one seed: no pair to compare").all()
     assert jsonschema.Draft202012Validator(summary_schema()).is_valid(summary)
@@ -325,7 +328,7 @@ def test_one_seed_is_marked_not_defined_and_stops_nothing(study):
     assert (orderings["reason"] != "").all()
     ours = published["source"] == "this study"
     assert published.loc[ours, "value"].isna().all()
-    trajectories = nodes.follow_training(plan, saes, groups, config)
+    trajectories = nodes.follow_training(records, groups, config)
     assert trajectories["reason"].str.contains("one seed").all()
     correlates = nodes.correlate_features(features, config)
     assert (correlates["reason"] != "").all()
@@ -335,7 +338,7 @@ def test_one_seed_is_marked_not_defined_and_stops_nothing(study):
         nodes.plot_reproducibility(features, config),
         nodes.plot_settings(settings),
         nodes.plot_trajectories(trajectories),
-        nodes.plot_similarity(groups, plan, saes),
+        nodes.plot_similarity(groups, records),
     ):
         assert len(figure.texts) == 1
         assert not figure.axes

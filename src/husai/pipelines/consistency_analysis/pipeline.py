@@ -9,6 +9,7 @@ from husai.pipelines.consistency_analysis.nodes import (
     correlate_features,
     find_symmetries,
     follow_training,
+    gather,
     measure_geometry,
     plot_correlation,
     plot_geometry,
@@ -28,8 +29,14 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             Node(
+                gather,
+                inputs=["sae_plan", "saes", "external_saes", "activations"],
+                outputs="study_records",
+                name="gather_records",
+            ),
+            Node(
                 compare,
-                inputs=["sae_plan", "saes", "external_saes", "activations", "params:consistency"],
+                inputs=["study_records", "params:consistency"],
                 outputs=[
                     "consistency_groups",
                     "consistency_pairs",
@@ -58,19 +65,19 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 follow_training,
-                inputs=["sae_plan", "saes", "consistency_groups", "params:consistency"],
+                inputs=["study_records", "consistency_groups", "params:consistency"],
                 outputs="consistency_trajectories",
                 name="follow_training",
             ),
             Node(
                 measure_geometry,
-                inputs=["sae_plan", "saes", "activations", "params:consistency"],
+                inputs=["study_records", "params:consistency"],
                 outputs="consistency_geometry",
                 name="measure_geometry",
             ),
             Node(
                 find_symmetries,
-                inputs=["sae_plan", "saes", "activations", "params:consistency"],
+                inputs=["study_records", "params:consistency"],
                 outputs="consistency_symmetries",
                 name="find_symmetries",
             ),
@@ -94,13 +101,13 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 plot_geometry,
-                inputs=["sae_plan", "saes", "activations"],
+                inputs="study_records",
                 outputs=["geometry_figure", "firing_figure", "circles_figure"],
                 name="plot_geometry",
             ),
             Node(
                 plot_correlation,
-                inputs=["consistency_groups", "sae_plan", "saes", "activations"],
+                inputs=["consistency_groups", "study_records"],
                 outputs="correlation_figure",
                 name="plot_correlation",
             ),
@@ -119,7 +126,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 plot_similarity,
-                inputs=["consistency_groups", "sae_plan", "saes"],
+                inputs=["consistency_groups", "study_records"],
                 outputs="similarity_figure",
                 name="plot_similarity",
             ),
