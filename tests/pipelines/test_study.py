@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -286,16 +287,24 @@ def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
 
     paths = sorted((study / "saes" / "trained").glob("topk-d16-k3-s*"))
     plan = pd.read_parquet(study / "saes" / "plan.parquet").query("group == 'topk d16 k3'")
-    trained = {
-        path.stem: lambda path=path: TensorFile.from_bytes(path.read_bytes(), "") for path in paths
-    }
+    read: list[str] = []
+
+    def reader(path: Path) -> Callable[[], TensorFile]:
+        def load() -> TensorFile:
+            read.append(path.stem)
+            return TensorFile.from_bytes(path.read_bytes(), "")
+
+        return load
+
+    trained = {path.stem: reader(path) for path in paths}
     activations = {
-        path.stem: lambda path=path: TensorFile.from_bytes(path.read_bytes(), "")
-        for path in (study / "activations").glob("*.safetensors")
+        path.stem: reader(path) for path in (study / "activations").glob("*.safetensors")
     }
     config = ConsistencyConfig(null_draws=2, code_null_draws=2)
     records = gather_records(plan, trained, {"theirs": load_saes(paths)}, activations)
     groups = compare(records, config)[0]
+    # every file that the plan names, and no other, once
+    assert sorted(read) == sorted([*trained, "blocks.0.hook_resid_post@-1"])
     scores = groups.query("space == 'full' and not signed").set_index(["group", "score"])["mean"]
     # the same files by another way: the same scores
     for score in ("pw_mcc", "mmcs", "shared_fraction", "code_jaccard"):
