@@ -130,17 +130,15 @@ def permuted(dictionaries: Sequence[ArrayLike]) -> Reference:
     InputError
         When none is given, dimensions differ, or every row is zero.
     """
-    coordinates, axes = _principal_coordinates(dictionaries)
-    coordinates = coordinates * _axis_weights(coordinates)
+    pool = PermutedPool(dictionaries)
 
     def draw(rng: np.random.Generator, sizes: Sequence[int]) -> list[Rows]:
-        mixed = _deal(coordinates, rng, sum(sizes))
-        return [unit_rows(rows @ axes) for rows in _split(mixed, sizes)]
+        return [decoder for decoder, _ in pool.draw(rng, sizes)]
 
     return Reference(
         "permuted",
         "the spectrum and the marginals of the seeds' own features",
-        axes.shape[1],
+        pool.basis.shape[1],
         True,
         draw,
     )
@@ -163,21 +161,73 @@ def _pool(dictionaries: Sequence[ArrayLike]) -> Rows:
     return pool
 
 
-def _principal_coordinates(dictionaries: Sequence[ArrayLike]) -> tuple[Rows, Rows]:
-    """``[N, r]`` coordinates of all unit rows in the principal axes ``[r, d]`` they span."""
-    pool = _pool(dictionaries)
-    _, singular, axes = np.linalg.svd(pool, full_matrices=False)
-    axes = axes[singular > 1e-9 * singular[0]]
-    return pool @ axes.T, axes
+class PermutedPool:
+    """The seeds' features in principal axes, to be permuted: the law behind :func:`permuted`.
+
+    Parameters
+    ----------
+    decoders
+        ``[n_s, d]``; rows of zeros are left out.
+    encoders
+        ``[n_s, d]`` of the same features, or None. They are permuted **with** their decoders, by
+        the same permutations and signs in the decoders' axes: coordinate by coordinate a null
+        feature's encoder belongs to its decoder, as training makes it.
+
+    Attributes
+    ----------
+    basis
+        ``[r, d]`` axes; the whole space when there are encoders, which may leave the decoders'
+        span.
+
+    Raises
+    ------
+    InputError
+        When shapes do not fit or every row is zero.
+    """
+
+    def __init__(
+        self, decoders: Sequence[ArrayLike], encoders: Sequence[ArrayLike] | None = None
+    ) -> None:
+        pool = _pool(decoders)
+        _, singular, axes = np.linalg.svd(pool, full_matrices=encoders is not None)
+        rank = int((singular > 1e-9 * singular[0]).sum())
+        self.basis: Rows = axes if encoders is not None else axes[:rank]
+        sides = [pool]
+        if encoders is not None:
+            if [np.shape(one) for one in decoders] != [np.shape(one) for one in encoders]:
+                raise InputError(
+                    "encoders: their shapes are not those of the decoders; give one feature a row"
+                )
+            live = np.concatenate([np.asarray(one).any(axis=1) for one in decoders])
+            rows = np.concatenate([unit_rows(one, "encoder") for one in encoders])
+            sides.append(rows[live])
+        coordinates = [rows @ self.basis.T for rows in sides]
+        self._sides = np.stack([rows * _axis_weights(rows) for rows in coordinates], axis=-1)
+
+    def draw(
+        self, rng: np.random.Generator, sizes: Sequence[int]
+    ) -> list[tuple[Rows, Rows | None]]:
+        """Draw decoder and encoder (None without) of unit rows for each of the ``sizes``."""
+        mixed = _deal(self._sides, rng, sum(sizes))
+        drawn = []
+        for part in np.split(mixed, np.cumsum(sizes)[:-1]):
+            decoder, *encoder = (
+                unit_rows(part[..., side] @ self.basis) for side in range(part.shape[-1])
+            )
+            drawn.append((decoder, encoder[0] if encoder else None))
+        return drawn
 
 
 def _deal(coordinates: Rows, rng: np.random.Generator, n: int) -> Rows:
-    """``[n, r]``: each axis permuted by itself, with random signs; N rows at a time."""
+    """``[n, r, sides]``: each axis permuted by itself, with random signs; N rows at a time."""
+    total, r, _ = coordinates.shape
     blocks = []
     while n > 0:
-        mixed = rng.permuted(coordinates, axis=0)[:n]
-        blocks.append(mixed * rng.choice((-1.0, 1.0), size=mixed.shape))
-        n -= len(mixed)
+        order = rng.permuted(np.broadcast_to(np.arange(total)[:, None], (total, r)), axis=0)[:n]
+        signs = rng.choice((-1.0, 1.0), size=order.shape)
+        mixed = np.take_along_axis(coordinates, order[:, :, None], axis=0)
+        blocks.append(mixed * signs[:, :, None])
+        n -= len(order)
     return np.concatenate(blocks)
 
 
@@ -187,7 +237,7 @@ def _axis_weights(coordinates: Rows, n_rows: int = 4096, iterations: int = 8) ->
     A fixed point: each axis is weighted by how much of its share of the energy is missing. Two
     or three rounds get within the noise of ``n_rows`` permuted rows.
     """
-    rows = _deal(coordinates, np.random.default_rng(0), n_rows)
+    rows = _deal(coordinates[:, :, None], np.random.default_rng(0), n_rows)[..., 0]
     wanted = np.square(coordinates).mean(axis=0)
     wanted = wanted / wanted.sum()
     weights = np.ones(coordinates.shape[1])
@@ -196,10 +246,6 @@ def _axis_weights(coordinates: Rows, n_rows: int = 4096, iterations: int = 8) ->
         got = (energy / np.maximum(energy.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
         weights *= np.sqrt(wanted / np.maximum(got, 1e-300))
     return weights
-
-
-def _split(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
-    return np.split(rows, np.cumsum(sizes)[:-1])
 
 
 def phase(dictionaries: Sequence[ArrayLike], planes: ArrayLike) -> Reference:
@@ -495,10 +541,9 @@ def joint_null(
     """Null of the shared fraction: the joint event, on permuted SAEs.
 
     A feature is shared when decoder *and* encoder name the same partner, both at the threshold or
-    above. Each SAE drawn is permuted as in :func:`permuted`, decoder and encoder **by the same
-    permutations and signs** in the decoders' principal axes: coordinate by coordinate a null
-    feature's encoder belongs to its decoder, as training makes it, and only which coordinates go
-    together is lost. The decoder's half alone is far higher and is not this null.
+    above. Each SAE drawn is permuted as in :func:`permuted`, decoder and encoder together (see
+    :class:`PermutedPool`), so that only which coordinates go together is lost. The decoder's half
+    alone is far higher and is not this null.
 
     Parameters
     ----------
@@ -517,34 +562,13 @@ def joint_null(
     InputError
         When shapes do not fit.
     """
-    if [np.shape(one) for one in decoders] != [np.shape(one) for one in encoders]:
-        raise InputError(
-            "encoders: their shapes are not those of the decoders; give one feature a row"
-        )
-    W_dec, W_enc = (
-        np.concatenate([unit_rows(one, name) for one in side])
-        for name, side in (("decoder", decoders), ("encoder", encoders))
-    )
-    live = W_dec.any(axis=1)
-    _, axes = _principal_coordinates(decoders)
-    # encoders may reach out of the decoders' span: complete the axes to the whole space
-    basis = np.linalg.svd(axes, full_matrices=True)[2]
-    basis[: len(axes)] = axes
-    both = np.stack(
-        [rows * _axis_weights(rows) for rows in (W_dec[live] @ basis.T, W_enc[live] @ basis.T)],
-        axis=-1,
-    )
+    pool = PermutedPool(decoders, encoders)
     sizes = (int(np.shape(decoders[0])[0]), int(np.shape(decoders[-1])[0]))
 
     def one(t: int) -> float:
-        rng = np.random.default_rng([seed, t])
-        drawn = []
-        for n in sizes:
-            order = np.stack([rng.permutation(len(both))[:n] for _ in range(both.shape[1])], axis=1)
-            mixed = np.take_along_axis(both, order[:, :, None], axis=0)
-            mixed = mixed * rng.choice((-1.0, 1.0), size=mixed.shape[:2])[:, :, None]
-            drawn.append((mixed[..., 0] @ basis, mixed[..., 1] @ basis))
-        (dec_a, enc_a), (dec_b, enc_b) = drawn
+        (dec_a, enc_a), (dec_b, enc_b) = pool.draw(np.random.default_rng([seed, t]), sizes)
+        assert enc_a is not None
+        assert enc_b is not None
         return shared_fraction(
             dec_a, enc_a, dec_b, enc_b, signed=signed, threshold=threshold
         ).fraction
