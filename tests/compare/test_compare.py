@@ -146,7 +146,7 @@ def test_codes_of_equal_saes_agree_and_a_permutation_is_seen_through() -> None:
     ):
         assert value(scores, name, signed) == pytest.approx(1.0, abs=1e-5)
     nulls = entry(scores, "pw_mcc", True).nulls
-    assert set(nulls) == {"isotropic", "data_aware"}
+    assert set(nulls) == {"isotropic", "data_aware", "permuted"}
     shuffled = entry(scores, "activation_mcc", True).nulls["shuffled"]
     assert shuffled.draws == 2
     assert 0 < shuffled.mean < 0.5

@@ -30,6 +30,7 @@ from husai.consistency.inference.nulls import (
     random_dictionary,
 )
 from husai.errors import InputError
+from husai.matching.match import unit_rows
 
 # d, n, MMCS signed and absolute, matched signed and absolute: random unit Gaussian dictionaries
 TABLE = [
@@ -228,13 +229,31 @@ def test_nulls_are_drawn_once_for_a_shape_and_borrowed_where_the_law_is_the_same
     rows = np.eye(4)[[0, 1, 2]]
     side, other = Side(rows, rows), Side(rows[::-1], rows)
     first, second = cache.pair(side, other), cache.pair(other, side)
-    assert drawn == ["isotropic", "data_aware"]
+    assert drawn == ["isotropic", "data_aware", "permuted"]
     assert first["pw_mcc", True]["isotropic"] is second["pw_mcc", True]["isotropic"]
-    assert set(first["pw_mcc", True]) == {"isotropic", "data_aware"}
+    assert set(first["pw_mcc", True]) == {"isotropic", "data_aware", "permuted"}
     # the covariance of the data says nothing about encoders
     assert set(first["pw_mcc_encoder", True]) == {"isotropic"}
     assert first["pw_mcc_encoder", True]["isotropic"] is first["pw_mcc", True]["isotropic"]
     assert ("shared_fraction", True) not in cache.pair(Side(rows), Side(rows))
+
+
+def test_the_permuted_null_is_drawn_from_all_seeds_of_the_group_encoders_with_decoders() -> None:
+    rng = np.random.default_rng(3)
+    seeds = [unit_rows(rng.standard_normal((40, 12))) for _ in range(3)]
+    sides = [Side(rows, rows) for rows in seeds]
+    cache = null_cache.NullCache(ComparisonConfig(null_draws=20, shared_threshold=0.5))
+    found = cache.pair(*sides[:2], group="a", own=sides)
+    independent = np.mean([pw_mcc(seeds[i], seeds[j]) for i, j in ((0, 1), (0, 2), (1, 2))])
+    assert found["pw_mcc", False]["permuted"].mean == pytest.approx(independent, abs=0.03)
+    # encoders equal to their decoders stay so: both name the same partner whenever one does
+    np.testing.assert_allclose(
+        found["shared_fraction", True]["permuted"].values,
+        found["matched_fraction", True]["permuted"].values,
+    )
+    other = cache.pair(*sides[1:], group="b", own=sides[1:])
+    assert other["pw_mcc", False]["isotropic"] is found["pw_mcc", False]["isotropic"]
+    assert other["pw_mcc", False]["permuted"] is not found["pw_mcc", False]["permuted"]
 
 
 def test_a_kind_made_of_the_saes_themselves_is_drawn_for_each_group(

@@ -30,6 +30,9 @@ from husai.threads import worker_pool
 # a minute or so on two cores. Chance varies less the wider the dictionaries.
 _NULL_OPERATIONS = 4e12
 _MOST_NULL_DRAWS, _LEAST_NULL_DRAWS = 40, 1
+# Numbers in the decoders that a null made of the SAEs themselves pools in float64: it is left out
+# of comparisons that are larger, where a draw would take gigabytes.
+_MOST_POOLED = 32 * 1024**2
 # Shuffles behind the null of matched activations, and pairs of latents they may correlate in all.
 _MOST_SHUFFLES, _SHUFFLED_PAIRS = 19, 20 * 1024**2
 
@@ -109,6 +112,8 @@ class NullCache:
             group if "dictionaries" in kind.needs else "",
         )
         if n_draws == 0:
+            return {}
+        if "dictionaries" in kind.needs and sum(one.decoder.size for one in own) > _MOST_POOLED:
             return {}
         if key not in self._known:
             source = NullSource(

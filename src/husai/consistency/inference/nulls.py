@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from husai.consistency.config import ComparisonConfig
+from husai.consistency.inference.permuted import PermutedPool
 from husai.consistency.scores.pair import (
     BOTH_SIGNS,
     MatchRun,
@@ -161,7 +163,8 @@ class NullSource:
     root
         ``[r, d]`` root of the activations' covariance, from :func:`covariance_root`, or None.
     own
-        The SAEs that are compared, where a kind is made of them; empty otherwise.
+        The SAEs that are compared, where a kind is made of them; empty otherwise. All of them
+        have encoders, or none.
     """
 
     n_a: int
@@ -169,6 +172,15 @@ class NullSource:
     d: int
     root: NDArray[np.float64] | None = None
     own: tuple[Side, ...] = ()
+
+    @cached_property
+    def pool(self) -> PermutedPool:
+        """The features of ``own``, pooled once for all draws."""
+        encoders = [side.encoder() if callable(side.encoder) else side.encoder for side in self.own]
+        known = [encoder for encoder in encoders if encoder is not None]
+        return PermutedPool(
+            [side.decoder for side in self.own], known if len(known) == len(encoders) else None
+        )
 
 
 Draw = Callable[[NullSource, np.random.Generator], tuple[Side, Side]]
@@ -231,6 +243,14 @@ def _random_pair(
     )
 
 
+def _permuted(source: NullSource, rng: np.random.Generator) -> tuple[Side, Side]:
+    a, b = (
+        Side(direction_rows(decoder), None if encoder is None else direction_rows(encoder))
+        for decoder, encoder in source.pool.draw(rng, (source.n_a, source.n_b))
+    )
+    return a, b
+
+
 NULL_KINDS: dict[str, NullKind] = {
     kind.name: kind
     for kind in (
@@ -248,6 +268,14 @@ NULL_KINDS: dict[str, NullKind] = {
             "activations",
             frozenset({"covariance"}),
             _data_aware,
+        ),
+        NullKind(
+            "permuted",
+            "own features permuted",
+            "the SAEs' own features with each principal coordinate permuted across features: "
+            "their spectrum and marginals without the features",
+            frozenset({"dictionaries"}),
+            _permuted,
         ),
         NullKind(
             "init",

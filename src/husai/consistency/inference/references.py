@@ -26,6 +26,7 @@ from husai.consistency.inference.nulls import (
     covariance_root,
     random_dictionary,
 )
+from husai.consistency.inference.permuted import PermutedPool, pooled
 from husai.consistency.scores.decoder import SHARED_THRESHOLD, shared_fraction
 from husai.consistency.scores.pair import dictionary_pair
 from husai.consistency.scores.registry import known_scores
@@ -144,110 +145,6 @@ def permuted(dictionaries: Sequence[ArrayLike]) -> Reference:
     )
 
 
-def _pool(dictionaries: Sequence[ArrayLike]) -> Rows:
-    """All unit rows, without those of zeros."""
-    if not len(dictionaries):
-        raise InputError("dictionaries: none given; give the seeds' decoders")
-    rows = [unit_rows(one, f"dictionary {i}") for i, one in enumerate(dictionaries)]
-    if len({one.shape[1] for one in rows}) > 1:
-        raise InputError(
-            f"dictionaries: of {sorted({one.shape[1] for one in rows})} dimensions; "
-            "compare dictionaries of one space"
-        )
-    pool = np.concatenate(rows)
-    pool = pool[pool.any(axis=1)]
-    if not len(pool):
-        raise InputError("dictionaries: every row is zero; there is no direction to permute")
-    return pool
-
-
-class PermutedPool:
-    """The seeds' features in principal axes, to be permuted: the law behind :func:`permuted`.
-
-    Parameters
-    ----------
-    decoders
-        ``[n_s, d]``; rows of zeros are left out.
-    encoders
-        ``[n_s, d]`` of the same features, or None. They are permuted **with** their decoders, by
-        the same permutations and signs in the decoders' axes: coordinate by coordinate a null
-        feature's encoder belongs to its decoder, as training makes it.
-
-    Attributes
-    ----------
-    basis
-        ``[r, d]`` axes; the whole space when there are encoders, which may leave the decoders'
-        span.
-
-    Raises
-    ------
-    InputError
-        When shapes do not fit or every row is zero.
-    """
-
-    def __init__(
-        self, decoders: Sequence[ArrayLike], encoders: Sequence[ArrayLike] | None = None
-    ) -> None:
-        pool = _pool(decoders)
-        _, singular, axes = np.linalg.svd(pool, full_matrices=encoders is not None)
-        rank = int((singular > 1e-9 * singular[0]).sum())
-        self.basis: Rows = axes if encoders is not None else axes[:rank]
-        sides = [pool]
-        if encoders is not None:
-            if [np.shape(one) for one in decoders] != [np.shape(one) for one in encoders]:
-                raise InputError(
-                    "encoders: their shapes are not those of the decoders; give one feature a row"
-                )
-            live = np.concatenate([np.asarray(one).any(axis=1) for one in decoders])
-            rows = np.concatenate([unit_rows(one, "encoder") for one in encoders])
-            sides.append(rows[live])
-        coordinates = [rows @ self.basis.T for rows in sides]
-        self._sides = np.stack([rows * _axis_weights(rows) for rows in coordinates], axis=-1)
-
-    def draw(
-        self, rng: np.random.Generator, sizes: Sequence[int]
-    ) -> list[tuple[Rows, Rows | None]]:
-        """Draw decoder and encoder (None without) of unit rows for each of the ``sizes``."""
-        mixed = _deal(self._sides, rng, sum(sizes))
-        drawn = []
-        for part in np.split(mixed, np.cumsum(sizes)[:-1]):
-            decoder, *encoder = (
-                unit_rows(part[..., side] @ self.basis) for side in range(part.shape[-1])
-            )
-            drawn.append((decoder, encoder[0] if encoder else None))
-        return drawn
-
-
-def _deal(coordinates: Rows, rng: np.random.Generator, n: int) -> Rows:
-    """``[n, r, sides]``: each axis permuted by itself, with random signs; N rows at a time."""
-    total, r, _ = coordinates.shape
-    blocks = []
-    while n > 0:
-        order = rng.permuted(np.broadcast_to(np.arange(total)[:, None], (total, r)), axis=0)[:n]
-        signs = rng.choice((-1.0, 1.0), size=order.shape)
-        mixed = np.take_along_axis(coordinates, order[:, :, None], axis=0)
-        blocks.append(mixed * signs[:, :, None])
-        n -= len(order)
-    return np.concatenate(blocks)
-
-
-def _axis_weights(coordinates: Rows, n_rows: int = 4096, iterations: int = 8) -> Rows:
-    """``[r]``: weights with which permuted, renormalised rows keep the spectrum.
-
-    A fixed point: each axis is weighted by how much of its share of the energy is missing. Two
-    or three rounds get within the noise of ``n_rows`` permuted rows.
-    """
-    rows = _deal(coordinates[:, :, None], np.random.default_rng(0), n_rows)[..., 0]
-    wanted = np.square(coordinates).mean(axis=0)
-    wanted = wanted / wanted.sum()
-    weights = np.ones(coordinates.shape[1])
-    for _ in range(iterations):
-        energy = np.square(rows * weights)
-        got = (energy / np.maximum(energy.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
-        weights *= np.sqrt(wanted / np.maximum(got, 1e-300))
-    return weights
-
-
 def phase(dictionaries: Sequence[ArrayLike], planes: ArrayLike) -> Reference:
     """Turn the seeds' own dictionaries inside known planes, each plane by an angle of its own.
 
@@ -271,7 +168,7 @@ def phase(dictionaries: Sequence[ArrayLike], planes: ArrayLike) -> Reference:
         When shapes do not fit or the planes are not independent.
     """
     rows = [unit_rows(one, f"dictionary {i}") for i, one in enumerate(dictionaries)]
-    _pool(dictionaries)
+    pooled(dictionaries)
     axes = np.asarray(planes, dtype=np.float64)
     d = rows[0].shape[1]
     if axes.ndim != 3 or axes.shape[1:] != (2, d) or not np.isfinite(axes).all():
@@ -399,7 +296,7 @@ def given(dictionaries: Sequence[ArrayLike], kind: str, keeps: str) -> Reference
     if len(dictionaries) < 2:
         raise InputError(f"dictionaries: {len(dictionaries)} given; a pair needs at least two")
     rows = [unit_rows(one, f"dictionary {i}") for i, one in enumerate(dictionaries)]
-    d = _pool(dictionaries).shape[1]
+    d = pooled(dictionaries).shape[1]
 
     def draw(rng: np.random.Generator, sizes: Sequence[int]) -> list[Rows]:
         if len(sizes) > len(rows):

@@ -10,7 +10,7 @@ import numpy as np
 
 from husai.consistency.scores.decoder import distinct_share, orderedness, shared_pairs
 from husai.consistency.scores.pair import PreparedPair
-from husai.consistency.scores.score import COSINE, DISTANCE, DRAWN, Need, Score, Value
+from husai.consistency.scores.score import CLAIM_NULLS, COSINE, DISTANCE, DRAWN, Need, Score, Value
 from husai.consistency.scores.similarity import cka_from_products, svcca_from_products
 from husai.consistency.scores.truth import TRUTH_SCORES
 from husai.errors import InputError
@@ -86,6 +86,7 @@ _decoder(
     "mean similarity of the decoder rows under the best one-to-one match (arXiv 2505.20254)",
     lambda pair, signed: pair.matches[signed].mean,
     signed_bounds=COSINE,
+    nulls=CLAIM_NULLS,
 )
 _decoder(
     "mmcs",
@@ -93,6 +94,7 @@ _decoder(
     "mean similarity of each feature to its nearest in the other SAE, many to one, both ways",
     lambda pair, signed: (_a_to_b(pair, signed) + _b_to_a(pair, signed)) / 2,
     signed_bounds=COSINE,
+    nulls=CLAIM_NULLS,
 )
 _decoder(
     "mmcs_a_to_b",
@@ -115,6 +117,7 @@ _decoder(
     "matched ≥ {threshold:g}",
     "share of features whose partner in the decoders' match reaches the threshold",
     _matched_fraction,
+    nulls=CLAIM_NULLS,
 )
 _decoder(
     "uniqueness",
@@ -191,7 +194,7 @@ register(
         "threshold or above (arXiv 2501.16615)",
         _ENCODER,
         _shared_fraction,
-        nulls=(*DRAWN, "untrained"),
+        nulls=("permuted", *DRAWN, "untrained"),
     )
 )
 register(

@@ -19,6 +19,8 @@ DISTANCE: Bounds = (0.0, float("inf"))
 
 DRAWN = ("isotropic", "data_aware")
 DECODER_NULLS = (*DRAWN, "init", "untrained")
+CLAIM_NULLS = ("permuted", *DECODER_NULLS)
+"""Of the scores that claims are made of: drawn for each group by itself, so not for all."""
 
 
 class Value(NamedTuple):
