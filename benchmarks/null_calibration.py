@@ -211,8 +211,8 @@ def page(table: list[dict[str, Any]], joint: list[dict[str, Any]], command: str)
         f"{worst['data_aware']:.3f} and the isotropic one within "
         f"{worst['isotropic']:.3f}. The data-aware null calls up to {below:.0%} of "
         "half-shared pairs of a world below chance, the permuted one "
-        f"{permuted_below:.0%}. The permuted null errs high, so that its p-values are cautious, but "
-        f"for {worst_p['world']}: there it is {-worst_p['error']:.3f} too low and calls "
+        f"{permuted_below:.0%}. The permuted null errs high, so that its p-values are cautious, "
+        f"but for {worst_p['world']}: there it is {-worst_p['error']:.3f} too low and calls "
         f"{worst_p['false_positive']:.0%} of independent pairs significant, since a null of little "
         "spread forgives no error of its mean.",
         "",

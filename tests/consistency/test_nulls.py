@@ -243,7 +243,7 @@ def test_the_permuted_null_is_drawn_from_all_seeds_of_the_group_encoders_with_de
     seeds = [unit_rows(rng.standard_normal((40, 12))) for _ in range(3)]
     sides = [Side(rows, rows) for rows in seeds]
     cache = null_cache.NullCache(ComparisonConfig(null_draws=20, shared_threshold=0.5))
-    found = cache.pair(*sides[:2], group="a", own=sides)
+    found = cache.pair(sides[0], sides[1], group="a", own=sides)
     independent = np.mean([pw_mcc(seeds[i], seeds[j]) for i, j in ((0, 1), (0, 2), (1, 2))])
     assert found["pw_mcc", False]["permuted"].mean == pytest.approx(independent, abs=0.03)
     # encoders equal to their decoders stay so: both name the same partner whenever one does
@@ -251,7 +251,7 @@ def test_the_permuted_null_is_drawn_from_all_seeds_of_the_group_encoders_with_de
         found["shared_fraction", True]["permuted"].values,
         found["matched_fraction", True]["permuted"].values,
     )
-    other = cache.pair(*sides[1:], group="b", own=sides[1:])
+    other = cache.pair(sides[1], sides[2], group="b", own=sides[1:])
     assert other["pw_mcc", False]["isotropic"] is found["pw_mcc", False]["isotropic"]
     assert other["pw_mcc", False]["permuted"] is not found["pw_mcc", False]["permuted"]
 
