@@ -1,10 +1,10 @@
-"""Time of one training step of the literature's transformer, by three roads to the same loss.
+"""Time of one training step of the literature's transformer, in three ways.
 
     python benchmarks/transformer_step.py --threads 2 --out benchmarks/results/transformer_step.json
 
-Addition mod 113, half of the pairs, full batch, forward + backward + AdamW. The roads take turns
-within every round, so that what else the machine does falls on all alike; ratios are of the
-rounds' times, pair by pair.
+Addition mod 113, half of the pairs, full batch, forward + backward + AdamW. The three ways take
+turns within every round, so that other work of the machine slows all of them alike. Ratios are of
+the times of one round.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from husai.transformer.model import named_parameters
 from husai.transformer.training import answer_loss, hardware_name
 
 
-class Road:
+class LossForm:
     """A model of its own, stepped by one way of computing the loss."""
 
     def __init__(self, name: str) -> None:
@@ -52,12 +52,12 @@ class Road:
         self.optimizer = torch.optim.AdamW(
             trained, lr=1e-3, betas=(0.9, 0.98), weight_decay=1.0, fused=True
         )
-        roads: dict[str, Callable[[], Tensor]] = {
+        forms: dict[str, Callable[[], Tensor]] = {
             "hooked": self.hooked,
             "functional": self.functional,
             "compiled": self.compiled,
         }
-        self.loss = roads[name]
+        self.loss = forms[name]
 
     def hooked(self) -> Tensor:
         return answer_loss(self.model(self.tokens)[:, -1], self.answers)
@@ -95,18 +95,18 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    roads = [Road(name) for name in ("hooked", "functional", "compiled")]
-    for road in roads:
-        road.step()
-        road.step()
+    forms = [LossForm(name) for name in ("hooked", "functional", "compiled")]
+    for form in forms:
+        form.step()
+        form.step()
     load = os.getloadavg()[0]
-    seconds = np.array([[road.step() for road in roads] for _ in range(arguments.rounds)])
-    losses = [float(road.loss().detach()) for road in roads]
+    seconds = np.array([[form.step() for form in forms] for _ in range(arguments.rounds)])
+    losses = [float(form.loss().detach()) for form in forms]
     # hooked and fast have taken the same steps: were they not the same function, these would differ
     if not np.allclose(losses, losses[0], rtol=1e-3):
-        raise SystemExit(f"the roads have come to different losses: {losses}")
+        raise SystemExit(f"the forms have come to different losses: {losses}")
 
-    n_rows = len(roads[0].answers)
+    n_rows = len(forms[0].answers)
     report: dict[str, Any] = {
         "command": "python " + " ".join(sys.argv),
         "setting": f"addition mod 113, {n_rows} train rows, full batch, AdamW",
@@ -117,11 +117,11 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "roads": {},
+        "forms": {},
     }
-    for i, road in enumerate(roads):
+    for i, form in enumerate(forms):
         times, ratios = seconds[:, i], seconds[:, 0] / seconds[:, i]
-        report["roads"][road.name] = {
+        report["forms"][form.name] = {
             "median_ms": float(np.median(times) * 1e3),
             "fastest_ms": float(times.min() * 1e3),
             "fastest_us_per_row": float(times.min() * 1e6 / n_rows),

@@ -159,7 +159,7 @@ def test_saes_of_another_training_are_set_aside_not_overwritten(campaign, undist
     assert campaign.start(training=neutral) == []
 
 
-def test_a_sae_that_diverges_fails_alone_and_is_not_tried_again(campaign, undisturbed):
+def test_an_sae_that_diverges_fails_alone_and_is_not_tried_again(campaign, undisturbed):
     config = make_config()
     variant = {
         "architecture": "topk",
@@ -521,7 +521,7 @@ def test_files_that_are_whole_and_no_saes_are_set_aside(campaign, undisturbed):
     assert campaign.start() == []
 
 
-def test_what_a_sae_took_is_known_though_the_driver_ended_before_it_was_told(campaign):
+def test_what_an_sae_took_is_known_though_the_driver_ended_before_it_was_told(campaign):
     config = make_config(budget={"rate": 3600.0})
     (sae_id,) = campaign.start(config, stop_after=1)
     assert Ledger(campaign.folders.campaign / LEDGER).entries[sae_id].status != "done"

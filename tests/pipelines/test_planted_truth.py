@@ -227,7 +227,7 @@ def test_a_score_that_does_not_vary_has_no_correlation(study):
     assert (mine["reason"] != "").all()
 
 
-def test_gate_has_one_outcome_a_sae_and_length(study, trained):
+def test_gate_has_one_outcome_an_sae_and_length(study, trained):
     outcomes = gate_outcomes(study["runs"], study_config())
     assert len(outcomes) == 3 * 2 * 3 * 2 * 3  # widths, architectures, draws, lengths, seeds
     assert set(outcomes["steps"]) == {40, 120}

@@ -170,7 +170,7 @@ def test_data_order_follows_data_seed_alone() -> None:
     assert not np.array_equal(order, batch_rows(4, 100, 30, 0, 10))
 
 
-def test_a_sae_that_turns_nan_leaves_the_others_alone() -> None:
+def test_an_sae_that_turns_nan_leaves_the_others_alone() -> None:
     x = rows()
     good = configs("topk", n=2)
     bad = configs("topk", n=1, learning_rate=1e30)

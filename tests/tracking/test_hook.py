@@ -103,7 +103,7 @@ def test_a_session_that_is_stopped_says_it_too(store, session):
     assert store.recorder.client.get_run(run_id).info.status == "FAILED"
 
 
-def test_nothing_that_is_recorded_of_a_sae_ends_the_training(store, session, sae, monkeypatch):
+def test_nothing_that_is_recorded_of_an_sae_ends_the_training(store, session, sae, monkeypatch):
     def refuse(*arguments: Any, **fields: Any) -> None:
         raise ValueError("no")
 

@@ -312,7 +312,7 @@ def test_appended_lines_stand_alone(tmp_path):
     assert path.read_text() == "one\nto\nthree\n"
 
 
-def test_what_a_sae_took_are_metrics_of_its_run(store, sae_file):
+def test_what_an_sae_took_are_metrics_of_its_run(store, sae_file):
     file = TensorFile.from_bytes(sae_file, "s")
     header = dict(file.header)
     about = {**header["provenance"]["campaign"], "device_seconds": 3.0, "peak_bytes": 7e6}

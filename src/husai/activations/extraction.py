@@ -63,7 +63,7 @@ class ExtractionConfig(Config):
             raise ValueError(f"named more than once: {repeated}")
         return values
 
-    def places(self) -> list[tuple[str, int]]:
+    def hook_positions(self) -> list[tuple[str, int]]:
         """Every hook with every position at which it is read.
 
         Raises
@@ -96,8 +96,8 @@ def check_extraction(model: TransformerBridge, n_ctx: int, config: ExtractionCon
         Naming the field, the value, and what there is instead.
     """
     known = model.hook_dict
-    places = config.places()
-    for name in dict.fromkeys(name for name, _ in places):
+    hook_positions = config.hook_positions()
+    for name in dict.fromkeys(name for name, _ in hook_positions):
         if name not in known:
             last = name.split(".")[-1]
             alike = [hook for hook in sorted(known) if hook.split(".")[-1] == last]
@@ -106,15 +106,15 @@ def check_extraction(model: TransformerBridge, n_ctx: int, config: ExtractionCon
                 f"activations.hook_names: no hook '{name}' in the model; the closest of "
                 f"{len(known)} are: {', '.join(alike)}"
             )
-    for _, position in places:
+    for _, position in hook_positions:
         if not -n_ctx <= position < n_ctx:
             raise InputError(
                 f"activations.positions: {position} is outside the context of {n_ctx} tokens"
             )
-    if len({(name, position % n_ctx) for name, position in places}) < len(places):
+    if len({(name, position % n_ctx) for name, position in hook_positions}) < len(hook_positions):
         raise InputError(
-            f"activations.positions: {[position for _, position in places]} names a position of "
-            f"the {n_ctx} tokens twice"
+            f"activations.positions: {[position for _, position in hook_positions]} names a "
+            f"position of the {n_ctx} tokens twice; leave one out"
         )
 
 
@@ -161,7 +161,9 @@ def extract_activations(
     n_rows, n_ctx = tokens.shape
     check_extraction(model, n_ctx, config)
     device = next(model.parameters()).device
-    chunks: dict[tuple[str, int], list[torch.Tensor]] = {place: [] for place in config.places()}
+    chunks: dict[tuple[str, int], list[torch.Tensor]] = {
+        hook_position: [] for hook_position in config.hook_positions()
+    }
     wanted = {name for name, _ in chunks}
     with (
         torch.no_grad(),

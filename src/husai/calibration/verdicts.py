@@ -26,7 +26,7 @@ GATE_SLOPES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
-class Worth:
+class StudyVerdicts:
     """What the study says.
 
     Attributes
@@ -53,7 +53,7 @@ class Worth:
     summary: dict[str, Any]
 
 
-def calibrate_study(tables: StudyTables, config: PlantedTruthConfig) -> Worth:
+def calibrate_study(tables: StudyTables, config: PlantedTruthConfig) -> StudyVerdicts:
     """Say what each score, the gate and reproducibility are worth.
 
     Worlds with planes are left out of the rank correlations and the gate: their one-dimensional
@@ -62,7 +62,7 @@ def calibrate_study(tables: StudyTables, config: PlantedTruthConfig) -> Worth:
     calibration = _calibration(tables.settings, config)
     detectors = _detectors(tables.features, config)
     gate = _gate(tables.runs, config)
-    return Worth(
+    return StudyVerdicts(
         calibration, detectors, gate, _summary(tables, calibration, detectors, gate, config)
     )
 
@@ -113,7 +113,7 @@ def _detectors(features: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFra
             n_resamples=config.n_resamples,
         )
         wrong = {
-            f"stable_but_wrong{end}": _one_less(found[f"precision{of}"])
+            f"stable_but_wrong{end}": _complement(found[f"precision{of}"])
             for end, of in (("", ""), ("_low", "_high"), ("_high", "_low"))
         }
         over = "world draw" if cluster == "cluster" else "group"
@@ -216,7 +216,7 @@ def _summary(
     return summary
 
 
-def _one_less(share: float | None) -> float | None:
+def _complement(share: float | None) -> float | None:
     return None if share is None else 1 - share
 
 

@@ -98,13 +98,13 @@ class Ledger:
         self._apply(line)
 
     def table(self, ids: Iterable[str] | None = None) -> pd.DataFrame:
-        """Give one row a SAE, of these or of all: the fields of :class:`Entry`."""
+        """Give one row per SAE, of these or of all: the fields of :class:`Entry`."""
         chosen = self.entries if ids is None else ids
         rows = [asdict(self.entries.get(sae_id, Entry(sae_id))) for sae_id in chosen]
         return pd.DataFrame(rows, columns=list(Entry.__dataclass_fields__))
 
     def before(self, sae_id: str) -> tuple[float, float]:
-        """Give the device-seconds and the cost of a SAE before its present attempt."""
+        """Give the device-seconds and the cost of an SAE before its present attempt."""
         return self._before.get(sae_id, (0.0, 0.0))
 
     def cost(self) -> float:

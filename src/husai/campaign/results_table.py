@@ -32,7 +32,7 @@ def results(*folders: str | Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a SAE and campaign, and one for every file in quarantine: ``campaign`` (with the
+        One row per SAE and campaign, and one for every file in quarantine: ``campaign`` (with the
         folder, where several have one name), ``sae_id``, ``status`` (planned, running, done,
         failed, unfit for what is in the store
         under its name and not in the ledger, and quarantined for what was moved out of it),
@@ -91,7 +91,7 @@ def _campaigns(folder: Path) -> list[Path]:
 def _rows(folder: Path) -> list[dict[str, Any]]:
     entries = Ledger(folder / "campaign" / LEDGER).entries
     runs = _runs(folder / "campaign" / RUNS)
-    places = _places(folder / PLAN)
+    places = _planned_rows(folder / PLAN)
     files = {path.stem: path for path in sorted((folder / "trained").glob(f"*{SUFFIX}"))}
     rows = []
     for sae_id in dict.fromkeys([*entries, *files]):
@@ -127,7 +127,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _places(plan: Path) -> dict[str, dict[str, Any]]:
+def _planned_rows(plan: Path) -> dict[str, dict[str, Any]]:
     """Give what the plan, where there is one, says of SAEs that are not trained yet."""
     if not plan.is_file():
         return {}

@@ -84,7 +84,7 @@ def run_campaign(
 ) -> Iterator[tuple[str, TrainedSAE]]:
     """Train every SAE of a plan that is not trained yet, and give each once its bank has ended.
 
-    The consumer saves a SAE into ``folders.store`` before it asks for the next one; then the
+    The consumer saves an SAE into ``folders.store`` before it asks for the next one; then the
     ledger says that it is done.
 
     Parameters
@@ -146,7 +146,7 @@ class _Campaign:
         self.planned = planned_banks(plan, activations, training)
         self.failed: dict[str, str] = {}
         self.without_file: set[str] = set()
-        self._sort_out()
+        self._find_work()
         self.running: dict[str, _Running] = {}
         self.losses: dict[str, int] = {}
         # why nothing could be submitted the last time; why nothing will be any more
@@ -158,7 +158,7 @@ class _Campaign:
         self.estimates: Estimates
         self.calibrations: Calibrations
 
-    def _sort_out(self) -> None:
+    def _find_work(self) -> None:
         """Find out what is missing; bring the ledger up to what the store holds."""
         store = Store(self.folders.store, self.folders.campaign / QUARANTINE)
         interrupted = [i for i in self.ids if self._status(i) == RUNNING]
@@ -183,7 +183,7 @@ class _Campaign:
         self.ledger.record(PLANNED, [i for i in missing if self._status(i) != PLANNED])
 
     def _unrecorded(self, sae_id: str, about: Mapping[str, Any]) -> dict[str, float]:
-        """Give what a SAE's last attempt took, by its file.
+        """Give what an SAE's last attempt took, by its file.
 
         A driver that ends between the saving of the file and the ledger's line leaves it there
         alone. Files of attempts that this ledger does not know cost this campaign nothing.
@@ -300,7 +300,7 @@ class _Campaign:
         elif isinstance(event.result, Broken):
             self._broken(event, event.result)
 
-    def _begun(self, name: str, worker: str) -> _Running:
+    def _started(self, name: str, worker: str) -> _Running:
         """Write down that a bank's worker began, once."""
         run = self.running[name]
         if run.started is None:
@@ -309,7 +309,7 @@ class _Campaign:
         return run
 
     def _progressed(self, event: Progress) -> None:
-        self._begun(event.name, event.worker)
+        self._started(event.name, event.worker)
         self.view.progress(event.name, event.part)
         self._keep_accounts()
 
@@ -336,9 +336,9 @@ class _Campaign:
             "cost": self.budget.cost(seconds) / n,
         }
 
-    def _settle(self, event: Done | Lost) -> tuple[_Running, dict[str, float]]:
+    def _end_run(self, event: Done | Lost) -> tuple[_Running, dict[str, float]]:
         """Take a bank off the running ones; give what it cost."""
-        run = self._begun(event.name, event.worker)
+        run = self._started(event.name, event.worker)
         if isinstance(event, Done) and isinstance(event.result, Trained | Broken):
             run.measured = event.result.seconds
         del self.running[event.name]
@@ -348,7 +348,7 @@ class _Campaign:
         from husai.sae import from_tensors
 
         assert isinstance(event.result, Trained)
-        run, share = self._settle(event)
+        run, share = self._end_run(event)
         bank = run.bank
         self.estimates.learn(bank, run.seconds())
         if run.whole:
@@ -385,7 +385,7 @@ class _Campaign:
         shutil.rmtree(self.folders.checkpoints / event.name, ignore_errors=True)
 
     def _broken(self, event: Done, result: Broken) -> None:
-        run, share = self._settle(event)
+        run, share = self._end_run(event)
         if result.kind == "machine":
             self.ledger.record("lost", sorted(run.bank.wanted), reason=result.reason, **share)
             self.stopped = result.reason
@@ -399,7 +399,7 @@ class _Campaign:
         self.budget.spent = self.ledger.cost()
 
     def _lost(self, event: Lost) -> None:
-        run, share = self._settle(event)
+        run, share = self._end_run(event)
         bank = run.bank
         losses = self.losses[event.name] = self.losses.get(event.name, 0) + 1
         if losses <= self.config.compute.max_retries:

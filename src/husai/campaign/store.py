@@ -29,7 +29,7 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
 def difference(
     sae: TrainedSAE, config: SAEConfig, training: BankTrainingConfig, fingerprint: str
 ) -> str | None:
-    """Say why a SAE is not what training this configuration on these rows gives, or None."""
+    """Say why an SAE is not what training this configuration on these rows gives, or None."""
     provenance = sae.provenance
     if sae.config != config:
         return "its configuration is another"
@@ -48,12 +48,12 @@ def difference(
 
 
 def about_campaign(sae: TrainedSAE) -> dict[str, Any]:
-    """Give what a SAE's file says of the campaign that trained it; empty for other files."""
+    """Give what an SAE's file says of the campaign that trained it; empty for other files."""
     return dict(sae.provenance.get("campaign") or {})
 
 
 def identity(header: Mapping[str, Any]) -> str:
-    """Sixteen hex digits of all that decides a SAE: configuration, training, rows, version."""
+    """Sixteen hex digits of all that decides an SAE: configuration, training, rows, version."""
     provenance = header.get("provenance", {})
     training = {
         name: value
@@ -100,7 +100,7 @@ class Store:
         except InputError as error:
             problem = str(error).removeprefix(f"{path}: ")
         except UNREADABLE as error:
-            problem = f"it does not read as a SAE ({type(error).__name__}: {error})"
+            problem = f"it does not read as an SAE ({type(error).__name__}: {error})"
         return (sae, None) if problem is None else (None, problem)
 
     def move_out(self, sae_id: str) -> Path:

@@ -66,9 +66,9 @@ def mismatches(contracts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for field in FIELDS:
         if field == "layer" and "hook" in found:
             continue  # other hooks say so already
-        told = {n: c[field] for n, c in contracts.items() if c.get(field) is not None}
+        stated = {n: c[field] for n, c in contracts.items() if c.get(field) is not None}
         groups: list[tuple[Any, list[str]]] = []
-        for name, value in told.items():
+        for name, value in stated.items():
             same = next((names for other, names in groups if _same(field, value, other)), None)
             if same is None:
                 groups.append((value, [name]))

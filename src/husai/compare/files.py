@@ -48,16 +48,16 @@ def load_saes(
 
     places, below, known, sources = [], [], [], []
     for path in paths:
-        root, told = resolved(path, hints)
+        root, known_hints = resolved(path, hints)
         found = [root] if format is not None else find_saes(root)
         several = len(found) > 1
         places += found if several else [root]
         below += [len(one.relative_to(root).parts) if several else 1 for one in found]
-        known += [told] * len(found)
+        known += [known_hints] * len(found)
         sources += [{"source": str(path)} if is_remote(path) else {}] * len(found)
     saes = [
-        load_one(place, name, format, told)
-        for place, name, told in zip(places, short_names(places, below), known, strict=True)
+        load_one(place, name, format, known_hints)
+        for place, name, known_hints in zip(places, short_names(places, below), known, strict=True)
     ]
     return [
         replace(sae, origin={**sae.origin, **source})

@@ -97,19 +97,19 @@ def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
     table = plan_saes(plan)
     if "activations" in groups:
         extraction = groups["activations"]
-        places = extraction.places()
+        hook_positions = extraction.hook_positions()
         for hook_name, position in dict.fromkeys(
             zip(table["hook_name"], table["position"], strict=True)
         ):
-            if hook_name not in {name for name, _ in places}:
+            if hook_name not in {name for name, _ in hook_positions}:
                 raise InputError(
                     f"campaign.plan.hook_name: '{hook_name}' is not extracted; "
                     f"activations.hook_names has: {', '.join(extraction.hook_names)}"
                 )
-            if (hook_name, position) not in places:
+            if (hook_name, position) not in hook_positions:
                 raise InputError(
                     f"campaign.plan.position: {position} of '{hook_name}' is not extracted; "
-                    f"there are: {', '.join(f'{name}@{at}' for name, at in places)}"
+                    f"there are: {', '.join(f'{name}@{at}' for name, at in hook_positions)}"
                 )
         if plan.untrained != "none" and not extraction.untrained:
             raise InputError(

@@ -110,7 +110,7 @@ class Lineage:
                 if now and now != then and (not only or source in only):
                     again = dict.fromkeys(part for part in reversed(pipelines) if part)
                     raise StudyError(
-                        f"{self._place(dataset)}: made from {self._place(source)} with "
+                        f"{self._location(dataset)}: made from {self._location(source)} with "
                         f"fingerprint {then}, which has {now} now; make it again: kedro run "
                         f"--pipelines={','.join(again)}"
                     )
@@ -132,10 +132,10 @@ class Lineage:
         return made if made.fingerprint == self._fingerprint(name) else None
 
     def _record(self, name: str) -> Path | None:
-        place = self._place(name)
+        place = self._location(name)
         return None if place is None else place.parent / FOLDER / f"{name}.json"
 
-    def _place(self, name: str) -> Path | None:
+    def _location(self, name: str) -> Path | None:
         """Give where a dataset lies on disk."""
         dataset = self._dataset(name)
         if isinstance(dataset, PartitionedDataset):

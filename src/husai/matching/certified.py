@@ -281,7 +281,7 @@ class CertifiedSearch:
             left * self._b.n + self._rng.permutation(over)[: len(left)]
             for _ in range(_SPARE_PAIRINGS)
         ]
-        self._add(_each_once(np.concatenate(pairs)))
+        self._add(_sorted_unique(np.concatenate(pairs)))
 
     def _place_the_rest(self) -> None:
         left = np.flatnonzero(self.column_of < 0)
@@ -372,7 +372,7 @@ class CertifiedSearch:
             checked = np.ones(len(rows), bool)
             checked[i[~kept]] = False
             self._verified[rows[checked]] = self.u[rows[checked]]
-        return _each_once(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        return _sorted_unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
     def _check_block(self, rows: Int64, columns: Int64) -> tuple[Int64, Int64, Float64]:
         """Violating pairs of a block: place among ``rows``, column, and by how much.
@@ -414,7 +414,7 @@ class CertifiedSearch:
         return np.asarray(cosines - self.u[i] - self.v[j])
 
 
-def _each_once(values: Int64) -> Int64:
+def _sorted_unique(values: Int64) -> Int64:
     """Sorted values, each once; millions of them, for which numpy's hashing ``unique`` is slow."""
     values = np.sort(values)
     return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
@@ -431,4 +431,4 @@ def _pairs_of(candidates: Candidates, n_b: int) -> Int64:
     rows, columns = candidates.rows.index, candidates.columns.index
     by_row = np.arange(len(rows), dtype=np.int64)[:, None] * n_b + rows
     by_column = columns.astype(np.int64) * n_b + np.arange(len(columns), dtype=np.int64)[:, None]
-    return _each_once(np.concatenate([by_row.ravel(), by_column.ravel()]))
+    return _sorted_unique(np.concatenate([by_row.ravel(), by_column.ravel()]))

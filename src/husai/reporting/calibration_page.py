@@ -57,8 +57,8 @@ def calibration_page(
     settings, planes
         Of :class:`husai.calibration.scores.StudyTables`.
     calibration, detectors, gate, summary
-        Of :class:`husai.calibration.verdicts.Worth`; the summary with its ``provenance``, in which
-        ``config`` holds the study's parameters.
+        Of :class:`husai.calibration.verdicts.StudyVerdicts`; the summary with its ``provenance``,
+        in which ``config`` holds the study's parameters.
     """
     longest = settings[settings["steps"] == settings["steps"].max()]
     lines = longest[longest["n_planes"] == 0]

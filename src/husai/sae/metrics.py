@@ -18,7 +18,7 @@ def evaluate(
     rows: torch.Tensor,
     loss_with: LossWith | None = None,
 ) -> tuple[dict[str, float], torch.Tensor]:
-    """Measure a SAE on rows it was not trained on.
+    """Measure an SAE on rows it was not trained on.
 
     Parameters
     ----------

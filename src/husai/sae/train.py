@@ -381,7 +381,7 @@ class _Run:
             W_dec = self.bank.parameters["W_dec"][index]
             self.snapshots[index][self.step] = W_dec.detach().cpu().clone()
 
-    def go(self, progress: bool) -> list[TrainedSAE]:
+    def run(self, progress: bool) -> list[TrainedSAE]:
         """Train to the end."""
         training, bank = self.training, self.bank
         engine = self.engine()
@@ -501,4 +501,4 @@ def train_bank(
     directory = None if checkpoint_dir is None else Path(checkpoint_dir)
     run = _Run(prepared, configs, training, directory, loss_with, on_finish)
     run.resume()
-    return run.go(progress)
+    return run.run(progress)

@@ -115,7 +115,7 @@ class MlflowHook:
         self._load: _MachineLoad | None = None
         self._inputs_logged: set[str] = set()
         self._produced: set[str] = set()
-        self._saes: dict[str, _Known] = {}
+        self._saes: dict[str, _KnownSAE] = {}
         self._ledgers: set[Path] = set()
         self._totals_told: float | None = None
 
@@ -326,7 +326,7 @@ class MlflowHook:
         self._do("dataset", dataset=dict(entity._to_mlflow_entity()), context=context)
 
     def _log_child(self, name: str, data: TensorFile, runs: str | None) -> None:
-        """Give a SAE its own run below the session's."""
+        """Give an SAE its own run below the session's."""
         self._do(
             "sae",
             data.to_bytes(),
@@ -334,7 +334,7 @@ class MlflowHook:
             experiment=self._experiment_id,
             runs=None if runs is None else str((self._project_path / runs).resolve()),
         )
-        self._saes[name] = _Known(data.header)
+        self._saes[name] = _KnownSAE(data.header)
         told = self._totals_told
         if told is None or time.monotonic() - told > TOTALS_SECONDS:
             self._log_totals()
@@ -360,7 +360,7 @@ class MlflowHook:
             statuses |= zip(ids, table["status"].tolist(), strict=True)
             costs = zip(table["cost"].tolist(), table["seconds"].tolist(), strict=True)
             took |= zip(ids, costs, strict=True)
-        # the ledger is told of a SAE once it is saved and recorded: its file may know more
+        # the ledger is told of an SAE once it is saved and recorded: its file may know more
         for name, sae in self._saes.items():
             statuses[name] = "failed" if sae.failed else "done"
             known = took.get(name, (0.0, 0.0))
@@ -381,7 +381,7 @@ class MlflowHook:
     def _complete_children(self, dataset_name: str, partitions: Mapping[str, Any]) -> None:
         """Log the planned SAEs that have no run: trained while nothing was tracked, or untold.
 
-        A driver that is killed between saving a SAE and logging it leaves such ones. Those of
+        A driver that is killed between saving an SAE and logging it leaves such ones. Those of
         interrupted sessions come below this one.
         """
         assert self._catalog is not None
@@ -405,7 +405,7 @@ class MlflowHook:
             if run is None or run.info.status not in ("FINISHED", "FAILED"):
                 self._log_child(name, data, runs)
                 continue
-            self._saes[name] = _Known(data.header)
+            self._saes[name] = _KnownSAE(data.header)
             self._do("adopt", child=run.info.run_id)
 
     def _register(self) -> None:
@@ -475,8 +475,8 @@ class MlflowHook:
         return "".join(ch for ch in version if ch.isalnum())[:36] or None
 
 
-class _Known:
-    """What the session needs to know of a SAE after its file is gone from memory."""
+class _KnownSAE:
+    """What the session needs to know of an SAE after its file is gone from memory."""
 
     def __init__(self, header: Mapping[str, Any]) -> None:
         from husai.campaign.store import identity

@@ -1,7 +1,7 @@
 """What is told to MLflow, as operations that can wait on disk while its server is away.
 
 Every operation is plain data and may be carried out again: parameters are the same, metrics
-carry the time at which they were measured, a SAE's run is found again by its tags. So what a lost
+carry the time at which they were measured, an SAE's run is found again by its tags. So what a lost
 server did not take is written to a folder and carried out, in order, when it is back; in this
 session or in the next one. What a server answers that it will never take is put aside beside it,
 in ``rejected.jsonl``: neither stops what is being recorded.
@@ -65,7 +65,7 @@ PARENT_TAG = "mlflow.parentRunId"
 ID_TAG, IDENTITY_TAG = "husai.sae_id", "husai.identity"
 PROCESS_TAG = "husai.process"
 COSTS = ("cost", "device_seconds", "attempts", "peak_bytes")
-"""What a SAE's file says that it took; each becomes a metric ``campaign.NAME`` of its run."""
+"""What an SAE's file says that it took; each becomes a metric ``campaign.NAME`` of its run."""
 PACKAGE = Path(__file__).parent
 
 
@@ -120,9 +120,9 @@ def http_status(error: BaseException) -> int | None:
         # some servers give the status where MLflow's own name of it belongs
         code = str(error.json.get("error_code", ""))
         return int(code) if code.isdigit() else int(error.get_http_status_code())
-    told = re.match(r"API request to endpoint .* failed with error code (\d+)", str(error))
-    if told:
-        return int(told[1])
+    status_text = re.match(r"API request to endpoint .* failed with error code (\d+)", str(error))
+    if status_text:
+        return int(status_text[1])
     # raised on this side without saying why, it is no answer of the store
     return None if error.error_code == "INTERNAL_ERROR" else int(error.get_http_status_code())
 
@@ -208,7 +208,7 @@ class Recorder:
                         if not is_away(error):
                             self._reject(operation, payload, error)
                             return False
-                        self._gone(error)
+                        self._mark_away(error)
                 self._keep(operation, payload)
             except Exception as error:  # a full disk: there is no place left to put it
                 logger.error("%s is not recorded: %s: %s", name, self._spool, _first_line(error))
@@ -264,7 +264,7 @@ class Recorder:
                 sent += 1
             except Exception as error:
                 if is_away(error):
-                    self._gone(error)
+                    self._mark_away(error)
                     away = True
                     kept.append(line)
                     continue
@@ -287,7 +287,7 @@ class Recorder:
     def _may_try(self) -> bool:
         return self._away_since is None or time.monotonic() - self._away_since > RETRY_SECONDS
 
-    def _gone(self, error: BaseException) -> None:
+    def _mark_away(self, error: BaseException) -> None:
         said = what_it_said(error)
         if self._away_since is None or said != self._warned:
             logger.warning(
@@ -301,7 +301,8 @@ class Recorder:
 
     def _keep(self, operation: dict[str, Any], payload: bytes | None) -> None:
         with self._locked():
-            append_line(self._journal, json.dumps({**operation, **self._laid(payload, "payload")}))
+            content = {**operation, **self._write_payload(payload, "payload")}
+            append_line(self._journal, json.dumps(content))
 
     def _reject(
         self, operation: dict[str, Any], payload: bytes | None, error: BaseException
@@ -313,14 +314,14 @@ class Recorder:
             _first_line(error),
             self._rejected,
         )
-        told = {
+        rejection = {
             "error": without_secrets(f"{type(error).__name__}: {error}"),
             "time": time.time(),
         }
-        content = {**operation, **self._laid(payload, "rejected"), **told}
+        content = {**operation, **self._write_payload(payload, "rejected"), **rejection}
         append_line(self._rejected, json.dumps(content))
 
-    def _laid(self, payload: bytes | None, suffix: str) -> dict[str, str]:
+    def _write_payload(self, payload: bytes | None, suffix: str) -> dict[str, str]:
         """Write a payload into the spool; give the field that names its file."""
         if payload is None:
             return {}
@@ -469,7 +470,7 @@ def register_sae(
     experiment: str,
     model: str,
 ) -> None:
-    """Make a SAE, whose weights its run holds, a version of a registered model."""
+    """Make an SAE, whose weights its run holds, a version of a registered model."""
     from mlflow.artifacts import download_artifacts
 
     run = find_saes(recorder.client, experiment, sae_id).get((sae_id, identity))
@@ -503,7 +504,7 @@ def log_sae(
     experiment: str,
     runs: str | None = None,
 ) -> None:
-    """Give a SAE its own run below the session's, or complete the one it has.
+    """Give an SAE its own run below the session's, or complete the one it has.
 
     The run is found by the SAE's name and identity, whichever session made it. It moves below
     this session's run when its own was interrupted.
@@ -569,7 +570,7 @@ def log_sae(
 
 
 def sae_tags(sae_id: str, header: Mapping[str, Any]) -> dict[str, str]:
-    """Give the tags by which ``mlflow.search_runs`` finds a SAE, or any slice of a campaign."""
+    """Give the tags by which ``mlflow.search_runs`` finds an SAE, or any slice of a campaign."""
     from husai.campaign.store import identity
 
     provenance = header["provenance"]
@@ -616,7 +617,7 @@ def _search(client: MlflowClient, experiment: str, condition: str) -> Iterator[A
 
 
 def adopt(recorder: Recorder, child: Any, parent: str) -> None:
-    """Move a SAE's run below this session's, when the session that made it was interrupted.
+    """Move an SAE's run below this session's, when the session that made it was interrupted.
 
     One that is still at work keeps its own; of another machine's nobody here can say that it is
     not, until its run has ended.
@@ -640,7 +641,7 @@ def adopt(recorder: Recorder, child: Any, parent: str) -> None:
 
 
 def adopt_sae(recorder: Recorder, run_id: str, payload: None, child: str) -> None:
-    """Move a SAE's run, given by its id, below the session's: see :func:`adopt`."""
+    """Move an SAE's run, given by its id, below the session's: see :func:`adopt`."""
     adopt(recorder, recorder.client.get_run(child), run_id)
 
 
@@ -684,7 +685,7 @@ def is_gone(process: str) -> bool:
 def _note_run(
     runs: str | None, sae_id: str, header: Mapping[str, Any], run_id: str, uri: str
 ) -> None:
-    """Write down which run is a SAE's, once."""
+    """Write down which run is an SAE's, once."""
     from husai.campaign.store import identity
 
     if runs is None:

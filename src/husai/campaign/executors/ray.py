@@ -134,10 +134,10 @@ class RayExecutor:
         except exceptions.RayError:
             return events  # the view stands still; training does not
         running = set(self._running.values())
-        for name, told in board.items():
-            if name in running and self._parts.get(name) != told:
-                self._parts[name] = told
-                events.append(Progress(name, *told))
+        for name, progress in board.items():
+            if name in running and self._parts.get(name) != progress:
+                self._parts[name] = progress
+                events.append(Progress(name, *progress))
         return events
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ def trajectory_table(
     members
         Group name to its SAEs.
     decoders
-        Gives a SAE's decoders by step.
+        Gives an SAE's decoders by step.
     nulls
         Group name to its chance levels of PW-MCC by kind, as the report has them.
     config
@@ -218,7 +218,7 @@ COVARIATES = (
 
 
 def correlates_table(features: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
-    """Ask what goes with a feature's coming back: rank correlations over the features of a SAE.
+    """Ask what goes with a feature's coming back: rank correlations over the features of an SAE.
 
     Parameters
     ----------

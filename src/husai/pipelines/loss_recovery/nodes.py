@@ -38,7 +38,7 @@ def recover(
     places = plan[["hook_name", "position"]].drop_duplicates()
     for place in records(places):
         hook_name, position = str(place["hook_name"]), int(place["position"])
-        of_place = plan[(plan["hook_name"] == hook_name) & (plan["position"] == position)]
+        at_hook = plan[(plan["hook_name"] == hook_name) & (plan["position"] == position)]
         loss_with = spliced_loss(
             model,
             torch.from_numpy(tokens),
@@ -48,7 +48,7 @@ def recover(
             answer_position=trained.vocabulary.answer_position,
         )
         bounds: tuple[float, float] | None = None
-        for sae_id, sae in load_trained(saes, of_place["sae_id"].tolist()).items():
+        for sae_id, sae in load_trained(saes, at_hook["sae_id"].tolist()).items():
             if sae.failure is not None:
                 continue
             found = loss_recovered(sae, loss_with, bounds)

@@ -61,14 +61,14 @@ def calibrate(
     from husai.calibration.verdicts import calibrate_study
 
     tables = StudyTables(planted_settings, planted_runs, planted_features, planted_planes)
-    worth = calibrate_study(tables, planted_truth)
+    verdicts = calibrate_study(tables, planted_truth)
     provenance = {
         "config": planted_truth.model_dump(mode="json"),
         "versions": versions(),
         **git_commit(Path(__file__).parent),
     }
-    summary = {**worth.summary, "provenance": provenance}
-    return worth.calibration, worth.detectors, worth.gate, summary
+    summary = {**verdicts.summary, "provenance": provenance}
+    return verdicts.calibration, verdicts.detectors, verdicts.gate, summary
 
 
 def plot_calibration(

@@ -354,13 +354,13 @@ class Settings:
         return next((self.text(name) for name in names if name in self), None)
 
     def agrees(self, name: str, found: int) -> None:
-        """Compare a size that is told with the one that the tensors have.
+        """Compare a size that is stated with the one that the tensors have.
 
         Raises
         ------
         InputError
             When they differ.
         """
-        told = self.whole(name)
-        if told is not None and told != found:
-            raise InputError(f"{self.path}: {name} {told}, but the tensors have {found}")
+        stated = self.whole(name)
+        if stated is not None and stated != found:
+            raise InputError(f"{self.path}: {name} {stated}, but the tensors have {found}")

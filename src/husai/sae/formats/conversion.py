@@ -50,8 +50,8 @@ def convert(
     if to == "husai" and target.suffix != ".safetensors":
         raise InputError(f"{target}: a husai SAE is one file; give it the suffix .safetensors")
     found = read(source, format, hints)
-    told = {**found.whole().provenance, "contract": found.contract.as_dict()}
-    sae = replace(found.whole(), provenance=told)
+    provenance = {**found.whole().provenance, "contract": found.contract.as_dict()}
+    sae = replace(found.whole(), provenance=provenance)
     export_sae(sae, target, to)
     difference = _difference(sae, read(target, to).whole())
     if difference > _TOLERANCE:

@@ -102,7 +102,7 @@ def files_of(path: Path) -> list[Path]:
     """The files that an SAE's reader may look at: its own, or those its folder itself holds."""
     if not path.is_dir():
         return [path]
-    below = [path / weights for _, weights in llama_scope.PLACES if "/" in weights]
+    below = [path / weights for _, weights in llama_scope.LAYOUTS if "/" in weights]
     files = [f for f in (*path.iterdir(), *below) if f.is_file() and not f.name.startswith(".")]
     return sorted(files)
 
@@ -115,7 +115,7 @@ def _owner(path: Path) -> Path:
         sparsify.WEIGHTS: ("sparsify", path.parent),
         gemma_scope.FIRST: ("gemma_scope", path.parent),
         gemma_scope.SECOND: ("gemma_scope", path.parent),
-        Path(llama_scope.PLACES[0][1]).name: ("llama_scope", path.parent.parent),
+        Path(llama_scope.LAYOUTS[0][1]).name: ("llama_scope", path.parent.parent),
     }
     format, folder = parts.get(path.name, (None, path))
     return folder if format is not None and FOLDERS[format](folder) else path  # type: ignore[index]

@@ -158,14 +158,14 @@ def _k(
     trainer: Settings, found: Mapping[str, torch.Tensor], origin: Path, hints: Hints
 ) -> int | None:
     """The k of the configuration, of the buffer, or of the user."""
-    told = trainer.whole("k")
+    stated = trainer.whole("k")
     if "k" not in found:
-        return hints.k if told is None else told
+        return hints.k if stated is None else stated
     kept = float(found["k"])
     if kept != int(kept) or kept <= 0:
         raise InputError(f"{origin}: k holds {kept:g}; expected a whole number above 0")
-    if told is not None and told != kept:
-        raise InputError(f"{origin}: k is {int(kept)}, but {told} in {trainer.path.name}")
+    if stated is not None and stated != kept:
+        raise InputError(f"{origin}: k is {int(kept)}, but {stated} in {trainer.path.name}")
     return int(kept)
 
 

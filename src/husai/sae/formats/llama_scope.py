@@ -28,7 +28,7 @@ from husai.sae.formats.reading import (
     whole_sae,
 )
 
-PLACES = (
+LAYOUTS = (
     ("hyperparams.json", "checkpoints/final.safetensors"),
     ("config.json", "sae_weights.safetensors"),
 )
@@ -46,11 +46,11 @@ _SHORT_MATRICES = {"encoder.weight": "dF", "encoder.bias": "F", "decoder.weight"
 
 def found_in(folder: Path) -> bool:
     """Whether the folder holds an SAE of this kind."""
-    return _place(folder) is not None
+    return _layout(folder) is not None
 
 
-def _place(folder: Path) -> tuple[Path, Path] | None:
-    for config, weights in PLACES:
+def _layout(folder: Path) -> tuple[Path, Path] | None:
+    for config, weights in LAYOUTS:
         if (folder / config).is_file() and (folder / weights).is_file():
             return folder / config, folder / weights
     return None
@@ -64,9 +64,9 @@ def read(path: Path, hints: Hints) -> Reading:
     InputError
         When it is broken, or scaled by a norm that it does not tell.
     """
-    place = _place(path)
+    place = _layout(path)
     if place is None:
-        raise InputError(f"{path}: no {PLACES[0][0]} with {PLACES[0][1]} here")
+        raise InputError(f"{path}: no {LAYOUTS[0][0]} with {LAYOUTS[0][1]} here")
     cfg, origin = Settings.of(place[0]), place[1]
     raw, _ = read_safetensors(origin)
     short = "W_D" in raw
@@ -124,8 +124,8 @@ def _folded(
         settings = {"architecture": "jumprelu", "l0_coefficient": 0.0}
         weights = _with_threshold(cfg, weights, found)
     elif name == "topk":
-        told = cfg.whole("top_k")
-        settings = {"architecture": "topk", "k": hints.k if told is None else told}
+        stated = cfg.whole("top_k")
+        settings = {"architecture": "topk", "k": hints.k if stated is None else stated}
     elif name != "relu":
         reason = f"act_fn {name}: codes of this kind are not read"
     if not cfg.flag("apply_decoder_bias_to_pre_encoder", False):

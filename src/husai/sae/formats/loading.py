@@ -81,11 +81,11 @@ def resolved(path: str | Path, hints: Hints | None = None) -> tuple[Path, Hints]
     InputError
         When it is on the hub and cannot be had.
     """
-    place, told = resolve(path)
+    place, stated = resolve(path)
     given = hints or Hints()
     return place, Hints(
-        told.k if given.k is None else given.k,
-        told.input_scale if given.input_scale is None else given.input_scale,
+        stated.k if given.k is None else given.k,
+        stated.input_scale if given.input_scale is None else given.input_scale,
     )
 
 

@@ -66,8 +66,8 @@ def read(path: Path, hints: Hints) -> Reading:
     if name != "TopK" or after != "ReLU":
         reason = f"activation {name} with {after}: codes of this kind are not read"
         return decoder_only(path, "openai", weights.W_dec, reason, contract, name)
-    told = state.whole("k")
-    topk = {"architecture": "topk", "k": hints.k if told is None else told}
+    stated = state.whole("k")
+    topk = {"architecture": "topk", "k": hints.k if stated is None else stated}
     return whole_sae(
         path, "openai", weights, topk, contract, architecture=name, input_norm="layer_norm"
     )

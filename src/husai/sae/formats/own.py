@@ -27,12 +27,12 @@ def read(path: Path, hints: Hints) -> Reading:
         if sae.threshold is not None:
             tensors["threshold"] = sae.threshold
         take(path, tensors, _TENSORS, optional=("threshold",))
-    told = sae.provenance.get("campaign", {})
+    campaign_header = sae.provenance.get("campaign", {})
     given = sae.provenance.get("contract", {})
-    hook = told.get("hook_name", given.get("hook"))
-    position = told.get("position", given.get("position"))
+    hook = campaign_header.get("hook_name", given.get("hook"))
+    position = campaign_header.get("position", given.get("position"))
     contract = Contract(
-        model=told.get("model", given.get("model")),
+        model=campaign_header.get("model", given.get("model")),
         hook=hook,
         layer=layer_of(hook),
         position=None if position is None else str(position),

@@ -142,8 +142,8 @@ def _contract(cfg: Settings) -> Contract:
         reshape = "hook_z"
     layer = layer_of(hook)
     if layer is None:
-        told = next((p.number(n) for p in places for n in ("hook_layer",) if n in p), None)
-        layer = None if told is None else int(told)
+        stated = next((p.number(n) for p in places for n in ("hook_layer",) if n in p), None)
+        layer = None if stated is None else int(stated)
     positions = meta.data.get("seqpos_slice") or cfg.data.get("seqpos_slice")
     sliced = isinstance(positions, list) and any(part is not None for part in positions)
     return Contract(
@@ -205,13 +205,13 @@ def _input(
     path: Path, cfg: Settings, hints: Hints
 ) -> tuple[Any, float | None, dict[str, torch.Tensor] | None]:
     """What is done to a row first: a norm a row, a factor, or an affine map."""
-    told = cfg.data.get("normalize_activations")
-    if told in (None, "none") or told is False:
+    stated = cfg.data.get("normalize_activations")
+    if stated in (None, "none") or stated is False:
         return "none", None, None
     rows: dict[str, InputNorm] = {"layer_norm": "layer_norm", "constant_norm_rescale": "unit_norm"}
-    if told in rows:
-        return rows[told], None, None
-    if told is True or told in ("expected_average_only_in", "constant_scalar_rescale"):
+    if stated in rows:
+        return rows[stated], None, None
+    if stated is True or stated in ("expected_average_only_in", "constant_scalar_rescale"):
         factor = cfg.number("activation_normalization_factor")
         if factor is None and (path / SCALER).is_file():
             factor = Settings.of(path / SCALER).number("scaling_factor")
@@ -221,7 +221,7 @@ def _input(
         if factor <= 0:
             raise InputError(f"{path}: input scale {factor}; give a number above 0")
         return "none", factor, None
-    if told == "covariance_whitening":
+    if stated == "covariance_whitening":
         if not (path / WHITENING).is_file():
             raise InputError(
                 f"{cfg.path}: normalize_activations covariance_whitening, and no {WHITENING} "
