@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ValidationError
 
+from husai.config import problems
 from husai.errors import InputError
 from husai.sae.architectures import architecture
 from husai.sae.config import SAEConfig
@@ -170,8 +172,9 @@ def _from_tensors(
         )
     try:
         config = SAEConfig.model_validate(header["config"])
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{origin}: its configuration does not hold: {error}") from error
+    except ValidationError as error:
+        reasons = "; ".join(problems(error))
+        raise InputError(f"{origin}: its configuration does not hold: {reasons}") from error
     d_sae, d_in = tensors["W_dec"].shape
     shapes = {
         "W_enc": (d_in, d_sae),

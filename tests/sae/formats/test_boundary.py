@@ -315,3 +315,9 @@ def test_a_mutated_configuration_gives_an_sae_or_one_line(
         path.write_bytes(originals[path])
     assert "\n" not in message
     assert str(path.parent) in message
+
+
+def test_an_own_configuration_that_does_not_hold_is_one_line(own: Path, tmp_path: Path) -> None:
+    content = own.read_bytes().replace(b"init_seed", b"init_sead").replace(b"d_sae", b"d_sea")
+    (tmp_path / "sae.safetensors").write_bytes(content)
+    refused(tmp_path / "sae.safetensors", "init_sead", load_sae)

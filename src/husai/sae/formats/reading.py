@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from pydantic import ValidationError
 
+from husai.config import problems
 from husai.errors import InputError
 from husai.sae.config import SAEConfig
 from husai.sae.trained import TrainedSAE
@@ -348,7 +349,7 @@ def whole_sae(
     try:
         config = SAEConfig(d_sae=d_sae, **settings)
     except ValidationError as error:
-        reasons = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+        reasons = "; ".join(problems(error))
         raise InputError(f"{path}: its settings do not hold: {reasons}") from error
     reading = decoder_only(path, format, weights.W_dec, "", contract, architecture)
     content: dict[str, Any] = {
