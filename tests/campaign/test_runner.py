@@ -401,7 +401,7 @@ def test_nothing_is_submitted_after_the_machine_failed(campaign, undisturbed, mo
             pass
 
     monkeypatch.setattr(local, "ProcessExecutor", Failing)
-    with pytest.raises(CampaignStopped, match=r"no space left; put it right\. 0 of 12 SAEs"):
+    with pytest.raises(CampaignStopped, match=r"no space left; fix this\. 0 of 12 SAEs"):
         campaign.start(make_config(**PROCESSES))
     assert len(submitted) == 2
     assert statuses(campaign) == {"planned": 12}
@@ -492,7 +492,7 @@ def test_what_cannot_be_measured_fails_in_its_training(campaign, monkeypatch):
 
     monkeypatch.setattr(husai.sae, "train_bank", full)
     (campaign.folders.campaign / "calibrations.json").unlink()
-    with pytest.raises(CampaignStopped, match=r"measuring .*No space left on device; put it right"):
+    with pytest.raises(CampaignStopped, match=r"measuring .*No space left on device; fix this"):
         campaign.start(config)
 
 
@@ -550,7 +550,7 @@ def test_a_full_disk_of_the_driver_stops_the_campaign(campaign, undisturbed, mon
         monkeypatch.setattr(inline.InlineExecutor, "put", short)
     else:
         monkeypatch.setattr(Calibrations, "put", full)
-    with pytest.raises(CampaignStopped, match=r"(No space left|512 written).*put it right"):
+    with pytest.raises(CampaignStopped, match=r"(No space left|512 written).*fix this"):
         campaign.start()
     monkeypatch.undo()
     campaign.start()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 OWN_HOOK = "rows"
-"""What rows of the user's own are called where others have the name of a hook."""
+"""Hook name given to rows of the user's own."""
 
 
 class ExtractionConfig(Config):
@@ -60,7 +60,7 @@ class ExtractionConfig(Config):
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         repeated = sorted({value for value in values if values.count(value) > 1})
         if repeated:
-            raise ValueError(f"named more than once: {repeated}")
+            raise ValueError(f"named more than once: {repeated}; leave repeats out")
         return values
 
     def hook_positions(self) -> list[tuple[str, int]]:
@@ -69,7 +69,7 @@ class ExtractionConfig(Config):
         Raises
         ------
         InputError
-            When what follows the @ is no number, or a hook is read twice at one position.
+            When the text after the @ is not a number, or a hook is read twice at one position.
         """
         found: list[tuple[str, int]] = []
         for entry in self.hook_names:
@@ -78,12 +78,12 @@ class ExtractionConfig(Config):
                 own = (int(position),) if at else self.positions
             except ValueError:
                 raise InputError(
-                    f"activations.hook_names: '{entry}': what follows the @ is a token position"
+                    f"activations.hook_names: '{entry}': give a token position after the @"
                 ) from None
             found += [(name, one) for one in own]
         repeated = sorted({f"{name}@{at}" for name, at in found if found.count((name, at)) > 1})
         if repeated:
-            raise InputError(f"activations.hook_names: read more than once: {repeated}")
+            raise InputError(f"activations.hook_names: read twice: {repeated}; leave one out")
         return found
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_NAMES = ("activations", "rows", "acts", "x", "hidden_states", "embeddings", "vectors")
-"""What the rows may be called in a file that holds several arrays, in this order."""
+"""Names of the rows in a file that holds several arrays, in order of preference."""
 
 BLOCK_ROWS = 65_536
 """Rows checked at a time, so that a memory-mapped file is never held whole."""

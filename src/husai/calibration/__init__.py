@@ -1,1 +1,1 @@
-"""What scores, gate and trainers are worth on features that are known."""
+"""How far scores, gate and trainers can be trusted, measured on features that are known."""

@@ -1,4 +1,4 @@
-"""Parameters of the calibration study, importable without what carries it out."""
+"""Parameters of the calibration study, importable without the libraries that run it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from husai.sae.config import BankTrainingConfig
 from husai.tasks import PlantedConfig
 
 EVALUATIONS = 20
-"""Entries of the history of every SAE, however long it trains: what the gate's slope is of."""
+"""Evaluations in the history of every SAE; the slope of the gate is fitted to them."""
 
 Regime = Literal["compressive", "matched", "redundant"]
 
@@ -32,7 +32,7 @@ class PlantedTruthConfig(Config):
     """Worlds x draws x architectures x sparsity x dead-latent method x lengths x seeds."""
 
     worlds: dict[Name, WorldStudy] = Field(
-        min_length=1, description="planted worlds by name; a null takes one out again"
+        min_length=1, description="planted worlds by name; a null removes one"
     )
     draws: Count = Field(
         2,
@@ -40,15 +40,15 @@ class PlantedTruthConfig(Config):
         "the world's name, its own dictionary_seed and the draw's number",
     )
     architectures: dict[Name, ArchitectureGrid] = Field(
-        min_length=1, description="a null takes one out again"
+        min_length=1, description="a null removes one"
     )
     dead_latents: tuple[DeadLatentMethod | Literal["auto"], ...] = Field(("auto",), min_length=1)
     seeds: Listed[Seed] = Field((0, 1, 2), min_length=2, description="initial weights")
     lengths: Listed[Count] = Field(
         (400, 1600, 6400),
         min_length=1,
-        description="steps of training: each a run of its own, with its own fall of the learning "
-        "rate; the longest is what the others are held to",
+        description="steps of training, each a separate run with its own learning-rate decay; the "
+        "others are compared with the longest",
     )
     learning_rate: float = Field(5e-3, gt=0, description="Adam's step size")
     n_rows: Count = Field(20_000, description="training rows of every world")
@@ -58,16 +58,16 @@ class PlantedTruthConfig(Config):
         description="shared by all SAEs, but for steps, eval_interval and dead_latents, which the "
         "study sets",
     )
-    compute: ComputeConfig = Field(ComputeConfig(), description="what trains them")
-    gate_tolerance: float = Field(0.02, ge=0, description="change of GT-MCC that is called none")
-    threshold: float = Field(0.9, gt=0, le=1, description="cosine of a feature that is the same")
+    compute: ComputeConfig = Field(ComputeConfig(), description="where they are trained")
+    gate_tolerance: float = Field(0.02, ge=0, description="change of GT-MCC that counts as none")
+    threshold: float = Field(0.9, gt=0, le=1, description="cosine from which features are the same")
     n_resamples: Count = Field(1000, ge=10, description="of the cluster bootstrap")
     level: float = Field(0.95, gt=0, lt=1, description="confidence level of intervals")
 
     @field_validator("worlds", "architectures", mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
-        # an environment or --params can only add to a mapping: null is how one takes out
+        # an environment or --params can only add to a mapping: a null removes an entry
         if isinstance(value, Mapping):
             return {name: entry for name, entry in value.items() if entry is not None}
         return value
@@ -127,7 +127,7 @@ class PlantedTruthConfig(Config):
         return "compressive" if d_sae < n_features else "redundant"
 
     def campaign(self) -> CampaignConfig:
-        """Give what carries the plan out, for :func:`husai.campaign.run_campaign`."""
+        """Give the campaign's parameters, for :func:`husai.campaign.run_campaign`."""
         widths = sorted({width for study in self.worlds.values() for width in study.d_sae})
         return CampaignConfig(
             name="planted_truth",

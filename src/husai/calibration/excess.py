@@ -80,7 +80,7 @@ def excess_consistency(
     pw_null, gt_null
         Chance levels of the two (``husai.consistency.null_scores``); 0 compares them as printed.
     margin
-        Excess that is called none.
+        Excess that counts as none.
     level
         Confidence level.
 

@@ -1,4 +1,4 @@
-"""How often a convergence gate is wrong, held to far longer training."""
+"""How often a convergence gate is wrong, judged by far longer training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from husai.errors import InputError
 
 @dataclass(frozen=True)
 class GateCalibration:
-    """How often a convergence gate lets through an SAE whose recovery was still to change.
+    """How often a convergence gate lets through an SAE whose recovery still had to change.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class GateCalibration:
     n
         SAEs.
     tolerance
-        Change of recovery that is called none.
+        Change of recovery that counts as none.
     """
 
     false_pass: ClusteredShare
@@ -44,7 +44,7 @@ def gate_calibration(
     tolerance: float = 0.02,
     level: float = 0.95,
 ) -> GateCalibration:
-    """Compare what a convergence gate says of SAEs with what longer training makes of them.
+    """Compare the verdict of a convergence gate with the result of longer training.
 
     An SAE is settled when its true recovery (GT-MCC, say) is within ``tolerance`` of that of the
     same SAE, with the same seeds, trained for far longer. The gate sees no truth, only its loss
@@ -59,7 +59,7 @@ def gate_calibration(
     cluster
         ``[n]`` what belongs together, for example the draw of a world.
     tolerance
-        Change that is called none.
+        Change that counts as none.
     level
         Confidence level.
 

@@ -49,7 +49,7 @@ SCORES = (
     "moved_from_init",
     "explained_variance",
 )
-"""What a user without truth can compute."""
+"""Scores that can be computed without the truth."""
 
 PAIR_SCORES = (
     ("pw_mcc", False),
@@ -62,10 +62,10 @@ PAIR_SCORES = (
 """Scores of pairs among them, with their sign."""
 
 COMPARISON = ComparisonConfig()
-"""How the SAEs are compared: as everywhere."""
+"""How the SAEs are compared: the defaults of every comparison."""
 
 L0_ABOUT = (0.8, 1.25)
-"""Ratio of an SAE's L0 to the true mean L0 that is called about right."""
+"""Ratios of an SAE's L0 to the true mean L0 that count as about right."""
 
 NAMES = (*SETTING, "group", "run", "cluster", "regime")
 """Columns of the plan that the tables keep."""
@@ -73,7 +73,7 @@ NAMES = (*SETTING, "group", "run", "cluster", "regime")
 
 @dataclass(frozen=True)
 class StudyTables:
-    """What the SAEs of the study are worth.
+    """Scores and true recovery of the study's SAEs.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class _World:
 
 @dataclass(frozen=True)
 class _Survivor:
-    """An SAE that trained to its end, and what is known of it alone."""
+    """An SAE whose training did not fail, with its own measurements."""
 
     live: LiveSAE
     measured: dict[str, float]

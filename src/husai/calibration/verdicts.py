@@ -1,4 +1,4 @@
-"""What the scores, the convergence gate and reproducibility are worth, from the study's tables."""
+"""How far scores, convergence gate and reproducibility can be trusted, from the study's tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from husai.calibration.ranking import calibrate_scores, within_run_correlation
 from husai.calibration.scores import SCORES, StudyTables
 
 TRUTHS = ("gt_mcc", "frr_0.9", "f1")
-"""What each score is held to: directions, features recovered, and latents as detectors."""
+"""True recovery that scores are compared with: directions, features found, and detectors."""
 
 SLICES = ("world", "architecture", "regime", "l0_regime")
 
@@ -27,7 +27,7 @@ GATE_SLOPES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 @dataclass(frozen=True)
 class StudyVerdicts:
-    """What the study says.
+    """The results of the study.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class StudyVerdicts:
 
 
 def calibrate_study(tables: StudyTables, config: PlantedTruthConfig) -> StudyVerdicts:
-    """Say what each score, the gate and reproducibility are worth.
+    """Measure how far each score, the gate and reproducibility can be trusted.
 
     Worlds with planes are left out of the rank correlations and the gate: their one-dimensional
     truth is not identifiable (phase within a plane is free), which ``planes`` shows by itself.
@@ -122,7 +122,7 @@ def _detectors(features: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFra
 
 
 def gate_outcomes(runs: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFrame:
-    """Hold every SAE of a shorter length to the same one, of the same seeds, of the longest.
+    """Compare every SAE of a shorter length with the same one trained for the longest.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Campaigns of many SAEs: the plan, and what carries it out."""
+"""Campaigns of many SAEs: the plan, and how it is carried out."""
 
 import lazy_loader
 

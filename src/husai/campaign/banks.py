@@ -21,7 +21,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class RowsInfo:
-    """What a bank's cost and identity depend on of the rows it is trained on."""
+    """Properties of the training rows on which a bank's cost and identity depend."""
 
     key: str
     n_rows: int
@@ -38,13 +38,13 @@ class Bank:
     ids
         Their names in the plan.
     configs
-        What they are; one shape.
+        Their configurations, all of one shape.
     training
-        What they share.
+        The training parameters that they share.
     rows
-        What they are trained on.
+        The rows that they are trained on.
     wanted
-        Those of ``ids`` that are still missing: an interrupted bank goes on as it was, with
+        Those of ``ids`` that are still missing: an interrupted bank continues unchanged, with
         members that had been saved already.
     """
 
@@ -74,7 +74,7 @@ class Bank:
 
     @property
     def work(self) -> float:
-        """Multiplications of the encoders, forward and backward: what training time goes with."""
+        """Multiplications of the encoders, forward and backward: training time is proportional."""
         rows = self.training.steps * self.training.batch_size
         return float(rows * sum(6 * config.d_sae * self.rows.d_in for config in self.configs))
 
@@ -150,7 +150,7 @@ def make_banks(
         elif bank.bytes > max_bytes:
             raise InputError(
                 f"campaign.compute.bank_memory_gb: {bank.ids[0]} alone takes about "
-                f"{bank.bytes / 1e9:.2f} GB, more than the {max_bytes / 1e9:g} GB allowed"
+                f"{bank.bytes / 1e9:.2f} GB, more than the {max_bytes / 1e9:g} GB allowed; raise it"
             )
         else:
             whole.append(bank)
@@ -158,7 +158,7 @@ def make_banks(
 
 
 def write_manifest(folder: Path, bank: Bank) -> None:
-    """Say in a bank's checkpoint folder whose it is."""
+    """Record in a bank's checkpoint folder which bank it belongs to."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps({"name": bank.name, "ids": list(bank.ids)}))
@@ -167,8 +167,8 @@ def write_manifest(folder: Path, bank: Bank) -> None:
 def adopt_banks(checkpoints: Path, planned: Bank) -> list[Bank]:
     """Give the interrupted banks that some of the wanted SAEs belong to.
 
-    An interrupted bank goes on as it was put together, whatever is missing of it: its checkpoint
-    holds all its members, and those that were saved already cost nothing more when it had ended.
+    An interrupted bank continues unchanged, whichever of its SAEs are missing: its checkpoint
+    holds all of them, and if it had ended, saving them again costs nothing.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from husai.config import Config, CountFromZero, Name, Threads
 
 
 class ComputeConfig(Config):
-    """What carries the campaign out."""
+    """Where the campaign runs."""
 
     backend: Literal["local", "ray"] = Field(
         default="local",
@@ -59,7 +59,7 @@ class BudgetConfig(Config):
         default=None, gt=0, description="of the whole campaign, earlier starts included"
     )
     max_hours: float | None = Field(
-        default=None, gt=0, description="hours by the clock from this start"
+        default=None, gt=0, description="hours of wall-clock time from this start"
     )
 
     @model_validator(mode="after")
@@ -70,9 +70,9 @@ class BudgetConfig(Config):
 
 
 class CampaignConfig(Config):
-    """Which SAEs are trained, by what, and for how much."""
+    """Which SAEs are trained, where, and at what cost at most."""
 
-    name: Name = Field(default="study", description="what its results are found by afterwards")
+    name: Name = Field(default="study", description="by which its results are found afterwards")
     plan: PlanConfig
     compute: ComputeConfig = ComputeConfig()
     budget: BudgetConfig = BudgetConfig()

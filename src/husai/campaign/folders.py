@@ -15,7 +15,7 @@ LEDGER, CALIBRATIONS, FAILURES, QUARANTINE = (
 PLAN = "plan.parquet"
 
 RUNS = "runs.jsonl"
-"""Which MLflow run is an SAE's; tracking writes it beside the ledger."""
+"""The MLflow run of each SAE; tracking writes this file beside the ledger."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Entry:
     status
         planned, running, done or failed.
     attempts
-        Times its training was started or gone on with.
+        Times its training was started or continued.
     seconds
         Device-seconds spent on it, all attempts and measuring together.
     cost
@@ -57,7 +57,7 @@ class Entry:
 class Ledger:
     """One line of JSON for each event, appended and flushed to disk before anything depends on it.
 
-    A line that a killed writer left torn is passed over.
+    A line that a killed writer left incomplete is skipped.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Ledger:
             try:
                 self._apply(json.loads(line))
             except (ValueError, KeyError, TypeError):
-                logger.warning("%s: a torn line is passed over", path)
+                logger.warning("%s: an incomplete line is skipped", path)
 
     def record(self, event: str, ids: Sequence[str], **fields: Any) -> None:
         """Append an event of some SAEs.
@@ -83,7 +83,7 @@ class Ledger:
         ----------
         event
             ``planned``; ``measured`` (``seconds`` and ``cost`` of finding out what training takes,
-            for each SAE); ``running`` (an attempt starts); ``spent`` (it goes on: ``seconds`` and
+            for each SAE); ``running`` (an attempt starts); ``spent`` (running: ``seconds`` and
             ``cost`` of this attempt so far, for each SAE); ``lost`` (back to planned); ``done``;
             ``failed``.
         ids
@@ -130,7 +130,7 @@ class Ledger:
                 entry.started = entry.started or at
                 self._before[sae_id] = (entry.seconds, entry.cost)
             elif event in ("spent", "lost", DONE, FAILED):
-                # of this attempt so far: it may be told several times
+                # of this attempt so far: it may be recorded several times
                 if "seconds" in line:
                     seconds, cost = self._before.get(sae_id, (0.0, 0.0))
                     entry.seconds = seconds + float(line["seconds"])
@@ -142,4 +142,4 @@ class Ledger:
                     entry.reason = line.get("reason", "")
                     entry.traceback = line.get("traceback", "")
             else:
-                raise ValueError(f"event '{event}'?")
+                raise ValueError(f"event: {event!r} is not one that the ledger knows")

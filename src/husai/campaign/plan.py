@@ -17,7 +17,7 @@ from husai.config import Config, Hook, Latents, Listed, Name, Seed, problems
 from husai.errors import InputError
 from husai.sae.config import BankTrainingConfig, SAEConfig
 
-# what tells the SAEs of a group apart is their seeds alone
+# the SAEs of a group differ in their seeds only
 SEED_FIELDS = ("init_seed", "data_seed")
 
 MAX_PLANNED = 200_000
@@ -70,7 +70,7 @@ class Variant(Config):
 
     architecture: str = Field(description="as in the grid")
     d_sae: Latents = Field(description="width")
-    vary: Vary | None = Field(default=None, description="what the seeds change; the plan's")
+    vary: Vary | None = Field(default=None, description="what the seeds change; unset: the plan's")
     hook_name: Hook | None = Field(default=None, description="activations; left out: the plan's")
     position: int | None = Field(default=None, description="token position; likewise")
     options: dict[str, Any] = Field(
@@ -89,7 +89,7 @@ class PlanConfig(Config):
     )
     position: int = Field(default=-1, description="their token position")
     architectures: dict[Name, ArchitectureGrid] = Field(
-        default_factory=dict, description="of the grid; a null takes one out again"
+        default_factory=dict, description="of the grid; a null removes one"
     )
     d_sae: Listed[Latents] = Field(default=(), description="widths of the grid")
     seeds: Listed[Seed] = Field(min_length=1, description="one SAE of every group for each")
@@ -103,7 +103,7 @@ class PlanConfig(Config):
         default_factory=dict, description="further SAEConfig fields, equal for all SAEs"
     )
     variants: dict[Name, Variant] = Field(
-        default_factory=dict, description="settings beside the grid, by name; a null takes one out"
+        default_factory=dict, description="settings beside the grid, by name; a null removes one"
     )
     random: RandomSearch | None = Field(default=None, description="settings drawn at random")
     training_by_width: dict[Latents, dict[str, Any]] = Field(
@@ -123,7 +123,7 @@ class PlanConfig(Config):
     @field_validator("architectures", "variants", mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
-        # an environment or --params can only add to a mapping: null is how one takes out
+        # an environment or --params can only add to a mapping: a null removes an entry
         if value is None:
             return {}
         if isinstance(value, Mapping):
@@ -357,7 +357,7 @@ def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
         content["model"] = setting.model
     same = {key: value for key, value in content.items() if key not in SEED_FIELDS}
     if setting.vary != config.vary:
-        # the same setting, yet its seeds mean something else: no group to be mixed with the other
+        # the same setting, but its seeds vary something else: a separate group
         same["vary"] = setting.vary
     return {
         "sae_id": f"{setting.name.replace(' ', '-')}-s{seed}-{_digest(content)}",

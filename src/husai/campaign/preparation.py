@@ -1,4 +1,4 @@
-"""From a plan to banks on an executor: what is missing, in which banks, trained by what."""
+"""From a plan to banks on an executor: what is missing, in which banks, and where it is trained."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def stopped_by_the_machine() -> Iterator[None]:
-    """Say of a full or broken disk that the campaign stopped for it, and can go on.
+    """Report a full or broken disk as the reason why the campaign stopped.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def stopped_by_the_machine() -> Iterator[None]:
         if error.errno not in MACHINE_ERRORS:
             raise
         raise CampaignStopped(
-            f"{broken(error).reason}; put it right and start the campaign again, and it goes on"
+            f"{broken(error).reason}; fix this and start the campaign again: it continues"
         ) from error
 
 
@@ -83,7 +83,7 @@ def planned_banks(
 
 @dataclass(frozen=True)
 class Found:
-    """What a look through the store gave.
+    """The planned SAEs that the store holds, and those that are missing.
 
     Attributes
     ----------
@@ -130,7 +130,7 @@ def find_missing(groups: list[Bank], store: Store) -> Found:
 def missing_banks(
     groups: list[Bank], campaign: CampaignConfig, folders: CampaignFolders, slots: int
 ) -> list[Bank]:
-    """Put what is missing into banks; interrupted ones go on as they were, and come first."""
+    """Put the missing SAEs into banks; interrupted banks continue unchanged and come first."""
     interrupted: list[Bank] = []
     fresh: list[tuple[str, SAEConfig, Bank]] = []
     for group in groups:
@@ -143,7 +143,7 @@ def missing_banks(
             if sae_id in group.wanted and sae_id not in taken
         ]
     if interrupted:
-        logger.info("%d interrupted banks go on from their checkpoints", len(interrupted))
+        logger.info("%d interrupted banks continue from their checkpoints", len(interrupted))
     return interrupted + make_banks(
         [sae_id for sae_id, _, _ in fresh],
         [config for _, config, _ in fresh],
@@ -185,6 +185,6 @@ def put_rows(banks: list[Bank], executor: Executor, activations: Mapping[str, Ac
         except OSError as error:
             # numpy's own says how much of an array was written, and has no errno
             raise CampaignStopped(
-                f"the rows of '{key}' cannot be given to the workers: {error}; put it right and "
-                "start the campaign again, and it goes on"
+                f"the rows of '{key}' cannot be given to the workers: {error}; fix this and "
+                "start the campaign again: it continues"
             ) from error

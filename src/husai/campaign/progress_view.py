@@ -1,4 +1,4 @@
-"""The live view of a campaign: one line that says everything."""
+"""The live view of a campaign: its whole state in one line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ProgressView:
         self._refresh()
 
     def replace(self, name: str, parts: Mapping[str, tuple[float, int]]) -> None:
-        """Have a bank's work and SAEs stand in smaller banks from now on."""
+        """Replace a bank by smaller ones that divide its work and its SAEs."""
         for known in (self._parts, self._first, self._saes, self._work):
             known.pop(name, None)
         for part, (work, saes) in parts.items():
@@ -69,7 +69,7 @@ class ProgressView:
         self._refresh()
 
     def waits(self, name: str) -> None:
-        """A bank runs no longer and will again."""
+        """A bank was stopped and waits to run again."""
         self._parts.pop(name, None)
         self._refresh()
 

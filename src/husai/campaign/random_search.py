@@ -13,7 +13,7 @@ from husai.config import Config, Seed
 from husai.errors import InputError
 
 SIGNIFICANT_DIGITS = 4
-"""Of a real number that was drawn: what a table shows is then what was trained."""
+"""Significant digits of a drawn real number: tables then show exactly what was trained."""
 
 MAX_REJECTIONS = 1000
 """Draws of one sample that the constraints may refuse before they count as impossible."""

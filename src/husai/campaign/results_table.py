@@ -27,7 +27,7 @@ def results(*folders: str | Path) -> pd.DataFrame:
     ----------
     *folders
         Folders of campaigns, with ``trained/`` and ``campaign/`` in them, or any above: every
-        campaign below is taken, wherever its ledger lies. ``data`` when none is given.
+        campaign below is included, wherever its ledger is. ``data`` when none is given.
 
     Returns
     -------

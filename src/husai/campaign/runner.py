@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SPENT_SECONDS = 10.0
-"""How often the ledger is told what running banks have cost: what a killed driver forgets."""
+"""Seconds between two entries of what running banks have cost: a killed driver loses less."""
 
 
 @dataclass
@@ -94,9 +94,9 @@ def run_campaign(
     activations
         Rows by key (hook and position) for every key in the plan.
     training
-        What the SAEs share, but for what the plan says is a row's own.
+        The training parameters of all SAEs; a row of the plan may change some of them.
     campaign
-        What carries the campaign out, and its budget.
+        Where the campaign runs, and its budget.
     folders
         Where it works.
     progress
@@ -112,7 +112,7 @@ def run_campaign(
     InputError
         Before any work, when the plan does not fit the rows, or another campaign works here.
     CampaignStopped
-        When a budget's limit was reached, the machine cannot go on, or SAEs could not be trained.
+        When a budget's limit was reached, the machine fails, or SAEs could not be trained.
     """
     check_backend(campaign.compute)
     with stopped_by_the_machine(), locked(folders.campaign):
@@ -183,7 +183,7 @@ class _Campaign:
         self.ledger.record(PLANNED, [i for i in missing if self._status(i) != PLANNED])
 
     def _unrecorded(self, sae_id: str, about: Mapping[str, Any]) -> dict[str, float]:
-        """Give what an SAE's last attempt took, by its file.
+        """Give the cost of an SAE's last attempt, as its file states it.
 
         A driver that ends between the saving of the file and the ledger's line leaves it there
         alone. Files of attempts that this ledger does not know cost this campaign nothing.
@@ -233,7 +233,7 @@ class _Campaign:
             put_rows(banks, self.executor, self.activations)
             self.estimates = Estimates(self.folders.checkpoints)
             self.calibrations = calibrations_for(self.executor, self.config, self.folders)
-            # nothing more is to be spent, on measuring neither, where the limit is reached already
+            # at the limit nothing more is spent, not even on measuring
             if self.budget.limited and self.budget.refusal(0.0, 0.0) is None:
                 retries = self.config.compute.max_retries
                 measure_banks(banks, self.executor, self.calibrations, retries, self._measured)
@@ -337,7 +337,7 @@ class _Campaign:
         }
 
     def _end_run(self, event: Done | Lost) -> tuple[_Running, dict[str, float]]:
-        """Take a bank off the running ones; give what it cost."""
+        """Remove a bank from the running ones; give what it cost."""
         run = self._started(event.name, event.worker)
         if isinstance(event, Done) and isinstance(event.result, Trained | Broken):
             run.measured = event.result.seconds
@@ -394,7 +394,7 @@ class _Campaign:
         elif len(run.bank.ids) == 1:
             self._fail(run.bank, result.reason, result.traceback, share)
         else:
-            # one of its SAEs may be at fault, bad input too: it shall fail alone
+            # one of its SAEs may be at fault, also for bad input: it should fail alone
             self._divide(run.bank, result.reason, share)
         self.budget.spent = self.ledger.cost()
 
@@ -416,7 +416,7 @@ class _Campaign:
         self.budget.spent = self.ledger.cost()
 
     def _divide(self, bank: Bank, reason: str, share: dict[str, float]) -> None:
-        """Go on with two halves of a bank."""
+        """Continue with two halves of a bank."""
         logger.warning("%s: bank %s is divided", reason, bank.name)
         self.ledger.record("lost", sorted(bank.wanted), reason=reason, **share)
         halves = [half for half in bank.halves() if half.wanted]
@@ -444,16 +444,16 @@ class _Campaign:
         missing = len(self.ids) - done - len(failures)
         if self.stopped is not None:
             raise CampaignStopped(
-                f"{self.stopped}; put it right. {state}; start the campaign again, and it goes on"
+                f"{self.stopped}; fix this. {state}; start the campaign again: it continues"
             )
         if self.refusal is not None:
             raise CampaignStopped(
-                f"{self.refusal}. {state}; start the campaign again with more, and it goes on"
+                f"{self.refusal}. {state}; raise the limit and start again: the campaign continues"
             )
         if missing:
-            # whatever the reason: what is not there must not pass for a campaign that ended
+            # whatever the reason, a campaign with missing SAEs must not count as complete
             raise CampaignStopped(
-                f"{missing} SAEs are missing. {state}; start the campaign again, and it goes on"
+                f"{missing} SAEs are missing. {state}; start the campaign again: it continues"
             )
         if not self.failed:
             return

@@ -23,16 +23,16 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".safetensors"
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
-"""What a file raises that is torn, foreign, or has lost a part of its header."""
+"""Errors raised by a file that is torn, foreign, or lacks a part of its header."""
 
 
 def difference(
     sae: TrainedSAE, config: SAEConfig, training: BankTrainingConfig, fingerprint: str
 ) -> str | None:
-    """Say why an SAE is not what training this configuration on these rows gives, or None."""
+    """Say why an SAE is not the result of this configuration on these rows, or None."""
     provenance = sae.provenance
     if sae.config != config:
-        return "its configuration is another"
+        return "its configuration is not that of the plan"
     theirs = dict(provenance.get("training", {}))
     for name in NEUTRAL_FIELDS:
         theirs.pop(name, None)
@@ -53,7 +53,7 @@ def about_campaign(sae: TrainedSAE) -> dict[str, Any]:
 
 
 def identity(header: Mapping[str, Any]) -> str:
-    """Sixteen hex digits of all that decides an SAE: configuration, training, rows, version."""
+    """Sixteen hex digits of all that determines an SAE: configuration, training, rows, version."""
     provenance = header.get("provenance", {})
     training = {
         name: value
@@ -100,7 +100,7 @@ class Store:
         except InputError as error:
             problem = str(error).removeprefix(f"{path}: ")
         except UNREADABLE as error:
-            problem = f"it does not read as an SAE ({type(error).__name__}: {error})"
+            problem = f"it cannot be read as an SAE ({type(error).__name__}: {error})"
         return (sae, None) if problem is None else (None, problem)
 
     def move_out(self, sae_id: str) -> Path:
@@ -120,6 +120,6 @@ class Store:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left half written; only with the lock in hand."""
+    """Remove files that killed writers left half written; the caller holds the lock."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Figures of planted truth: what a consistency score is worth."""
+"""Figures of planted truth: how far a consistency score can be trusted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def calibration_figure(
     gate: pd.DataFrame,
     planes: pd.DataFrame,
 ) -> Figure:
-    """What a user sees beside what is true, over planted worlds.
+    """What a user can see beside the truth, over planted worlds.
 
     Parameters
     ----------

@@ -50,7 +50,7 @@ def calibration_page(
     planes: pd.DataFrame,
     summary: Mapping[str, Any],
 ) -> str:
-    """Write what the scores, the gate and the trainers are worth on known features.
+    """Write how far the scores, the gate and the trainers can be trusted on known features.
 
     Parameters
     ----------

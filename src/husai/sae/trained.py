@@ -146,7 +146,7 @@ def from_tensors(
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{origin}: it does not read as an SAE ({type(error).__name__}: {reason})"
+            f"{origin}: it cannot be read as an SAE ({type(error).__name__}: {reason})"
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""What a campaign takes: measured, estimated, and held against its budget."""
+"""What a campaign costs: measured, estimated, and compared with its budget."""

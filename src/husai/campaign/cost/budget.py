@@ -1,4 +1,4 @@
-"""Whether the budget has what a bank will take."""
+"""Whether the budget allows another bank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from husai.campaign.config import BudgetConfig
 
 
 class Budget:
-    """What may still be submitted.
+    """The limits on what may still be started.
 
     Parameters
     ----------
@@ -32,11 +32,11 @@ class Budget:
         return self.config.max_cost is not None or self.config.max_hours is not None
 
     def cost(self, seconds: float) -> float:
-        """What a bank costs that runs for so long."""
+        """Cost of a bank that runs for so many seconds."""
         return seconds * self._devices / 3600 * self.config.rate
 
     def refusal(self, seconds: float, committed: float) -> str | None:
-        """Say which limit a bank of so many seconds would pass, or None.
+        """Say which limit a bank of so many seconds would exceed, or None.
 
         Parameters
         ----------

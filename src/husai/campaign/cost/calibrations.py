@@ -23,7 +23,7 @@ class Calibrations:
     path
         A JSON file.
     backend, devices
-        Of the executor: what was measured with one says nothing of another.
+        Of the executor: measurements with one do not hold for another.
     """
 
     def __init__(self, path: Path, backend: str, devices: float) -> None:
@@ -46,9 +46,9 @@ class Calibrations:
             temporary.write_text(json.dumps(self._known, indent=1, sort_keys=True))
 
     def took(self, bank: Bank, seconds: float, peak_bytes: int) -> None:
-        """Keep what a bank took that was trained from its first step to its last.
+        """Keep the time of a bank that was trained from its first step to its last.
 
-        It is worth more than what the first steps let expect: SAEs get faster as they get sparse.
+        It is better than an estimate from the first steps: SAEs get faster as they get sparse.
         """
         self.put(bank, Calibration(0.0, seconds / bank.training.steps, 0.0, peak_bytes))
 

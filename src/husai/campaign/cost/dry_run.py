@@ -1,4 +1,4 @@
-"""The dry run: which banks there would be, and what they would take."""
+"""The dry run: which banks there would be, and what they would cost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def estimate_campaign(
     campaign: CampaignConfig,
     folders: CampaignFolders,
 ) -> tuple[pd.DataFrame, str]:
-    """Estimate what the missing SAEs of a plan would take, without training any.
+    """Estimate the time, memory and cost of a plan's missing SAEs, without training any.
 
     Each shape of bank is trained for a moment on the executor that would train it; what was
     measured is kept, so that a second dry run, or a budget, measures nothing again. The ledger is
@@ -59,7 +59,7 @@ def estimate_campaign(
     Raises
     ------
     CampaignStopped
-        When the machine cannot go on.
+        When the machine fails, for example with a full disk.
     """
     check_backend(campaign.compute)
     store = Store(folders.store, folders.campaign / QUARANTINE)
@@ -101,7 +101,7 @@ def estimate_campaign(
 
 
 def clock_seconds(seconds: list[float], slots: int) -> float:
-    """How long banks take by the clock when each free slot takes the next one of the list."""
+    """Wall-clock time of banks when each free slot takes the next one of the list."""
     ends = [0.0] * slots
     for each in seconds:
         heapq.heappush(ends, heapq.heappop(ends) + each)

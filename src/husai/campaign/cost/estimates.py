@@ -10,7 +10,7 @@ from husai.campaign.cost.calibrations import Calibrations
 from husai.campaign.executors.tasks import Calibration
 
 MULTIPLICATIONS_A_SECOND = 1e11
-"""What a core does, roughly: only where no bank could be measured at all."""
+"""Rough speed of a core, used only when no bank could be measured."""
 
 
 class Estimates:
@@ -36,14 +36,14 @@ class Estimates:
         self._taken_in_all = 0.0
 
     def known(self, bank: Bank) -> Calibration | None:
-        """Give what was measured of a bank, or else what follows from others; None: nothing."""
+        """Give the measured cost of a bank, or an estimate from others; None where neither is."""
         found = None if self.measured is None else self.measured.get(bank)
         return self._derived.get(bank.name) if found is None else found
 
     def complete(self, banks: Sequence[Bank]) -> None:
-        """Have banks that could not be measured take as long for their work as the others do.
+        """Estimate banks that could not be measured from the others, in proportion to their work.
 
-        With a limit no bank may seem to take nothing.
+        Under a budget no bank may count as free.
         """
         known = [(bank, found) for bank in banks if (found := self.known(bank)) is not None]
         taken = sum(
@@ -57,7 +57,7 @@ class Estimates:
                 self._derived[bank.name] = Calibration(0.0, step, 0.0, int(bank.bytes))
 
     def divide(self, bank: Bank, halves: Sequence[Bank]) -> None:
-        """Have a bank's halves, which nobody measured, take their share of what it takes."""
+        """Give a bank's halves, which were not measured, their share of its estimate."""
         found = self.known(bank)
         self.forget(bank)
         if found is not None:
@@ -65,7 +65,7 @@ class Estimates:
                 self._derived[half.name] = found.part(half.work / bank.work)
 
     def forget(self, bank: Bank) -> None:
-        """Forget what was expected of a bank that runs no longer and did not end."""
+        """Forget the estimate of a bank that stopped running before its end."""
         self._expected.pop(bank.name, None)
 
     def seconds(self, bank: Bank) -> float:
@@ -77,7 +77,7 @@ class Estimates:
         return expected * max(1.0, self._taken_in_all / self._expected_in_all)
 
     def start(self, bank: Bank) -> None:
-        """Remember what is expected of a bank that is submitted now."""
+        """Remember the estimate of a bank that is submitted now."""
         self.forget(bank)
         self._expected[bank.name] = self._expect(bank)
 

@@ -1,4 +1,4 @@
-"""Measure what banks take, on what would train them."""
+"""Measure the cost of banks on the executor that would train them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 def calibrations_for(
     executor: Executor, campaign: CampaignConfig, folders: CampaignFolders
 ) -> Calibrations:
-    """Open what was measured on this executor."""
+    """Open the file of costs measured on this executor."""
     return Calibrations(folders.campaign / CALIBRATIONS, campaign.compute.backend, executor.devices)
 
 
@@ -35,7 +35,7 @@ def measure_banks(
     max_retries: int,
     spent: Callable[[Bank, float], None] = lambda bank, seconds: None,
 ) -> None:
-    """Have the cost of every shape of bank measured that was not measured before.
+    """Measure the cost of every shape of bank that was not measured before.
 
     One that cannot be measured is left out: training it shows what is wrong, and fails the SAE at
     fault alone.
@@ -54,7 +54,7 @@ def measure_banks(
     Raises
     ------
     CampaignStopped
-        When the machine cannot go on.
+        When the machine fails, for example with a full disk.
     """
     waiting: dict[str, Bank] = {}
     for bank in banks:
@@ -97,12 +97,12 @@ def measure_banks(
                 reason = event.result.reason
                 if event.result.kind == "machine":
                     raise CampaignStopped(
-                        f"measuring {bank.ids[0]}: {reason}; put it right and start the campaign "
-                        "again, and it goes on"
+                        f"measuring {bank.ids[0]}: {reason}; fix this and start the campaign "
+                        "again: it continues"
                     )
             if reason is not None:
                 logger.warning(
-                    "measuring %s: %s; what it takes is guessed from the other banks",
+                    "measuring %s: %s; its cost is estimated from the other banks",
                     bank.ids[0],
                     reason,
                 )

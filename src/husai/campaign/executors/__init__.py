@@ -1,4 +1,4 @@
-"""What carries banks out: in this process, in worker processes, or on a Ray cluster."""
+"""Executors train banks: in this process, in worker processes, or on a Ray cluster."""
 
 import lazy_loader
 

@@ -26,7 +26,7 @@ class InlineExecutor:
     threads
         CPU threads; what torch is set to when None.
     on_progress
-        Called with what a bank has done while it runs, as nothing else can be.
+        Called with the progress of a bank while it runs.
     on_gpu
         Whether banks train on a GPU.
     """

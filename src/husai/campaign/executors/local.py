@@ -56,7 +56,7 @@ class ProcessExecutor:
     in the same process.
 
     A worker that neither works nor ends is waited for; ``campaign.budget.max_hours`` does not end
-    it either, and the campaign goes on when it is stopped and started again.
+    it either. Stop the campaign and start it again: it continues.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COLOURS = re.compile(r"\x1b\[\d+m")
-"""What Ray puts into a traceback for a terminal."""
+"""Colour codes that Ray puts into a traceback."""
 
 
 class RayExecutor:
@@ -31,7 +31,7 @@ class RayExecutor:
 
     Ray holds back what has no room yet and starts it where there is some. The rows are put into
     its store once. Ray itself retries nothing: the campaign counts the attempts, and a bank that
-    is submitted again goes on from its checkpoint where its folder is on a disk that all nodes
+    is submitted again continues from its checkpoint if its folder is on a disk that all nodes
     see, and from the start otherwise.
 
     Parameters
@@ -48,7 +48,7 @@ class RayExecutor:
     """
 
     def __init__(self, compute: ComputeConfig, checkpoints: Path | None) -> None:
-        # Ray's own way of saying so, before it is imported: nothing is reported to its makers
+        # Ray reads this when it is imported: no usage statistics are sent
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -148,7 +148,7 @@ class RayExecutor:
         self._shut_down()
 
     def _nodes(self) -> list[dict[str, float]]:
-        """Give what each node that is there has."""
+        """Give the resources of each node."""
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def _shut_down(self) -> None:
@@ -200,7 +200,7 @@ def ended(name: str, error: Exception, worker: str) -> Done | Lost:
 
     if isinstance(error, exceptions.RayTaskError):
         cause = error.cause
-        # what a task cannot be started for (its rows are gone) is told as an error of the task;
+        # a task that cannot be started (its rows are gone) comes back as an error of the task;
         # a cause that cannot be sent as it is comes as a bare RayError
         if type(cause) is exceptions.RayError or not isinstance(cause, exceptions.RayError):
             return Done(name, replace(broken(cause), traceback=COLOURS.sub("", str(error))), worker)

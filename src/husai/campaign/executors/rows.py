@@ -16,8 +16,8 @@ LOCK = "lock"
 class RowsFolder:
     """A temporary folder that is this process's own until it is closed.
 
-    It is removed then. What a killed process left behind the next one removes: the system gives
-    back the lock in a folder whatever ends its process.
+    It is removed then. The folder of a killed process is removed by the next process: the system
+    releases the lock in a folder however its process ends.
     """
 
     def __init__(self) -> None:

@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 Report = Callable[[float], None]
 """Called in the worker with the part of the bank that is done, 0 … 1."""
 
-# what another try on the same machine would meet again, and no SAE is to blame for
+# a second try on the same machine would meet these again, and no SAE causes them
 MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
 
 REPORT_SECONDS = 0.2
-"""A worker tells how far it is no more often than this."""
+"""Least time between two progress reports of a worker."""
 
 CALIBRATION_SECONDS = 0.5
 """What the longer of two calibration runs should last beyond the shorter one."""
@@ -142,10 +142,10 @@ def broken(error: BaseException) -> Broken:
 def calibrate(bank: Bank, rows: torch.Tensor) -> Calibration | Broken:
     """Measure what a bank's training takes, with runs of a few steps.
 
-    A run of one step, one of as many as last long enough to be told from it, and one of as many
-    with a further entry of the history: so a step, an entry and all the rest are told apart. Each
-    is run twice and the faster one counts: what else the machine does, or kernels that are
-    compiled only once a latent is dead, would be multiplied by thousands of steps.
+    There are three runs: of one step; of enough steps to take clearly longer; and of the same
+    steps with one more entry of the history. They give the cost of a step, of an entry and of the
+    rest. Each is run twice and the faster one counts: other work of the machine, or kernels that
+    are compiled only once a latent is dead, would be multiplied by thousands of steps.
     """
     from husai.sae import train_bank
 
@@ -199,7 +199,7 @@ def alone_in(folder: Path | None) -> Iterator[None]:
 
 
 def set_torn_aside(folder: Path) -> None:
-    """Rename checkpoints that do not read, so that training goes on from the one before."""
+    """Rename unreadable checkpoints, so that training continues from the one before."""
     from husai.sae.checkpoint import checkpoint_files
     from husai.storage import read_header
 
@@ -208,7 +208,7 @@ def set_torn_aside(folder: Path) -> None:
             read_header(path)
             return
         except InputError as error:
-            logger.warning("%s; training goes on from the checkpoint before", error)
+            logger.warning("%s; training continues from the checkpoint before", error)
             path.replace(path.with_suffix(".torn"))
 
 

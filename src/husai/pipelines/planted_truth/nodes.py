@@ -56,7 +56,7 @@ def calibrate(
     planted_planes: pd.DataFrame,
     planted_truth: PlantedTruthConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Say what each score, the gate and reproducibility are worth."""
+    """Measure how far each score, the gate and reproducibility can be trusted."""
     from husai.calibration.scores import StudyTables
     from husai.calibration.verdicts import calibrate_study
 
@@ -78,7 +78,7 @@ def plot_calibration(
     planted_gate: pd.DataFrame,
     planted_planes: pd.DataFrame,
 ) -> Figure:
-    """Draw what the scores are worth on one page."""
+    """Draw how far the scores can be trusted, in one figure."""
     from husai.figures.planted import calibration_figure
 
     return calibration_figure(

@@ -15,7 +15,7 @@ from husai.pipelines.planted_truth.nodes import (
 
 
 def create_pipeline() -> Pipeline:
-    """Planted worlds in; SAEs, scores beside the truth, and what each score is worth, out."""
+    """Planted worlds in; SAEs, scores beside the truth, and how far to trust each score, out."""
     return Pipeline(
         [
             Node(plan, inputs="params:planted_truth", outputs="planted_plan", name="plan_worlds"),
