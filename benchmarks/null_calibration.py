@@ -1,4 +1,4 @@
-"""What each null is worth, on planted dictionaries whose agreement is known.
+"""How accurate each null is, on planted dictionaries whose agreement is known.
 
     python benchmarks/null_calibration.py
 
@@ -200,7 +200,7 @@ def page(table: list[dict[str, Any]], joint: list[dict[str, Any]], command: str)
         (row for row in table if row["null"] == "permuted"), key=lambda row: row["false_positive"]
     )
     steps = [
-        "# What each null is worth on planted dictionaries",
+        "# How accurate each null is on planted dictionaries",
         "",
         f"`{command}`. PW-MCC, absolute. `error`: mean of the null less the score of independent "
         "dictionaries of the same law. `half`: two dictionaries that share half of their features "

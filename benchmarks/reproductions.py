@@ -5,7 +5,7 @@
     python benchmarks/reproductions.py bench     # SynthSAEBench at a CPU's scale
     python benchmarks/reproductions.py table     # all of it, beside the printed numbers
 
-``song`` is resumable: every SAE keeps its state under ``data/benchmarks`` and goes on where it
+``song`` is resumable: every SAE keeps its state under ``data/benchmarks`` and continues where it
 stopped. Each command writes a file of its own below ``benchmarks/results``, and ``table`` collects
 those into ``reproductions.csv`` and ``reproductions.md``.
 """
@@ -86,7 +86,7 @@ JOBS = {
     "compressive-20": SongJob("compressive", "topk", 20, 800, 80, 8, 0.75, 0.60),
 }
 PUBLISHED_JOBS = ("matched-topk", "matched-standard", "redundant-16", "compressive-16")
-"""What ``song`` runs unless told otherwise."""
+"""What ``song`` runs by default."""
 
 
 def published_rows(job: SongJob) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

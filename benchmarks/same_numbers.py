@@ -79,7 +79,7 @@ def differences(
     for table in (before, after):
         key = [_key(row) for row in table[names].astype(object).to_numpy()]
         index = pd.Index(key)
-        # rows of one name are told apart by their order
+        # rows with the same name are distinguished by their order
         turn = pd.Series(range(len(index))).groupby(key).cumcount().to_numpy()
         keyed.append(
             table.set_index(pd.Index([f"{k} #{t}" for k, t in zip(key, turn, strict=True)]))

@@ -310,7 +310,7 @@ def convert(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list with an entry for each.")
 @with_hints
 def inspect(saes: tuple[str, ...], as_json: bool, k: int | None, input_scale: float | None) -> int:
-    """Say what an SAE is: sizes, architecture, norms, dead rows, and what its files do not tell.
+    """Say what an SAE is: sizes, architecture, norms, dead rows, and what its files do not say.
 
     A folder with several SAEs gives each.
     """
@@ -376,7 +376,7 @@ def _complain(command: str, message: str) -> None:
 
 
 def _one_line(error: ValueError) -> str | None:
-    """What to tell the user, or None when the error is not about the input."""
+    """The message for the user, or None when the error is not about the input."""
     from pydantic import ValidationError
 
     from husai.errors import InputError

@@ -44,7 +44,7 @@ def progress_to(sink: Sink) -> Iterator[None]:
 
 
 class _Reported(tqdm):  # type: ignore[type-arg]
-    """A bar that is not shown and tells a sink how far it is."""
+    """A bar that is not shown and reports its progress to a sink."""
 
     def __init__(self, total: int | float, initial: int, sink: Sink) -> None:
         super().__init__(total=total, disable=True)

@@ -1,4 +1,4 @@
-"""What made a result: versions, the commit and the command; and what must not be written of it."""
+"""What made a result: versions, commit and command; and how secrets are kept out of it."""
 
 from __future__ import annotations
 

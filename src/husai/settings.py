@@ -13,7 +13,7 @@ from husai.hooks.lineage import Lineage
 from husai.hooks.stages import StudyStages
 from husai.tracking.hook import MlflowHook
 
-# Kedro's own call of a function that OmegaConf will rename: nothing a user could mend
+# Kedro's own call of a function that OmegaConf will rename: nothing a user could fix
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
 
 

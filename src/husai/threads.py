@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 def worker_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
     """Give ``workers`` threads, whose linear algebra starts no threads of its own meanwhile.
 
-    Two threads that each wait for two BLAS threads spend more time on meeting than on numbers: on
-    busy cores several times more. One worker leaves BLAS as it is.
+    Two threads that each wait for two BLAS threads spend more time waiting than computing, several
+    times more on busy cores. One worker leaves BLAS as it is.
     """
     with (
         threadpool_limits(1 if workers > 1 else None, user_api="blas"),

@@ -88,7 +88,7 @@ class Comparison:
     overall
         One entry per score: mean over pairs, with its interval over SAEs (three or more).
     config
-        How.
+        How they were compared.
     activations
         Plain values about the activation rows, or None.
     """
@@ -114,8 +114,8 @@ def compare(
     Parameters
     ----------
     saes
-        SAEs of one space. They are taken as the sample of the intervals: give SAEs that differ
-        in what is to be varied, such as the seed.
+        SAEs of one space. They are the sample of the intervals: give SAEs that differ in what
+        should vary, such as the seed.
     config
         How to compare; defaults when None.
     activations
@@ -124,7 +124,7 @@ def compare(
     activations_origin
         Plain values to be kept about them.
     checkpoint
-        Folder for the passes of long matches, so that an interrupted comparison goes on; its
+        Folder for the passes of long matches, so that an interrupted comparison can continue; its
         files stay.
     progress
         Show progress bars.

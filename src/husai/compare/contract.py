@@ -28,7 +28,7 @@ FIELDS = ("model", "hook", "hook_out", "layer", "position", "scale", "reshape")
 def check_contracts(
     saes: Sequence[SAERecord], *, strict: bool = False, any_space: bool = False
 ) -> list[str]:
-    """What the SAEs say differently of what they read.
+    """Find where the SAEs contradict one another about what they read.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def check_contracts(
 
 
 def mismatches(contracts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What two SAEs say differently of what they read, a sentence each.
+    """List where two SAEs contradict each other about what they read, a sentence each.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[SAERecord]]"]):
     def load(self) -> dict[str, list[SAERecord]]:
         """Read every SAE; nothing that a file may hold is executed.
 
-        What the SAEs of a group say differently of what they read is logged as a warning.
+        Where the SAEs of a group contradict one another about what they read, a warning is logged.
         """
         from husai.compare.contract import check_contracts
         from husai.compare.files import load_saes

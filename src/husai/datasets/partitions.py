@@ -13,7 +13,7 @@ from husai.storage import locked
 
 
 class PlanDataset(ParquetDataset):
-    """The table of what a campaign trains, which is not overwritten while it does.
+    """The table of what a campaign trains; it cannot be overwritten while the campaign runs.
 
     Parameters
     ----------

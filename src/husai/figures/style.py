@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from husai.errors import InputError
 
-# Okabe and Ito's palette: told apart with any colour vision; markers carry it in grey print
+# Okabe and Ito's palette: distinct for any colour vision; markers distinguish lines in grey print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
@@ -58,12 +58,12 @@ def styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def unconverged_gate(value: Any) -> bool:
-    """Whether a gate says no; unknown is not no."""
+    """Whether an SAE is known not to be converged."""
     return value is not None and not pd.isna(value) and not bool(value)
 
 
 def tidy(axis: Axes) -> None:
-    """Take away what carries nothing."""
+    """Remove the top and right edges, and set the font sizes."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=FONT)
     axis.xaxis.label.set_fontsize(FONT)

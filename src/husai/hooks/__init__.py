@@ -1,1 +1,1 @@
-"""Kedro hooks that check a run and tell its errors."""
+"""Kedro hooks that check a run before it starts and report its errors."""

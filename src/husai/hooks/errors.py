@@ -1,4 +1,4 @@
-"""Errors that are told in one line, as a Kedro hook: what the user can mend needs no traceback."""
+"""Errors in one line, as a Kedro hook: what the user can fix needs no traceback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from husai.provenance import hide_secrets_in_logs, without_secrets
 
 
 class StoppedError(StudyError):
-    """A campaign that can go on: the command line exits with 3."""
+    """A campaign that can continue: the command line exits with 3."""
 
     exit_code = 3
 

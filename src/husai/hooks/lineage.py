@@ -1,4 +1,4 @@
-"""What every file was made from, as a Kedro hook: nothing is read that does not fit the rest.
+"""What every file was made from, as a Kedro hook: a run never mixes files that do not fit.
 
 When a node has saved a dataset, a record beside it says what it holds (a fingerprint) and what
 its inputs held. Before a run reads a dataset that it does not make itself, the records are followed
@@ -111,7 +111,7 @@ class Lineage:
                     again = dict.fromkeys(part for part in reversed(pipelines) if part)
                     raise StudyError(
                         f"{self._location(dataset)}: made from {self._location(source)} with "
-                        f"fingerprint {then}, which has {now} now; make it again: kedro run "
+                        f"fingerprint {then}, but that is {now} now; make it again: kedro run "
                         f"--pipelines={','.join(again)}"
                     )
                 pending.append((source, [*pipelines, self._pipeline(source)]))

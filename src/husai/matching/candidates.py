@@ -1,7 +1,7 @@
 """One pass over all cosines that keeps the best partners of every row and every column.
 
 The pass is the floor of exact matching at scale: ``n_a n_b d`` multiply-adds. It can stop after
-any block of rows and go on later.
+any block of rows and continue later.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def products_on(a: UnitRows, b: UnitRows, device: str) -> Products:
 
 
 class Checkpoint:
-    """Where an interrupted pass is kept, so that the next call goes on from there.
+    """Where an interrupted pass is kept, so that the next call continues from there.
 
     Parameters
     ----------

@@ -162,7 +162,7 @@ def match_features(
         ``"cpu"``, or the torch device on which products run.
     checkpoint
         File for the state of the long first pass, written about once a minute and when
-        interrupted: a later call with the same arguments goes on from there. It stays when the
+        interrupted: a later call with the same arguments continues from there. It stays when the
         match is done; remove it when it is of no more use (``"sparse"``).
     progress
         Show a progress bar; a string names it.

@@ -43,7 +43,7 @@ class Architecture:
 
     @property
     def dead_latents(self) -> DeadLatentMethod:
-        """What is done about its dead latents unless told otherwise.
+        """The default method for its dead latents.
 
         AuxK needs dead latents with positive pre-activations. Where latents compete for k places,
         or stay below a threshold, there are such; under an L1 penalty a latent is dead because it

@@ -76,7 +76,7 @@ def as_matrix(rows: Any, name: str) -> torch.Tensor:
         first = int(torch.nonzero(~finite)[0])
         raise InputError(
             f"{name}: {bad} of {len(values)} rows hold NaN or infinity, the first is row {first}; "
-            "remove them or mend the extraction"
+            "remove them or fix the extraction"
         )
     return values
 
@@ -236,7 +236,7 @@ class _Run:
         self.pending_steps = 0
         self.identity = {
             "configs": [config.model_dump(mode="json") for config in configs],
-            # a checkpoint may be gone on from with more threads, or checkpoints at other steps
+            # a checkpoint may be continued with more threads, or with checkpoints at other steps
             "training": training.decisive(),
             "rows": rows.fingerprint,
         }
@@ -256,7 +256,7 @@ class _Run:
         }
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+        """Continue from the newest checkpoint, if there is one."""
         if self.checkpoint_dir is None:
             return
         checkpoint = read_latest(self.checkpoint_dir, self.identity)
@@ -461,7 +461,7 @@ def train_bank(
     """Train SAEs of one shape together.
 
     Each comes out as it would from a bank of its own. An SAE whose loss is no longer finite is
-    frozen and says so in ``failure``; the others go on.
+    frozen and says so in ``failure``; the others continue.
 
     Parameters
     ----------
@@ -474,7 +474,7 @@ def train_bank(
     eval_rows
         Rows for the metrics; without them ``training.eval_fraction`` of ``rows`` is held out.
     checkpoint_dir
-        Where checkpoints go. When it holds one already, training goes on from there and ends at
+        Where checkpoints go. When it holds one already, training continues from there and ends at
         the same bits as if it had not been interrupted.
     progress
         Show a progress bar.

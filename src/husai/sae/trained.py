@@ -174,7 +174,7 @@ def _from_tensors(
         config = SAEConfig.model_validate(header["config"])
     except ValidationError as error:
         reasons = "; ".join(problems(error))
-        raise InputError(f"{origin}: its configuration does not hold: {reasons}") from error
+        raise InputError(f"{origin}: its configuration is not valid: {reasons}") from error
     d_sae, d_in = tensors["W_dec"].shape
     shapes = {
         "W_enc": (d_in, d_sae),

@@ -1,1 +1,1 @@
-"""What MLflow is told of a run."""
+"""What is recorded of a run in MLflow."""

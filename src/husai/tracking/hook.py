@@ -18,9 +18,9 @@ What a dataset means to MLflow stands beside it in the catalog, under ``metadata
     Partitions of SAE files: each gets a run of its own below the session's run, with its
     configuration, metrics and history. ``runs`` names a file to which the runs' ids are written.
 
-A server that is lost in the middle stops nothing, nor does one that refuses what it is told: see
-:mod:`husai.tracking.recording`. The load of this machine during an outage is recorded like all
-else; that of workers on other machines is not recorded at all. Beside its own metrics an SAE's run
+Training continues when the server is lost or refuses a record: see
+:mod:`husai.tracking.recording`. The load of this machine is recorded during an outage too; that of
+workers on other machines is not recorded at all. Beside its own metrics an SAE's run
 has ``campaign.cost``, ``campaign.device_seconds`` and ``campaign.attempts``, and the session's run
 has what the whole campaign took until then, earlier sessions and failures included.
 """
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOTALS_SECONDS = 10.0
-"""The session's run is told what the campaign took no more often than this: the ledger is read."""
+"""Least time between two records of the campaign's cost, since each reads the ledger."""
 
 SAMPLING_SECONDS = 5.0
 """How often this machine's load is measured."""
@@ -117,7 +117,7 @@ class MlflowHook:
         self._produced: set[str] = set()
         self._saes: dict[str, _KnownSAE] = {}
         self._ledgers: set[Path] = set()
-        self._totals_told: float | None = None
+        self._totals_logged: float | None = None
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -191,7 +191,7 @@ class MlflowHook:
         self._produced = {name for node in pipeline.nodes for name in node.outputs}
         self._saes = {}
         self._ledgers = self._find_ledgers()
-        self._totals_told = None
+        self._totals_logged = None
         self._inputs_logged = set()
         groups = sorted(name for name in pipeline.inputs() if name.startswith("params:"))
         values = {name.removeprefix("params:"): catalog.load(name) for name in groups}
@@ -335,7 +335,7 @@ class MlflowHook:
             runs=None if runs is None else str((self._project_path / runs).resolve()),
         )
         self._saes[name] = _KnownSAE(data.header)
-        told = self._totals_told
+        told = self._totals_logged
         if told is None or time.monotonic() - told > TOTALS_SECONDS:
             self._log_totals()
 
@@ -360,14 +360,14 @@ class MlflowHook:
             statuses |= zip(ids, table["status"].tolist(), strict=True)
             costs = zip(table["cost"].tolist(), table["seconds"].tolist(), strict=True)
             took |= zip(ids, costs, strict=True)
-        # the ledger is told of an SAE once it is saved and recorded: its file may know more
+        # the ledger gets an SAE once it is saved and recorded: its file may know more
         for name, sae in self._saes.items():
             statuses[name] = "failed" if sae.failed else "done"
             known = took.get(name, (0.0, 0.0))
             took[name] = (max(known[0], sae.took[0]), max(known[1], sae.took[1]))
         if not statuses:
             return
-        self._totals_told = time.monotonic()
+        self._totals_logged = time.monotonic()
         n_done, n_failed = (list(statuses.values()).count(kind) for kind in ("done", "failed"))
         totals = {
             "cost": sum(cost for cost, _ in took.values()),
@@ -379,7 +379,7 @@ class MlflowHook:
         self._do("metrics", points=points, at=_now())
 
     def _complete_children(self, dataset_name: str, partitions: Mapping[str, Any]) -> None:
-        """Log the planned SAEs that have no run: trained while nothing was tracked, or untold.
+        """Log the planned SAEs that have no run: trained without tracking, or not recorded.
 
         A driver that is killed between saving an SAE and logging it leaves such ones. Those of
         interrupted sessions come below this one.

@@ -1,4 +1,4 @@
-"""What is told to MLflow, as operations that can wait on disk while its server is away.
+"""Records for MLflow, as operations that can wait on disk while its server is away.
 
 Every operation is plain data and may be carried out again: parameters are the same, metrics
 carry the time at which they were measured, an SAE's run is found again by its tags. So what a lost
@@ -43,17 +43,17 @@ MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 500
 
 RETRY_SECONDS = 10.0
-"""How long a server that did not answer is left alone."""
+"""Time after which a server that did not answer is tried again."""
 
-# what is another answer later: of a server that is starting, overrun, or lacks our credentials
+# these pass: the server is starting, is overloaded, or lacks our credentials
 PASSING_STATUSES = frozenset({401, 403, 408, 429})
 PASSING_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE})
 
 SAME_PROCESS_SECONDS = 60.0
-"""Processes of one number that began further apart than this are two; clocks may be put right."""
+"""Processes with one id whose starts differ by more are different; clocks may be corrected."""
 
-# by default a server that does not answer is waited for for minutes, while training waits; and a
-# bar is drawn for every file
+# by default MLflow waits minutes for a server that does not answer, and training with it; and it
+# draws a bar for every file
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -65,7 +65,7 @@ PARENT_TAG = "mlflow.parentRunId"
 ID_TAG, IDENTITY_TAG = "husai.sae_id", "husai.identity"
 PROCESS_TAG = "husai.process"
 COSTS = ("cost", "device_seconds", "attempts", "peak_bytes")
-"""What an SAE's file says that it took; each becomes a metric ``campaign.NAME`` of its run."""
+"""Costs stated in an SAE's file; each becomes a metric ``campaign.NAME`` of its run."""
 PACKAGE = Path(__file__).parent
 
 
@@ -188,12 +188,12 @@ class Recorder:
     def do(self, name: str, run_id: str, payload: bytes | None = None, /, **fields: Any) -> bool:
         """Carry an operation of :data:`OPERATIONS` out, now or when the server is back.
 
-        Nothing that a store does is raised: a record is not worth a training.
+        An error of the store is never raised: no record is worth losing a training.
 
         Returns
         -------
         bool
-            False when the operation was put aside, as no store would ever take it, or lost.
+            False when the operation was lost, or put aside because no store would ever accept it.
         """
         if name != "metrics":  # numbers
             fields = hide_secrets(fields)
@@ -251,7 +251,7 @@ class Recorder:
                 operation = json.loads(line)
                 uri, name = operation["uri"], operation["name"]
             except (ValueError, KeyError, TypeError):
-                logger.warning("%s: a torn line is passed over", self._journal)
+                logger.warning("%s: an incomplete line is skipped", self._journal)
                 continue
             if away or without_secrets(uri) != self.address:
                 kept.append(line)
@@ -291,7 +291,7 @@ class Recorder:
         said = what_it_said(error)
         if self._away_since is None or said != self._warned:
             logger.warning(
-                "the tracking server %s (%s): training goes on, records are kept in %s",
+                "the tracking server %s (%s): training continues, records are kept in %s",
                 said,
                 _first_line(error),
                 self._spool,
@@ -308,7 +308,7 @@ class Recorder:
         self, operation: dict[str, Any], payload: bytes | None, error: BaseException
     ) -> None:
         logger.error(
-            "the tracking server does not take %s of run %s: %s; it is put aside in %s",
+            "the tracking server refuses %s of run %s: %s; it is kept in %s",
             operation["name"],
             operation["run_id"],
             _first_line(error),
@@ -619,8 +619,8 @@ def _search(client: MlflowClient, experiment: str, condition: str) -> Iterator[A
 def adopt(recorder: Recorder, child: Any, parent: str) -> None:
     """Move an SAE's run below this session's, when the session that made it was interrupted.
 
-    One that is still at work keeps its own; of another machine's nobody here can say that it is
-    not, until its run has ended.
+    A run of a session that still works stays where it is. So does one of another machine until it
+    has ended: nobody here can say whether its session works.
     """
     theirs = child.data.tags.get(PARENT_TAG)
     if theirs in (None, parent):
@@ -636,7 +636,7 @@ def adopt(recorder: Recorder, child: Any, parent: str) -> None:
         if run.info.status == "RUNNING":
             if not is_gone(run.data.tags.get(PROCESS_TAG, "")):
                 return
-            recorder.client.set_terminated(theirs, "KILLED")  # by what gave it no time to say so
+            recorder.client.set_terminated(theirs, "KILLED")  # its process had no time to say so
     set_tags(recorder, child.info.run_id, None, {PARENT_TAG: parent})
 
 
@@ -678,7 +678,7 @@ def is_gone(process: str) -> bool:
         return True
     except psutil.Error:
         return False
-    # the number may be another's by now: in a container it is the same at every start
+    # the id may belong to another process by now: in a container it is the same at every start
     return bool(began) and abs(now - float(began[0])) > SAME_PROCESS_SECONDS
 
 

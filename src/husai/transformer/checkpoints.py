@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: a folder that can be left at any moment and taken up again."""
+"""Checkpoints of a training run, which can stop at any moment and continue from its folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CheckpointStore:
     """A handle on a folder of checkpoints.
 
     ``epoch_00000100.safetensors`` holds the weights after epoch 100, one file per checkpoint, for
-    progress measures; ``resume.safetensors`` holds all that the latest one needs to go on: weights,
+    progress measures; ``resume.safetensors`` holds what the latest one needs to continue: weights,
     optimiser moments, random state and history. Every file is written under another name and
     renamed, weights first, so an interruption leaves the previous checkpoint whole.
 
@@ -79,7 +79,7 @@ class CheckpointStore:
         weights
             The model's state dict.
         resume
-            All tensors from which training goes on (weights among them).
+            All tensors from which training continues (weights among them).
         identity
             What is being trained: the configurations and the data's digest, as JSON.
         header
@@ -95,7 +95,7 @@ class CheckpointStore:
     def load_resume(
         self, identity: Mapping[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read what the latest checkpoint needs to go on, or None when there is none.
+        """Read what the latest checkpoint needs to continue, or None when there is none.
 
         Raises
         ------

@@ -246,7 +246,7 @@ def frequency_planes(
     operation: Operation = "addition",
     variable: Variable = "answer",
 ) -> Array:
-    """Return the plane of each frequency: the ground truth that features are held against.
+    """Return the plane of each frequency: the ground truth that features are compared with.
 
     The plane of k is spanned by the value's regression coefficients on ``cos(2πk s/p)`` and
     ``sin(2πk s/p)``, where s is the answer, a or b.

@@ -99,7 +99,7 @@ def train_transformer(
     model_config, training_config
         Shape and seed of the model; how it is trained.
     checkpoint_dir
-        Folder of checkpoints. When it holds some of the same run, training goes on from the last
+        Folder of checkpoints. When it holds some of the same run, training continues from the last
         one and gives what the uninterrupted run gives, bit for bit on the same machine with the
         same number of threads. None writes no checkpoint.
     progress

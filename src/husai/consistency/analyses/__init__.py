@@ -1,1 +1,1 @@
-"""What is beside the scores: ground truth, geometry, symmetries, curves."""
+"""Analyses beside the scores: ground truth, labels, geometry, symmetries, curves, the gate."""

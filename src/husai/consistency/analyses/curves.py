@@ -229,12 +229,12 @@ def published_numbers() -> pd.DataFrame:
 
 
 def beside_published(groups: pd.DataFrame, *, model: str) -> pd.DataFrame:
-    """Put this study's groups and the published numbers in one table that says what compares.
+    """Put this study's groups and the published numbers in one table and say which compare.
 
     Parameters
     ----------
     groups
-        ``groups`` of a report; its rows in the full space for scores that papers print are taken.
+        ``groups`` of a report; only rows in the full space, of scores that papers print, are used.
     model
         What the SAEs were trained on.
 

@@ -1,4 +1,4 @@
-"""What comes back, by kind of feature: coverage of labels, and reproducibility as a mixture.
+"""Which features come back, by their kind: coverage of labels, and reproducibility as a mixture.
 
 One mean over a dictionary hides what it is made of: where half of the latents are answers that
 come back at .98 and half are something else at .77, no latent is at the mean.

@@ -1,6 +1,6 @@
-"""Truth with labels: what a latent means, asked of every label that rows carry.
+"""What a latent means: which label of the rows explains its code best.
 
-A latent that fires for one answer of a task is a perfect feature and looks like noise to a ruler
+A latent that fires for one answer of a task is a perfect feature and looks like noise to a score
 made of Fourier planes. So any number of *families* of labels are candidates, and the codes say
 which explains a latent: classes (the answer is 17; token 5 is an operand; a topic) and regressors
 (a wave of a variable, the coordinates in a plane, a column of numbers).

@@ -3,8 +3,8 @@
 Modular addition does not change when a and b are swapped, when both are shifted (the answer shifts
 with them), or when both are multiplied by a unit of Z_p. A dictionary *has* a symmetry g when the
 codes of the moved inputs, ``f(g(a, b))``, are its own codes up to a permutation of latents. One
-seed's dictionary may also be mapped to another's. Both are asked of the codes, by matching
-correlations, and stand beside what relabelling the inputs at random gives.
+seed's dictionary may also be mapped to another's. Both are measured on the codes, by matching
+correlations, beside a null that relabels the inputs at random.
 """
 
 from __future__ import annotations

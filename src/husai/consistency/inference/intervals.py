@@ -62,7 +62,7 @@ class SeedInterval:
 
 
 def pair_matrix(scores: ArrayLike, name: str = "scores") -> NDArray[np.float64]:
-    """Check a symmetric matrix ``[S, S]`` of pair scores; its diagonal is not looked at.
+    """Check a symmetric matrix ``[S, S]`` of pair scores; its diagonal is ignored.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def seed_interval(
     the t quantile of S-1 degrees of freedom (Arvesen 1969 for U-statistics). Exact when seeds
     differ in quality, ``W_st = μ + a_s + a_t``; too wide when pairs carry noise of their own.
     ``"bootstrap"`` resamples seeds and takes percentiles over pairs of different seeds: far too
-    narrow with few seeds, and there to show it.
+    narrow with few seeds, and included to show that.
 
     Measured coverage of a nominal 95 % (``benchmarks/consistency_coverage.py``, over worlds of
     simulated seeds): jackknife .93 to .99 at 3, 5 and 10 seeds, lowest where a few seeds fail
@@ -107,7 +107,7 @@ def seed_interval(
     (scores .9 within and .5 across, pair noise .02), the interval covers the truth in .41 of
     studies at 5 seeds, .61 at 10 and .86 at 20: few seeds all sit in one basin and agree
     perfectly. *Skew*: a few seeds that fail badly pull coverage below nominal. *Three seeds*: pair
-    noise alone makes it twice too wide, so that nothing may be told apart with it. So show the
+    noise alone makes it twice too wide, so that real differences are missed. So show the
     seeds' own scores beside the interval; :mod:`~husai.consistency.inference.planning` says how
     many seeds a width takes.
 
@@ -164,7 +164,7 @@ def seed_interval(
 
 
 def _within(low: float, high: float, bounds: tuple[float, float] | None) -> tuple[float, float]:
-    """Cut an interval to what can be."""
+    """Cut an interval to the possible values."""
     return (low, high) if bounds is None else (max(low, bounds[0]), min(high, bounds[1]))
 
 

@@ -1,4 +1,4 @@
-"""The nulls of a comparison: drawn once for all SAEs of one shape, or made of what is given."""
+"""The nulls of a comparison: drawn once for all SAEs of one shape, or made from given SAEs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class NullCache:
     spaces
         The spaces in which scores are given: None for the full one.
     run
-        How long matches are run.
+        Budget, device and checkpoint of long matches.
     """
 
     def __init__(

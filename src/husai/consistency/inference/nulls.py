@@ -1,4 +1,4 @@
-"""Chance levels: what a score is worth on dictionaries that share nothing.
+"""Chance levels: what a score is on dictionaries that share nothing.
 
 A maximum over many candidates is large by chance alone (matched |cosine| .304 between random
 dictionaries of 2,048 features in 128 dimensions), so every score stands beside its null. A kind

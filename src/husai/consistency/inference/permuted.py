@@ -1,4 +1,4 @@
-"""Dictionaries permuted coordinate by coordinate: the null that claims are held against."""
+"""Dictionaries permuted coordinate by coordinate: the null that claims are compared with."""
 
 from __future__ import annotations
 

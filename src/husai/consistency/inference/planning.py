@@ -28,7 +28,7 @@ from husai.consistency.inference.intervals import pair_matrix
 from husai.errors import InputError
 
 MAX_SEEDS = 200
-"""A plan that would need more is said to have no answer."""
+"""Largest number of seeds that a plan may need; a larger one has no answer."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ def variance_components(scores: ArrayLike) -> VarianceComponents:
     ------
     InputError
         When the matrix is unfit or holds fewer than four seeds: with three, a seed's effect and
-        pair noise cannot be told apart.
+        pair noise cannot be separated.
     """
     W = pair_matrix(scores)
     n = len(W)
     if n < 4:
         raise InputError(
-            f"scores: {n} seeds; what seeds and what pairs vary by can be told apart from four on"
+            f"scores: {n} seeds; give at least four, to separate seed effects from pair noise"
         )
     rows = W.sum(axis=1)
     total = rows.sum() / 2
@@ -131,10 +131,10 @@ def seeds_for_half_width(
 def power_to_separate(
     a: VarianceComponents, b: VarianceComponents, n_seeds: int, *, level: float = 0.95
 ) -> float:
-    """Chance that ``n_seeds`` seeds in each of two settings tell their mean scores apart.
+    """Chance that ``n_seeds`` seeds in each of two settings show their scores to differ.
 
-    By the unpaired test of :func:`~husai.consistency.inference.intervals.seed_difference`. Where
-    pairs carry noise its standard error is too large, and the power is what is left.
+    By the unpaired test of :func:`~husai.consistency.inference.intervals.seed_difference`. Noise
+    of pairs makes its standard error too large and lowers the power.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def power_to_separate(
 def seeds_to_separate(
     a: VarianceComponents, b: VarianceComponents, *, power: float = 0.8, level: float = 0.95
 ) -> int | None:
-    """Fewest seeds in each of two settings that tell them apart with the given power.
+    """Fewest seeds in each of two settings that show a difference with the given power.
 
     Returns None when ``MAX_SEEDS`` are not enough, as for two equal means.
 
@@ -203,7 +203,7 @@ def seed_plan(
         ``seeds_for_0.05`` and so on.
     comparisons
         A row a pair of settings: ``setting_a``, ``setting_b``, ``difference``, ``seeds`` in each
-        to tell them apart (missing: more than ``MAX_SEEDS``).
+        to show the difference (missing: more than ``MAX_SEEDS``).
 
     Raises
     ------

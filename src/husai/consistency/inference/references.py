@@ -238,7 +238,7 @@ def kmeans(
 ) -> Reference:
     """Centroids of the centred data, by k-means from different starts.
 
-    What the simplest way to cluster the same data agrees on. Runs are dear, so ``n_runs`` are
+    What the simplest way to cluster the same data agrees on. Runs are costly, so ``n_runs`` are
     made here and a draw takes different ones: the draws are not independent.
 
     Parameters

@@ -1,7 +1,6 @@
 """Many seeds together: cycles of matches, and one alignment of all seeds.
 
-Matches are given for
-pairs ``s < t``; the other direction is the inverse.
+Matches are given for pairs ``s < t``; the other direction is the inverse.
 """
 
 from __future__ import annotations

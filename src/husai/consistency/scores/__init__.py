@@ -1,1 +1,1 @@
-"""What two SAEs are scored by."""
+"""Scores of two SAEs, or of an SAE against the truth, and their registry."""

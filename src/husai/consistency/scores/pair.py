@@ -114,7 +114,7 @@ class MatchOptions(TypedDict):
 
 @dataclass(frozen=True)
 class MatchRun:
-    """How the matches of a comparison are run.
+    """Options of a comparison's long matches: budget, device, checkpoint, progress.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ class MatchRun:
 
 @dataclass(frozen=True)
 class Side:
-    """What the scores of a pair see of one SAE.
+    """One SAE as the scores of a pair see it.
 
     Attributes
     ----------
@@ -183,11 +183,11 @@ class PreparedPair:
     config
         Threshold, rank, widths; defaults when None.
     signs
-        Conventions that will be asked for: both share one pass of products.
+        Sign conventions that will be needed: both share one pass of products.
     matches
         Matches by sign that are known already.
     run
-        How long matches are run; plainly when None.
+        Options of long matches; the defaults when None.
     name
         Of the pair, for bars and files.
 

@@ -1,7 +1,7 @@
 """Every score, declared once: the command, the study, planted truth and the tables read this.
 
 A score is one entry of :data:`SCORES`: what it needs, how it is computed from a prepared pair,
-what it is of two equal SAEs, its bounds, its nulls, and one sentence that says what it means.
+its value for two equal SAEs, its bounds, its nulls, and one sentence that says what it means.
 """
 
 from __future__ import annotations

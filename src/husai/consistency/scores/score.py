@@ -1,4 +1,4 @@
-"""What a score is: an entry that says what it needs, its bounds, its nulls and how it is made."""
+"""What a score is: an entry that says what it needs, its bounds, its nulls and its formula."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DISTANCE: Bounds = (0.0, float("inf"))
 DRAWN = ("isotropic", "data_aware")
 DECODER_NULLS = (*DRAWN, "init", "untrained")
 CLAIM_NULLS = ("permuted", *DECODER_NULLS)
-"""Of the scores that claims are made of: drawn for each group by itself, so not for all."""
+"""Nulls of the scores that claims rest on: drawn for each group separately, so not for all."""
 
 
 class Value(NamedTuple):
@@ -58,7 +58,7 @@ class Score:
     compute
         From a pair and the sign convention; None where it is not defined for these sizes.
     bounds, signed_bounds
-        What it can be at all, with the absolute and with the signed cosine.
+        Its possible values, with the absolute and with the signed cosine.
     perfect
         Its value for two equal SAEs: 1, or 0 for a distance.
     signs
@@ -66,7 +66,7 @@ class Score:
     symmetric
         Whether A to B is B to A.
     nulls
-        Kinds of :data:`husai.consistency.inference.nulls.NULL_KINDS` that it is held against.
+        Kinds of :data:`husai.consistency.inference.nulls.NULL_KINDS` that it is compared with.
     null_of
         Another score whose drawn nulls have the same distribution, so that they are drawn once.
     """
@@ -85,11 +85,11 @@ class Score:
     null_of: str = ""
 
     def bounds_of(self, signed: bool) -> Bounds:
-        """What the score can be at all."""
+        """The possible values of the score."""
         return self.signed_bounds if signed and self.signed_bounds is not None else self.bounds
 
     def difference_bounds(self, signed: bool) -> Bounds:
-        """What a difference of two such scores can be at all."""
+        """The possible values of a difference of two such scores."""
         low, high = self.bounds_of(signed)
         return low - high, high - low
 

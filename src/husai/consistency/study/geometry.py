@@ -149,7 +149,7 @@ _MEASURES: dict[str, tuple[float, float]] = {
     "never_coactive": _SHARE,
     "coactivation_bits": _ANY,
 }
-"""Measures of geometry, and what each can be at all."""
+"""Measures of geometry, and the possible values of each."""
 
 
 def _sae_geometry(record: SAERecord, config: ConsistencyConfig) -> dict[str, float]:

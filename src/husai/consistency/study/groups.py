@@ -38,7 +38,7 @@ ScoredPairs = Mapping[tuple[int, int], ScoredPair]
 
 
 def group_head(name: str, live: Sequence[LiveSAE], space: str) -> Row:
-    """What is said of a group on every row: settings, sizes, gate."""
+    """Columns that every row of a group has: settings, sizes, gate."""
     first = live[0].record
     flags = [one.record.converged for one in live]
     l0 = [one.record.l0 for one in live if one.record.l0 is not None]

@@ -84,7 +84,7 @@ def score_pair(
     scores
         Which; all that the two have what they need for when None.
     run, name
-        How long matches are run, and what the pair is called meanwhile.
+        Options of long matches, and the name of the pair in their progress bars.
     """
     chosen = list(available_scores([a, b], space) if scores is None else scores)
     if not len(a.index) or not len(b.index):

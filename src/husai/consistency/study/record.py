@@ -172,7 +172,7 @@ def group_members(records: Sequence[SAERecord]) -> dict[str, list[SAERecord]]:
 
 
 def with_codes(record: SAERecord, rows: NDArray[Any]) -> SAERecord:
-    """Encode activation rows ``[n, d]``, once for all that is asked of the codes.
+    """Encode activation rows ``[n, d]``, once for all scores of the codes.
 
     An SAE that cannot encode, or whose codes are known, stays as it is.
     """
@@ -203,7 +203,7 @@ def with_firing_rates(records: Sequence[SAERecord]) -> list[SAERecord]:
             filled.append(record)
             continue
         codes: Codes = record.codes
-        if callable(codes):  # encoding is the dear part: once, and kept sparse
+        if callable(codes):  # encoding is the slow part: once, and kept sparse
             codes = whole_codes(codes)
         moments = code_moments(codes)
         if len(moments.fires) != record.d_sae:
@@ -310,7 +310,7 @@ def all_converged(flags: Sequence[bool | None]) -> bool | None:
 
 
 def group_settings(name: str, records: Sequence[SAERecord]) -> dict[str, Any]:
-    """What tables beside the report say of a group on every row."""
+    """Columns that tables beside the report have for every group."""
     first = records[0]
     return {
         "group": name,

@@ -1,4 +1,4 @@
-"""Tables beside the report: training, settings, and what goes with reproducibility."""
+"""Tables beside the report: training, settings, and what correlates with reproducibility."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ COVARIATES = (
 
 
 def correlates_table(features: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
-    """Ask what goes with a feature's coming back: rank correlations over the features of an SAE.
+    """Correlate reproducibility with other properties, by rank, over the features of an SAE.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""SAEs held against true planes, beside random dictionaries."""
+"""SAEs compared with true planes, beside random dictionaries."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def plane_truth(
     *,
     covariance: ArrayLike | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Hold SAEs against true planes, without comparing their seeds.
+    """Compare SAEs with true planes, without comparing their seeds.
 
     Parameters
     ----------

@@ -82,7 +82,7 @@ def _key_frequencies(trained: TrainedTransformer) -> tuple[int, ...]:
 def _with_planes(
     rows: Activations, trained: TrainedTransformer, frequencies: tuple[int, ...]
 ) -> Activations:
-    """Add the planes of the key frequencies, the truth that features are held against.
+    """Add the planes of the key frequencies, the truth that features are compared with.
 
     Before the MLP the model holds waves of a and of b, after it waves of the answer: the planes
     are those of the one that explains most of the variance at this hook.

@@ -65,7 +65,7 @@ def compare(
             untrained=study.untrained[hook].records if hook in study.untrained else (),
         )
         fingerprints[hook] = own.rows.fingerprint
-        untrained_truth.append(hold_untrained(study, hook, consistency))
+        untrained_truth.append(score_untrained(study, hook, consistency))
     report = join_reports(reports)
     # what the same settings find of the waves that the data alone hold
     truth = pd.concat([report.truth, *untrained_truth], ignore_index=True)
@@ -125,7 +125,7 @@ def tabulate_settings(
 
 
 def correlate_features(features: pd.DataFrame, consistency: ConsistencyConfig) -> pd.DataFrame:
-    """Tabulate what goes with a feature's coming back in other seeds."""
+    """Correlate reproducibility with other properties of features."""
     from husai.consistency.study.tables import correlates_table
 
     return correlates_table(features, level=consistency.level)
@@ -171,7 +171,7 @@ def measure_geometry(study: StudyRecords, consistency: ConsistencyConfig) -> pd.
 
 
 def find_symmetries(study: StudyRecords, consistency: ConsistencyConfig) -> pd.DataFrame:
-    """Ask which of the task's symmetries map dictionaries to themselves or to other seeds'."""
+    """Measure which of the task's symmetries map dictionaries to themselves or to other seeds'."""
     from husai.consistency.study.geometry import symmetry_table
     from husai.consistency.study.record import group_members
 
@@ -214,21 +214,21 @@ def plot_scores(groups: pd.DataFrame) -> Figure:
     """Draw every group's PW-MCC with its interval and nulls."""
     from husai.figures.scores import scores_figure
 
-    return _or_reason(lambda: scores_figure(of_study(groups)))
+    return _draw_or_explain(lambda: scores_figure(of_study(groups)))
 
 
 def plot_seeds(pairs: pd.DataFrame) -> Figure:
     """Draw PW-MCC of every pair of seeds as heat maps."""
     from husai.figures.scores import seed_matrix_figure
 
-    return _or_reason(lambda: seed_matrix_figure(of_study(pairs)))
+    return _draw_or_explain(lambda: seed_matrix_figure(of_study(pairs)))
 
 
 def plot_reproducibility(features: pd.DataFrame, consistency: ConsistencyConfig) -> Figure:
     """Draw how well each feature comes back against how often it fires."""
     from husai.figures.features import reproducibility_figure
 
-    return _or_reason(
+    return _draw_or_explain(
         lambda: reproducibility_figure(of_study(features), threshold=consistency.shared_threshold)
     )
 
@@ -237,14 +237,14 @@ def plot_settings(settings: pd.DataFrame) -> Figure:
     """Draw PW-MCC against width over effective rank, k and L0."""
     from husai.figures.scores import settings_figure
 
-    return _or_reason(lambda: settings_figure(settings))
+    return _draw_or_explain(lambda: settings_figure(settings))
 
 
 def plot_trajectories(trajectories: pd.DataFrame) -> Figure:
     """Draw the agreement between seeds over training."""
     from husai.figures.trajectories import training_figure
 
-    return _or_reason(lambda: training_figure(of_study(trajectories)))
+    return _draw_or_explain(lambda: training_figure(of_study(trajectories)))
 
 
 def plot_symmetries(symmetries: pd.DataFrame) -> Figure:
@@ -328,8 +328,8 @@ def of_study(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["hook"] == table["hook"].iloc[0]] if len(table) else table
 
 
-def _or_reason(draw: Callable[[], Figure]) -> Figure:
-    """Draw, or say in the figure why there is nothing to: one seed, no latent that fires."""
+def _draw_or_explain(draw: Callable[[], Figure]) -> Figure:
+    """Draw, or say in the figure why it is empty: one seed, no latent that fires."""
     from husai.figures.style import not_available
 
     try:
@@ -349,8 +349,8 @@ def best_group(groups: pd.DataFrame, study: StudyRecords) -> tuple[str, list[SAE
     return best, [record for record in study.first.records if record.group == best]
 
 
-def hold_untrained(study: StudyRecords, hook: str, consistency: ConsistencyConfig) -> pd.DataFrame:
-    """Hold the untrained model's SAEs against the same frequencies' planes in its activations."""
+def score_untrained(study: StudyRecords, hook: str, consistency: ConsistencyConfig) -> pd.DataFrame:
+    """Compare the untrained model's SAEs with its own planes of the key frequencies."""
     from husai.consistency import plane_truth
 
     own = study.untrained.get(hook)

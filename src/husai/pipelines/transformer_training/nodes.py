@@ -31,7 +31,7 @@ def train(
     training: TransformerTrainingConfig,
     checkpoints: Path,
 ) -> tuple[TensorFile, pd.DataFrame, dict[str, Any]]:
-    """Train until the model has grokked; an interrupted training goes on from its checkpoint."""
+    """Train until the model has grokked; an interrupted training continues from its checkpoint."""
     from husai.transformer import CheckpointStore, train_transformer
 
     store = CheckpointStore(run_folder(checkpoints, examples, transformer, training))

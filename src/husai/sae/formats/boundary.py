@@ -354,7 +354,7 @@ class Settings:
         return next((self.text(name) for name in names if name in self), None)
 
     def agrees(self, name: str, found: int) -> None:
-        """Compare a size that is stated with the one that the tensors have.
+        """Compare a stated size with the one that the tensors have.
 
         Raises
         ------

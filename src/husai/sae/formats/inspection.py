@@ -26,7 +26,7 @@ def inspect_sae(reading: Reading) -> dict[str, Any]:
         a direction), ``rows_without_direction``, ``encoder_columns_without_direction``,
         ``encoder_decoder_cosine`` (mean over features), ``threshold`` (least, median, largest),
         ``dead_fraction`` (on held-out rows, of SAEs trained here), ``metrics``, ``contract`` and
-        ``missing``: a line for each thing the files do not hold or tell.
+        ``missing``: a line for each thing that the files do not say.
     """
     W_dec = reading.W_dec.double()
     norms = W_dec.norm(dim=1)
@@ -107,7 +107,7 @@ def inspection_text(found: dict[str, Any]) -> str:
     lines = [
         str(found["path"]),
         f"  format        {found['format']}",
-        f"  architecture  {found['architecture'] or 'not told'}"
+        f"  architecture  {found['architecture'] or 'not stated'}"
         + (f" (read as {found['read_as']})" if found["read_as"] else ""),
         f"  size          {found['d_sae']:,} features × {found['d']:,}"
         + (f", k {found['k']}" if found["k"] else ""),
@@ -125,8 +125,8 @@ def inspection_text(found: dict[str, Any]) -> str:
         lines.append(f"  thresholds    {_span(found['threshold'], 'values')}")
     if found["dead_fraction"] is not None:
         lines.append(f"  dead          {found['dead_fraction']:.1%} of the features")
-    told = [f"{name} {value}" for name, value in contract.items() if value is not None]
-    lines.append(f"  reads         {', '.join(told) or 'not told'}")
+    stated = [f"{name} {value}" for name, value in contract.items() if value is not None]
+    lines.append(f"  reads         {', '.join(stated) or 'not stated'}")
     lines += [f"  missing       {line}" for line in found["missing"]]
     return "\n".join(lines)
 

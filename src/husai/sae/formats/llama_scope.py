@@ -62,7 +62,7 @@ def read(path: Path, hints: Hints) -> Reading:
     Raises
     ------
     InputError
-        When it is broken, or scaled by a norm that it does not tell.
+        When it is broken, or scaled by a norm that it does not state.
     """
     place = _layout(path)
     if place is None:

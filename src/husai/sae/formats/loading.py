@@ -129,12 +129,12 @@ def load_sae(
     -------
     TrainedSAE
         In the space of the activations. Of an SAE of others, ``metrics`` and ``history`` are
-        empty, ``W_dec_init`` is NaN, and a penalty the file does not tell is 0 in ``config``.
+        empty, ``W_dec_init`` is NaN, and a penalty that the file does not state is 0 in ``config``.
 
     Raises
     ------
     InputError
-        When the file is torn, foreign, or does not hold or tell all of an SAE.
+        When the file is torn, foreign, or does not hold or state all of an SAE.
     """
     return read(path, format, Hints(k, input_scale)).whole()
 

@@ -28,7 +28,7 @@ def read(path: Path, hints: Hints) -> Reading:
     Raises
     ------
     InputError
-        When it is broken, or neither its folders nor the user tell its k.
+        When it is broken, or neither its folders nor the user give its k.
     """
     found = take(path, read_pt(path), _TENSORS)
     weights = Weights(found["W_enc"].T, found["b_enc"], found["W_dec"].T, found["b_dec"])

@@ -82,7 +82,7 @@ class Contract:
         Of the rows within a sequence, where the SAE was trained on one.
     scale
         What is done to a row first: ``none``, ``layer_norm``, ``unit_norm``, a factor (folded into
-        the weights), or ``unknown`` where a factor was used that the files do not tell.
+        the weights), or ``unknown`` where a factor was used that the files do not state.
     reshape
         ``hook_z`` when a row is the heads of an attention layer side by side.
     space
@@ -127,7 +127,7 @@ class Reading:
     W_dec
         ``[d_sae, d]`` float32 decoder, a feature a row.
     sae
-        The SAE, or None where the file does not hold or does not tell all of it.
+        The SAE, or None where the file does not hold or state all of it.
     left_out
         Why there is no ``sae``.
     contract
@@ -341,7 +341,7 @@ def whole_sae(
     Raises
     ------
     InputError
-        When the settings do not hold.
+        When the settings are not valid.
     """
     d_sae, d_in = weights.W_dec.shape
     if settings.get("k", 0) is None:
@@ -350,7 +350,7 @@ def whole_sae(
         config = SAEConfig(d_sae=d_sae, **settings)
     except ValidationError as error:
         reasons = "; ".join(problems(error))
-        raise InputError(f"{path}: its settings do not hold: {reasons}") from error
+        raise InputError(f"{path}: its settings are not valid: {reasons}") from error
     reading = decoder_only(path, format, weights.W_dec, "", contract, architecture)
     content: dict[str, Any] = {
         "config": config,
