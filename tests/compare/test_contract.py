@@ -154,9 +154,9 @@ def test_heads_side_by_side_are_one_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.ones(6), "give activation rows"),
+        (np.ones(6), r"rows are \[n, d\]"),
         (np.ones((1, 6)), "at least two"),
-        (np.ones((3, 0)), "give activation rows"),
+        (np.ones((3, 0)), r"rows are \[n, d\]"),
         (np.ones((3, 6)) * 1j, "complex128; give real numbers"),
         (np.ones((3, 6)).astype("m8[s]"), "give real numbers"),
         (np.array([[1.0], [2.0], [np.inf]]), "row 2 holds NaN or infinity"),
@@ -171,10 +171,10 @@ def test_rows_that_are_none(array: Any, words: str, tmp_path: Path) -> None:
 
 def test_several_arrays_and_no_rows(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", a=SAE.rows, b=SAE.rows)
-    with pytest.raises(InputError, match="2 arrays and none named activations"):
+    with pytest.raises(InputError, match="2 of its arrays may be the rows"):
         load_activations(tmp_path / "rows.npz")
     (tmp_path / "rows.csv").write_text("1,2")
-    with pytest.raises(InputError, match="give activation rows as a file"):
+    with pytest.raises(InputError, match="rows are read from"):
         load_activations(tmp_path / "rows.csv")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from husai.boundary import REAL_KINDS, read_npy, read_npz, read_pt, read_safetensors, reading
 from husai.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class RowsFile(NamedTuple):
     labels: pd.DataFrame
 
 
-def read_rows(path: str | Path) -> RowsFile:
+def read_rows(path: str | Path, width: int | None = None) -> RowsFile:
     """Read rows of activations and the numbers that stand beside them.
 
     Parameters
@@ -49,12 +49,15 @@ def read_rows(path: str | Path) -> RowsFile:
         An ``.npy``, ``.npz``, ``.safetensors``, ``.pt`` or ``.parquet`` file, or a folder that
         Hugging Face ``datasets`` saved. Rows are ``[n, d]``; of ``[batch, position, d]`` the
         leading axes are flattened, and so are those of the labels.
+    width
+        Of the SAEs: rows of heads side by side, ``[..., heads, d_head]``, are joined where
+        ``heads · d_head`` is this and ``d_head`` is not. None leaves them as they are.
 
     Raises
     ------
     InputError
         When the file is missing or cannot be read, when none or several of its arrays may be the
-        rows, or when they are not a finite matrix of at least two rows.
+        rows, or when they are not a matrix, finite in float32, of at least two rows.
     """
     path = Path(path)
     if not path.exists():
@@ -65,25 +68,23 @@ def read_rows(path: str | Path) -> RowsFile:
             f"{path}: rows are read from {', '.join(sorted(_READERS))} "
             "(a folder is one that Hugging Face datasets saved)"
         )
-    try:
+    with reading(path):
         arrays = _READERS[kind](path)
-    except InputError:
-        raise
-    except Exception as error:  # each format's reader has errors of its own for a broken file
-        message = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as {kind} ({message[:200]})") from error
-    name = _name_of_rows(path, arrays)
-    values = arrays[name]
-    if values.ndim < 2 or not values.size:
-        raise InputError(
-            f"{path}: {name} has shape {list(values.shape)}; rows are [n, d] or "
-            "[batch, position, d]"
-        )
-    leading = values.shape[:-1]
-    values = values.reshape(-1, values.shape[-1])
-    if len(values) < 2:
-        raise InputError(f"{path}: {len(values)} row; give at least two")
-    _check_finite(path, values)
+        name = _name_of_rows(path, arrays)
+        values = arrays[name]
+        if values.ndim < 2 or not values.size:
+            raise InputError(
+                f"{path}: {name} has shape {list(values.shape)}; rows are [n, d] or "
+                "[batch, position, d]"
+            )
+        d = values.shape[-1]
+        if width is not None and values.ndim > 2 and d != width == d * values.shape[-2]:
+            values = values.reshape(*values.shape[:-2], width)
+        leading = values.shape[:-1]
+        values = values.reshape(-1, values.shape[-1])
+        if len(values) < 2:
+            raise InputError(f"{path}: {len(values)} row; give at least two")
+        _check_finite(path, values)
     labels = {other: _flat(array, leading) for other, array in arrays.items() if other != name}
     known = {other: column for other, column in labels.items() if column is not None}
     return RowsFile(values, pd.DataFrame(known, index=pd.RangeIndex(len(values))))
@@ -92,13 +93,13 @@ def read_rows(path: str | Path) -> RowsFile:
 def _name_of_rows(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
     named = [name for name in ROW_NAMES if name in arrays]
     wide = [name for name, array in arrays.items() if array.ndim >= 2 and array.dtype.kind == "f"]
-    chosen = named or wide
-    if not named and len(wide) != 1:
+    chosen = named or (list(arrays) if len(arrays) == 1 else wide)
+    if not named and len(chosen) != 1:
         raise InputError(
-            f"{path}: {len(wide)} of its arrays may be the rows ({', '.join(sorted(arrays))}); "
+            f"{path}: {len(chosen)} of its arrays may be the rows ({', '.join(sorted(arrays))}); "
             f"name yours '{ROW_NAMES[0]}'"
         )
-    if arrays[chosen[0]].dtype.kind not in "fiu":
+    if arrays[chosen[0]].dtype.kind not in REAL_KINDS:
         raise InputError(f"{path}: {chosen[0]} holds {arrays[chosen[0]].dtype}; give real numbers")
     return chosen[0]
 
@@ -116,48 +117,35 @@ def _flat(array: NDArray[Any], leading: tuple[int, ...]) -> NDArray[Any] | None:
 
 def _check_finite(path: Path, values: NDArray[Any]) -> None:
     for start in range(0, len(values), BLOCK_ROWS):
-        finite = np.isfinite(values[start : start + BLOCK_ROWS]).all(axis=1)
+        with np.errstate(over="ignore"):
+            block = values[start : start + BLOCK_ROWS].astype(np.float32)
+        finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             row = start + int(np.flatnonzero(~finite)[0])
             raise InputError(f"{path}: row {row} holds NaN or infinity; leave such rows out")
 
 
 def _npy(path: Path) -> dict[str, NDArray[Any]]:
-    return {"rows": np.load(path, mmap_mode="r", allow_pickle=False)}
-
-
-def _npz(path: Path) -> dict[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    return {"rows": read_npy(path)}
 
 
 def _safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        return {name: _numpy(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    return _arrays(read_safetensors(path)[0])
 
 
 def _pt(path: Path) -> dict[str, NDArray[Any]]:
+    return _arrays(read_pt(path))
+
+
+def _arrays(content: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     import torch
 
-    mapped = zipfile.is_zipfile(path)  # files of before torch 1.6 are not
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    if isinstance(content, torch.Tensor):
-        return {"rows": _numpy(content)}
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path}: holds a {type(content).__name__}; save a tensor, or a dict")
-    tensors = content.items()
-    return {str(n): _numpy(value) for n, value in tensors if isinstance(value, torch.Tensor)}
-
-
-def _numpy(tensor: Any) -> NDArray[Any]:
-    import torch
-
+    tensors = {name: one.detach() for name, one in content.items() if isinstance(one, torch.Tensor)}
     # numpy has no bfloat16
-    tensor = tensor.detach()
-    array: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return array
+    return {
+        name: (one.float() if one.dtype == torch.bfloat16 else one).numpy()
+        for name, one in tensors.items()
+    }
 
 
 def _parquet(path: Path) -> dict[str, NDArray[Any]]:
@@ -207,9 +195,10 @@ def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
 
 _READERS: Mapping[str, Callable[[Path], dict[str, NDArray[Any]]]] = {
     ".npy": _npy,
-    ".npz": _npz,
+    ".npz": read_npz,
     ".safetensors": _safetensors,
     ".pt": _pt,
+    ".pth": _pt,
     ".parquet": _parquet,
     "folder": _folder,
 }

@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from husai.activations import read_rows
 from husai.consistency.study.record import SAERecord
 from husai.errors import InputError
 
 if TYPE_CHECKING:
     from husai.sae import TrainedSAE
     from husai.sae.formats import Format, Hints
-
-ROWS = ("activations", "rows", "acts", "x")
-"""Names of the rows in a file of several arrays, in order of preference."""
-
-_ROWS_AT_ONCE = 65_536
 
 
 def load_saes(
@@ -114,82 +110,18 @@ def _encode(sae: TrainedSAE, rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def load_activations(path: Path, width: int | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Load activation rows from an ``.npy``, ``.npz``, ``.safetensors`` or ``.pt`` file.
-
-    Parameters
-    ----------
-    path
-        Its one array, or the one named ``activations``, ``rows``, ``acts`` or ``x``. Of shape
-        ``[n, d]``, or ``[batch, position, d]`` and the like, whose leading axes are flattened.
-    width
-        Of the SAEs: rows of heads side by side, ``[..., heads, d_head]``, are joined where
-        ``heads · d_head`` is this and ``d_head`` is not. None leaves them as they are.
+    """Load rows of activations, see :func:`husai.activations.read_rows`, as ``[n, d]`` float32.
 
     Returns
     -------
     rows
-        ``[n, d]`` float32; memory-mapped where the file is a float32 ``.npy``.
+        Memory-mapped where the file is a float32 ``.npy``.
     origin
         Path and files, for the record.
-
-    Raises
-    ------
-    InputError
-        When the file is missing, unreadable, without at least two rows, or not finite.
     """
-    array = _one_array(path)
-    if array.ndim < 2:
-        raise InputError(f"{path}: shape {array.shape}; give activation rows [n, d]")
-    d = array.shape[-1]
-    if width is not None and d != width and array.ndim > 2 and d * array.shape[-2] == width:
-        d = width
-    if not d:
-        raise InputError(f"{path}: shape {array.shape}; give activation rows [n, d]")
-    rows = array.reshape(-1, d)
-    if len(rows) < 2:
-        raise InputError(f"{path}: {len(rows)} activation row; give at least two")
-    with np.errstate(over="ignore"):
-        rows = rows if rows.dtype == np.float32 else rows.astype(np.float32)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        bad = np.flatnonzero(~np.isfinite(rows[start : start + _ROWS_AT_ONCE]).all(axis=1))
-        if len(bad):
-            raise InputError(f"{path}: row {start + bad[0]} holds NaN or infinity")
+    rows = read_rows(path, width).values
+    rows = rows if rows.dtype == np.float32 else rows.astype(np.float32)
     return rows, {"path": str(path), "files": describe_files(path)}
-
-
-def _one_array(path: Path) -> NDArray[Any]:
-    """The array of rows in a file, of real numbers."""
-    from husai.sae.formats.boundary import REAL_KINDS, read_npy, reading
-    from husai.sae.formats.declared import REAL, WHOLE
-    from husai.sae.formats.plain import tensors_in
-
-    kinds = {".npy": "npy", ".npz": "npz", ".safetensors": "safetensors", ".pt": "pt", ".pth": "pt"}
-    if path.suffix not in kinds:
-        raise InputError(
-            f"{path}: give activation rows as a file {', '.join(kinds)}, [n, d] or "
-            "[batch, position, d]"
-        )
-    with reading(path):
-        if path.suffix == ".npy":
-            array = read_npy(path)
-            if array.dtype.kind not in REAL_KINDS:
-                raise InputError(f"{path}: holds {array.dtype}; give real numbers")
-            return array
-        tensors = tensors_in(path, kinds[path.suffix])  # type: ignore[arg-type]
-        name = next((name for name in ROWS if name in tensors), None)
-        if name is None and len(tensors) == 1:
-            name = next(iter(tensors))
-        if name is None:
-            raise InputError(
-                f"{path}: {len(tensors)} arrays and none named {' or '.join(ROWS)}; name the rows "
-                "activations"
-            )
-        tensor = tensors[name]
-        dtype = getattr(tensor, "dtype", type(tensor).__name__)
-        if dtype not in REAL + WHOLE:
-            raise InputError(f"{path}: {name} holds {dtype}; give real numbers")
-        found: NDArray[Any] = tensor.float().numpy()
-        return found
 
 
 def sha256(path: Path) -> str:

@@ -74,7 +74,7 @@ def test_archives_that_unpack_to_absurd_sizes_are_refused(tmp_path: Path) -> Non
     refused(packed, "would unpack to")
     archive = tmp_path / "params.npz"
     np.savez_compressed(archive, W_dec=np.zeros((25_000_000,), np.float32))
-    refused(archive, "weights do not compress so far")
+    refused(archive, "numbers do not compress so far")
     # what is merely compressed is read
     np.savez_compressed(tmp_path / "fine.npz", W_dec=SAE.W_dec)
     assert load_dictionary(tmp_path / "fine.npz")[0].shape == (F, D)

@@ -1,6 +1,6 @@
 """SAEs on disk in the formats of their projects: a reader each, and a writer where there is one.
 
-:mod:`~husai.sae.formats.boundary` is the one way into a file, :mod:`~husai.sae.formats.declared`
+:mod:`~husai.boundary` is the one way into a file, :mod:`~husai.sae.formats.declared`
 checks its tensors, and :mod:`~husai.sae.formats.reading` holds what was found.
 """
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from husai.boundary import check_file, read_pt, reading, safetensors_header
 from husai.errors import InputError
 from husai.sae.formats import (
     dictionary_learning,
@@ -17,7 +18,6 @@ from husai.sae.formats import (
     saelens,
     sparsify,
 )
-from husai.sae.formats.boundary import check_file, read_pt, reading, safetensors_header
 from husai.sae.formats.reading import Format
 from husai.sae.trained import FILE_KIND
 from husai.storage import read_header

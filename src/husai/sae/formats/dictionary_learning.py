@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from husai.boundary import Settings, read_pt
 from husai.errors import InputError
 from husai.sae.architectures import architecture
-from husai.sae.formats.boundary import Settings, read_pt
 from husai.sae.formats.declared import take
 from husai.sae.formats.reading import (
     Contract,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from husai.sae.formats.boundary import Settings, read_npz, read_safetensors, real_tensor
+from husai.boundary import Settings, read_npz, read_safetensors, real_tensor
 from husai.sae.formats.declared import take
 from husai.sae.formats.reading import (
     Contract,

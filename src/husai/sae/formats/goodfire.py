@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from husai.sae.formats.boundary import read_pt
+from husai.boundary import read_pt
 from husai.sae.formats.declared import take
 from husai.sae.formats.reading import Contract, Hints, Reading, Weights, whole_sae
 

@@ -12,8 +12,8 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from husai.boundary import reading
 from husai.errors import InputError
-from husai.sae.formats.boundary import reading
 from husai.sae.formats.reading import Hints
 
 HUB, SAELENS = "hf://", "saelens://"

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from husai.boundary import Settings, read_safetensors
 from husai.errors import InputError
-from husai.sae.formats.boundary import Settings, read_safetensors
 from husai.sae.formats.declared import take
 from husai.sae.formats.reading import (
     Contract,

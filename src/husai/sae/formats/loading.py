@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from husai.boundary import reading
 from husai.errors import InputError
 from husai.sae.formats import (
     dictionary_learning,
@@ -22,7 +23,6 @@ from husai.sae.formats import (
     saelens,
     sparsify,
 )
-from husai.sae.formats.boundary import reading
 from husai.sae.formats.detect import detect_format, find_saes, only_sae
 from husai.sae.formats.hub import resolve
 from husai.sae.formats.reading import PLAIN, Format, Hints, Reading

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from husai.sae.formats.boundary import Settings, read_pt
+from husai.boundary import Settings, read_pt
 from husai.sae.formats.declared import take
 from husai.sae.formats.reading import (
     Contract,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from husai.sae.formats.boundary import check_file, reading
+from husai.boundary import check_file, reading
 from husai.sae.formats.declared import take
 from husai.sae.formats.reading import Contract, Hints, Reading, decoder_only, layer_of
 from husai.sae.trained import read_sae

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from husai.boundary import read_npy, read_npz, read_pt, read_safetensors, real_tensor
 from husai.errors import InputError
-from husai.sae.formats.boundary import read_npy, read_npz, read_pt, read_safetensors, real_tensor
 from husai.sae.formats.declared import take
 from husai.sae.formats.reading import Contract, Format, Hints, Reading, decoder_only, layer_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from husai.sae.formats.boundary import read_pt
+from husai.boundary import read_pt
 from husai.sae.formats.declared import take
 from husai.sae.formats.reading import Contract, Hints, Reading, Weights, whole_sae
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from husai.boundary import Settings, read_json, read_safetensors
 from husai.errors import InputError
 from husai.sae.architectures import architecture
-from husai.sae.formats.boundary import Settings, read_json, read_safetensors
 from husai.sae.formats.declared import take
 from husai.sae.formats.reading import (
     Choice,

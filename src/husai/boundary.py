@@ -26,7 +26,7 @@ LARGEST_JSON = 16 * 2**20
 """Bytes of the largest configuration that is read."""
 
 MOST_DEFLATED = 64
-"""How many times its packed size an archive may unpack to: weights do not compress further."""
+"""How many times its packed size an archive may unpack to: numbers do not compress further."""
 
 ALWAYS_UNPACKED = 64 * 2**20
 """Bytes that an archive may unpack to whatever its packed size."""
@@ -230,7 +230,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             unpacked = sum(member.file_size for member in members)
             if unpacked > max(ALWAYS_UNPACKED, MOST_DEFLATED * size):
                 raise InputError(
-                    f"{path}: would unpack to {unpacked:,} bytes from {size:,}; weights do not "
+                    f"{path}: would unpack to {unpacked:,} bytes from {size:,}; numbers do not "
                     "compress so far"
                 )
             for member in members:
