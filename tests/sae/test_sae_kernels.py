@@ -7,14 +7,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numba import typeof
 
 import husai.sae.kernels
-from husai.sae.engines.sparse import block_memory, empty_codes
-from husai.sae.kernels import select
-from husai.sae.kernels.types import AuxK
+from husai.sae import ARCHITECTURES, BankTrainingConfig, SAEConfig
+from husai.sae.bank import SAEBank, build_bank
+from husai.sae.engines.sparse import SparseEngine, block_memory, empty_codes
+from husai.sae.kernels import select, types
+from husai.sae.kernels.types import AuxK, Calls
+from husai.sae.schedule import batch_rows, step_table
 
 
 def top_by_sorting(values: np.ndarray, k: int) -> set[int]:
@@ -98,6 +105,136 @@ def test_batch_selection_takes_ties_and_stops_at_positive_values() -> None:
     assert len(chosen) == 400
     assert min(chosen) == np.sort(values.ravel())[-400]
     assert sum(len(row) for row in encode(-np.abs(values), 2, "batch")) == 0
+
+
+def some_bank(architecture: str = "topk") -> SAEBank:
+    fields: dict[str, dict[str, float]] = {
+        "relu": {"l1_coefficient": 1.0},
+        "jumprelu": {"l0_coefficient": 0.5},
+    }
+    changed = fields.get(architecture, {"k": 2})
+    configs = [SAEConfig(architecture=architecture, d_sae=12, **changed)]  # type: ignore[arg-type]
+    rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    return build_bank(configs, rows, rows.mean(0))
+
+
+def advanced(rows: torch.Tensor) -> torch.Tensor:
+    training = BankTrainingConfig(batch_size=8, threads=1)
+    bank = some_bank()
+    engine = SparseEngine(bank, rows, training)
+    batches = torch.from_numpy(batch_rows(0, len(rows), 8, 0, 5))
+    engine.run(step_table(bank.configs, training, 0, 5), {0: batches})
+    return bank.parameters["W_dec"]
+
+
+def test_rows_of_another_type_or_layout_are_converted() -> None:
+    rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+    expected = advanced(rows)
+    assert torch.equal(advanced(rows.double()), expected)
+    transposed = rows.T.contiguous().T
+    assert not transposed.is_contiguous()
+    assert torch.equal(advanced(transposed), expected)
+    spread = torch.zeros(40, 12)
+    spread[:, ::2] = rows
+    assert torch.equal(advanced(spread[:, ::2]), expected)
+    with pytest.raises(ValueError, match="rows: width 5"):
+        advanced(rows[:, :5])
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        torch.zeros(5, 8, dtype=torch.int32),
+        torch.zeros(5, 8),
+        torch.zeros(8, 5, dtype=torch.int64).T,
+        torch.zeros(5, 7, dtype=torch.int64),
+        torch.zeros(4, 8, dtype=torch.int64),
+        torch.full((5, 8), 40),
+        torch.full((5, 8), -1),
+    ],
+)
+def test_row_numbers_that_kernels_would_read_wrongly_are_refused(batches: torch.Tensor) -> None:
+    training = BankTrainingConfig(batch_size=8, threads=1)
+    bank = some_bank()
+    engine = SparseEngine(bank, torch.randn(40, 6), training)
+    before = bank.parameters["W_dec"].clone()
+    table = step_table(bank.configs, training, 0, 5)
+    with pytest.raises(ValueError, match="batches"):
+        engine.run(table, {0: batches})
+    assert torch.equal(bank.parameters["W_dec"], before)
+
+
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "log_threshold"])
+def test_parameters_that_kernels_would_read_wrongly_are_refused(name: str) -> None:
+    training = BankTrainingConfig(batch_size=8, threads=1)
+    for change in (
+        torch.Tensor.double,
+        lambda tensor: torch.stack([tensor, tensor], dim=-1)[..., 0],
+        lambda tensor: tensor[:, 1:].contiguous(),
+    ):
+        for group in ("parameters", "first_moment", "second_moment"):
+            bank = some_bank("jumprelu")
+            tensors = getattr(bank, group)
+            tensors[name] = change(tensors[name])
+            with pytest.raises(ValueError, match=name):
+                SparseEngine(bank, torch.randn(40, 6), training)
+
+
+class CheckedCalls(Calls):
+    """Calls that look at the types of the arguments every time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: dict[object, object] = {}
+
+    def __call__(self, function: Any, *arguments: Any) -> Any:
+        types = tuple(typeof(argument) for argument in arguments)
+        # the first call is numba's own, which may convert: compare with what it compiled
+        result = super().__call__(function, *arguments)
+        assert self.types.setdefault(function, types) == types, function
+        return result
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("method", ["auxk", "ghost", "resample"])
+def test_no_call_of_an_engine_changes_its_types(
+    architecture: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("husai.sae.engines.sparse.Calls", CheckedCalls)
+    rows = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+    for changes in ({}, {"clip_grad_norm": 0.1, "unit_norm_decoder": False, "k_anneal_steps": 9}):
+        training = BankTrainingConfig.model_validate(
+            {"batch_size": 16, "threads": 1, "dead_latents": method, "dead_after_passes": 0.3}
+            | changes
+        )
+        bank = some_bank(architecture)
+        engine = SparseEngine(bank, rows, training)
+        # from many active latents, which take the dense way, to few, with dead ones among them
+        for first, shift in ((0, 0.0), (10, 1.0), (20, 3.0)):
+            bank.parameters["b_enc"] -= shift
+            batches = torch.from_numpy(batch_rows(0, len(rows), 16, first, first + 10))
+            engine.run(step_table(bank.configs, training, first, first + 10), {0: batches})
+        assert len(engine.workers[0].call.types) >= 5
+        assert not bool(bank.failed.any())
+
+
+def test_a_numba_without_the_private_attribute_asks_what_it_always_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for missing in (
+        SimpleNamespace(),
+        SimpleNamespace(_cache=SimpleNamespace()),
+        SimpleNamespace(_cache=SimpleNamespace(_cache_file=SimpleNamespace())),
+    ):
+        monkeypatch.setattr(types, "njit", lambda missing=missing, **_: lambda _: missing)
+        compiled = types.kernel(len)
+        assert compiled is missing
+        assert "_source_stamp" not in repr(missing)
+    stamped = SimpleNamespace(
+        _cache=SimpleNamespace(_cache_file=SimpleNamespace(_source_stamp="its own file"))
+    )
+    types.stamp_with_sources(stamped)
+    assert stamped._cache._cache_file._source_stamp == types.SOURCES
 
 
 def test_compiled_code_follows_the_sources_of_other_files(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ from husai.sae.kernels.types import (
     Loss,
     Parameters,
     SAEState,
+    checked_array,
 )
 from husai.sae.schedule import StepTable, threshold_decay
 
@@ -246,7 +247,7 @@ class _Worker:
         call(encoder_bias, sae, self.bias)
         bandwidth = float(e.bandwidth[i]) if jumps else 0.0
         if jumps:
-            call(set_edges, e.parameters["log_threshold"][i], bandwidth, self.edge)
+            call(set_edges, e.log_threshold[0][i], bandwidth, self.edge)
         jump = JumpReLU(self.edge, bandwidth, penalty, self.g_threshold)
         if not training.unit_norm_decoder:
             call(set_norms, sae.W_dec, self.norms)
@@ -331,7 +332,7 @@ class _Worker:
         if dense:
             call(dense_gradients, 0, F, sae, batch, loss, self.sums, auxk, gradients)
         else:
-            order_by_latent(self.codes, 1.0)
+            call(order_by_latent, self.codes, 1.0)
             call(latent_gradients, 0, F, sae, batch, loss, self.codes, auxk, gradients)
         if with_ghost:
             call(add_ghost, sae, loss.unit_norm, self.ghost, gradients)
@@ -356,8 +357,10 @@ class SparseEngine:
     def __init__(self, bank: SAEBank, rows: torch.Tensor, training: BankTrainingConfig) -> None:
         self.bank = bank
         self.training = training
-        self.rows: F32 = rows.numpy()
         self.d_sae = bank.d_sae
+        if rows.shape[1] != bank.d_in:
+            raise ValueError(f"rows: width {rows.shape[1]}, but the bank's is {bank.d_in}")
+        self.rows: F32 = rows.detach().cpu().float().contiguous().numpy()
         self.selection = bank.architecture.selection
         self.method = training.dead_latent_method(bank.architecture.name)
         self.prefixes: I64 = np.array(bank.prefixes, dtype=np.int64)
@@ -366,34 +369,51 @@ class SparseEngine:
         self.bandwidth: F64 = np.array([c.jumprelu_bandwidth for c in bank.configs])
         # arrays that share the tensors' memory
         self.W_enc = bank.parameters["W_enc"]
-        self.parameters: dict[str, F32] = {n: t.numpy() for n, t in bank.parameters.items()}
-        moments = [
-            {name: tensor.numpy() for name, tensor in named.items()}
-            for named in (bank.first_moment, bank.second_moment)
+        n, F, d = len(bank), bank.d_sae, bank.d_in
+        shapes = {
+            "W_enc": (n, F, d),
+            "b_enc": (n, F),
+            "W_dec": (n, F, d),
+            "b_dec": (n, d),
+            "log_threshold": (n, F),
+        }
+        named: list[dict[str, F32]] = [
+            {name: checked_array(t, name, torch.float32, shapes[name]) for name, t in kind.items()}
+            for kind in (bank.parameters, bank.first_moment, bank.second_moment)
         ]
-        parameters, first, second = (
-            [Parameters(*(named[name][i] for name in Parameters._fields)) for i in range(len(bank))]
-            for named in (self.parameters, *moments)
-        )
-        since_fired: I64 = bank.since_fired.numpy()
+        since_fired: I64 = checked_array(bank.since_fired, "since_fired", torch.int64, (n, F))
         self.states = [
-            SAEState(*found) for found in zip(parameters, first, second, since_fired, strict=True)
+            SAEState(
+                *(Parameters(*(kind[name][i] for name in Parameters._fields)) for kind in named),
+                since_fired[i],
+            )
+            for i in range(n)
         ]
         if self.selection == "threshold":
-            name = "log_threshold"
-            self.log_threshold = [named[name] for named in (self.parameters, *moments)]
+            self.log_threshold = [kind["log_threshold"] for kind in named]
         self.running_threshold: F64 = bank.running_threshold.numpy()
         self.stopped_at: I64 = bank.stopped_at.numpy()
-        self.level: I64 = np.zeros(len(bank), np.int64)
+        self.level: I64 = np.zeros(n, np.int64)
         threads = training.threads or torch.get_num_threads()
         self.workers = [_Worker(self) for _ in range(min(threads, len(bank)))]
         self.blas = ThreadpoolController()
+
+    def _row_numbers(self, chosen: torch.Tensor, n_steps: int) -> I64:
+        """Row numbers ``[n_steps, B]`` that the kernels may read: they do not look at bounds."""
+        shape = (n_steps, self.training.batch_size)
+        numbers: I64 = checked_array(chosen, "batches", torch.int64, shape)
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= len(self.rows)):
+            raise ValueError(
+                f"batches: row numbers {numbers.min()} to {numbers.max()}, but there are "
+                f"{len(self.rows)} rows"
+            )
+        return numbers
 
     def run(self, table: StepTable, batches: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Advance every SAE still training; see :meth:`husai.sae.engines.dense.DenseEngine.run`."""
         n_steps = len(table.learning_rate)
         sums = np.zeros((4, len(self.bank)))
-        numbers = {seed: chosen.numpy() for seed, chosen in batches.items()}
+        numbers = {seed: self._row_numbers(chosen, n_steps) for seed, chosen in batches.items()}
         lock = threading.Lock()
         done = dict.fromkeys(self.bank.active(), 0)
 

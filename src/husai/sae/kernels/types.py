@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 import numpy as np
+import torch
 from numba import njit, typeof
 from numpy.typing import NDArray
 
@@ -53,17 +54,49 @@ def kernel(function: Function) -> Function:
     compiled = njit(
         cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy"
     )(function)
-    # numba asks whether the function's own file has changed; a kernel also holds code of the others
-    compiled._cache._cache_file._source_stamp = SOURCES
+    stamp_with_sources(compiled)
     return compiled
+
+
+def stamp_with_sources(compiled: object) -> None:
+    """Let code on disk be compiled anew when any file of this folder changes.
+
+    Numba asks whether the function's own file has changed; a kernel also holds code of the others.
+    A numba without this private attribute asks what it always does, and then the cache has to be
+    emptied by hand after a change in another file.
+    """
+    cache = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if hasattr(cache, "_source_stamp"):
+        cache._source_stamp = SOURCES
+
+
+def checked_array(
+    values: torch.Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """Give a tensor's memory to kernels, which neither check it nor copy it.
+
+    Raises
+    ------
+    ValueError
+        When it is not on the CPU, or has another dtype, shape or layout than the kernels read.
+    """
+    found = (values.device.type, values.dtype, tuple(values.shape), values.is_contiguous())
+    if found != ("cpu", dtype, shape, True):
+        layout = "contiguous" if values.is_contiguous() else "not contiguous"
+        raise ValueError(
+            f"{name}: {values.dtype} {tuple(values.shape)} on {values.device}, {layout}; the "
+            f"kernels read contiguous {dtype} {shape} on the cpu"
+        )
+    return values.detach().numpy()
 
 
 class Calls:
     """Calls kernels whose arguments have the same types at every call.
 
     Numba looks at the types of the arguments before each call, which costs 3 µs a named tuple and
-    more than a tenth of a small SAE's step. Here it does so once a kernel. Memory and bank of one
-    owner do not change their types, so each owner has calls of its own.
+    more than a tenth of a small SAE's step. Here it does so once a kernel. The owner allocates its
+    memory itself and takes arrays from outside through :func:`checked_array` alone, so their types
+    do not change; each owner has calls of its own.
     """
 
     def __init__(self) -> None:
