@@ -7,6 +7,7 @@ import torch
 
 from husai.sae.bank import SAEBank
 from husai.sae.config import BankTrainingConfig
+from husai.sae.selection import active_latents
 
 ENCODER_SCALE = 0.2
 """Norm of a resampled encoder row over the mean norm of the live ones (Bricken et al.)."""
@@ -78,13 +79,8 @@ def resample_dead_latents(
 def _codes(bank: SAEBank, index: int, centred: torch.Tensor) -> torch.Tensor:
     p = {name: tensor[index] for name, tensor in bank.parameters.items()}
     pre = centred @ p["W_enc"].T + p["b_enc"]
-    f = torch.relu(pre)
     selection = bank.architecture.selection
-    if selection == "threshold":
-        return f * (pre > p["log_threshold"].exp())
-    if selection in ("row", "batch"):
-        k = bank.configs[index].k
-        assert k is not None
-        top = f.topk(k, dim=1)
-        return torch.zeros_like(f).scatter_(1, top.indices, top.values)
-    return f
+    threshold = p["log_threshold"].exp() if selection == "threshold" else None
+    # a sample of rows is no batch of the training: there BatchTopK takes k of each row
+    rule = "row" if selection == "batch" else selection
+    return active_latents(rule, pre, k=bank.configs[index].k, threshold=threshold)

@@ -16,6 +16,7 @@ from husai.config import problems
 from husai.errors import InputError
 from husai.sae.architectures import architecture
 from husai.sae.config import SAEConfig
+from husai.sae.selection import active_latents
 from husai.storage import TensorFiles, read_tensors, tensors_digest, write_tensors
 
 FILE_KIND = "husai.sae"
@@ -84,13 +85,9 @@ class TrainedSAE:
             )
         pre = (x - self.b_dec.to(x)) @ self.W_enc.to(x) + self.b_enc.to(x)
         if self.threshold is not None:
-            return torch.relu(pre) * (pre > self.threshold.to(x))
-        f = torch.relu(pre)
-        if architecture(self.config.architecture).selection == "row":
-            assert self.config.k is not None
-            top = f.topk(self.config.k, dim=-1)
-            f = torch.zeros_like(f).scatter_(-1, top.indices, top.values)
-        return f
+            return active_latents("threshold", pre, threshold=self.threshold.to(x))
+        selects_rows = architecture(self.config.architecture).selection == "row"
+        return active_latents("row" if selects_rows else "all", pre, k=self.config.k)
 
     def decode(self, f: torch.Tensor) -> torch.Tensor:
         """Reconstruction ``[n, d_in]`` of the features ``f [n, d_sae]``."""

@@ -15,6 +15,7 @@ from husai.sae.architectures import DeadLatentMethod
 from husai.sae.bank import SAEBank
 from husai.sae.config import BankTrainingConfig
 from husai.sae.schedule import StepTable, threshold_decay
+from husai.sae.selection import active_latents
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class _JumpReLU(torch.autograd.Function):
         bandwidth: torch.Tensor,
     ) -> torch.Tensor:
         ctx.save_for_backward(pre, threshold, bandwidth)
-        return pre * (pre > threshold)
+        return active_latents("threshold", pre, threshold=threshold)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
@@ -124,8 +125,6 @@ def dense_loss(
         pre = (x @ W_enc.reshape(n * d_sae, d_in).T).view(batch, n, d_sae) + bias
     else:
         pre = torch.einsum("bnd,nfd->bnf", x_B1D, W_enc) + bias
-    positive = torch.relu(pre)
-    norms = W_dec.norm(dim=2)
     if rule == "threshold":
         threshold = parameters["log_threshold"].exp()[None]
         width = settings.bandwidth[None, :, None].to(pre)
@@ -133,22 +132,8 @@ def dense_loss(
         cost = _Step.apply(pre, threshold, width)  # type: ignore[no-untyped-call]
         cost = cost.sum(2).mean(0)
     else:
-        if rule == "all":
-            f = positive
-        elif rule == "row":
-            top = positive.topk(int(settings.k.max()), dim=2)
-            rank = torch.arange(top.values.shape[2], device=pre.device)
-            kept = top.values * (rank < settings.k[:, None])
-            f = torch.zeros_like(positive).scatter(2, top.indices, kept)
-        else:
-            parts = []
-            for i, k in enumerate(settings.k.tolist()):
-                flat = positive[:, i].reshape(-1)
-                chosen = flat.topk(min(batch * k, len(flat)), sorted=False)
-                part = torch.zeros_like(flat).scatter(0, chosen.indices, chosen.values)
-                parts.append(part.view(batch, d_sae))
-            f = torch.stack(parts, dim=1)
-        cost = (f * norms).sum(2).mean(0)
+        f = active_latents(rule, pre, k=settings.k)
+        cost = (f * W_dec.norm(dim=2)).sum(2).mean(0)
 
     reconstruction = torch.zeros(n, device=x.device, dtype=pre.dtype)
     x_hat = b_dec.expand(batch, n, d_in)
