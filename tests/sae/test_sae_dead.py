@@ -12,8 +12,9 @@ from husai.sae.bank import SAEBank, build_bank
 from husai.sae.dead import resample_dead_latents
 from husai.sae.engines.dense import DenseEngine, StepSettings, dense_loss
 from husai.sae.engines.sparse import SparseEngine
+from husai.sae.rows import prepare_rows
 from husai.sae.schedule import batch_rows, step_table
-from husai.sae.train import _Run, prepare_rows
+from husai.sae.train import _Run
 
 
 def planted(n: int = 6000) -> tuple[torch.Tensor, torch.Tensor]:

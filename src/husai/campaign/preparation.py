@@ -56,7 +56,7 @@ def planned_banks(
     InputError
         When rows are missing or cannot be trained on.
     """
-    from husai.sae.train import prepare_rows
+    from husai.sae.rows import prepare_rows
 
     groups: dict[tuple[str, str], Bank] = {}
     for row in records(plan):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -97,6 +98,29 @@ class SAEBank:
         """Copy back what :meth:`tensors` gave; storage stays where it is."""
         for name, mine in self.tensors().items():
             mine.copy_(tensors[name])
+
+    def exported(self, index: int, scale: float) -> dict[str, Any]:
+        """Give one SAE's weights in the activations' own space, by the names of `TrainedSAE`.
+
+        With rows ``scale·x`` in training, ``b_enc``, ``b_dec`` and the threshold are divided by
+        ``scale``; decoder rows keep norm 1 and features come out in units of the activations.
+        """
+        p = {name: tensor[index].detach().cpu() for name, tensor in self.parameters.items()}
+        selection = self.architecture.selection
+        threshold = None
+        if selection == "batch":
+            value = max(float(self.running_threshold[index]), 0.0)
+            threshold = torch.full((self.d_sae,), value / scale)
+        elif selection == "threshold":
+            threshold = p["log_threshold"].exp() / scale
+        return {
+            "W_enc": p["W_enc"].T.contiguous(),
+            "b_enc": p["b_enc"] / scale,
+            "W_dec": p["W_dec"].clone(),
+            "b_dec": p["b_dec"] / scale,
+            "threshold": threshold,
+            "W_dec_init": self.W_dec_init[index].clone(),
+        }
 
     def to(self, device: torch.device) -> SAEBank:
         """Move all state to a device."""

@@ -91,7 +91,7 @@ def loss_recovered(
         See :func:`evaluate`.
     bounds
         ``loss_clean`` and ``loss_zero`` where they are known already: they are the same for all
-        SAEs of one place.
+        SAEs of one hook.
 
     Returns
     -------

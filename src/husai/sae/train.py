@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,13 +14,14 @@ import torch
 
 from husai.errors import InputError
 from husai.progress import progress_bar
-from husai.sae.bank import SAEBank, build_bank, check_one_shape, geometric_median
+from husai.sae.bank import build_bank, check_one_shape, geometric_median
 from husai.sae.checkpoint import Checkpoint, read_latest, write_checkpoint
 from husai.sae.config import BankTrainingConfig, SAEConfig
 from husai.sae.dead import resample_dead_latents
 from husai.sae.engines.dense import DenseEngine
 from husai.sae.engines.sparse import SparseEngine, one_thread
 from husai.sae.metrics import LossWith, evaluate
+from husai.sae.rows import Rows, prepare_rows
 from husai.sae.schedule import StepTable, batch_rows, step_table
 from husai.sae.trained import TrainedSAE
 
@@ -43,84 +42,6 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Scaled training rows, held-out rows in their own space, and how they were scaled."""
-
-    train: torch.Tensor
-    held_out: torch.Tensor
-    scale: float
-    fingerprint: str
-
-
-def as_matrix(rows: Any, name: str) -> torch.Tensor:
-    """Take rows from a tensor, an array, or an object that has them as ``values``.
-
-    Raises
-    ------
-    InputError
-        When they are not a finite matrix ``[n, d_in]`` that varies.
-    """
-    # a tensor has a method of that name
-    values = rows if isinstance(rows, torch.Tensor) else getattr(rows, "values", rows)
-    if isinstance(values, np.ndarray):
-        values = torch.from_numpy(values)
-    if not isinstance(values, torch.Tensor):
-        raise InputError(f"{name}: {type(rows).__name__} is not a matrix of activations")
-    if values.dim() != 2 or not values.numel():
-        raise InputError(f"{name}: shape {tuple(values.shape)}; give a matrix [n_rows, d_in]")
-    values = values.detach().cpu().float().contiguous()
-    finite = values.isfinite().all(1)
-    if not bool(finite.all()):
-        bad = int((~finite).sum())
-        first = int(torch.nonzero(~finite)[0])
-        raise InputError(
-            f"{name}: {bad} of {len(values)} rows hold NaN or infinity, the first is row {first}; "
-            "remove them or fix the extraction"
-        )
-    return values
-
-
-def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig) -> Rows:
-    """Check the rows, hold some out when asked to, and scale the others.
-
-    Raises
-    ------
-    InputError
-        When rows are not finite, do not vary, are fewer than a batch, or differ in width.
-    """
-    values = as_matrix(rows, "rows")
-    if eval_rows is not None:
-        train, held_out = values, as_matrix(eval_rows, "eval_rows")
-        if held_out.shape[1] != train.shape[1]:
-            raise InputError(
-                f"eval_rows: width {held_out.shape[1]}, but the training rows have {train.shape[1]}"
-            )
-    elif training.eval_fraction > 0:
-        # the same rows whatever the seeds of the SAEs, so that their metrics compare
-        order = torch.from_numpy(np.random.default_rng(len(values)).permutation(len(values)))
-        n_held_out = max(1, round(training.eval_fraction * len(values)))
-        train = values[order[n_held_out:].sort().values]
-        held_out = values[order[:n_held_out].sort().values]
-    else:
-        train = held_out = values
-    if training.batch_size > len(train):
-        raise InputError(
-            f"batch_size: {training.batch_size} is more than the {len(train)} training rows; "
-            "lower it"
-        )
-    if bool((train == train[0]).all()):
-        raise InputError(f"rows: all {len(train)} training rows are equal; nothing to learn")
-    if bool((held_out == held_out[0]).all()):
-        raise InputError(f"eval_rows: all {len(held_out)} rows are equal; give rows that vary")
-    scale = 1.0
-    if training.normalize == "rms":
-        scale = math.sqrt(train.shape[1] / float(train.double().square().sum(1).mean()))
-    digest = hashlib.sha256(train.numpy().tobytes())
-    digest.update(held_out.numpy().tobytes())
-    return Rows(train * scale, held_out, scale, digest.hexdigest()[:16])
-
-
 def initial_b_dec(rows: torch.Tensor, training: BankTrainingConfig) -> torch.Tensor:
     """Where every ``b_dec`` starts, from scaled rows ``[n, d]``."""
     if training.b_dec_init == "geometric_median":
@@ -128,48 +49,6 @@ def initial_b_dec(rows: torch.Tensor, training: BankTrainingConfig) -> torch.Ten
     if training.b_dec_init == "mean":
         return rows.double().mean(0).float()
     return torch.zeros(rows.shape[1])
-
-
-def export_sae(
-    bank: SAEBank,
-    index: int,
-    scale: float,
-    metrics: dict[str, float],
-    history: pd.DataFrame,
-    density: torch.Tensor,
-    snapshots: dict[int, torch.Tensor],
-    failure: str | None,
-    provenance: dict[str, Any],
-) -> TrainedSAE:
-    """Take one SAE out of a bank, into the activations' own space.
-
-    With rows ``s·x`` in training, ``b_enc``, ``b_dec`` and the threshold are divided by ``s``;
-    decoder rows keep norm 1 and features come out in units of the activations.
-    """
-    config = bank.configs[index]
-    p = {name: tensor[index].detach().cpu() for name, tensor in bank.parameters.items()}
-    selection = bank.architecture.selection
-    threshold = None
-    if selection == "batch":
-        value = max(float(bank.running_threshold[index]), 0.0)
-        threshold = torch.full((config.d_sae,), value / scale)
-    elif selection == "threshold":
-        threshold = p["log_threshold"].exp() / scale
-    return TrainedSAE(
-        config=config,
-        W_enc=p["W_enc"].T.contiguous(),
-        b_enc=p["b_enc"] / scale,
-        W_dec=p["W_dec"].clone(),
-        b_dec=p["b_dec"] / scale,
-        threshold=threshold,
-        W_dec_init=bank.W_dec_init[index].clone(),
-        metrics=metrics,
-        history=history,
-        density=density,
-        snapshots=snapshots,
-        failure=failure,
-        provenance=provenance,
-    )
 
 
 def loss_slope(history: pd.DataFrame, window: int) -> float:
@@ -300,32 +179,35 @@ class _Run:
         history = pd.DataFrame(self.records[index])
         if len(history):
             history["step"] = history["step"].astype(int)
-        return export_sae(
-            self.bank,
-            index,
-            self.rows.scale,
-            {},
-            history,
-            torch.zeros(self.bank.d_sae, dtype=torch.float64),
-            self.snapshots[index],
-            failure,
-            self.provenance(),
+        weights = self.bank.exported(index, self.rows.scale)
+        return TrainedSAE(
+            config=self.bank.configs[index],
+            **weights,
+            metrics={},
+            history=history,
+            density=torch.zeros(self.bank.d_sae, dtype=torch.float64),
+            snapshots=self.snapshots[index],
+            failure=failure,
+            provenance=self.provenance(),
         )
+
+    def dead_fraction(self, index: int) -> float:
+        """Latents that have not fired for as long as makes them dead."""
+        dead_rows = self.training.dead_after_passes * len(self.rows.train)
+        return float((self.bank.since_fired[index] >= dead_rows).double().mean())
 
     def record(self, means: dict[str, torch.Tensor], trained: list[int]) -> None:
         """Add an entry to the history of the SAEs that trained since the last one."""
         window = self.training.convergence_window
-        dead_rows = self.training.dead_after_passes * len(self.rows.train)
         for index in trained:
             metrics, _ = evaluate(self.exported(index), self.rows.held_out)
-            dead = (self.bank.since_fired[index] >= dead_rows).double().mean()
             entry = {"step": float(self.step)}
             entry |= {name: float(means[name][index]) for name in TRAINING_MEANS}
             entry |= {
                 name: metrics[name]
                 for name in ("fvu", "explained_variance", "l0", "l1", "cosine_to_init")
             }
-            entry["dead_fraction"] = float(dead)
+            entry["dead_fraction"] = self.dead_fraction(index)
             entry["inactive_fraction"] = metrics["dead_fraction"]
             self.records[index].append(entry)
             if self.training.stop_when_converged and int(self.bank.stopped_at[index]) < 0:
@@ -338,13 +220,10 @@ class _Run:
         """Measure SAE ``index`` at its end."""
         sae = self.exported(index)
         metrics, density = evaluate(sae, self.rows.held_out, self.loss_with)
-        dead_rows = self.training.dead_after_passes * len(self.rows.train)
         window = self.training.convergence_window
         slope = loss_slope(sae.history, window)
         metrics["inactive_fraction"] = metrics.pop("dead_fraction")
-        metrics["dead_fraction"] = float(
-            (self.bank.since_fired[index] >= dead_rows).double().mean()
-        )
+        metrics["dead_fraction"] = self.dead_fraction(index)
         metrics["loss"] = float(sae.history["loss"].iloc[-1]) if len(sae.history) else math.nan
         metrics["loss_slope"] = slope
         metrics["converged"] = float(abs(slope) < self.training.convergence_slope)

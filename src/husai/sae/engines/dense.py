@@ -42,7 +42,10 @@ class DenseLoss:
 
 
 class _JumpReLU(torch.autograd.Function):
-    """f = pre·H(pre − θ), with the rectangle kernel's gradient for θ (arXiv 2407.14435, eq. 11)."""
+    """f = pre·H(pre − θ) and H(pre − θ), with the rectangle kernel's gradients for θ.
+
+    arXiv 2407.14435, eqs. 11 and 12.
+    """
 
     @staticmethod
     def forward(
@@ -50,37 +53,17 @@ class _JumpReLU(torch.autograd.Function):
         pre: torch.Tensor,
         threshold: torch.Tensor,
         bandwidth: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(pre, threshold, bandwidth)
-        return active_latents("threshold", pre, threshold=threshold)
+        f = active_latents("threshold", pre, threshold=threshold)
+        return f, (pre > threshold).to(pre.dtype)
 
     @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    def backward(ctx, to_f, to_step):  # type: ignore[no-untyped-def]
         pre, threshold, bandwidth = ctx.saved_tensors
         near = ((pre - threshold) / bandwidth).abs() < 0.5
-        to_threshold = -(threshold / bandwidth) * near * gradient
-        return gradient * (pre > threshold), to_threshold.sum(0, keepdim=True), None
-
-
-class _Step(torch.autograd.Function):
-    """H(pre − θ), with the rectangle kernel's gradient for θ (arXiv 2407.14435, eq. 12)."""
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        pre: torch.Tensor,
-        threshold: torch.Tensor,
-        bandwidth: torch.Tensor,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(pre, threshold, bandwidth)
-        return (pre > threshold).to(pre.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        pre, threshold, bandwidth = ctx.saved_tensors
-        near = ((pre - threshold) / bandwidth).abs() < 0.5
-        to_threshold = -(1 / bandwidth) * near * gradient
-        return None, to_threshold.sum(0, keepdim=True), None
+        to_threshold = near * (threshold * to_f + to_step) / -bandwidth
+        return to_f * (pre > threshold), to_threshold.sum(0, keepdim=True), None
 
 
 def dense_loss(
@@ -128,9 +111,8 @@ def dense_loss(
     if rule == "threshold":
         threshold = parameters["log_threshold"].exp()[None]
         width = settings.bandwidth[None, :, None].to(pre)
-        f = _JumpReLU.apply(pre, threshold, width)  # type: ignore[no-untyped-call]
-        cost = _Step.apply(pre, threshold, width)  # type: ignore[no-untyped-call]
-        cost = cost.sum(2).mean(0)
+        f, step = _JumpReLU.apply(pre, threshold, width)  # type: ignore[no-untyped-call]
+        cost = step.sum(2).mean(0)
     else:
         f = active_latents(rule, pre, k=settings.k)
         cost = (f * W_dec.norm(dim=2)).sum(2).mean(0)
