@@ -90,7 +90,7 @@ Exit codes:
   2    bad input; one line says which file or option is wrong
   130  interrupted; with --resume FOLDER, the same command then continues
 
-docs/compare.md describes the JSON.
+docs/glossary.md explains every score and null, docs/compare.md describes the JSON.
 """,
 )
 @click.argument("saes", metavar="SAE SAE...", nargs=-1, required=True)

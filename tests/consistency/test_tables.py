@@ -117,7 +117,7 @@ def test_geometry_stands_beside_random_directions() -> None:
     assert table.loc["dims_99", "mean"] == 2
     assert table.loc["dims_99", "data_aware_mean"] == 2
     assert float(table["isotropic_mean"]["dims_99"]) > 6
-    assert table.loc["encoder_cosine", "mean"] == pytest.approx(1.0)
+    assert table.loc["cosine_to_encoder", "mean"] == pytest.approx(1.0)
     together = (codes.T @ codes)[~np.eye(20, dtype=bool)]
     assert table.loc["never_coactive", "mean"] == pytest.approx((together == 0).mean())
     one = geometry_table({"one": [SAERecord("x", "topk", 0, flat[:1])]}, CONFIG)

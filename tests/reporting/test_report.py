@@ -177,7 +177,7 @@ def test_trajectories_geometry_and_matched_l0_are_shown_with_their_numbers() -> 
     ]
     geometry = [
         {**group, "measure": "nearest_cosine", "mean": 0.8149, "data_aware_mean": 0.53},
-        {**group, "measure": "encoder_cosine", "mean": 0.63, "data_aware_mean": None},
+        {**group, "measure": "cosine_to_encoder", "mean": 0.63, "data_aware_mean": None},
     ]
     head = {"d_sae": 16, "space": "full", "score": "pw_mcc", "signed": False, "l0": 4.25}
     matched = [

@@ -83,7 +83,7 @@ def geometry_table(
     pandas.DataFrame
         A row per group and measure: ``mean`` with interval over SAEs, ``isotropic_mean`` and
         ``data_aware_mean`` where the measure is one of directions, ``n_seeds``, ``converged``,
-        ``reason``. Measures: those of :func:`directions_geometry`; ``encoder_cosine`` (each
+        ``reason``. Measures: those of :func:`directions_geometry`; ``cosine_to_encoder`` (each
         latent's decoder with its own encoder), ``firing_rate`` (median over latents),
         ``never_coactive`` (share of pairs of live latents that fire on no row together) and
         ``coactivation_bits`` (mean |log2| of how often pairs that do fire together do so, over
@@ -144,7 +144,7 @@ _MEASURES: dict[str, tuple[float, float]] = {
     "dims_99": _ANY,
     "nearest_cosine": _SHARE,
     "clusters_per_feature": _SHARE,
-    "encoder_cosine": (-1.0, 1.0),
+    "cosine_to_encoder": (-1.0, 1.0),
     "firing_rate": _SHARE,
     "never_coactive": _SHARE,
     "coactivation_bits": _ANY,
@@ -159,7 +159,7 @@ def _sae_geometry(record: SAERecord, config: ConsistencyConfig) -> dict[str, flo
         return found
     found |= directions_geometry(live.decoder, config.shared_threshold)
     if live.encoder is not None:
-        found["encoder_cosine"] = float(row_cosines(live.decoder, live.encoder).mean())
+        found["cosine_to_encoder"] = float(row_cosines(live.decoder, live.encoder).mean())
     if record.firing_rate is not None:
         rate = np.asarray(record.firing_rate, dtype=np.float64)[live.index]
         found["firing_rate"] = float(np.median(rate))
