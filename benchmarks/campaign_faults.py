@@ -6,7 +6,7 @@ writes benchmarks/results/campaign_faults.json and .md. Each trial breaks a tiny
 it again where it ended, and compares what is there with the campaign that nothing happened to:
 every SAE must be there, every tensor and every entry of the history must be equal to the bit, and
 no SAE that had been saved may have been touched again. The Ray trials need `pip install
-'husai[ray]'` and are left out without it; the full disk needs the right to mount a small one.
+'ray>=2.50'` and are left out without it; the full disk needs the right to mount a small one.
 """
 
 from __future__ import annotations

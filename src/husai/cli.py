@@ -47,7 +47,7 @@ def commands() -> None:
 
 
 def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """Refuse a number that nothing can be compared with."""
+    """Refuse NaN and infinity."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.", context, parameter)
     return value
@@ -98,7 +98,7 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
     "--format",
     "file_format",
     type=click.Choice(FORMATS),
-    help="The format of all the files, if it should not be detected.",
+    help="The format of all the files; detected by default.",
 )
 @click.option(
     "--activations",
@@ -173,7 +173,7 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
 @click.option(
     "--any-space",
     is_flag=True,
-    help="Compare what a transcoder writes with what an SAE reads, all the same.",
+    help="Compare directions even where a transcoder writes other activations than an SAE reads.",
 )
 @with_hints
 @click.option(
@@ -198,8 +198,8 @@ def compare(
     Each SAE is a directory or file written by SAELens, dictionary_learning, sparsify, Gemma Scope,
     Llama Scope, Qwen Scope, OpenAI, Goodfire or HUSAI, hf://OWNER/REPO/FOLDER on the Hugging Face
     hub, or a plain dictionary: an .npy, .npz, .safetensors or .pt matrix [features, d] with one
-    feature a row. A folder with several SAEs gives each of them. All must read activations of the
-    same space. Every pair is compared:
+    feature a row. A folder may hold several SAEs: all of them are compared. All must read
+    activations of the same space. Every pair is compared:
 
     \b
       PW-MCC    mean cosine of the best one-to-one match of the decoders,
@@ -215,7 +215,7 @@ def compare(
     above zero, so each score stands beside its chance level ("corrected": 0 is chance, 1 is
     identity). With three or more SAEs, the means over pairs have an interval over SAEs.
 
-    Nothing is sent anywhere, no GPU is needed, and no code in the files is run.
+    No GPU is needed, nothing is uploaded, and no code in the files is run.
     """  # noqa: D301 - click wants the backspace itself, not two letters
     from husai.compare.comparison import CompareConfig
     from husai.compare.comparison import compare as compare_saes
@@ -281,7 +281,7 @@ def compare(
     "--format",
     "file_format",
     type=click.Choice(FORMATS),
-    help="The format of SAE, if it should not be detected.",
+    help="The format of SAE; detected by default.",
 )
 @with_hints
 def convert(
@@ -310,9 +310,9 @@ def convert(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list with an entry for each.")
 @with_hints
 def inspect(saes: tuple[str, ...], as_json: bool, k: int | None, input_scale: float | None) -> int:
-    """Say what an SAE is: sizes, architecture, norms, dead rows, and what its files do not say.
+    """Describe SAEs: sizes, architecture, norms, dead rows.
 
-    A folder with several SAEs gives each.
+    It also lists what the files do not say. A folder may hold several SAEs.
     """
     from husai.sae.formats import Hints, inspect_sae, inspection_text, read_all
 

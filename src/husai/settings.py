@@ -29,7 +29,7 @@ CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**"], "study": ["study*"]},
-    # an environment changes the fields it names and leaves the rest of a group as it is in base
+    # an environment changes the fields it names; the rest of a group stays that of base
     "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
     "custom_resolvers": {"data_dir": data_dir},
 }

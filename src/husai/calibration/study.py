@@ -52,7 +52,7 @@ def plan_study(config: PlantedTruthConfig) -> pd.DataFrame:
     Raises
     ------
     InputError
-        When a combination is no valid SAE, or two rows have one name.
+        When a combination is not a valid SAE, or two rows have one name.
     """
     rows = []
     for (world, study), draw, (architecture, grid), dead in itertools.product(

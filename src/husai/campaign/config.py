@@ -15,7 +15,7 @@ class ComputeConfig(Config):
 
     backend: Literal["local", "ray"] = Field(
         default="local",
-        description="local: this machine; ray: a Ray cluster (pip install 'husai[ray]')",
+        description="local: this machine; ray: a Ray cluster (pip install ray)",
     )
     processes: CountFromZero | None = Field(
         default=None,

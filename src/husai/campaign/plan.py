@@ -171,8 +171,8 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
     Raises
     ------
     InputError
-        When a combination is no valid SAE (k above d_sae, an unknown architecture or option), two
-        rows are the same, or a field sets the seed that is to vary; the message names the field
+        When a combination is not a valid SAE (k above d_sae, an unknown architecture), two rows are
+        the same, or a field sets the seed that is to vary; the message names the field
         and the value.
     """
     _check_seeds(config)

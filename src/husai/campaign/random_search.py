@@ -159,7 +159,7 @@ def _check_names(text: str, unknown: frozenset[str] | set[str]) -> None:
 
 
 def _written(name: str) -> str:
-    """Give a field as conditions name it: a point is no part of a name in an expression."""
+    """Give a field's name in conditions, where a name cannot contain a point."""
     return name.replace(".", "_")
 
 

@@ -29,7 +29,7 @@ def load_saes(
     ----------
     paths
         Directories or files in any of the formats of :func:`husai.sae.formats.read`, or plain
-        dictionaries. A folder with several SAEs gives each, named from that folder on.
+        dictionaries. A folder may hold several SAEs, which are named from that folder on.
     format
         What they are; detected when None.
     hints

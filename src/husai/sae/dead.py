@@ -81,6 +81,6 @@ def _codes(bank: SAEBank, index: int, centred: torch.Tensor) -> torch.Tensor:
     pre = centred @ p["W_enc"].T + p["b_enc"]
     selection = bank.architecture.selection
     threshold = p["log_threshold"].exp() if selection == "threshold" else None
-    # a sample of rows is no batch of the training: there BatchTopK takes k of each row
+    # these rows are not a training batch, so BatchTopK takes k of each row
     rule = "row" if selection == "batch" else selection
     return active_latents(rule, pre, k=bank.configs[index].k, threshold=threshold)

@@ -224,7 +224,7 @@ def decode(tokens: npt.ArrayLike, vocabulary: Vocabulary) -> DecodedExample:
         if expected == _VARIABLE:
             if not 0 <= found < vocabulary.modulus:
                 raise InputError(
-                    f"tokens[{position}] = {found} is no number of Z_{vocabulary.modulus}"
+                    f"tokens[{position}] = {found} is not a number of Z_{vocabulary.modulus}"
                 )
         elif found != expected:
             raise InputError(

@@ -123,7 +123,7 @@ def http_status(error: BaseException) -> int | None:
     status_text = re.match(r"API request to endpoint .* failed with error code (\d+)", str(error))
     if status_text:
         return int(status_text[1])
-    # raised on this side without saying why, it is no answer of the store
+    # raised by the client without a reason: not an answer of the store
     return None if error.error_code == "INTERNAL_ERROR" else int(error.get_http_status_code())
 
 

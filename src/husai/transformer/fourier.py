@@ -32,7 +32,7 @@ def group_elements(modulus: int, operation: Operation = "addition") -> npt.NDArr
 
     For addition and subtraction these are all of Z_p, 0 … p-1. For multiplication with p prime
     they are the powers ``1, g, g², …`` of the smallest primitive root: by their exponents,
-    multiplying is adding modulo p - 1. 0 is no member.
+    multiplying is adding modulo p - 1. 0 is not a member.
 
     Returns
     -------

@@ -330,7 +330,7 @@ def _logit_waves(logits: Array, key: Sequence[int], operation: Operation) -> tup
     table = _answer_means(logits, operation)
     n = table.shape[0]
     difference = (np.arange(n)[:, None] - np.arange(n)[None, :]) % n
-    # a constant over classes does nothing; a constant over pairs is no wave of the answer
+    # a constant over classes does nothing; a constant over pairs is not a wave of the answer
     centred = logits - logits.mean(1, keepdims=True)
     total = ((centred - centred.mean(0)) ** 2).sum()
     waves = np.zeros((n, n))

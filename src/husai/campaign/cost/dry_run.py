@@ -39,7 +39,7 @@ def estimate_campaign(
 
     Each shape of bank is trained for a moment on the executor that would train it; what was
     measured is kept, so that a second dry run, or a budget, measures nothing again. The ledger is
-    left as it is: what a dry run itself takes is not in it.
+    unchanged: the time of a dry run itself is not in it.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ class Estimates:
         expected = self._expect(bank)
         if not self._expected_in_all:
             return expected
-        # that some took less than expected is no promise
+        # some took less than expected, but others may not
         return expected * max(1.0, self._taken_in_all / self._expected_in_all)
 
     def start(self, bank: Bank) -> None:

@@ -25,8 +25,8 @@ def check_backend(compute: ComputeConfig) -> None:
     """
     if compute.backend == "ray" and importlib.util.find_spec("ray") is None:
         raise InputError(
-            "campaign.compute.backend: ray is not installed; pip install 'husai[ray]', or take "
-            "local"
+            "campaign.compute.backend: ray is not installed; pip install 'ray>=2.50', or set it "
+            "to local"
         )
 
 

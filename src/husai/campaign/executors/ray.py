@@ -201,7 +201,7 @@ def ended(name: str, error: Exception, worker: str) -> Done | Lost:
     if isinstance(error, exceptions.RayTaskError):
         cause = error.cause
         # a task that cannot be started (its rows are gone) comes back as an error of the task;
-        # a cause that cannot be sent as it is comes as a bare RayError
+        # a cause that cannot be serialised comes as a bare RayError
         if type(cause) is exceptions.RayError or not isinstance(cause, exceptions.RayError):
             return Done(name, replace(broken(cause), traceback=COLOURS.sub("", str(error))), worker)
     reason = str(error).strip().splitlines()

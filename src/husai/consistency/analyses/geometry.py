@@ -152,8 +152,8 @@ def cluster_features(
 ) -> FeatureClusters:
     """Cluster features by direction: average linkage, cut at a similarity.
 
-    Hierarchical because nobody knows the number of clusters beforehand, because it takes a
-    cosine distance as it is, and because it has no random start: clusters of two seeds differ by
+    Hierarchical because nobody knows the number of clusters beforehand, because it works on
+    cosine distances directly, and because it has no random start: clusters of two seeds differ by
     their features only. Average linkage does not chain along a circle of features as single
     linkage would.
 

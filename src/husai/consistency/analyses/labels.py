@@ -87,7 +87,7 @@ def class_labels(family: str, values: ArrayLike, *, kind: str | None = None) -> 
         Name.
     values
         ``[n_rows]``; or ``[n_rows, m]`` when a row belongs to the classes of all its values
-        (``"t is a or b"``: the two operands). Negative numbers are no class.
+        (``"t is a or b"``: the two operands). Negative numbers stand for no class.
     kind
         The family's name by default.
 

@@ -80,7 +80,7 @@ def task_symmetries(
     Raises
     ------
     InputError
-        When p is too small or a multiplier is no unit of Z_p.
+        When p is too small or a multiplier is not a unit of Z_p.
     """
     if p < 3:
         raise InputError(f"p: {p}; give a modulus of at least 3")

@@ -68,7 +68,7 @@ def orthonormal_planes(planes: ArrayLike) -> NDArray[np.float64]:
     Raises
     ------
     InputError
-        When the shape is another, numbers are not finite, or a plane is no plane.
+        When the shape is wrong, numbers are not finite, or the two axes of a plane are parallel.
     """
     array = np.asarray(planes, dtype=np.float64)
     if array.ndim != 3 or array.shape[1] != 2 or not array.shape[0] or array.shape[2] < 2:
@@ -123,7 +123,7 @@ def plane_recovery(W_dec: ArrayLike, planes: ArrayLike, *, threshold: float = 0.
     best = rho.argmax(axis=1)
     at = np.arange(len(rows))
     best_rho = rho[at, best]
-    # the planes need not be orthogonal to one another: the span's energy is no sum of rho²
+    # the planes need not be orthogonal to one another: the span's energy is not the sum of rho²
     _, singular, basis = np.linalg.svd(axes.reshape(-1, axes.shape[2]), full_matrices=False)
     span = basis[singular > 1e-9 * singular[0]]
     energy = np.square(rows @ span.T).sum(axis=1)

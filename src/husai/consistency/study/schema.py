@@ -62,7 +62,7 @@ class Column:
         if not len(known):
             return ""
         if not self._fits(known):
-            return f"holds {known.iloc[0]!r}, which is no {self.kind}"
+            return f"holds {known.iloc[0]!r}, which is not of kind {self.kind}"
         if self.values and not known.isin(self.values).all():
             return f"holds {known[~known.isin(self.values)].iloc[0]!r}, not of {self.values}"
         if self.kind in ("integer", "number"):

@@ -324,7 +324,7 @@ def plot_correlation(groups: pd.DataFrame, study: StudyRecords) -> Figure:
 
 
 def of_study(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep the rows of the study's own hook, the table's first; others are no like for like."""
+    """Keep the rows of the study's own hook, the table's first; others are not comparable."""
     return table[table["hook"] == table["hook"].iloc[0]] if len(table) else table
 
 

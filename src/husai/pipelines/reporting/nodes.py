@@ -34,6 +34,6 @@ def write_report(
         campaign_totals,
     )
     truth = pd.DataFrame(consistency_summary["truth"])
-    # where there is no transformer, what would come from it is an empty mapping
+    # without a transformer, its results are empty mappings
     known = {name: pd.DataFrame(table) for name, table in tables.items()}
     return study_page(run, StudyTables(truth=truth, **known), consistency, sae_training, reporting)

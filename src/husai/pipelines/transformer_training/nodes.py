@@ -68,7 +68,7 @@ def measure_progress(
     try:
         return progress_measures(store, dataset, trained.model_config)
     except InputError as error:
-        # such as multiplication modulo a composite, whose numbers are no group
+        # such as multiplication modulo a composite number, which is not a group
         logger.warning("progress measures are not defined here: %s", error)
         return pd.DataFrame({"epoch": store.epochs()}).reindex(columns=list(MEASURES))
 

@@ -123,7 +123,7 @@ class ZipfKFiring(Config):
 
 
 class BernoulliFiring(Config):
-    """Units fire with one probability, independently unless told otherwise."""
+    """Units fire with one probability, independently by default."""
 
     kind: Literal["bernoulli"] = "bernoulli"
     probability: float = Field(gt=0, le=1, description="chance that a unit fires in a row")

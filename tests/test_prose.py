@@ -1,0 +1,68 @@
+"""Texts that people read keep to plain English, and name no machine and no package index."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("src", "docs", "conf", "notebooks", "benchmarks", ".ci")
+FILES = ("README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "requirements.lock")
+KINDS = {".py", ".pyi", ".md", ".j2", ".yml", ".ipynb"}
+
+BANNED = {
+    "write 'an SAE'": r"\b[Aa] SAE\b",
+    "usual word order": r"Read it so|is no field|that come back of|comes back of",
+    "write 'fix this'": r"\bput (it|that) right\b",
+    "write 'continues'": r"\bit goes on\b|\bgoes on (from|where|as)\b",
+    "write 'is recorded' or 'by default'": r"\b(is|are|be|unless) told\b|\btold to\b",
+    "write 'unchanged'": r"as it is, and",
+    "write 'not learned structure'": r"agreement with nothing|left of its start",
+    "no path of one machine": r"(?<![\w.\]])/(work|tmp|root|home)/",
+    "no address of a package index": r"index-url|pypi\.org|pythonhosted|artifactory",
+}
+
+
+def texts() -> list[Path]:
+    found = [ROOT / name for name in FILES]
+    for folder in FOLDERS:
+        found += [path for path in (ROOT / folder).rglob("*") if path.suffix in KINDS]
+    # what a run wrote stays as it was written
+    return [path for path in found if "results" not in path.parts]
+
+
+TEXTS = {path: path.read_text(encoding="utf-8") for path in texts()}
+
+
+@pytest.mark.parametrize("rule", BANNED)
+def test_no_text_has_a_banned_form(rule: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 1}: {match[0]!r}"
+        for path, text in TEXTS.items()
+        for match in re.finditer(BANNED[rule], text)
+    ]
+    assert not found, f"{rule}: {'; '.join(found)}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("write 'an SAE'", "gives a SAE its name"),
+        ("write 'fix this'", "put it right"),
+        ("write 'continues'", "and it goes on"),
+        ("no path of one machine", "kept in /tmp/x"),
+        ("no address of a package index", "--index-url=https://host/simple"),
+    ],
+)
+def test_the_rules_find_what_they_ban(rule: str, text: str) -> None:
+    assert re.search(BANNED[rule], text)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in TEXTS if path.suffix == ".md"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", TEXTS[path]):
+        assert (path.parent / target).exists(), f"{path.relative_to(ROOT)}: {target}"
