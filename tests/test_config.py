@@ -67,7 +67,7 @@ ODD_VALUES = st.one_of(
 
 @given(st.data())
 @settings(max_examples=200, deadline=None)
-def test_any_value_anywhere_is_taken_or_named_in_lines(data: st.DataObject) -> None:
+def test_any_value_is_accepted_or_refused_with_its_field(data: st.DataObject) -> None:
     parameters, types = groups()
     changed = copy.deepcopy(parameters)
     *above, last = data.draw(st.sampled_from(leaves(parameters)))

@@ -146,7 +146,7 @@ def broken_rules(imports: list[Import]) -> list[str]:
     return found
 
 
-def test_every_room_has_its_floor():
+def test_every_package_has_its_place_in_the_order():
     rooms = {room_of(module) for module in MODULES} - {""}
     assert rooms <= set(FLOOR_OF), "a new room: give it a floor here and in the design"
 
@@ -199,7 +199,7 @@ def cycles(imports: list[Import]) -> list[list[str]]:
     return found
 
 
-def test_no_module_imports_itself_round_a_corner():
+def test_there_is_no_import_circle():
     assert cycles(IMPORTS) == []
     one, other = "husai.errors", "husai.config"
     assert cycles([Import(one, other, 1, True), Import(other, one, 1, True)])

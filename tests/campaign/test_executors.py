@@ -92,7 +92,7 @@ def test_a_process_that_is_killed_is_a_lost_bank_and_a_free_place(tmp_path, expe
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
-def test_a_bank_that_broke_on_a_gpu_leaves_its_process_to_nobody(tmp_path, expected, gpus):
+def test_a_process_in_which_a_bank_broke_on_a_gpu_is_not_used_again(tmp_path, expected, gpus):
     # (here it trains on the CPU, which the executor is not told)
     executor = ProcessExecutor(tmp_path, 1, 1, gpus)
     bank = bank_of(seed=1)

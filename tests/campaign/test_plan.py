@@ -89,7 +89,7 @@ def test_ids_change_with_anything_that_changes_the_training():
         ("both", [0, 1, 2], [0, 1, 2]),
     ],
 )
-def test_seeds_vary_what_they_are_told_to(vary, init, data):
+def test_seeds_vary_what_the_plan_names(vary, init, data):
     plan = make_plan(vary=vary, fixed_seed=7, d_sae=(16,), architectures={"topk": {"k": (4,)}})
     assert plan["init_seed"].tolist() == init
     assert plan["data_seed"].tolist() == data
@@ -270,7 +270,7 @@ def test_a_variant_may_vary_something_else_and_train_differently():
         ),
     ],
 )
-def test_a_seed_that_varies_is_not_to_be_set(changes, message):
+def test_a_seed_that_varies_cannot_be_set(changes, message):
     with pytest.raises(InputError, match=message):
         make_plan(**changes)
 

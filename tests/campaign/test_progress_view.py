@@ -37,7 +37,7 @@ def test_time_left_is_what_is_left_at_the_rate_so_far(monkeypatch):
     assert "3 done · 0 running · 2 waiting · 1 failed" in view.text()
 
 
-def test_a_bank_divided_on_its_way_stands_in_its_halves(monkeypatch):
+def test_progress_of_a_divided_bank_is_that_of_its_halves(monkeypatch):
     clock = [0.0]
     view = make_view(monkeypatch, clock)
     view.progress("a", 0.0)

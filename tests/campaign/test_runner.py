@@ -57,7 +57,7 @@ def test_processes_train_the_same_weights(campaign, undisturbed):
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 11, 12])
-def test_interrupted_between_two_saes_goes_on(campaign, undisturbed, stop_after):
+def test_interrupted_between_two_saes_continues(campaign, undisturbed, stop_after):
     first = campaign.start(stop_after=stop_after)
     # closed before the ledger could say of the last one that it is done
     second = campaign.start()
@@ -67,7 +67,7 @@ def test_interrupted_between_two_saes_goes_on(campaign, undisturbed, stop_after)
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-def test_an_interrupted_bank_goes_on_from_its_checkpoint(campaign, undisturbed, monkeypatch):
+def test_an_interrupted_bank_continues_from_its_checkpoint(campaign, undisturbed, monkeypatch):
     import husai.sae.train as train
 
     class Killed(BaseException):
@@ -210,7 +210,7 @@ def test_an_exception_fails_only_the_sae_at_fault(campaign, undisturbed, monkeyp
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-def test_a_full_disk_stops_the_campaign_and_it_goes_on_afterwards(
+def test_a_full_disk_stops_the_campaign_which_continues_afterwards(
     campaign, undisturbed, monkeypatch
 ):
     import husai.sae.train as train
@@ -235,7 +235,7 @@ def test_a_torn_checkpoint_is_set_aside(campaign, undisturbed):
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-def test_two_campaigns_at_once_are_one_and_a_message(campaign):
+def test_a_second_campaign_in_one_folder_is_refused(campaign):
     entered = threading.Event()
     leave = threading.Event()
 
@@ -256,7 +256,7 @@ def test_two_campaigns_at_once_are_one_and_a_message(campaign):
     assert len(campaign.start()) == 12
 
 
-def test_budget_stops_before_it_is_passed_and_goes_on_with_more(campaign, undisturbed):
+def test_budget_stops_before_it_is_exceeded_and_continues_with_more(campaign, undisturbed):
     budget: dict[str, Any] = {"rate": 3600.0, "max_cost": 1e-6}
     with pytest.raises(CampaignStopped, match=r"max_cost = 1e-06 .* 0 of 12 SAEs"):
         campaign.start(make_config(budget=budget))
@@ -348,7 +348,7 @@ def divided(monkeypatch: pytest.MonkeyPatch) -> None:
 TWO_SEEDS = {"hook_name": "h", "architectures": {"topk": {"k": [2]}}, "d_sae": [8], "seeds": [0, 1]}
 
 
-def test_a_bank_is_divided_after_it_was_on_its_way(campaign, monkeypatch):
+def test_a_running_bank_can_be_divided(campaign, monkeypatch):
     divided(monkeypatch)
     config = make_config(plan=TWO_SEEDS, compute={"processes": 1, "max_retries": 0})
     longer = TRAINING.model_copy(update={"steps": 2000, "checkpoint_interval": 1000})
@@ -358,7 +358,7 @@ def test_a_bank_is_divided_after_it_was_on_its_way(campaign, monkeypatch):
     assert (table["attempts"] == 2).all()
 
 
-def test_interrupted_banks_go_on_with_other_checkpoints(campaign, undisturbed):
+def test_interrupted_banks_continue_with_other_checkpoint_settings(campaign, undisturbed):
     campaign.start(stop_after=1)
     neutral = {"checkpoint_interval": 7, "keep_checkpoints": 5, "threads": 2}
     campaign.start(training=TRAINING.model_copy(update=neutral))
@@ -410,7 +410,7 @@ def test_nothing_is_submitted_after_the_machine_failed(campaign, undisturbed, mo
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-def test_missing_saes_are_never_a_campaign_that_ended(campaign, monkeypatch):
+def test_a_campaign_with_missing_saes_never_counts_as_complete(campaign, monkeypatch):
     monkeypatch.setattr("husai.campaign.runner.missing_banks", lambda *rest: [])
     with pytest.raises(CampaignStopped, match=r"12 SAEs are missing\. 0 of 12 SAEs are trained"):
         campaign.start()
@@ -443,7 +443,7 @@ def test_halves_of_a_bank_cost_their_share(tmp_path):
     assert [estimates.seconds(quarter) for quarter in quarters] == pytest.approx([4.0, 4.0])
 
 
-def test_what_cannot_be_measured_takes_as_long_for_its_work_as_the_others(tmp_path):
+def test_banks_that_cannot_be_measured_get_an_estimate(tmp_path):
     training = BankTrainingConfig(steps=100)
     configs = [SAEConfig(architecture="topk", d_sae=d, k=2) for d in (8, 24)]
     wide, narrow = make_banks(["a", "b"], configs, [training] * 2, [ROWS_INFO] * 2)
@@ -457,7 +457,9 @@ def test_what_cannot_be_measured_takes_as_long_for_its_work_as_the_others(tmp_pa
     assert estimates.seconds(wide) == pytest.approx(30.0)
 
 
-def test_a_worker_lost_while_measuring_is_no_end(campaign, undisturbed, monkeypatch):
+def test_a_worker_lost_while_measuring_does_not_stop_the_campaign(
+    campaign, undisturbed, monkeypatch
+):
     from husai.campaign.executors import local
 
     killed: list[int] = []
@@ -506,7 +508,7 @@ def spoiled(path: Path, **changes: Any) -> None:
 LEFT_OUT = object()
 
 
-def test_files_that_are_whole_and_no_saes_are_set_aside(campaign, undisturbed):
+def test_whole_files_that_are_not_saes_are_set_aside(campaign, undisturbed):
     campaign.start()
     names = sorted(undisturbed)[:5]
     spoiled(campaign.path(names[0]), metrics=LEFT_OUT)
@@ -521,7 +523,7 @@ def test_files_that_are_whole_and_no_saes_are_set_aside(campaign, undisturbed):
     assert campaign.start() == []
 
 
-def test_what_an_sae_took_is_known_though_the_driver_ended_before_it_was_told(campaign):
+def test_cost_of_an_sae_is_kept_when_the_driver_ends_before_recording_it(campaign):
     config = make_config(budget={"rate": 3600.0})
     (sae_id,) = campaign.start(config, stop_after=1)
     assert Ledger(campaign.folders.campaign / LEDGER).entries[sae_id].status != "done"

@@ -106,7 +106,9 @@ def test_a_folder_of_hook_points_and_seeds_gives_each(
     assert "only one SAE given" in error
 
 
-def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reason_for_missing_codes_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = saelens(tmp_path / "whole")
     scaled = saelens(tmp_path / "scaled", OTHER, normalize_activations="expected_average_only_in")
     np.save(tmp_path / "rows.npy", SAE.rows.astype(np.float16).reshape(4, -1, D))
@@ -163,7 +165,7 @@ def test_heads_side_by_side_are_one_row(tmp_path: Path) -> None:
         (np.full((3, 2), 1e300), "row 0 holds NaN or infinity"),
     ],
 )
-def test_rows_that_are_none(array: Any, words: str, tmp_path: Path) -> None:
+def test_files_without_usable_rows_are_named(array: Any, words: str, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", array)
     with pytest.raises(InputError, match=words):
         load_activations(tmp_path / "rows.npy")

@@ -43,7 +43,7 @@ def test_it_looks_before_the_decay_only() -> None:
     assert convergence_gate([frozen, frozen], 3000).settled == (True, True)
 
 
-def test_seeds_that_stand_still_while_the_score_changed_are_not_settled() -> None:
+def test_seeds_that_stop_moving_while_the_score_changes_are_not_settled() -> None:
     still = {step: turned(0.0) for step in (500, 1000, 1500, 2000)}
     late = {500: turned(1.0), 1000: turned(1.0), 1500: turned(0.0), 2000: turned(0.0)}
     got = convergence_gate([still, late], 2000)

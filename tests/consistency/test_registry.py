@@ -31,7 +31,7 @@ ENTRIES = [(score.name, signed) for score in SCORES.values() for signed in score
 
 
 @pytest.mark.parametrize(("name", "signed"), ENTRIES)
-def test_an_entry_keeps_its_word(name: str, signed: bool) -> None:
+def test_every_score_keeps_to_its_declaration(name: str, signed: bool) -> None:
     """Equal SAEs get the perfect score, no pair leaves the bounds, order of A and B is as said."""
     score, a, b = SCORES[name], side(0), side(1)
     assert score.of(PreparedPair(a, a), signed).value == pytest.approx(score.perfect, abs=1e-6)
@@ -85,7 +85,7 @@ def test_fractions_cannot_be_negative_whatever_the_sign_convention() -> None:
     assert SCORES["distance_l2"].bounds_of(True) == (0.0, float("inf"))
 
 
-def test_a_name_is_taken_once_and_needs_are_told_apart() -> None:
+def test_a_name_is_registered_once_and_needs_are_distinguished() -> None:
     with pytest.raises(InputError, match="already"):
         register(SCORES["mmcs"])
     with pytest.raises(InputError, match="borrows"):

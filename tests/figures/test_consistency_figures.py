@@ -120,7 +120,7 @@ def test_reproducibility_shows_every_feature_and_needs_firing_rates() -> None:
         features.reproducibility_figure(table.drop(columns="firing_rate"))
 
 
-def test_training_shows_score_nulls_and_what_is_left_of_the_start() -> None:
+def test_training_shows_score_nulls_and_cosine_to_init() -> None:
     curve = pd.DataFrame(
         {
             "step": [0, 100, 1000],

@@ -357,7 +357,7 @@ def test_products_on_a_torch_device_give_the_same_match() -> None:
         match_features(a, b, method="sparse", device="nowhere")
 
 
-def test_an_interrupted_pass_goes_on_where_it_stopped(
+def test_an_interrupted_pass_continues_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passes, "BLOCK_ROWS", 64)

@@ -46,7 +46,7 @@ def study(tmp_path_factory):
     return data_dir
 
 
-def test_it_ends_with_a_page_that_says_what_there_is_none_of(study):
+def test_the_page_says_that_there_is_no_transformer(study):
     page = (study / "reporting" / "home_study.md").read_text()
     assert page.startswith("# Your own activations")
     assert "There is none: these are rows of your own." in page

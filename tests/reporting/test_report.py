@@ -194,7 +194,7 @@ def test_trajectories_geometry_and_matched_l0_are_shown_with_their_numbers() -> 
         )
     )
     assert "| topk d16 k4 † | 0.210 at 0, 0.500 at 300, 0.753 at 900 | 0.110 |" in text
-    assert "| SAEs | nearest cosine | encoder cosine |" in text
+    assert "| SAEs | nearest cosine | cosine to encoder |" in text
     assert "| `post@-1` d_sae 16 † | 0.81 (0.53) | 0.63 |" in text
     line = "topk 0.71 [0.64, 0.77], relu: measured at L0 3 only |"
     assert f"| 16 | pw_mcc (absolute) | 4.25 | {line}" in text

@@ -44,7 +44,7 @@ def rows(n: int = 100) -> torch.Tensor:
         ({"k": 2, "matryoshka_fractions": (0.5, 0.25, 1.0)}, "matryoshka_fractions"),
     ],
 )
-def test_configurations_that_cannot_be(settings: dict[str, Any], field: str) -> None:
+def test_impossible_configurations_are_named(settings: dict[str, Any], field: str) -> None:
     with pytest.raises(ValidationError, match=field):
         SAEConfig.model_validate({"d_sae": 8} | settings)
 

@@ -106,7 +106,7 @@ def test_scaling_the_activations_scales_the_sae(name: str) -> None:
     assert large.metrics["fvu"] == pytest.approx(small.metrics["fvu"], rel=1e-2)
 
 
-def test_a_converged_sae_stops_and_the_others_go_on() -> None:
+def test_a_converged_sae_stops_and_the_others_continue() -> None:
     x, _ = planted(1500)
     still = SAEConfig(d_sae=32, k=3, learning_rate=1e-9)
     moving = SAEConfig(d_sae=32, k=3, learning_rate=1e-3)

@@ -146,7 +146,7 @@ def test_label_distribution_counts_what_number_theory_says() -> None:
         ([3, -1, 113], r"tokens\[1\] = -1"),
     ],
 )
-def test_decode_refuses_what_is_no_example(tokens: Any, message: Any) -> None:
+def test_decode_refuses_what_is_not_an_example(tokens: Any, message: Any) -> None:
     with pytest.raises(InputError, match=message):
         decode(tokens, make_vocabulary(113))
 

@@ -93,7 +93,7 @@ def test_rows_are_codes_times_dictionary(name):
 
 @pytest.mark.parametrize("name", WORLDS)
 @pytest.mark.parametrize("batch_size", [300, BLOCK_ROWS, 5000])
-def test_streaming_equals_held(name, batch_size):
+def test_streamed_rows_equal_those_in_memory(name, batch_size):
     data = planted_dictionary(WORLDS[name])
     rows, codes = data.sample(2500, seed=3)
     batches = list(data.stream(2500, batch_size=batch_size, seed=3))

@@ -77,7 +77,7 @@ def earlier(folder: Path) -> None:
     ledger.record("running", ["s"])
 
 
-def test_the_sessions_run_says_what_the_whole_campaign_took(store, session, sae):
+def test_the_sessions_run_has_the_cost_of_the_whole_campaign(store, session, sae):
     earlier(store.folder)
     run_id = session.start()
     session.save(sae)
@@ -94,7 +94,7 @@ def test_the_sessions_run_says_what_the_whole_campaign_took(store, session, sae)
     assert [run.data.metrics["campaign.cost"] for run in child.values()] == [0.5]
 
 
-def test_a_session_that_is_stopped_says_it_too(store, session):
+def test_a_stopped_session_records_the_cost_too(store, session):
     earlier(store.folder)
     run_id = session.start()
     session.hook.on_pipeline_error(CampaignStopped("max_cost"))
@@ -120,9 +120,7 @@ def test_nothing_that_is_recorded_of_an_sae_ends_the_training(store, session, sa
     assert rejected.count('"name": "sae"') == 2
 
 
-def test_saes_that_an_interrupted_session_saved_and_did_not_tell_of_are_told_of(
-    store, session, sae
-):
+def test_saes_saved_by_an_interrupted_session_are_logged_by_the_next(store, session, sae):
     # with the outage over, what the killed session had recorded of them is completed
     first = session.start()
     session.save(sae)
@@ -151,7 +149,7 @@ def test_a_run_killed_before_its_first_sae_is_closed_by_the_next_session(store, 
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_server_that_wants_credentials_says_so_at_the_start(tmp_path, server, status):
+def test_a_server_that_needs_credentials_is_an_error_at_the_start(tmp_path, server, status):
     session = Session(tmp_path)
     session.hook._server = server(status, b"You are not authenticated.")
     with pytest.raises(StudyError, match=f"answers {status}; .*MLFLOW_TRACKING_USERNAME"):

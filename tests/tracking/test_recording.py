@@ -213,7 +213,7 @@ def answer(status: int) -> HTTPError:
         (KeyError("x"), False),
     ],
 )
-def test_what_passes_by_itself_and_what_does_not(error, away):
+def test_temporary_and_permanent_errors_are_distinguished(error, away):
     assert is_away(error) is away
     outer = ValueError("outer")
     outer.__cause__ = error
@@ -291,7 +291,7 @@ def test_a_journal_is_rewritten_whole_or_not_at_all(store, monkeypatch):
     assert journal.read_text() == before.split("\n", 1)[1]
 
 
-def test_a_torn_tail_costs_itself_and_not_the_next_record(store):
+def test_an_incomplete_last_line_does_not_spoil_the_next_record(store):
     store.away = True
     store.recorder.do("metrics", store.parent, points=[("x", 0.0, 0)], at=0)
     journal = store.folder / "spool" / "operations.jsonl"
@@ -360,7 +360,7 @@ def test_runs_that_a_killed_process_left_open_are_closed(store):
     assert client.get_run(store.parent).info.status == "RUNNING"
 
 
-def test_nothing_is_taken_from_a_session_that_lives(store, sae_file):
+def test_runs_of_a_live_session_stay_where_they_are(store, sae_file):
     client = store.recorder.client
     store.recorder.do("sae", store.parent, sae_file, sae_id="s", experiment=store.experiment)
     (child,) = find_saes(client, store.experiment).values()

@@ -55,7 +55,7 @@ def test_credentials_move_from_the_address_to_mlflows_variables(monkeypatch):
     assert use_credentials("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
 
 
-def test_nothing_that_waits_or_is_put_aside_holds_one(tmp_path, server, caplog):
+def test_records_that_wait_or_were_refused_hold_no_secret(tmp_path, server, caplog):
     address = server(503).replace("://", f"://me:{SECRET}@")
     recorder = Recorder(address, tmp_path / "spool")
     assert recorder.do("tags", "r", values={"error": f"no answer of {address}"})
@@ -68,7 +68,7 @@ def test_nothing_that_waits_or_is_put_aside_holds_one(tmp_path, server, caplog):
     assert SECRET not in caplog.text
 
 
-def test_the_list_of_runs_and_the_table_of_results_hold_none(store, sae_file, tmp_path):
+def test_the_list_of_runs_and_the_table_of_results_hold_no_secret(store, sae_file, tmp_path):
     store.recorder.address = without_secrets(f"postgresql://u:{SECRET}@h/db")
     runs = tmp_path / "campaign" / "runs.jsonl"
     store.recorder.do(
@@ -84,7 +84,7 @@ def test_the_list_of_runs_and_the_table_of_results_hold_none(store, sae_file, tm
     assert results(tmp_path)["tracking_uri"].tolist() == ["postgresql://***@h/db"]
 
 
-def test_a_run_says_and_writes_none(tmp_path, server):
+def test_a_run_shows_and_writes_no_secret(tmp_path, server):
     """A run on a server that refuses, and one on SQLite with a token in the git remote."""
     (tmp_path / "git").mkdir()
     remote = f'[remote "origin"]\n\turl = https://{SECRET}@github.com/a/b.git\n'

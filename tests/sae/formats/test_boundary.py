@@ -118,7 +118,7 @@ def test_a_pointer_of_git_lfs_says_what_to_do(name: str, tmp_path: Path) -> None
         (np.ones(3), "give a matrix"),
     ],
 )
-def test_arrays_that_are_no_dictionary(array: Any, words: str, tmp_path: Path) -> None:
+def test_arrays_that_are_not_a_dictionary(array: Any, words: str, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", array)
     refused(tmp_path / "a.npy", words)
 
@@ -134,7 +134,7 @@ def test_python_objects_are_not_read(tmp_path: Path) -> None:
     "text",
     ["[" * 100_000, "[]", "{", '{"architecture": NaN}', "\x00", '{"k": 1' + "0" * 5_000 + "}", ""],
 )
-def test_configurations_that_are_none(text: str, tmp_path: Path) -> None:
+def test_files_that_are_not_configurations(text: str, tmp_path: Path) -> None:
     path = saelens(tmp_path / "sae")
     (path / "cfg.json").write_text(text)
     refused(path, "cfg", load_sae)

@@ -66,7 +66,7 @@ def test_gemma_scope_transcoders_are_read_by_their_decoders(tmp_path: Path) -> N
         load_sae(path)
 
 
-def test_what_a_user_calls_the_folders_above_means_nothing(tmp_path: Path) -> None:
+def test_names_of_the_users_own_folders_are_ignored(tmp_path: Path) -> None:
     mine = tmp_path / "transcoder-embeddings" / "clt" / "gemma-scope-2b-pt-res" / "layer_1" / "w"
     assert read(npz(mine)).contract.space == "input"
     far = tmp_path / "transcoders" / "embedding" / "a" / "b" / "layer_1"
@@ -154,7 +154,7 @@ def test_llama_scope(change: dict[str, Any], codes: np.ndarray, tmp_path: Path) 
     same_directions(sae.W_dec, SAE.W_dec)
 
 
-def test_llama_scope_asks_for_a_norm_that_is_not_told(tmp_path: Path) -> None:
+def test_llama_scope_asks_for_a_norm_that_is_not_stated(tmp_path: Path) -> None:
     path = llama(tmp_path, {"dataset_average_activation_norm": None})
     with pytest.raises(InputError, match="input-scale"):
         load_sae(path)

@@ -225,7 +225,7 @@ def test_whitened_rows_are_read_with_the_map_beside(tmp_path: Path) -> None:
     close(sae.decode(tensor(codes)), (codes @ SAE.W_dec + SAE.b_dec) @ np.linalg.inv(M) + mean)
 
 
-def test_a_dead_row_is_no_broken_file(tmp_path: Path) -> None:
+def test_a_dead_row_does_not_break_a_file(tmp_path: Path) -> None:
     content = tensors(SAE, *PLAIN)
     content["W_dec"][4] = 0
     cfg = NEW | {"architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True}

@@ -108,7 +108,7 @@ def test_a_run_holds_hook_points_and_seeds(tmp_path: Path) -> None:
         ({"skip_connection": True}, "skip connection", "input"),
     ],
 )
-def test_what_is_no_autoencoder_is_read_by_its_decoder(
+def test_what_is_not_an_autoencoder_is_read_by_its_decoder(
     cfg: dict[str, Any], words: str, space: str, tmp_path: Path
 ) -> None:
     more = {"W_skip": torch.zeros(D, D)} if "skip_connection" in cfg else None
