@@ -15,7 +15,6 @@ from husai.consistency.inference.nulls import NULL_KINDS
 from husai.consistency.scores.registry import SCORES
 from husai.consistency.study.schema import TABLES
 from husai.consistency.study.summary import summary_schema
-from husai.figures.style import SCORE_NAMES
 
 FOLDER = Path(__file__).parent
 
@@ -36,7 +35,7 @@ def score_rows() -> list[str]:
             need for need in ("decoder", "encoder", "codes", "truth") if need in score.needs
         )
         lines.append(
-            f"| {SCORE_NAMES[score.name]} (`{score.name}`) | {cell(score.meaning)} | {needs} | "
+            f"| {score.term} (`{score.name}`) | {cell(score.meaning)} | {needs} | "
             f"{forms} | {spans} | {score.perfect:g} | {', '.join(score.nulls) or '–'} |"
         )
     return lines

@@ -12,7 +12,7 @@ from husai.calibration.scores import SCORES as CALIBRATED
 from husai.consistency.inference.nulls import NULL_KINDS
 from husai.consistency.scores.registry import SCORES
 from husai.consistency.study.geometry import _MEASURES
-from husai.figures.style import NULLS, SCORE_NAMES
+from husai.figures.style import NULLS
 from husai.reporting import calibration_page
 from husai.reporting.page import TRUTH_MEASURES
 
@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[1]
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
 CELLS = [line.split(" | ")[0].strip("| ") for line in GLOSSARY.splitlines() if line[:2] == "| "]
 TERMS = [
-    term.strip()
+    one.strip()
     for cell in CELLS
-    for term in re.sub(r" \(`[^`]*`\)", "", cell).split(",")
-    if term != "term"
+    for one in re.sub(r" \(`[^`]*`\)", "", cell).split(",")
+    if one != "term"
 ]
 NAMES = [name for cell in CELLS for name in re.findall(r"\(`([^`]*)`\)", cell)]
 
@@ -58,15 +58,20 @@ def headers() -> list[str]:
     return [re.sub(r" in +dimensions$", "", title) for title in found]
 
 
+def term(name: str) -> str:
+    """How a column or a score of this name is called."""
+    return SCORES[name].term if name in SCORES else name.replace("_", " ")
+
+
 def test_no_term_is_explained_twice() -> None:
     assert len(TERMS) == len(set(TERMS))
     assert len(NAMES) == len(set(NAMES))
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_every_score_is_explained_under_the_name_that_figures_use(name: str) -> None:
+def test_every_score_is_explained_under_its_name_and_its_title(name: str) -> None:
     assert name in NAMES
-    assert SCORE_NAMES[name] in TERMS
+    assert SCORES[name].term in TERMS
 
 
 @pytest.mark.parametrize("kind", sorted({*NULL_KINDS, *NULLS}))
@@ -93,13 +98,12 @@ def test_every_column_of_a_page_is_explained(title: str) -> None:
     [*_MEASURES, *calibration_page.PLANE_COLUMNS, *calibration_page.ARCHITECTURE_COLUMNS],
 )
 def test_every_measure_that_becomes_a_column_is_explained(name: str) -> None:
-    assert SCORE_NAMES.get(name, name.replace("_", " ")) in TERMS
+    assert term(name) in TERMS
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_every_calibrated_score_is_explained(name: str) -> None:
-    base = re.sub("_(signed|corrected)$", "", name)
-    assert SCORE_NAMES.get(base, base.replace("_", " ")) in TERMS
+    assert term(re.sub("_(signed|corrected)$", "", name)) in TERMS
 
 
 @pytest.mark.parametrize("title", TRUTH_MEASURES.values())

@@ -119,7 +119,7 @@ def test_the_reason_for_missing_codes_is_shown(
     code, text, _ = run(capsys, "compare", whole, scaled, *rows, "--input-scale", "0.5")
     assert code == 0
     assert "not in its files" not in text
-    assert "codes: support Jaccard" in text
+    assert "support Jaccard of matched codes" in text
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "pt"])
@@ -212,7 +212,7 @@ def test_inspect_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert "1 rows without a direction" in text
     assert "missing       the model" in text
-    assert "says nothing of an encoder" in text
+    assert "has no encoder or activation function" in text
     assert (
         main(["convert", str(tmp_path / "plain.npy"), str(tmp_path / "x"), "--to", "saelens"]) == 2
     )

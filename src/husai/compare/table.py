@@ -222,7 +222,8 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append(
             f"Chance is the score of {draws} pair{plural} of random dictionaries of these sizes; "
             f"its p cannot be below {1 / (1 + draws):.3f} (--null-draws). "
-            "corrected = (value - chance) / (1 - chance)."
+            "corrected = (value - chance) / (perfect - chance). "
+            "docs/glossary.md explains each score."
         )
     else:
         notes.append("Chance was left out: these scores cannot be judged without it.")

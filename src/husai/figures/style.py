@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from husai.consistency.scores.registry import SCORES
 from husai.errors import InputError
 
 # Okabe and Ito's palette: distinct for any colour vision; markers distinguish lines in grey print
@@ -28,45 +29,11 @@ NULLS = {
     "init": ("own initialisation", "1", "#666666"),
     "untrained": ("untrained transformer", "+", "#E69F00"),
 }
-SCORE_NAMES = {
-    "pw_mcc": "PW-MCC",
-    "mmcs": "MMCS",
-    "mmcs_a_to_b": "MMCS from A to B",
-    "mmcs_b_to_a": "MMCS from B to A",
-    "matched_fraction": "matched fraction",
-    "uniqueness": "uniqueness",
-    "distance_l1": "L1 distance of matched features",
-    "distance_l2": "L2 distance of matched features",
-    "distance_linf": "L∞ distance of matched features",
-    "subspace_overlap": "subspace overlap",
-    "decoder_cka": "CKA of matched decoders",
-    "decoder_svcca": "SVCCA of matched decoders",
-    "orderedness": "orderedness",
-    "shared_fraction": "shared fraction",
-    "pw_mcc_encoder": "PW-MCC of encoders",
-    "encoder_cosine": "cosine of matched encoders",
-    "code_jaccard": "support Jaccard of matched codes",
-    "code_correlation": "correlation of matched codes",
-    "code_r2": "R² of matched codes",
-    "activation_mcc": "matched activation correlation",
-    "code_cka": "CKA of codes",
-    "code_svcca": "SVCCA of codes",
-    "gt_mcc": "GT-MCC",
-    "truth_mmcs": "MMCS from truth to SAE",
-    "truth_uniqueness": "uniqueness against the truth",
-    "frr_0.8": "features recovered at 0.8",
-    "frr_0.9": "features recovered at 0.9",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-}
 
 
 def score_name(score: str, signed: bool) -> str:
     """Name a score for an axis, with its sign convention."""
-    return (
-        f"{SCORE_NAMES.get(score, score.replace('_', ' '))} ({'signed' if signed else 'absolute'})"
-    )
+    return f"{SCORES[score].term} ({'signed' if signed else 'absolute'})"
 
 
 def styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:

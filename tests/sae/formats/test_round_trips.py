@@ -128,7 +128,7 @@ def test_plain_dictionaries(tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", np.full((2, 2), np.nan))
     with pytest.raises(InputError, match="NaN"):
         load_dictionary(tmp_path / "e.npy")
-    with pytest.raises(InputError, match="says nothing of an encoder"):
+    with pytest.raises(InputError, match="has no encoder or activation function"):
         load_sae(tmp_path / "a.npy")
 
 

@@ -82,7 +82,7 @@ def _orderedness(pair: PreparedPair, signed: bool) -> float | None:
 
 _decoder(
     "pw_mcc",
-    "PW-MCC, one to one",
+    "PW-MCC",
     "mean similarity of the decoder rows under the best one-to-one match (arXiv 2505.20254)",
     lambda pair, signed: pair.matches[signed].mean,
     signed_bounds=COSINE,
@@ -90,7 +90,7 @@ _decoder(
 )
 _decoder(
     "mmcs",
-    "MMCS, mean of both ways",
+    "MMCS",
     "mean similarity of each feature to its nearest in the other SAE, many to one, both ways",
     lambda pair, signed: (_a_to_b(pair, signed) + _b_to_a(pair, signed)) / 2,
     signed_bounds=COSINE,
@@ -98,7 +98,7 @@ _decoder(
 )
 _decoder(
     "mmcs_a_to_b",
-    "MMCS, A to B",
+    "MMCS from A to B",
     "mean similarity of each feature of A to its nearest in B",
     _a_to_b,
     signed_bounds=COSINE,
@@ -106,7 +106,7 @@ _decoder(
 )
 _decoder(
     "mmcs_b_to_a",
-    "MMCS, B to A",
+    "MMCS from B to A",
     "mean similarity of each feature of B to its nearest in A",
     _b_to_a,
     signed_bounds=COSINE,
@@ -114,7 +114,7 @@ _decoder(
 )
 _decoder(
     "matched_fraction",
-    "matched ≥ {threshold:g}",
+    "matched fraction ≥ {threshold:g}",
     "share of features whose partner in the decoders' match reaches the threshold",
     _matched_fraction,
     nulls=CLAIM_NULLS,
@@ -129,7 +129,7 @@ _decoder(
 for _p, _name in ((1, "l1"), (2, "l2"), (np.inf, "linf")):
     _decoder(
         f"distance_{_name}",
-        f"distance of pairs, {_name}",
+        f"{_name} distance of matched features",
         f"mean {_name} distance of matched unit decoder rows; 0 is best",
         lambda pair, signed, p=_p: pair.distance(signed, p),
         bounds=DISTANCE,
@@ -189,7 +189,7 @@ def _encoder_cosine(pair: PreparedPair, signed: bool) -> float:
 register(
     Score(
         "shared_fraction",
-        "shared, dec and enc ≥ {threshold:g}",
+        "shared fraction ≥ {threshold:g}",
         "share of features for which decoder and encoder name the same partner, both at the "
         "threshold or above (arXiv 2501.16615)",
         _ENCODER,
@@ -200,7 +200,7 @@ register(
 register(
     Score(
         "pw_mcc_encoder",
-        "PW-MCC of the encoders",
+        "PW-MCC of encoders",
         "mean similarity of the encoder rows under their own best one-to-one match",
         _ENCODER,
         lambda pair, signed: pair.encoder_matches[signed].mean,
@@ -213,7 +213,7 @@ register(
 register(
     Score(
         "encoder_cosine",
-        "cosine of encoders",
+        "cosine of matched encoders",
         "mean cosine of the encoder rows under the decoders' match",
         _ENCODER,
         _encoder_cosine,
@@ -236,7 +236,7 @@ def _of_codes(value: float | None, reason: str, chance: float | None = None) -> 
 register(
     Score(
         "code_jaccard",
-        "codes: support Jaccard",
+        "support Jaccard of matched codes",
         "rows on which both matched latents fire over rows on which one does, mean over pairs",
         _CODES,
         lambda pair, _: _of_codes(
@@ -249,7 +249,7 @@ register(
 register(
     Score(
         "code_correlation",
-        "codes: correlation",
+        "correlation of matched codes",
         "correlation of matched latents' codes over the rows, mean over pairs",
         _CODES,
         lambda pair, _: _of_codes(pair.agreement.correlation, pair.agreement.reason, 0.0),
@@ -261,7 +261,7 @@ register(
 register(
     Score(
         "code_r2",
-        "codes: R²",
+        "R² of matched codes",
         "variance of one SAE's codes that the matched codes of the other explain without a refit",
         _CODES,
         lambda pair, _: _of_codes(pair.agreement.r2, pair.agreement.reason),
@@ -273,7 +273,7 @@ register(
 register(
     Score(
         "activation_mcc",
-        "matched by activations",
+        "matched activation correlation",
         "mean correlation of latents matched by their activations alone (arXiv 2410.06981)",
         _CODES,
         lambda pair, _: _of_codes(*pair.activation_match),
@@ -285,7 +285,7 @@ register(
 register(
     Score(
         "code_cka",
-        "codes: CKA",
+        "CKA of codes",
         "linear CKA of the two codes as whole representations (arXiv 1905.00414)",
         _CODES,
         lambda pair, _: _of_codes(
@@ -298,7 +298,7 @@ register(
 register(
     Score(
         "code_svcca",
-        "codes: SVCCA",
+        "SVCCA of codes",
         "mean canonical correlation of the two codes' principal components (arXiv 1706.05806)",
         _CODES,
         lambda pair, _: _of_codes(pair.code_similarity.svcca, pair.code_similarity.reason),

@@ -84,6 +84,11 @@ class Score:
     nulls: tuple[str, ...] = DECODER_NULLS
     null_of: str = ""
 
+    @property
+    def term(self) -> str:
+        """Its title without the threshold: its term in the glossary and in figures."""
+        return self.title.removesuffix(" ≥ {threshold:g}")
+
     def bounds_of(self, signed: bool) -> Bounds:
         """The possible values of the score."""
         return self.signed_bounds if signed and self.signed_bounds is not None else self.bounds

@@ -250,7 +250,7 @@ TRUTH_SCORES: tuple[Score, ...] = (
     ),
     Score(
         "truth_mmcs",
-        "MMCS, truth to SAE",
+        "MMCS from truth to SAE",
         "mean similarity of each true feature to its nearest latent",
         _DIRECTIONS,
         lambda pair, signed: float(pair.nearest(signed).b_similarity.mean()),
@@ -269,7 +269,7 @@ TRUTH_SCORES: tuple[Score, ...] = (
     *(
         Score(
             f"frr_{threshold}",
-            f"true features found at {threshold}",
+            f"features recovered at {threshold}",
             f"share of true features with a latent at |cosine| {threshold} or above",
             _DIRECTIONS,
             lambda pair, _, threshold=threshold: _recovered(pair, threshold),  # type: ignore[misc]
@@ -281,7 +281,7 @@ TRUTH_SCORES: tuple[Score, ...] = (
     *(
         Score(
             name,
-            f"{name} of latents as detectors",
+            "F1" if name == "f1" else name,
             f"mean {name} of each latent as a detector of its nearest true feature "
             "(arXiv 2602.14687)",
             _DETECTORS,

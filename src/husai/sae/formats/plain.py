@@ -27,7 +27,7 @@ _BIASES = {
     "d": ("b_dec", "bias", "decoder.bias", "b_D", "decoder_bias", "pre_bias"),
     "F": ("b_enc", "encoder.bias", "b_E", "latent_bias", "threshold"),
 }
-_ALONE = "a plain matrix says nothing of an encoder or an activation function"
+_ALONE = "a plain matrix has no encoder or activation function"
 
 
 def tensors_in(path: Path, format: Format) -> dict[str, Any]:
