@@ -1,4 +1,4 @@
-"""The one boundary around files that others wrote: whatever fails is one line with the file's name.
+"""The boundary around files that others wrote: any failure is one line with the file's name.
 
 Nothing here runs code from a file, and nothing is allocated before its size has been compared with
 the size of the file.
@@ -29,7 +29,7 @@ MOST_DEFLATED = 64
 """How many times its packed size an archive may unpack to: numbers do not compress further."""
 
 ALWAYS_UNPACKED = 64 * 2**20
-"""Bytes that an archive may unpack to whatever its packed size."""
+"""Bytes that an archive may always unpack to, however small it is."""
 
 REAL_KINDS = "fiu"
 """Kinds of NumPy dtypes that are real numbers; timedelta64 and complex are not."""
@@ -287,7 +287,7 @@ class Settings:
 
     @classmethod
     def of(cls, path: Path) -> Settings:
-        """Those of a JSON file."""
+        """The settings of a JSON file."""
         return cls(path, read_json(path))
 
     def __contains__(self, name: str) -> bool:

@@ -26,7 +26,7 @@ _SHORTEST_SECRET = 6
 
 
 def without_secrets(text: str) -> str:
-    """Hide what nobody may read: user and password in URLs, and secrets from the environment.
+    """Hide secrets: user and password in URLs, and the values of secret environment variables.
 
     These are the values of the environment variables whose names end in ``PASSWORD``, ``TOKEN``,
     ``SECRET``, ``SECRET_ACCESS_KEY`` or ``API_KEY``.

@@ -1,4 +1,4 @@
-"""What is on disk: files written whole or not at all, lines appended, tensors with a header."""
+"""Files on disk: written whole or not at all, appended by lines, or tensors with a header."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def append_line(path: Path, line: str) -> None:
 
 @contextmanager
 def locked(folder: Path, what: str = "this campaign") -> Iterator[None]:
-    """Hold a folder's lock, which the system gives back whatever ends the process.
+    """Hold a folder's lock, which the system releases however the process ends.
 
     Raises
     ------

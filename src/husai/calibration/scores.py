@@ -119,7 +119,7 @@ class _Survivor:
 
     @property
     def seed(self) -> int:
-        """Of its initial weights."""
+        """The seed of its initial weights."""
         return self.live.record.seed
 
     @property
@@ -367,7 +367,7 @@ def _plane_rows(
     world: _World,
     config: PlantedTruthConfig,
 ) -> Iterator[dict[str, Any]]:
-    """What one-dimensional and plane-aware scores say of each SAE of a world with planes."""
+    """One-dimensional and plane-aware scores of each SAE of a world with planes."""
     on_plane = world.data.plane_of_feature >= 0
     for survivor in survivors:
         W = survivor.W_dec

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from husai.sae import TrainedSAE
 
 SETTING = ("world", "draw", "architecture", "d_sae", "sparsity", "dead_latents", "steps")
-"""What names a group of SAEs that differ in their seeds alone."""
+"""Columns that name a group of SAEs which differ in their seeds only."""
 
 POSITION = 0
 

@@ -21,7 +21,7 @@ PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
 
 @dataclass
 class Entry:
-    """What the ledger says of one SAE.
+    """The ledger's account of one SAE.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class Ledger:
         return self._before.get(sae_id, (0.0, 0.0))
 
     def cost(self) -> float:
-        """What the whole campaign has cost."""
+        """Cost of the whole campaign so far."""
         return sum(entry.cost for entry in self.entries.values())
 
     def _apply(self, line: dict[str, Any]) -> None:

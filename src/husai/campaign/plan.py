@@ -72,7 +72,7 @@ class Variant(Config):
     d_sae: Latents = Field(description="width")
     vary: Vary | None = Field(default=None, description="what the seeds change; unset: the plan's")
     hook_name: Hook | None = Field(default=None, description="activations; left out: the plan's")
-    position: int | None = Field(default=None, description="token position; likewise")
+    position: int | None = Field(default=None, description="token position; left out: the plan's")
     options: dict[str, Any] = Field(
         default_factory=dict, description="its sparsity and further SAEConfig fields"
     )
@@ -98,7 +98,7 @@ class PlanConfig(Config):
         description="what the seeds change: initial weights, the order of the rows, or both; the "
         "other seed stays fixed_seed",
     )
-    fixed_seed: Seed = Field(default=0, description="the seed of whatever does not vary")
+    fixed_seed: Seed = Field(default=0, description="value of the seed that does not vary")
     options: dict[str, Any] = Field(
         default_factory=dict, description="further SAEConfig fields, equal for all SAEs"
     )

@@ -22,7 +22,7 @@ MAX_SAMPLES = 100_000
 
 
 class Distribution(Config):
-    """What one field is drawn from: exactly one of the four kinds."""
+    """The distribution of one field: exactly one of the four kinds."""
 
     uniform: tuple[float, float] | None = Field(default=None, description="real, low to high")
     log_uniform: tuple[float, float] | None = Field(

@@ -1,4 +1,4 @@
-"""What a comparison needs of a campaign's SAEs and of the rows that they read, gathered once."""
+"""Records of a campaign's SAEs and of the rows that they read, gathered once for a comparison."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class StudyRecords:
 
     @property
     def first(self) -> RowsRecords:
-        """Those of the study's own hook."""
+        """The records of the study's own hook."""
         return next(iter(self.trained.values()))
 
     def record(self, sae_id: str) -> SAERecord:

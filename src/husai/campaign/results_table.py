@@ -69,8 +69,8 @@ def read_ledger(folder: str | Path, ids: Sequence[str] | None = None) -> pd.Data
 def ledger_totals(table: pd.DataFrame) -> dict[str, float]:
     """Add up a table of :func:`read_ledger`: SAEs, attempts, device-seconds, cost.
 
-    ``elapsed`` is in seconds by the clock, from the first start to the last end, whatever lay
-    between; it is left out where nothing has ended.
+    ``elapsed`` is in seconds of wall-clock time, from the first start to the last end, pauses
+    included; it is left out where nothing has ended.
     """
     counts = table["status"].value_counts()
     totals = {"planned": float(len(table))}

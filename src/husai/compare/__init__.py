@@ -1,1 +1,1 @@
-"""What the command ``husai compare`` makes: comparison, document, table."""
+"""The command ``husai compare``: loading files, comparison, JSON document, table."""

@@ -206,7 +206,7 @@ def _print_overall(comparison: Comparison, console: Console) -> None:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """What a reader has to know to judge the numbers."""
+    """Notes that a reader needs to judge the numbers."""
     notes = []
     records = [sae.record for sae in comparison.saes]
     draws_of = [

@@ -10,7 +10,7 @@ from husai.config import Config, Count, CountFromZero, Seed, Threads
 
 
 class ComparisonConfig(Config):
-    """What every comparison of SAEs needs to know: of a study, of files, of planted truth."""
+    """Settings of every comparison of SAEs: of a study, of files, of planted truth."""
 
     dead: Literal["keep", "drop"] = Field(
         default="keep", description="whether latents that never fire take part in the match"

@@ -172,7 +172,7 @@ def circle_figure(
     unconverged
         Names of SAEs that are not converged.
     max_planes
-        Show the first so many of the planes that hold a feature.
+        Show only so many planes, the first of those that hold a feature.
     """
     if not recoveries:
         raise InputError("recoveries: none given")

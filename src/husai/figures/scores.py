@@ -28,7 +28,7 @@ from husai.figures.style import (
     unconverged_gate,
 )
 
-# a curve over a setting needs so many values, each so many times the one before
+# a curve over a setting needs this many values, each this many times the one before
 MIN_VALUES = 3
 APART = 1.1
 
@@ -101,7 +101,7 @@ def _sparsity(row: Mapping[Any, Any]) -> str:
 
 
 def _variants(chosen: pd.DataFrame) -> list[str]:
-    """What tells groups of one architecture, width and sparsity apart: the ends of their names."""
+    """The ends of names by which groups of one architecture, width and sparsity differ."""
     keys = ["architecture", "d_sae", "sparsity"]
     plain = chosen.groupby(keys)["group"].transform(lambda names: min(names, key=len))
     return [
@@ -311,7 +311,7 @@ def _on_curves(chosen: pd.DataFrame, column: str, same: Sequence[str]) -> pd.Dat
 
 
 def _distinct(values: pd.Series) -> int:
-    """How many values a reader can tell apart on a logarithmic axis."""
+    """Number of values that a reader can distinguish on a logarithmic axis."""
     known = np.sort(values[values.notna() & (values > 0)].to_numpy(dtype=np.float64))
     return len(known) and 1 + int((np.diff(np.log(known)) > np.log(APART)).sum())
 

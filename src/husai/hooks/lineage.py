@@ -67,7 +67,7 @@ class Lineage:
 
     @hook_impl
     def before_dataset_loaded(self, dataset_name: str) -> None:
-        """Check again what was made from something that this run made anew."""
+        """Check again what was made from something that this run has just made."""
         self._write()
         if dataset_name not in self._made_here:
             self._check(dataset_name, self._made_here)

@@ -1,4 +1,4 @@
-"""What ``kedro run`` runs in an environment, as a Kedro hook."""
+"""The pipelines that ``kedro run`` runs in an environment, as a Kedro hook."""
 
 from __future__ import annotations
 

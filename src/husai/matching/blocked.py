@@ -106,7 +106,7 @@ class TopLists:
 
     @classmethod
     def empty(cls, n: int, k: int) -> TopLists:
-        """Lists of ``k`` for ``n`` features that have met nobody."""
+        """Empty lists of ``k`` partners for ``n`` features."""
         return cls(np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int32))
 
     def part(self, start: int, stop: int) -> TopLists:

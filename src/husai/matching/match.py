@@ -496,7 +496,7 @@ def _greedy(
         np.nan,
         *nearest,
     )
-    # nobody can do better than its nearest
+    # no feature can do better than its nearest
     best = min(match.a_nearest_similarity.sum(), np.sort(match.b_nearest_similarity)[-a.n :].sum())
     return _with_bound(match, best / a.n)
 

@@ -1,4 +1,4 @@
-"""What a page says of itself."""
+"""Parameters of the pages: the command that makes them, and thresholds of their sentences."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class StudyTables:
 
 @dataclass(frozen=True)
 class StudyRun:
-    """What a page says of the run besides its tables.
+    """Facts of the run that a page states beside its tables.
 
     Attributes
     ----------

@@ -1,6 +1,6 @@
 """Pages from templates: where the templates are, and how they write numbers.
 
-A name that a template uses and nobody gives is an error, not an empty place on the page.
+A name that a template uses and that is not given is an error, not an empty place on the page.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from husai.config import Config, Count, CountFromZero, Latents, Seed, Threads
 from husai.sae.architectures import DeadLatentMethod, architecture
 
 NEUTRAL_FIELDS = frozenset({"threads", "checkpoint_interval", "keep_checkpoints"})
-"""Of BankTrainingConfig: they change how training runs, and not a bit of what comes out."""
+"""Fields of BankTrainingConfig that change how training runs, and no bit of its result."""
 
 
 class SAEConfig(Config):
@@ -99,7 +99,7 @@ class SAEConfig(Config):
 
     @property
     def shape_key(self) -> tuple[str, int, tuple[int, ...]]:
-        """What SAEs of one bank have in common."""
+        """The settings that the SAEs of one bank have in common."""
         return (self.architecture, self.d_sae, self.prefixes)
 
 

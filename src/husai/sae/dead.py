@@ -22,7 +22,7 @@ ROWS = 8192
 def resample_dead_latents(
     bank: SAEBank, rows: torch.Tensor, training: BankTrainingConfig, step: int
 ) -> list[int]:
-    """Start dead latents anew at rows the SAE reconstructs badly.
+    """Restart dead latents at rows that the SAE reconstructs badly.
 
     Each gets a decoder row along an input drawn with probability ∝ loss², the encoder that
     direction at 0.2 × the mean encoder norm of the live latents (1 × where latents compete for k

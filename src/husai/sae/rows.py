@@ -68,7 +68,7 @@ def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig)
                 f"eval_rows: width {held_out.shape[1]}, but the training rows have {train.shape[1]}"
             )
     elif training.eval_fraction > 0:
-        # the same rows whatever the seeds of the SAEs, so that their metrics compare
+        # the same rows for all seeds of the SAEs, so that their metrics can be compared
         order = torch.from_numpy(np.random.default_rng(len(values)).permutation(len(values)))
         n_held_out = max(1, round(training.eval_fraction * len(values)))
         train = values[order[n_held_out:].sort().values]

@@ -9,7 +9,7 @@ What a dataset means to MLflow stands beside it in the catalog, under ``metadata
 ``kind: table``, ``kind: figure``
     Logged as artifacts that the UI shows.
 ``kind: text``
-    A page of Markdown, likewise.
+    A page of Markdown, logged as an artifact too.
 ``kind: dataset``
     Logged as a dataset input with its version as digest.
 ``kind: model``
@@ -445,7 +445,7 @@ class MlflowHook:
         if self._open() and self._recorder is not None:
             try:
                 self._log_totals()
-            except Exception as error:  # the ledger is another's: whatever is wrong with it
+            except Exception as error:  # the ledger is not ours: any error in it
                 logger.warning("what the campaign took could not be read: %s", error)
             self._recorder.do("end", self._run_id, status=status, at=_now())
             self._recorder.close()
@@ -476,7 +476,7 @@ class MlflowHook:
 
 
 class _KnownSAE:
-    """What the session needs to know of an SAE after its file is gone from memory."""
+    """Facts of an SAE that the session needs after its file has left memory."""
 
     def __init__(self, header: Mapping[str, Any]) -> None:
         from husai.campaign.store import identity

@@ -620,7 +620,7 @@ def adopt(recorder: Recorder, child: Any, parent: str) -> None:
     """Move an SAE's run below this session's, when the session that made it was interrupted.
 
     A run of a session that still works stays where it is. So does one of another machine until it
-    has ended: nobody here can say whether its session works.
+    has ended: this machine cannot know whether its session works.
     """
     theirs = child.data.tags.get(PARENT_TAG)
     if theirs in (None, parent):

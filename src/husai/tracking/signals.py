@@ -12,7 +12,7 @@ ENDING = tuple(
 
 
 def exit_on_signals() -> None:
-    """Make SIGTERM and SIGHUP raise ``SystemExit``, where nobody handles or ignores them yet."""
+    """Make SIGTERM and SIGHUP raise ``SystemExit``, unless they are handled or ignored already."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in ENDING:

@@ -24,10 +24,10 @@ WHOLE = 1
 """SQLite's ``user_version`` of a file that was checked; it is 0 in a file that MLflow made."""
 
 LOCKED_SECONDS = 60.0
-"""How long a file that another process writes to is waited for."""
+"""Time to wait for a file that another process writes to."""
 
 BROKEN = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-"""What SQLite answers when there is no such table, or no database in the file."""
+"""SQLite's errors when there is no such table, or no database in the file."""
 
 JOURNALS = ("-journal", "-wal", "-shm")
 

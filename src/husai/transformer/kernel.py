@@ -212,7 +212,7 @@ def _in_threads(work: Callable[[slice], T], shares: Sequence[slice]) -> list[T]:
     """Do every share of the work in a thread of its own, torch's operations inside it on one.
 
     The threads meet once a step. Were every operation split among torch's threads instead, they
-    would meet dozens of times, and wait at each for whatever else the cores are doing.
+    would meet dozens of times, and wait at each for other work of the cores.
     """
     if len(shares) == 1:
         return [work(shares[0])]

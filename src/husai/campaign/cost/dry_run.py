@@ -53,7 +53,7 @@ def estimate_campaign(
         ``saes``, ``activations``, ``steps``, ``seconds``, ``memory_mb`` (the measured peak of
         its process, or on its GPU), ``cost``.
     text
-        The table and its totals, for people: time by the clock with as many banks at once as
+        The table and its totals, for people: wall-clock time with as many banks at once as
         there are slots, cost, and what the limits would say, with what was spent before.
 
     Raises

@@ -14,7 +14,7 @@ MULTIPLICATIONS_A_SECOND = 1e11
 
 
 class Estimates:
-    """How long banks take: as measured, corrected by how long those took that have ended.
+    """Time that banks take: as measured, corrected by the times of those that have ended.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 POLL_SECONDS = 0.5
-"""How long a driver waits for news before it looks at budget and ledger again."""
+"""Longest time that a driver waits for events before it checks budget and ledger again."""
 
 
 @dataclass(frozen=True)
@@ -75,5 +75,5 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """End all workers, whatever they are doing."""
+        """End all workers, also those that are busy."""
         ...

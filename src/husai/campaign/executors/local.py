@@ -51,7 +51,7 @@ class ProcessExecutor:
 
     A worker is a fresh Python that reads its work from a pipe: nothing is forked, so that threads
     and a GPU's context are its own, and its number of threads is set before anything is loaded.
-    It ends when the pipe closes, which it does whatever ends this process. On a GPU it also ends
+    It ends when the pipe closes, which happens however this process ends. On a GPU it also ends
     after a bank that broke: an error there can spoil the context for everything that comes after
     in the same process.
 

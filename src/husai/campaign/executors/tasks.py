@@ -35,7 +35,7 @@ REPORT_SECONDS = 0.2
 """Least time between two progress reports of a worker."""
 
 CALIBRATION_SECONDS = 0.5
-"""What the longer of two calibration runs should last beyond the shorter one."""
+"""Time by which the longer of two calibration runs should exceed the shorter one."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class Calibration:
     measuring: float = 0.0
 
     def seconds(self, steps: int, eval_interval: int) -> float:
-        """How long as many steps take, with an entry of the history at every interval."""
+        """Seconds for so many steps, with an entry of the history at every interval."""
         return self.fixed + steps * self.step + -(-steps // eval_interval) * self.entry
 
     def part(self, share: float) -> Calibration:
-        """What this part of the bank is expected to cost."""
+        """The expected cost of this part of the bank."""
         return replace(
             self, fixed=self.fixed * share, step=self.step * share, entry=self.entry * share
         )
@@ -222,7 +222,7 @@ class PeakMemory:
 def peak_memory() -> Iterator[PeakMemory]:
     """Measure the largest memory a piece of work takes: on the GPU where it runs there.
 
-    Of the process where the system cannot begin to count anew.
+    Of the whole process where the system cannot reset its count.
     """
     import torch
 

@@ -25,7 +25,7 @@ def main(descriptor: int, checkpoints: Path | None) -> None:
             try:
                 work.put(pipe.recv())
             except (EOFError, OSError):
-                os._exit(0)  # the driver is gone: nobody would take what is being trained
+                os._exit(0)  # the driver is gone: no one would receive the result
 
     threading.Thread(target=listen, daemon=True).start()
     import numpy as np

@@ -31,7 +31,7 @@ Snapshots = Mapping[int, ArrayLike]
 
 @dataclass(frozen=True)
 class Gate:
-    """What a gate saw of the SAEs of one group.
+    """The result of the gate for the SAEs of one group.
 
     Attributes
     ----------

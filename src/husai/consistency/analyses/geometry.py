@@ -152,7 +152,7 @@ def cluster_features(
 ) -> FeatureClusters:
     """Cluster features by direction: average linkage, cut at a similarity.
 
-    Hierarchical because nobody knows the number of clusters beforehand, because it works on
+    Hierarchical because the number of clusters is not known beforehand, because it works on
     cosine distances directly, and because it has no random start: clusters of two seeds differ by
     their features only. Average linkage does not chain along a circle of features as single
     linkage would.
@@ -327,7 +327,7 @@ def coactivation(codes: Codes, *, max_latents: int = 2048) -> Coactivation:
     codes
         Codes ``[rows, d_sae]``.
     max_latents
-        Compare the most frequent so many (the tables take their square).
+        Compare only so many latents, the most frequent (the tables take their square).
 
     Raises
     ------

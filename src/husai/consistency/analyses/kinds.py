@@ -81,7 +81,7 @@ def coverage(scores: ClassScores, *, threshold: float = 0.9, least_r2: float = 0
 
 @dataclass(frozen=True)
 class LabelChance:
-    """What random directions with a latent's firing rates score on the same labels.
+    """Scores, on the same labels, of random directions with the latents' firing rates.
 
     Attributes
     ----------

@@ -369,7 +369,7 @@ def regressor_r2(codes: Codes, labels: Regressors) -> Floats:
 def family_r2(codes: Codes, labels: Classes) -> Floats:
     """R² ``[n_latents]`` of each code regressed on all classes of a family together, adjusted.
 
-    The share of a code's variance that the *variable* explains, whatever function of it the latent
+    The share of a code's variance that the *variable* explains, whichever function of it the latent
     is: 1 for a latent of one class, and for one of several. Adjusted for the classes' degrees of
     freedom, so that it is 0 on average for a code that has nothing to do with them.
 

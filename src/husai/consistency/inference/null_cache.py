@@ -70,7 +70,7 @@ class NullCache:
         self.kinds = drawn_kinds(sources)
 
     def draws(self, n_a: int, n_b: int, d: int) -> int:
-        """How many random pairs dictionaries of these sizes get."""
+        """Number of random pairs for dictionaries of these sizes."""
         if self._config.null_draws is not None:
             return self._config.null_draws
         affordable = int(_NULL_OPERATIONS / (2.0 * n_a * n_b * d))

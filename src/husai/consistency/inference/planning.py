@@ -1,4 +1,4 @@
-"""How many seeds a study needs, from what seeds and pairs vary by.
+"""How many seeds a study needs, from the variance of seeds and of pairs.
 
 The model is ``W_st = μ + a_s + a_t + e_st``: a seed's own effect, and what a pair adds. Both
 variances come from a study's own pair scores, and everything else follows:
@@ -33,7 +33,7 @@ MAX_SEEDS = 200
 
 @dataclass(frozen=True)
 class VarianceComponents:
-    """What the pair scores of a group of seeds vary by.
+    """The variances of the pair scores of a group of seeds.
 
     Attributes
     ----------

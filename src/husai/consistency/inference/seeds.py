@@ -92,7 +92,7 @@ def pair_maps(matches: Matches) -> PairMaps:
 
 @dataclass(frozen=True)
 class CycleConsistency:
-    """How often going round three seeds leads back.
+    """How often the matches of three seeds lead a feature back to itself.
 
     Attributes
     ----------

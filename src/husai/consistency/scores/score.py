@@ -1,4 +1,4 @@
-"""What a score is: an entry that says what it needs, its bounds, its nulls and its formula."""
+"""The type of a score: what it needs, its bounds, its nulls and its formula."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLAIM_NULLS = ("permuted", *DECODER_NULLS)
 
 
 class Value(NamedTuple):
-    """What a score says of one pair.
+    """The value of a score for one pair.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a comparison knows of each SAE: a record, from a file, a plan or a bank."""
+"""The record of an SAE in a comparison, whether from a file, a plan or a bank."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BLOCK_NUMBERS = 32_000_000
 
 @dataclass(frozen=True)
 class SAERecord:
-    """What the comparison needs to know of one SAE.
+    """One SAE in a comparison.
 
     Attributes
     ----------
@@ -255,7 +255,7 @@ class LiveSAE:
 
     @property
     def side(self) -> Side:
-        """What the scores of a pair see of it."""
+        """It, as the scores of a pair see it."""
         return Side(self.decoder, self.encoder, self.codes)
 
 

@@ -34,7 +34,7 @@ class RowsRead(_Part):
 
 
 class Provenance(_Part):
-    """What made the numbers."""
+    """What the numbers were made from, and with."""
 
     plan: list[str] = Field(min_length=1, description="Ids of the SAEs")
     seeds: list[int] = Field(min_length=1)

@@ -29,10 +29,10 @@ FOLDERS: dict[Format, Callable[[Path], bool]] = {
     "gemma_scope": gemma_scope.found_in,
     "llama_scope": llama_scope.found_in,
 }
-"""How a folder of each project is known, in the order in which they are asked."""
+"""The tests by which a folder of each project is recognised, in their order."""
 
 SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth")
-"""Of files that may hold an SAE or a dictionary."""
+"""Suffixes of files that may hold an SAE or a dictionary."""
 
 DEEPEST = 6
 """Levels of folders that are looked through."""

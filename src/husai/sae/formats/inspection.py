@@ -1,4 +1,4 @@
-"""What an SAE is, said from its files alone."""
+"""A description of an SAE, from its files alone."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ WrittenFormat = Literal["husai", "saelens", "dictionary_learning", "sparsify"]
 
 
 def read(path: str | Path, format: Format | None = None, hints: Hints | None = None) -> Reading:
-    """Read whatever can be known of the SAE at ``path``.
+    """Read all that the files at ``path`` say of an SAE.
 
     Parameters
     ----------

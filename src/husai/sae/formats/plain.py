@@ -21,7 +21,7 @@ DECODERS = ("W_dec", "w_dec", "W_D", "decoder.weight", "dictionary", "features")
 """Names of the dictionary, in order of preference."""
 
 _LINEAR = ("decoder.weight",)
-"""Of a `torch.nn.Linear` layer: ``[d, features]``."""
+"""Names of a `torch.nn.Linear` layer's matrix: ``[d, features]``."""
 
 _BIASES = {
     "d": ("b_dec", "bias", "decoder.bias", "b_D", "decoder_bias", "pre_bias"),

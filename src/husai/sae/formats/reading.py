@@ -116,7 +116,7 @@ def layer_of(*names: str | None) -> int | None:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read.
+    """The content of one SAE's files.
 
     Attributes
     ----------
