@@ -35,6 +35,8 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
         "isotropic_sd": 0.01,
         "data_aware_mean": 0.6,
         "data_aware_sd": 0.02,
+        "permuted_mean": 0.65,
+        "permuted_sd": 0.02,
         "untrained_mean": 0.5,
         "untrained_low": 0.1,
         "untrained_high": 0.5,
@@ -133,9 +135,8 @@ def test_page_says_which_campaign_trained_the_saes() -> None:
 def test_sentences_follow_the_numbers() -> None:
     text = page()
     assert "| topk d16 k4 † | 14 | **0.812** [0.700, 0.900]" in text
-    assert (
-        "above directions drawn like the data (the fairer comparison) in 1 (topk d16 k4 †)" in text
-    )
+    assert "above directions drawn like the data in 1, and above" in text
+    assert "the null to base a claim on, in 1 of 1 (topk d16 k4 †)" in text
     assert "above 0 in 1 of 1 groups (topk d16 k4 †), and below 0 in 0." in text
     assert "75 % to 75 % of a group are found in every other seed, and 25 % to 25 % in none" in text
     assert "how often it fires (positively in 1, negatively in 0 of 1 groups)" in text
@@ -148,7 +149,8 @@ def test_sentences_follow_the_numbers() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"low": 0.5}, "(the fairer comparison) in 0. It lies below those in 0."),
+        ({"low": 0.62}, "like the data in 1, and above the SAEs' own features permuted"),
+        ({"low": 0.62}, "a claim on, in 0 of 1. It lies below that null in 0."),
         ({"purity": 0.3}, "in 0 of 1 groups, and below it in 1 (topk d16 k4 †)"),
         ({"best": 0.6}, "Seeds are not translations of one another: the correlation stays below"),
     ],

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from husai.campaign.plan import records
@@ -173,11 +174,15 @@ def _above_chance(own: pd.DataFrame) -> dict[str, Any]:
     known = known[known["low"].notna()]
     if known.empty or "data_aware_mean" not in known:
         return {}
+    # the permuted null is left out of very large comparisons
+    permuted = known.get("permuted_mean", pd.Series(np.nan, index=known.index)).astype(float)
     return {
         "n": len(known),
         "isotropic": int((known["low"] > known["isotropic_mean"]).sum()),
-        "above": _where(known, known["low"] > known["data_aware_mean"]),
-        "below": _where(known, known["high"] < known["data_aware_mean"]),
+        "data_aware": int((known["low"] > known["data_aware_mean"]).sum()),
+        "n_permuted": int(permuted.notna().sum()),
+        "above": _where(known, known["low"] > permuted),
+        "below": _where(known, known["high"] < permuted),
     }
 
 
