@@ -26,6 +26,7 @@ DIVERGING = "PuOr_r"
 NULLS = {
     "isotropic": ("isotropic null", "_", "#000000"),
     "data_aware": ("data-aware null", "x", "#CC79A7"),
+    "permuted": ("permuted null", "2", "#882255"),
     "init": ("own initialisation", "1", "#666666"),
     "untrained": ("untrained transformer", "+", "#E69F00"),
 }
