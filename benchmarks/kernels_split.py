@@ -237,8 +237,8 @@ def main() -> None:
     compiled = ["| | first steps, empty cache | first steps, full cache |", "|---|---|---|"]
     for name, source in versions.items():
         with tempfile.TemporaryDirectory() as folder:
-            times = [ask(source, "--first", cache=Path(folder)) for _ in range(2)]
-        compiled.append(f"| {name} | {times[0]:.1f} s | {times[1]:.1f} s |")
+            first = [ask(source, "--first", cache=Path(folder)) for _ in range(2)]
+        compiled.append(f"| {name} | {first[0]:.1f} s | {first[1]:.1f} s |")
         print(compiled[-1], flush=True)
     RESULT.write_text(
         "# The kernels in one file and in several\n\n"

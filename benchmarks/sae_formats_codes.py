@@ -206,7 +206,7 @@ def main() -> None:
                 }
             )
         versions = json.loads((folder / "versions.json").read_text())
-    worst = max(row["max_difference"] for row in table)
+    worst = max(float(str(row["max_difference"])) for row in table)
     result = {
         "command": "python benchmarks/sae_formats_codes.py",
         "versions": versions,

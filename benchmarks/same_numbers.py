@@ -74,7 +74,7 @@ def differences(
         ("only after", set(after) - set(before)),
     ):
         if columns:
-            yield f"columns {which}: {', '.join(sorted(columns))}"
+            yield f"columns {which}: {', '.join(sorted(map(str, columns)))}"
     keyed = []
     for table in (before, after):
         key = [_key(row) for row in table[names].astype(object).to_numpy()]

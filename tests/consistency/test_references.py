@@ -43,7 +43,7 @@ def test_isotropic_and_data_aware_references_are_the_laws_of_null_scores() -> No
             9,
             7,
             5,
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             covariance=covariance,
             n_draws=5,
             seed=3,

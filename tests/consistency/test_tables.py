@@ -265,10 +265,11 @@ def test_intervals_of_shares_stay_among_shares() -> None:
     records = []
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        codes = (rng.random((40, 6)) < (0.9 if seed == 2 else 0.01)) * 1.0
+        fires = rng.random((40, 6)) < (0.9 if seed == 2 else 0.01)
+        codes = fires.astype(np.float64)
         records.append(record(seed, codes, group="g"))
     table = geometry_table({"g": with_firing_rates(records)}, CONFIG).set_index("measure")
     for measure in ("firing_rate", "never_coactive"):
         row = table.loc[measure]
         assert 0 <= float(row["low"]) <= float(row["mean"]) <= float(row["high"]) <= 1
-    assert table.loc["firing_rate", "low"] == 0.0
+    assert float(table.loc["firing_rate"]["low"]) == 0.0

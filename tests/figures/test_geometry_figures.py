@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_correlations_are_shown_in_the_order_asked_for() -> None:
     off = ~np.eye(4, dtype=bool)
     np.testing.assert_allclose(image[off], matrix[np.ix_(order, order)][off])
     # the diagonal is 1 by construction: it is hidden, and the scale ends at the largest other
-    shown = np.ma.asarray(figure.axes[0].images[0].get_array())
+    shown: Any = np.ma.asarray(figure.axes[0].images[0].get_array())
     assert np.ma.getmaskarray(shown).tolist() == (~off).tolist()
     assert figure.axes[0].images[0].get_clim()[1] == pytest.approx(np.abs(matrix[off]).max())
     with pytest.raises(InputError, match="finite"):

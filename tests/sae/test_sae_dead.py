@@ -153,7 +153,7 @@ def train_half_killed(architecture: str, method: str) -> tuple[float, float]:
         run.bank.parameters["b_enc"][:, :48] = -8.0
     else:
         run.bank.parameters["W_enc"][:, :48] *= 0.05
-    (sae,) = run.go(progress=False)
+    (sae,) = run.run(progress=False)
     found = (directions @ sae.W_dec.T).amax(1) > 0.9
     return float(found.double().mean()), sae.metrics["dead_fraction"]
 
