@@ -36,21 +36,6 @@ if TYPE_CHECKING:
 
     from husai.sae import TrainedSAE
 
-SCORES = (
-    "pw_mcc",
-    "pw_mcc_signed",
-    "pw_mcc_corrected",
-    "mmcs",
-    "reproducible_share",
-    "cycle_consistency",
-    "shared_fraction",
-    "code_correlation",
-    "code_jaccard",
-    "moved_from_init",
-    "explained_variance",
-)
-"""Scores that can be computed without the truth."""
-
 PAIR_SCORES = (
     ("pw_mcc", False),
     ("pw_mcc", True),
@@ -59,7 +44,20 @@ PAIR_SCORES = (
     ("code_correlation", False),
     ("code_jaccard", False),
 )
-"""Scores of pairs among them, with their sign."""
+"""Scores of pairs, with their sign."""
+
+SCORES: Mapping[str, str] = {
+    "pw_mcc": REGISTRY["pw_mcc"].term,
+    "pw_mcc_signed": f"{REGISTRY['pw_mcc'].term}, signed",
+    "pw_mcc_corrected": f"{REGISTRY['pw_mcc'].term}, corrected for chance",
+    "mmcs": REGISTRY["mmcs"].term,
+    "reproducible_share": "share of features reproduced",
+    "cycle_consistency": "cycle consistency",
+    **{name: REGISTRY[name].term for name, _ in PAIR_SCORES[3:]},
+    "moved_from_init": "distance from init",
+    "explained_variance": "explained variance",
+}
+"""What a user without truth can compute, with what a figure calls it."""
 
 COMPARISON = ComparisonConfig()
 """How the SAEs are compared: the defaults of every comparison."""

@@ -78,11 +78,11 @@ def _calibration(settings: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataF
             (lines, ALL_LENGTHS, (*SLICES, "steps")),
         ):
             found = calibrate_scores(
-                part, SCORES, truth=truth, within=within, level=config.level, n_resamples=n
+                part, tuple(SCORES), truth=truth, within=within, level=config.level, n_resamples=n
             )
             parts.append(found.assign(settings=kind))
         found = within_run_correlation(
-            lines, SCORES, run="run", truth=truth, level=config.level, n_resamples=n
+            lines, tuple(SCORES), run="run", truth=truth, level=config.level, n_resamples=n
         )
         parts.append(found.assign(settings=WITHIN_RUNS))
     columns = ["score", "truth", "settings", "slice", "value", "rank_correlation"]

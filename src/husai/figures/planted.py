@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from husai.calibration.scores import SCORES
 from husai.errors import InputError
 from husai.figures.style import COLOURS, FONT, GREY, MARKERS
-
-SCORE_NAMES = {
-    "pw_mcc": "PW-MCC",
-    "pw_mcc_signed": "PW-MCC, signed",
-    "pw_mcc_corrected": "PW-MCC, corrected\nfor chance",
-    "mmcs": "MMCS",
-    "reproducible_share": "share of features\nreproduced",
-    "cycle_consistency": "cycle consistency",
-    "shared_fraction": "share shared by decoder\nand encoder",
-    "code_correlation": "correlation of\nactivations",
-    "code_jaccard": "Jaccard of supports",
-    "moved_from_init": "distance from init",
-    "explained_variance": "explained variance",
-}
 
 
 def calibration_figure(
@@ -159,7 +148,7 @@ def _rank_bars(panel: Axes, calibration: pd.DataFrame) -> None:
         panel.text(0.5, 0.5, "no world without planes", ha="center", transform=panel.transAxes)
         return
     part = calibration[(calibration["slice"] == "all") & (calibration["truth"] == "gt_mcc")]
-    scores = [score for score in SCORE_NAMES if (part["score"] == score).any()]
+    scores = [score for score in SCORES if (part["score"] == score).any()]
     at = np.arange(len(scores), dtype=np.float64)
     kinds = list(dict.fromkeys(part["settings"]))
     for i, kind in enumerate(kinds):
@@ -173,7 +162,7 @@ def _rank_bars(panel: Axes, calibration: pd.DataFrame) -> None:
             kind,
         )
     panel.axvline(0, c=GREY, lw=0.6)
-    panel.set_yticks(at, [SCORE_NAMES[score] for score in scores])
+    panel.set_yticks(at, [fill(SCORES[score], 22) for score in scores])
     panel.invert_yaxis()
     panel.set_xlim(-1.05, 1.05)
     _legend_below(panel, 3)
