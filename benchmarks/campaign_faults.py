@@ -3,7 +3,7 @@
     python benchmarks/campaign_faults.py [--only NAME ...] [--kills 20]
 
 writes benchmarks/results/campaign_faults.json and .md. Each trial breaks a tiny campaign, starts
-it again where it ended, and compares what is there with the campaign that nothing happened to:
+it again where it ended, and compares the result with that of an undisturbed campaign:
 every SAE must be there, every tensor and every entry of the history must be equal to the bit, and
 no SAE that had been saved may have been touched again. The Ray trials need `pip install
 'ray>=2.50'` and are left out without it; the full disk needs the right to mount a small one.

@@ -102,7 +102,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     seconds = np.array([[form.step() for form in forms] for _ in range(arguments.rounds)])
     losses = [float(form.loss().detach()) for form in forms]
-    # hooked and fast have taken the same steps: were they not the same function, these would differ
+    # all forms took the same steps: equal losses show that they are the same function
     if not np.allclose(losses, losses[0], rtol=1e-3):
         raise SystemExit(f"the forms have come to different losses: {losses}")
 

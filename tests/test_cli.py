@@ -1,3 +1,5 @@
+"""The husai command: output, exit codes, errors in one line."""
+
 from __future__ import annotations
 
 import json

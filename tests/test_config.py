@@ -1,4 +1,4 @@
-"""Parameter groups: whatever is given is taken or named in a line, before anything is built."""
+"""Parameter groups: any value is accepted, or refused in one line, before anything is built."""
 
 from __future__ import annotations
 

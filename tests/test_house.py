@@ -1,4 +1,4 @@
-"""The rooms of the house: what may import what, read from the source with ast."""
+"""Which package may import which, read from the source with ast."""
 
 from __future__ import annotations
 

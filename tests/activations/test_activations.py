@@ -1,4 +1,4 @@
-"""Activations: what is read is what the model computes, and what is described is true of it."""
+"""Activations: those read are those the model computes, and their statistics are right."""
 
 from __future__ import annotations
 

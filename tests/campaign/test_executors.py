@@ -1,4 +1,4 @@
-"""What carries banks out: each gives the same, and says what it lost and why."""
+"""Executors: each gives the same results, and reports what was lost and why."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_process_that_is_killed_is_a_lost_bank_and_a_free_place(tmp_path, expe
 
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_a_process_in_which_a_bank_broke_on_a_gpu_is_not_used_again(tmp_path, expected, gpus):
-    # (here it trains on the CPU, which the executor is not told)
+    # (here it trains on the CPU, which the executor does not know)
     executor = ProcessExecutor(tmp_path, 1, 1, gpus)
     bank = bank_of(seed=1)
     (tmp_path / bank.name).write_text("where its folder should be")

@@ -1,4 +1,4 @@
-"""The live view: what it says adds up, whatever becomes of the banks."""
+"""The live view: its numbers add up, also when banks are divided or lost."""
 
 from __future__ import annotations
 

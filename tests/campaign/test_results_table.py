@@ -1,4 +1,4 @@
-"""The results database: every SAE once, whatever became of it."""
+"""The table of results: every SAE once, whether trained, failed, missing or moved out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Campaigns: complete, resumable, and the same weights whatever happened on the way."""
+"""Campaigns: complete, resumable, and with the same weights after every kind of fault."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Comparison of SAEs in memory: scores, nulls, JSON document and table."""
+
 from __future__ import annotations
 
 import importlib.util

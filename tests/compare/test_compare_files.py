@@ -1,3 +1,5 @@
+"""SAEs and rows from files of every format are the same SAE and the same rows."""
+
 from __future__ import annotations
 
 import json

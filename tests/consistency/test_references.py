@@ -1,4 +1,4 @@
-"""References keep what they say they keep, and score at the level of dictionaries that share it."""
+"""References keep what they declare, and score like dictionaries that share it."""
 
 from __future__ import annotations
 

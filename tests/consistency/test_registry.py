@@ -1,4 +1,4 @@
-"""The registry of scores: each entry against what it says of itself."""
+"""The registry of scores: each entry keeps to its declared bounds, perfect value and needs."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""External SAEs in the catalog: read by their paths, warned of or refused when they do not fit."""
+
 from __future__ import annotations
 
 import logging

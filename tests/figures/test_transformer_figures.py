@@ -1,3 +1,5 @@
+"""Figures of the transformer show the data they are given."""
+
 import io
 from typing import Any
 

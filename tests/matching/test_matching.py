@@ -1,3 +1,5 @@
+"""Matching against scipy and brute force, with its certificate, bounds and checkpoints."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""The sparse assignment against scipy, and its dual prices against brute force."""
+
 from __future__ import annotations
 
 import numpy as np

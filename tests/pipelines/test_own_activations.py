@@ -1,4 +1,4 @@
-"""Rows of your own through the whole chain: one command, one page, one line when it cannot be."""
+"""Rows of your own through the whole chain: one command, one page, one line when input is bad."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Modular arithmetic: every pair once, its answer, tokens and split."""
+
 import itertools
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A tracking store that can be taken away, and an SAE's file to tell it of."""
+"""A tracking store that can be made unreachable, and an SAE's file to record in it."""
 
 from __future__ import annotations
 

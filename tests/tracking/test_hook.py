@@ -1,4 +1,4 @@
-"""The hook on its own: what a session's run says, and what it survives."""
+"""The hook on its own: what a session's run records, and which errors it survives."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_sessions_run_has_the_cost_of_the_whole_campaign(store, session, sae
     earlier(store.folder)
     run_id = session.start()
     session.save(sae)
-    # the ledger knows nothing yet of what is told of in the SAE's file
+    # the ledger does not yet have the costs in the SAE's file
     expected = {"cost": 5.5, "device_seconds": 50.0, "saes": 2, "failed": 1}
     assert totals(store, run_id) == {f"campaign.{k}": v for k, v in expected.items()}
     ledger = Ledger(store.folder / "campaign" / "ledger.jsonl")

@@ -1,4 +1,4 @@
-"""A planted secret is nowhere in what a run writes or says."""
+"""A planted secret is nowhere in what a run writes or prints."""
 
 from __future__ import annotations
 

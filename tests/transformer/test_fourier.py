@@ -1,3 +1,5 @@
+"""Fourier analysis against the FFT, planted embeddings and group theory."""
+
 from typing import Any
 
 import numpy as np

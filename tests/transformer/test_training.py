@@ -1,3 +1,5 @@
+"""Training of the transformer: one step by hand, exact resume, curves, bad input."""
+
 import math
 from typing import Any
 

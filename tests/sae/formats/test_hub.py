@@ -1,4 +1,4 @@
-"""The Hugging Face hub, from a cache laid out as it lays its own out; nothing is downloaded."""
+"""The Hugging Face hub, from a cache in its own layout; nothing is downloaded."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def beside_published(groups: pd.DataFrame, *, model: str) -> pd.DataFrame:
     ]
     widths = set(ours["d_sae"])
     for entry in printed.to_dict("records"):
-        # every printed number is of another model and prints no null: none is like for like
+        # every printed number is of another model and without a null, so none is comparable
         differs = ["model and data", "no null printed"]
         if entry["d_sae"] not in widths:
             differs.append("width")
