@@ -122,7 +122,7 @@ class Stepper:
         self.step = 0
 
     def seconds(self, steps: int) -> float:
-        """Advance; give the CPU seconds a step."""
+        """Advance; give the CPU seconds per step."""
         import torch
 
         from husai.sae.schedule import batch_rows, step_table

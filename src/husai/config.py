@@ -87,7 +87,7 @@ class Config(BaseModel):
 
 
 def problems(error: ValidationError, group: str = "") -> list[str]:
-    """Say what is wrong with a group of parameters, a line a problem.
+    """Say what is wrong with a group of parameters, one line per problem.
 
     Parameters
     ----------

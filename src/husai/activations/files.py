@@ -105,7 +105,7 @@ def _name_of_rows(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _flat(array: NDArray[Any], leading: tuple[int, ...]) -> NDArray[Any] | None:
-    """Give an array of labels a value a row; None where it is not one."""
+    """Give an array of labels one value per row; None where it is not one."""
     if array.dtype.kind not in "fiub":
         return None
     if array.shape == leading or array.shape == (int(np.prod(leading)),):

@@ -1,4 +1,4 @@
-"""A table of activations: one row an input, with what it is the activation of."""
+"""A table of activations: one row per input, with what it is the activation of."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class ArchitectureGrid(Config):
     ``l0_coefficient`` for JumpReLU. Each value makes a group of SAEs at every width.
     """
 
-    k: Listed[Latents] = Field(default=(), description="active latents a row")
+    k: Listed[Latents] = Field(default=(), description="active latents per row")
     l1_coefficient: Listed[float] = Field(default=(), description="weights of the L1 term")
     l0_coefficient: Listed[float] = Field(default=(), description="weights of the L0 term")
 
@@ -160,7 +160,7 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row an SAE: ``sae_id`` (readable, and unique to the whole configuration), ``group``
+        One row per SAE: ``sae_id`` (readable, and unique to the whole configuration), ``group``
         (its readable name, equal for SAEs that differ only in their seeds), ``group_digest``
         (of everything but the seeds), ``seed``, ``hook_name``, ``position``, ``model`` (trained or
         untrained: whose activations), ``variant`` (its name, empty in the grid), ``training``

@@ -1,1 +1,1 @@
-"""Figures: one function a figure, data in, Figure out."""
+"""Figures: one function per figure, data in, Figure out."""

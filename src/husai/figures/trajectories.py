@@ -25,7 +25,7 @@ from husai.figures.style import (
 
 
 def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figure:
-    """PW-MCC and cosine to the initialisation over training, with the nulls; a column a width.
+    """PW-MCC and cosine to the initialisation over training, with the nulls; one column per width.
 
     Parameters
     ----------

@@ -127,7 +127,7 @@ def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
 
 
 def parameter_problems(parameters: dict[str, Any], types: dict[str, Any]) -> list[str]:
-    """Say what is wrong with the parameters, one line a problem.
+    """Say what is wrong with the parameters, one line per problem.
 
     Parameters
     ----------

@@ -229,7 +229,7 @@ class UnitRows:
     Parameters
     ----------
     dictionary
-        ``[n, d]`` real numbers, one feature a row. A row of zeros has cosine 0 with everything.
+        ``[n, d]`` real numbers, one feature per row. A row of zeros has cosine 0 with everything.
     name
         What to call it in an error.
 

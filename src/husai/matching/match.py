@@ -101,7 +101,7 @@ def unit_rows(dictionary: ArrayLike, name: str = "dictionary") -> Float64:
     Parameters
     ----------
     dictionary
-        ``[n, d]``, one feature a row.
+        ``[n, d]``, one feature per row.
     name
         What to call it in an error.
 

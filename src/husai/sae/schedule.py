@@ -26,7 +26,7 @@ def threshold_decay(step: int) -> float:
 
 @dataclass(frozen=True)
 class StepTable:
-    """Per-SAE settings of a run of steps; arrays ``[n_steps, N]``, one column an SAE.
+    """Per-SAE settings of a run of steps; arrays ``[n_steps, N]``, one column per SAE.
 
     ``penalty`` is λ (L1 or L0), already warmed up. ``k`` is 0 where the architecture takes none.
     """

@@ -29,7 +29,7 @@ def active_latents(
     pre
         Pre-activations ``[B, F]``, or ``[B, N, F]`` of N SAEs.
     k
-        For ``row`` and ``batch``: one for all, or one an SAE ``[N]``.
+        For ``row`` and ``batch``: one for all, or one per SAE ``[N]``.
     threshold
         For ``threshold``, broadcast against ``pre``.
 

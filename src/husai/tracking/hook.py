@@ -96,7 +96,7 @@ class TrackingConfig(Config):
     system_metrics: bool = Field(default=True, description="log CPU, memory and GPU load")
     register_saes: Literal["none", "best", "all"] = Field(
         default="best",
-        description="SAEs that become versions of a registered model, one model a group: none, "
+        description="SAEs that become versions of a registered model, one model per group: none, "
         "the best of each group (lowest FVU), or all",
     )
 

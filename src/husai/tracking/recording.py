@@ -699,7 +699,7 @@ def _note_run(
 
 
 def _signature(code: str) -> Any:
-    """What goes into a served model and what comes out, one row an input."""
+    """What goes into a served model and what comes out, one row per input."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec

@@ -18,7 +18,7 @@ class TransformerConfig(Config):
 
     d_model: ModelWidth = Field(128, description="width of the residual stream")
     n_layers: int = Field(1, ge=1, le=1024, description="number of blocks")
-    n_heads: ModelWidth = Field(4, description="attention heads a block; must divide d_model")
+    n_heads: ModelWidth = Field(4, description="attention heads per block; must divide d_model")
     d_head: ModelWidth | None = Field(
         None, description="width of a head; n_heads * d_head = d_model. None derives it"
     )
@@ -78,7 +78,7 @@ class TransformerTrainingConfig(Config):
         1.0, ge=0, description="AdamW's decoupled weight decay, on all trained parameters"
     )
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moment decay rates")
-    batch_size: Count | None = Field(None, description="rows a step; None is the full batch")
+    batch_size: Count | None = Field(None, description="rows per step; None is the full batch")
     schedule: Literal["constant", "cosine", "linear", "step"] = Field(
         "constant",
         description="learning rate after the warm-up: cosine and linear fall to "

@@ -49,7 +49,7 @@ def estimate_campaign(
     Returns
     -------
     table
-        One row a bank, in the order of submission: ``bank``, ``architecture``, ``d_sae``,
+        One row per bank, in the order of submission: ``bank``, ``architecture``, ``d_sae``,
         ``saes``, ``activations``, ``steps``, ``seconds``, ``memory_mb`` (the measured peak of
         its process, or on its GPU), ``cost``.
     text

@@ -27,7 +27,7 @@ COLOURS = re.compile(r"\x1b\[\d+m")
 
 
 class RayExecutor:
-    """Ray tasks, one a bank.
+    """Ray tasks, one per bank.
 
     Ray holds back what has no room yet and starts it where there is some. The rows are put into
     its store once. Ray itself retries nothing: the campaign counts the attempts, and a bank that

@@ -30,7 +30,7 @@ def neighbours(
     Parameters
     ----------
     dictionary
-        ``[n, d]``, a feature a row.
+        ``[n, d]``, one feature per row.
     n_neighbours
         How many; fewer when the dictionary is smaller.
     signed
@@ -160,7 +160,7 @@ def cluster_features(
     Parameters
     ----------
     dictionary
-        ``[n, d]``, a feature a row, n at most 8,192 (the distances take n² numbers).
+        ``[n, d]``, one feature per row, n at most 8,192 (the distances take n² numbers).
     similarity
         Cut where the mean similarity of two clusters falls below this.
     signed

@@ -88,7 +88,7 @@ class LabelChance:
     kind
         Of the reference.
     coverage
-        A row a draw: the counts of :class:`Coverage`.
+        A row per draw: the counts of :class:`Coverage`.
     r2, average_precision, f1_best
         ``[n_draws · n]`` best class of each random direction.
     """
@@ -210,7 +210,7 @@ def class_gt_mcc(
     Parameters
     ----------
     W_dec
-        ``[n, d]`` decoder, a feature a row.
+        ``[n, d]`` decoder, one feature per row.
     means
         ``[n_classes, d]`` from :func:`class_means`.
     reference
@@ -248,7 +248,7 @@ def reproducibility_by_kind(features: pd.DataFrame, *, by: Sequence[str] = ()) -
     Parameters
     ----------
     features
-        A row a feature: ``kind``, ``reproducibility`` (mean similarity to its partners in the
+        A row per feature: ``kind``, ``reproducibility`` (mean similarity to its partners in the
         other seeds), ``n_seeds_found``, ``n_other_seeds``.
     by
         Further columns to keep apart, for example ``["group", "space"]``.

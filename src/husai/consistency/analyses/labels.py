@@ -66,7 +66,7 @@ class Regressors:
     names
         A name for each label.
     values
-        ``[n_rows, n_labels, q]``: q columns a label, 2 for a wave or a plane.
+        ``[n_rows, n_labels, q]``: q columns per label, 2 for a wave or a plane.
     """
 
     family: str
@@ -404,14 +404,14 @@ class Explanation:
     Attributes
     ----------
     latents
-        A row a latent: ``latent``, ``kind``, ``family``, ``label``, ``r2``, and for classes
+        A row per latent: ``latent``, ``kind``, ``family``, ``label``, ``r2``, and for classes
         ``average_precision``, ``f1_fires``, ``f1_best`` of the label and ``family_r2`` of all
         the family's classes together. The kind is that of the label that explains most, when it
         explains ``least_r2``; else, when a family of classes does so as a whole, its kind with
         ``", several"`` (a latent for several answers); else ``"other"``, and ``"dead"`` where it
         never fires.
     by_family
-        A row a latent and family: the same columns for the family's best label.
+        A row per latent and family: the same columns for the family's best label.
     classes
         By family of classes, every latent against every class.
     least_r2

@@ -93,7 +93,7 @@ def plane_recovery(W_dec: ArrayLike, planes: ArrayLike, *, threshold: float = 0.
     Parameters
     ----------
     W_dec
-        ``[n, d]`` decoder, a feature a row; rows of zeros are left out.
+        ``[n, d]`` decoder, one feature per row; rows of zeros are left out.
     planes
         ``[n_planes, 2, d]`` two axes of each plane, orthonormalised here.
     threshold
@@ -319,7 +319,7 @@ def axis_gt_mcc(
     Parameters
     ----------
     W_dec
-        ``[n, d]`` decoder, a feature a row.
+        ``[n, d]`` decoder, one feature per row.
     planes
         ``[n_planes, 2, d]``.
     n_draws, seed

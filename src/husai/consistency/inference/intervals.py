@@ -183,7 +183,7 @@ def _bootstrap_means(
 
 
 def pseudo_values(scores: ArrayLike) -> NDArray[np.float64]:
-    """Jackknife pseudo-values ``S U - (S-1) U_(s)`` of the mean pair score, one a seed.
+    """Jackknife pseudo-values ``S U - (S-1) U_(s)`` of the mean pair score, one per seed.
 
     Their mean is the score and their spread is the seeds' own: what a seed adds. Needs three.
 
@@ -321,7 +321,7 @@ def mean_interval(
     Parameters
     ----------
     values
-        ``[S]``, one a seed.
+        ``[S]``, one per seed.
     level
         Confidence level.
     bounds
@@ -334,7 +334,7 @@ def mean_interval(
     """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
-        raise InputError("values: give at least one finite number a seed")
+        raise InputError("values: give at least one finite number per seed")
     n, mean = len(x), float(x.mean())
     if n < 2:
         reason = "one seed: its spread cannot be seen"

@@ -66,7 +66,7 @@ class PermutedPool:
         if encoders is not None:
             if [np.shape(one) for one in decoders] != [np.shape(one) for one in encoders]:
                 raise InputError(
-                    "encoders: their shapes are not those of the decoders; give one feature a row"
+                    "encoders: their shapes are not those of the decoders; give one feature per row"
                 )
             live = np.concatenate([np.asarray(one).any(axis=1) for one in decoders])
             rows = np.concatenate([unit_rows(one, "encoder") for one in encoders])

@@ -198,11 +198,11 @@ def seed_plan(
     Returns
     -------
     settings
-        A row a setting: ``setting``, ``n_seeds`` (those it was estimated from), ``mean``,
+        A row per setting: ``setting``, ``n_seeds`` (those it was estimated from), ``mean``,
         ``seed_sd``, ``pair_sd``, ``half_width`` (expected with that many seeds) and
         ``seeds_for_0.05`` and so on.
     comparisons
-        A row a pair of settings: ``setting_a``, ``setting_b``, ``difference``, ``seeds`` in each
+        A row per pair of settings: ``setting_a``, ``setting_b``, ``difference``, ``seeds`` in each
         to show the difference (missing: more than ``MAX_SEEDS``).
 
     Raises

@@ -404,7 +404,7 @@ def encoder_in_data_metric(W_enc: ArrayLike, covariance: ArrayLike) -> Rows:
     Parameters
     ----------
     W_enc
-        ``[n, d]`` encoder, **a feature a row** (``W_enc.T`` of an SAE).
+        ``[n, d]`` encoder, **one feature per row** (``W_enc.T`` of an SAE).
     covariance
         ``[d, d]`` Σ of the activations.
 
@@ -418,7 +418,7 @@ def encoder_in_data_metric(W_enc: ArrayLike, covariance: ArrayLike) -> Rows:
     if rows.ndim != 2 or rows.shape[1] != root.shape[1]:
         raise InputError(
             f"W_enc: shape {rows.shape}, covariance of {root.shape[1]} dimensions; give the "
-            "encoder with one feature a row (W_enc.T)"
+            "encoder with one feature per row (W_enc.T)"
         )
     # the symmetric root, so that rows stay in the space of the decoder
     lengths = np.linalg.norm(root, axis=1, keepdims=True)
@@ -447,7 +447,7 @@ def joint_null(
     decoders
         ``[n_s, d]``, the seeds'.
     encoders
-        ``[n_s, d]``, **a feature a row**: from :func:`encoder_in_data_metric`, or raw rows when
+        ``[n_s, d]``, **one feature per row**: from :func:`encoder_in_data_metric`, or raw rows when
         there are no activations.
     threshold, signed
         Those of the score beside which it stands.

@@ -198,9 +198,9 @@ def shared_fraction(
     Parameters
     ----------
     W_dec_a, W_dec_b
-        ``[n_a, d]`` and ``[n_b, d]`` decoders, a feature a row.
+        ``[n_a, d]`` and ``[n_b, d]`` decoders, one feature per row.
     W_enc_a, W_enc_b
-        ``[n_a, d]`` and ``[n_b, d]`` encoders, **a feature a row** (``W_enc.T`` of an SAE).
+        ``[n_a, d]`` and ``[n_b, d]`` encoders, **one feature per row** (``W_enc.T`` of an SAE).
     signed
         Use the cosine itself (the paper) instead of its absolute value.
     threshold
@@ -217,7 +217,7 @@ def shared_fraction(
         if np.shape(decoder) != np.shape(encoder):
             raise InputError(
                 f"W_enc_{name} has shape {np.shape(encoder)} and W_dec_{name} "
-                f"{np.shape(decoder)}: give both with one feature a row (W_enc.T)"
+                f"{np.shape(decoder)}: give both with one feature per row (W_enc.T)"
             )
     for name, match in (("decoder_match", decoder_match), ("encoder_match", encoder_match)):
         if match is not None and match.signed != signed:

@@ -150,7 +150,7 @@ class Side:
     Attributes
     ----------
     decoder
-        ``[n, d]`` unit rows (or zero), a feature a row, from :func:`direction_rows`.
+        ``[n, d]`` unit rows (or zero), one feature per row, from :func:`direction_rows`.
     encoder
         ``[n, d]`` unit rows of the encoder, a function that makes them when they are needed, or
         None.

@@ -44,7 +44,7 @@ def activation_covariance(rows: ArrayLike | Iterable[ArrayLike]) -> NDArray[np.f
             shift = x.mean(axis=0) if len(x) else np.zeros(x.shape[1])
             total, product = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
         if x.shape[1] != len(total):
-            raise InputError(f"activations: blocks of {len(total)} and {x.shape[1]} numbers a row")
+            raise InputError(f"activations: rows of {len(total)} and of {x.shape[1]} numbers")
         x = x - shift  # near-centred, so that mean² does not swallow the variance
         count += len(x)
         total += x.sum(axis=0)

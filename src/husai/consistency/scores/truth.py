@@ -61,7 +61,7 @@ def feature_recovery(
     Parameters
     ----------
     W_dec
-        ``[d_sae, d]`` dictionary, a feature a row.
+        ``[d_sae, d]`` dictionary, one feature per row.
     truth
         ``[n_true, d]`` the planted dictionary.
     thresholds

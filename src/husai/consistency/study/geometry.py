@@ -37,7 +37,7 @@ def directions_geometry(dictionary: ArrayLike, similarity: float) -> dict[str, f
     Parameters
     ----------
     dictionary
-        ``[n, d]``, a feature a row, n at least 2.
+        ``[n, d]``, one feature per row, n at least 2.
     similarity
         At which clusters are cut.
 

@@ -42,7 +42,7 @@ class SAERecord:
     seed
         The seed that was varied.
     W_dec
-        ``[d_sae, d]`` decoder, a feature a row.
+        ``[d_sae, d]`` decoder, one feature per row.
     W_enc
         ``[d, d_sae]`` encoder as the SAE holds it, or None.
     W_dec_init

@@ -125,7 +125,7 @@ class Reading:
     format
         Of which project.
     W_dec
-        ``[d_sae, d]`` float32 decoder, a feature a row.
+        ``[d_sae, d]`` float32 decoder, one feature per row.
     sae
         The SAE, or None where the file does not hold or state all of it.
     left_out

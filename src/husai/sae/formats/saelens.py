@@ -204,7 +204,7 @@ def _scaled(
 def _input(
     path: Path, cfg: Settings, hints: Hints
 ) -> tuple[Any, float | None, dict[str, torch.Tensor] | None]:
-    """What is done to a row first: a norm a row, a factor, or an affine map."""
+    """What is done to a row first: a norm per row, a factor, or an affine map."""
     stated = cfg.data.get("normalize_activations")
     if stated in (None, "none") or stated is False:
         return "none", None, None

@@ -1,4 +1,4 @@
-"""sparsify (EleutherAI): a folder a hook point with ``cfg.json`` and ``sae.safetensors``.
+"""sparsify (EleutherAI): one folder per hook point with ``cfg.json`` and ``sae.safetensors``.
 
 A run with several seeds has a folder ``seedN`` below each hook point.
 """

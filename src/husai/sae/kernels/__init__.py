@@ -10,6 +10,6 @@ latent's gradient, `adam` updates it, and `step` does the last two while the lat
 The kernels do the arithmetic of :mod:`husai.sae.engines.dense`, which they are tested against;
 :mod:`husai.sae.engines.sparse` calls them. Each works on one SAE, on one thread, and releases the
 GIL, so the result depends neither on the timing of threads nor on the other SAEs of a bank.
-Shapes: ``F`` latents, ``d`` input width, ``B`` rows a batch, ``P`` nested prefixes (1 without
+Shapes: ``F`` latents, ``d`` input width, ``B`` rows per batch, ``P`` nested prefixes (1 without
 nesting).
 """

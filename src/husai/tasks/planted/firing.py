@@ -128,7 +128,7 @@ class CodeLaw:
     def _exclusive(
         self, rng: np.random.Generator, group_size: int, layout: ExclusiveLayout
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """One uniform draw a group decides which of its units fires, if any: rates stay exact."""
+        """One uniform draw per group decides which of its units fires, if any: rates stay exact."""
         assert self.probability is not None
         n = self.config.n_units
         n_groups = -(-n // group_size)
