@@ -53,7 +53,7 @@ def reading(path: Path) -> Iterator[None]:
             raise
         raise InputError(f"{path}: {_one_line(error)}") from error
     except RecursionError as error:
-        raise InputError(f"{path}: nested too deeply to be read") from error
+        raise InputError(f"{path}: nested too deeply to be read; check its origin") from error
     except MemoryError as error:
         raise InputError(f"{path}: does not fit in memory") from error
     except Exception as error:
@@ -76,9 +76,9 @@ def check_file(path: Path) -> int:
         When there is none, it is empty, or only its pointer was downloaded.
     """
     if not path.exists():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file; check the path")
     if not path.is_file():
-        raise InputError(f"{path}: not a file")
+        raise InputError(f"{path}: not a file; give the path of a file")
     with path.open("rb") as file:
         start = file.read(len(_LFS))
     if start == _LFS:
@@ -87,7 +87,7 @@ def check_file(path: Path) -> int:
         )
     size = path.stat().st_size
     if not size:
-        raise InputError(f"{path}: empty")
+        raise InputError(f"{path}: empty; copy or download it again")
     return size
 
 

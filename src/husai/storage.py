@@ -186,7 +186,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file; check the path")
     file = TensorFile.from_bytes(path.read_bytes(), origin=str(path))
     return dict(file.tensors), dict(file.header)
 
@@ -197,7 +197,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file; check the path")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}

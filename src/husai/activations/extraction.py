@@ -109,7 +109,8 @@ def check_extraction(model: TransformerBridge, n_ctx: int, config: ExtractionCon
     for _, position in hook_positions:
         if not -n_ctx <= position < n_ctx:
             raise InputError(
-                f"activations.positions: {position} is outside the context of {n_ctx} tokens"
+                f"activations.positions: {position} is outside the context of {n_ctx} tokens; "
+                f"give {-n_ctx} to {n_ctx - 1}"
             )
     if len({(name, position % n_ctx) for name, position in hook_positions}) < len(hook_positions):
         raise InputError(

@@ -166,7 +166,7 @@ def _folder(path: Path) -> dict[str, NDArray[Any]]:
         )
     names = [entry["filename"] for entry in json.loads(state.read_text())["_data_files"]]
     if any(Path(name).name != name for name in names):
-        raise InputError(f"{state}: names a file outside of its folder")
+        raise InputError(f"{state}: names a file outside of its folder; save it again")
     tables = [pa.ipc.open_stream(pa.memory_map(str(path / name))).read_all() for name in names]
     return _columns(pa.concat_tables(tables))
 
@@ -182,10 +182,10 @@ def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
         while pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
             inner = column.flatten()
             if not len(column) or column.null_count or len(inner) % len(column):
-                raise InputError(f"column {name}: its lists are not all of one length")
+                raise InputError(f"column {name}: its lists differ in length; give one length")
             lengths = set(column.value_lengths().unique().to_pylist())
             if len(lengths) > 1:
-                raise InputError(f"column {name}: its lists have {len(lengths)} different lengths")
+                raise InputError(f"column {name}: its lists have {len(lengths)} lengths; give one")
             shape.append(lengths.pop())
             column = inner
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):

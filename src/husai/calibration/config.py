@@ -77,7 +77,7 @@ class PlantedTruthConfig(Config):
         for field in ("seeds", "dead_latents"):
             values = getattr(self, field)
             if len(set(values)) != len(values):
-                raise ValueError(f"{field}: {list(values)} names one of them twice")
+                raise ValueError(f"{field}: {list(values)} names one of them twice; leave one out")
         return self
 
     @model_validator(mode="after")
@@ -103,7 +103,7 @@ class PlantedTruthConfig(Config):
         if self.training.convergence_window > EVALUATIONS:
             raise ValueError(
                 f"training.convergence_window: {self.training.convergence_window} is more than the "
-                f"{EVALUATIONS} evaluations of a run"
+                f"{EVALUATIONS} evaluations of a run; lower it"
             )
         return self
 

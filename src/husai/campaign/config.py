@@ -65,7 +65,7 @@ class BudgetConfig(Config):
     @model_validator(mode="after")
     def _cost_needs_a_rate(self) -> BudgetConfig:
         if self.max_cost is not None and self.rate == 0:
-            raise ValueError(f"max_cost: {self.max_cost} needs a rate above 0")
+            raise ValueError(f"max_cost: {self.max_cost} needs a rate above 0; set rate")
         return self
 
 

@@ -142,4 +142,4 @@ class Ledger:
                     entry.reason = line.get("reason", "")
                     entry.traceback = line.get("traceback", "")
             else:
-                raise ValueError(f"event: {event!r} is not one that the ledger knows")
+                raise ValueError(f"event: {event!r} is not one of the ledger's")

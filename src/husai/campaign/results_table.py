@@ -84,7 +84,10 @@ def ledger_totals(table: pd.DataFrame) -> dict[str, float]:
 def _campaigns(folder: Path) -> list[Path]:
     found = sorted(path.parent.parent for path in folder.rglob(f"campaign/{LEDGER}"))
     if not found:
-        raise InputError(f"{folder}: no campaign here: no campaign/{LEDGER} in it or below")
+        raise InputError(
+            f"{folder}: no campaign here, as no campaign/{LEDGER} is in it or below; give the "
+            "folder of one"
+        )
     return found
 
 

@@ -122,7 +122,7 @@ def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
         if training.batch_size > train_rows:
             raise InputError(
                 f"sae_training.batch_size: {training.batch_size} is more than the {train_rows} "
-                f"rows that {len(table)} SAEs would be trained on"
+                f"rows that {len(table)} SAEs would be trained on; lower it"
             )
 
 

@@ -75,7 +75,7 @@ class SAEConfig(Config):
         if entry.name == "relu" and self.l1_coefficient is None:
             raise ValueError("l1_coefficient: relu needs one (5 is common)")
         if entry.penalty == "l0" and self.l0_coefficient is None:
-            raise ValueError(f"l0_coefficient: {self.architecture} needs one")
+            raise ValueError(f"l0_coefficient: {self.architecture} needs one; give it")
         if entry.penalty == "l0" and self.l1_coefficient is not None:
             raise ValueError(f"l1_coefficient: {self.architecture} takes l0_coefficient instead")
         if entry.penalty != "l0" and self.l0_coefficient is not None:

@@ -376,7 +376,7 @@ def train_bank(
     check_one_shape(configs)
     prepared = prepare_rows(rows, eval_rows, training)
     if training.aux_k is not None and training.aux_k > configs[0].d_sae:
-        raise InputError(f"aux_k: {training.aux_k} is more than d_sae = {configs[0].d_sae}")
+        raise InputError(f"aux_k: {training.aux_k} is above d_sae = {configs[0].d_sae}; lower it")
     directory = None if checkpoint_dir is None else Path(checkpoint_dir)
     run = _Run(prepared, configs, training, directory, loss_with, on_finish)
     run.resume()

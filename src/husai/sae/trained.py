@@ -154,7 +154,8 @@ def _from_tensors(
         raise InputError(f"{origin}: not an SAE file of this project (kind {header.get('kind')!r})")
     if header.get("version") != FILE_VERSION:
         raise InputError(
-            f"{origin}: file version {header.get('version')}, this release reads {FILE_VERSION}"
+            f"{origin}: file version {header.get('version')}, this release reads {FILE_VERSION}; "
+            "train again"
         )
     missing = {"W_enc", "b_enc", "W_dec", "b_dec", "W_dec_init", "density"} - set(tensors)
     if missing:

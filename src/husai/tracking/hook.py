@@ -243,7 +243,9 @@ class MlflowHook:
             for partition, value in data.items():
                 self._log_child(partition, value, options.get("runs"))
         elif kind is not None:
-            raise ValueError(f"catalog entry '{dataset_name}': metadata.mlflow.kind '{kind}'?")
+            raise ValueError(
+                f"catalog entry '{dataset_name}': metadata.mlflow.kind: '{kind}' is not known"
+            )
 
     @hook_impl
     def after_pipeline_run(self) -> None:

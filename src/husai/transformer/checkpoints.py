@@ -53,7 +53,7 @@ class CheckpointStore:
         """Shape of the model whose checkpoints these are."""
         epochs = self.epochs()
         if not epochs:
-            raise InputError(f"{self.directory}: there is no checkpoint here")
+            raise InputError(f"{self.directory}: there is no checkpoint here; train first")
         identity = read_header(self.path(epochs[-1]))["identity"]
         return TransformerConfig.model_validate(identity["transformer"])
 

@@ -185,7 +185,7 @@ def variance_explained(rows: ArrayLike, labels: Classes) -> float:
     means = class_means(rows, labels)
     members = labels.members
     if np.asarray(members.sum(axis=1)).max() > 1:
-        raise InputError(f"labels {labels.family!r}: a row belongs to several classes")
+        raise InputError(f"labels {labels.family!r}: a row has several classes; give one per row")
     x = np.asarray(rows, dtype=np.float64)
     total = float(np.square(x - x.mean(axis=0)).sum())
     if total <= 0:

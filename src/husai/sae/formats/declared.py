@@ -117,4 +117,4 @@ def _finite(path: Path, name: str, tensor: torch.Tensor, letters: str) -> torch.
             f"{part} hold NaN or infinity (the first is {int(spoiled[0])}); the SAE is broken, "
             "retrain it or repair those rows"
         )
-    raise InputError(f"{path}: {name} holds NaN or infinity")
+    raise InputError(f"{path}: {name} holds NaN or infinity; repair or retrain the SAE")

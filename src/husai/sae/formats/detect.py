@@ -94,7 +94,7 @@ def find_saes(path: Path) -> list[Path]:
                 f"hyperparams.json (Llama Scope), or a file {', '.join(SUFFIXES)}"
             )
         if not path.exists():
-            raise InputError(f"{path}: no such file or directory")
+            raise InputError(f"{path}: no such file or directory; check the path")
         return [_owner(path)]
 
 

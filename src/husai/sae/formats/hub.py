@@ -68,7 +68,7 @@ def _download(address: str) -> Path:
         )
     inside = "" if found["inside"] == "." else found["inside"]
     if ".." in inside.split("/"):
-        raise InputError(f"{address}: '..' leads out of the repository")
+        raise InputError(f"{address}: '..' leads out of the repository; leave it out")
     from huggingface_hub import snapshot_download
 
     try:
@@ -99,7 +99,7 @@ def _release(address: str) -> tuple[str, Hints]:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is optional, and fast
         known: dict[str, Any] = yaml.load(place.read_text(encoding="utf-8"), Loader=loader)
         if release not in known:
-            raise InputError(f"{address}: {place.name} has no release {release!r}")
+            raise InputError(f"{address}: {place.name} has no release {release!r}; check its name")
         about = known[release]
         entries = {str(entry["id"]): entry for entry in about["saes"]}
         if sae_id not in entries:

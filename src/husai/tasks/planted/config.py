@@ -164,7 +164,7 @@ class ZipfFiring(Config):
     @model_validator(mode="after")
     def _ordered(self) -> ZipfFiring:
         if self.p_min > self.p_max:
-            raise ValueError(f"p_min = {self.p_min} exceeds p_max = {self.p_max}")
+            raise ValueError(f"p_min = {self.p_min} exceeds p_max = {self.p_max}; lower it")
         return self
 
 
@@ -227,7 +227,7 @@ class UniformMagnitude(Config):
     @model_validator(mode="after")
     def _ordered(self) -> UniformMagnitude:
         if self.low >= self.high:
-            raise ValueError(f"low = {self.low} is not below high = {self.high}")
+            raise ValueError(f"low = {self.low} is not below high = {self.high}; lower it")
         return self
 
 
@@ -302,14 +302,16 @@ class PlantedConfig(Config):
             dimensions = 2 * dictionary.n_planes + self.n_features - plane_rows
             if dictionary.orthogonal and dimensions > self.d_in:
                 raise ValueError(
-                    f"dictionary.orthogonal needs {dimensions} dimensions, d_in = {self.d_in}"
+                    f"dictionary.orthogonal needs {dimensions} dimensions, d_in = {self.d_in}; "
+                    "raise it"
                 )
         if isinstance(dictionary, HierarchicalDictionary) and hierarchy is None:
-            raise ValueError("dictionary.kind = 'hierarchical' needs a hierarchy")
+            raise ValueError("dictionary.kind = 'hierarchical' needs a hierarchy; set hierarchy")
         if hierarchy is not None:
             if hierarchy.n_nodes > self.n_features:
                 raise ValueError(
-                    f"hierarchy has {hierarchy.n_nodes} nodes, n_features = {self.n_features}"
+                    f"hierarchy has {hierarchy.n_nodes} nodes, n_features = {self.n_features}; "
+                    "raise it"
                 )
             if isinstance(firing, UniformKFiring | ZipfKFiring):
                 raise ValueError(
@@ -319,7 +321,7 @@ class PlantedConfig(Config):
             if isinstance(dictionary, CircularDictionary):
                 raise ValueError("hierarchy and dictionary.kind = 'circular' exclude each other")
         if isinstance(firing, UniformKFiring | ZipfKFiring) and firing.k > self.n_units:
-            raise ValueError(f"firing.k = {firing.k} exceeds the {self.n_units} units")
+            raise ValueError(f"firing.k = {firing.k} exceeds the {self.n_units} units; lower it")
         if isinstance(firing, BernoulliFiring | ZipfFiring) and firing.exclusive_group_size:
             if firing.copula is not None or hierarchy is not None:
                 raise ValueError(
