@@ -81,7 +81,7 @@ class PlannedPartitionedDataset(PartitionedDataset):
     def _exists(self) -> bool:
         try:
             return not self.missing()
-        except FileNotFoundError:
+        except (OSError, ValueError):  # no plan, or one that does not read
             return False
 
     def _describe(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,11 +11,21 @@ from pydantic import ValidationError
 
 from husai.config import problems
 from husai.errors import InputError
+from husai.hooks.order import (
+    check_environment,
+    check_inputs,
+    check_known,
+    unread_parameters,
+)
+from husai.storage import locked
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
+
+
+logger = logging.getLogger(__name__)
 
 
 class StudyError(click.ClickException):
@@ -26,20 +37,35 @@ class StudyError(click.ClickException):
 class StudyChecks:
     """Everything that can be known to be wrong before any node runs."""
 
-    @hook_impl
+    @hook_impl(tryfirst=True)  # before anything else reads the configuration
     def after_context_created(self, context: KedroContext) -> None:
         """Validate every parameter group, and refuse groups that nothing reads."""
         from kedro.framework.project import pipelines
         from kedro.validation.type_extractor import TypeExtractor
 
+        loader = context.config_loader
+        try:
+            # Kedro tells no hook which pipelines are asked for before it fails for them
+            asked = getattr(pipelines, "_requested_pipelines", None) or ()
+            check_known("pipeline", asked, list(pipelines))
+            check_environment(context.env, str(loader.conf_source), str(loader.base_env))
+        except InputError as error:
+            raise StudyError(str(error)) from error
         types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
         found = parameter_problems(context.config_loader["parameters"], types)
         if found:
             raise StudyError("\n".join(found))
 
     @hook_impl(tryfirst=True)  # before a run is opened for it in MLflow
-    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Check what involves more than one group, for the groups that this run reads."""
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Check what involves more than one group, and that the inputs of this run are there."""
+        from kedro.framework.project import pipelines
+
+        unread = unread_parameters(run_params.get("runtime_params") or (), pipeline)
+        if unread:
+            logger.warning("--params: this run reads nothing of %s", ", ".join(unread))
         groups = {
             name.removeprefix("params:"): catalog.load(name)
             for name in sorted(pipeline.inputs())
@@ -47,8 +73,24 @@ class StudyChecks:
         }
         try:
             check_study(groups)
+            check_inputs(pipeline, catalog, pipelines, run_params.get("env"))
+            check_folders(pipeline, catalog)
         except InputError as error:
             raise StudyError(str(error)) from error
+
+
+def check_folders(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Refuse to start where another campaign works: its plan would be overwritten.
+
+    Raises
+    ------
+    InputError
+        Saying which process holds the folder.
+    """
+    for name in sorted(pipeline.inputs()):
+        if name.endswith("campaign_folder"):
+            with locked(catalog.load(name)):
+                pass
 
 
 def check_study(groups: dict[str, Any]) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from kedro.framework.hooks import hook_impl
 from kedro.io import DatasetError
 
 from husai.errors import CampaignStopped, InputError
 from husai.hooks.checks import StudyError
+from husai.hooks.order import command, makers
 from husai.provenance import hide_secrets_in_logs, without_secrets
+
+if TYPE_CHECKING:
+    from kedro.io import DataCatalog
 
 
 class StoppedError(StudyError):
@@ -25,14 +31,37 @@ class PlainErrors:
         hide_secrets_in_logs()
 
     @hook_impl(trylast=True)  # after those that log the traceback
-    def on_pipeline_error(self, error: Exception) -> None:
+    def on_pipeline_error(
+        self, error: Exception, run_params: dict[str, Any], catalog: DataCatalog
+    ) -> None:
         """Raise the message alone, when there is nothing more to know."""
-        cause: BaseException | None = error
-        # Kedro wraps what a dataset raises in an error of its own
-        while isinstance(cause, DatasetError):
+        cause: BaseException = error
+        # Kedro wraps what a dataset raises in errors of its own
+        while isinstance(cause, DatasetError) and cause.__cause__ is not None:
             cause = cause.__cause__
         message = without_secrets(" ".join(str(cause).split()))
         if isinstance(cause, CampaignStopped):
             raise StoppedError(message) from error
         if isinstance(cause, InputError):
             raise StudyError(message) from error
+        name = str(error).split(":", 1)[0]
+        if isinstance(error, DatasetError) and name in catalog:
+            message = self._unreadable(name, cause, run_params, catalog)
+            raise StudyError(without_secrets(message)) from error
+
+    def _unreadable(
+        self, name: str, cause: BaseException, run_params: dict[str, Any], catalog: DataCatalog
+    ) -> str:
+        """Say which file does not read, and what makes it again."""
+        from kedro.framework.project import pipelines
+
+        found = makers(name, pipelines)
+        dataset: Any = catalog.get(name)
+        path = getattr(dataset, "_filepath", None) or getattr(dataset, "_path", name)
+        reason = next(iter(str(cause).strip().splitlines()), "")
+        again = (
+            f"make it again with: {command(found[:1], pipelines, run_params.get('env'))}"
+            if found
+            else "give it again"
+        )
+        return f"{name}: {path} does not read ({type(cause).__name__}: {reason[:200]}); {again}"

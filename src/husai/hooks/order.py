@@ -1,0 +1,124 @@
+"""What a run needs before it can start: its pipelines, its environment, its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from husai.errors import InputError
+
+if TYPE_CHECKING:
+    from kedro.io import DataCatalog
+    from kedro.pipeline import Pipeline
+
+
+def check_known(what: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse a name that is not among the known ones.
+
+    Raises
+    ------
+    InputError
+        With the nearest known name.
+    """
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
+            raise InputError(f"{what} '{name}': there is none; {hint}")
+
+
+def check_environment(env: str | None, conf_source: str, base: str) -> None:
+    """Refuse an environment that has no folder of configuration.
+
+    Raises
+    ------
+    InputError
+        With the nearest environment.
+    """
+    folder = Path(conf_source)
+    if env is not None and folder.is_dir():
+        known = {path.name for path in folder.iterdir() if path.is_dir()} - {base}
+        check_known("environment", [env], known | {base})
+
+
+def unread_parameters(given: Iterable[str], pipeline: Pipeline) -> list[str]:
+    """Give the parameter groups of the command line that no node of a pipeline reads."""
+    read = {name.removeprefix("params:") for name in pipeline.inputs()}
+    return sorted({name.split(".")[0] for name in given} - read)
+
+
+def makers(dataset: str, pipelines: Mapping[str, Pipeline]) -> list[str]:
+    """Name the pipelines that make a dataset."""
+    return [
+        name
+        for name, pipeline in pipelines.items()
+        if name != "__default__" and dataset in pipeline.all_outputs()
+    ]
+
+
+def check_inputs(
+    pipeline: Pipeline,
+    catalog: DataCatalog,
+    pipelines: Mapping[str, Pipeline],
+    env: str | None,
+) -> None:
+    """Refuse a run whose inputs are not there yet, where another pipeline makes them.
+
+    Raises
+    ------
+    InputError
+        With the command that makes them.
+    """
+    absent = _absent(pipeline.inputs(), catalog, pipelines)
+    if not absent:
+        return
+    needed: set[str] = set()
+    waiting = set(absent)
+    while waiting:
+        maker = makers(waiting.pop(), pipelines)[0]
+        if maker not in needed:
+            needed.add(maker)
+            waiting |= _absent(pipelines[maker].inputs(), catalog, pipelines)
+    shown = sorted(absent)[:3] + ([f"{len(absent) - 3} more"] if len(absent) > 3 else [])
+    raise InputError(
+        f"{', '.join(shown)}: not there yet; make "
+        f"{'it' if len(absent) == 1 else 'them'} with: {command(needed, pipelines, env)}"
+    )
+
+
+def command(needed: Collection[str], pipelines: Mapping[str, Pipeline], env: str | None) -> str:
+    """Give the command that runs some pipelines, in an order in which each finds its inputs."""
+    ordered: list[str] = []
+    left = sorted(needed)
+    while left:
+        made_later = {name: pipelines[name].all_outputs() for name in left}
+        ready = [
+            name
+            for name in left
+            if not any(
+                pipelines[name].inputs() & made_later[other] for other in left if other != name
+            )
+        ]
+        ordered += ready or left
+        left = [name for name in left if name not in ordered]
+    return f"kedro run --pipelines={','.join(ordered)}" + (f" --env={env}" if env else "")
+
+
+def _absent(
+    names: Iterable[str], catalog: DataCatalog, pipelines: Mapping[str, Pipeline]
+) -> set[str]:
+    return {
+        name
+        for name in names
+        if not name.startswith("params:")
+        and name != "parameters"
+        and makers(name, pipelines)
+        and not _there(name, catalog)
+    }
+
+
+def _there(name: str, catalog: DataCatalog) -> bool:
+    dataset: Any = catalog.get(name)
+    return dataset is not None and dataset.exists()

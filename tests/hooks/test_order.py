@@ -1,0 +1,103 @@
+"""What a run needs first, said in a line with the command that makes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kedro.io import DataCatalog, DatasetError
+from kedro.pipeline import Node, Pipeline
+from kedro_datasets.json import JSONDataset
+
+from husai.errors import CampaignStopped, InputError
+from husai.hooks.checks import StudyError, check_folders
+from husai.hooks.errors import PlainErrors, StoppedError
+from husai.hooks.order import check_environment, check_inputs, check_known, unread_parameters
+from husai.storage import locked
+
+
+def step(name: str, inputs: list[str], output: str) -> Pipeline:
+    return Pipeline([Node(lambda *given: 0, inputs=inputs, outputs=output, name=name)])
+
+
+PIPELINES = {
+    "first": step("one", ["params:task"], "a"),
+    "second": step("two", ["a", "given"], "b"),
+    "third": step("three", ["a", "b", "params:plan"], "c"),
+}
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> DataCatalog:
+    files = {name: JSONDataset(filepath=str(tmp_path / f"{name}.json")) for name in "abc"}
+    return DataCatalog({**files, "given": JSONDataset(filepath=str(tmp_path / "given.json"))})
+
+
+def test_the_command_makes_what_is_absent_in_the_order_it_is_needed(catalog):
+    with pytest.raises(InputError, match=r"^a, b: not there yet; .*--pipelines=first,second --env"):
+        check_inputs(PIPELINES["third"], catalog, PIPELINES, "test")
+    catalog.save("a", 1)
+    with pytest.raises(InputError, match=r"^b: not there yet; make it .*--pipelines=second$"):
+        check_inputs(PIPELINES["third"], catalog, PIPELINES, None)
+    catalog.save("b", 1)
+    check_inputs(PIPELINES["third"], catalog, PIPELINES, None)
+    # what no pipeline makes is the user's to give, or optional
+    check_inputs(PIPELINES["second"], catalog, PIPELINES, None)
+    whole = sum(PIPELINES.values(), Pipeline([]))
+    check_inputs(whole, catalog, PIPELINES, None)
+
+
+def test_typos_are_named_with_the_nearest_name(tmp_path):
+    for name in ("base", "test", "campaign"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=r"environment 'tst': there is none; did you mean test\?"):
+        check_environment("tst", str(tmp_path), "base")
+    check_environment("test", str(tmp_path), "base")
+    check_environment(None, str(tmp_path), "base")
+    with pytest.raises(InputError, match=r"pipeline 'frist': .*did you mean first\?"):
+        check_known("pipeline", ["frist"], list(PIPELINES))
+    with pytest.raises(InputError, match=r"pipeline 'xyz': .*there are: first, second, third"):
+        check_known("pipeline", ["xyz"], list(PIPELINES))
+
+
+def test_parameters_that_nothing_reads_are_listed():
+    assert unread_parameters({"plan": {}, "task.modulus": 3}, PIPELINES["third"]) == ["task"]
+    assert unread_parameters({}, PIPELINES["third"]) == []
+
+
+def test_a_folder_in_which_another_campaign_works_is_refused(tmp_path):
+    class Folder:
+        def load(self, name: str) -> Path:
+            return tmp_path
+
+    pipeline: Any = step("train", ["campaign_folder"], "saes")
+    check_folders(pipeline, Folder())  # type: ignore[arg-type]
+    with locked(tmp_path), pytest.raises(InputError, match="works on this campaign"):
+        check_folders(pipeline, Folder())  # type: ignore[arg-type]
+
+
+def tell(error: Exception, catalog: DataCatalog) -> None:
+    PlainErrors().on_pipeline_error(error, {"env": "test"}, catalog)
+
+
+def test_errors_of_datasets_are_one_line_with_the_file(catalog, tmp_path):
+    (tmp_path / "given.json").write_text('{"torn')
+    with pytest.raises(DatasetError) as torn:
+        catalog.load("given")
+    with pytest.raises(StudyError, match=r"^given: .*given\.json does not read \(JSON") as raised:
+        tell(torn.value, catalog)
+    assert "\n" not in str(raised.value)
+
+    def wrapped(cause: Exception) -> DatasetError:
+        error = DatasetError("given: Failed")
+        error.__cause__ = cause
+        return error
+
+    with pytest.raises(StudyError, match="^k: wrong$"):
+        tell(wrapped(InputError("k:\n wrong")), catalog)
+    with pytest.raises(StoppedError, match="^full$"):
+        tell(wrapped(CampaignStopped("full")), catalog)
+    # what a user did not cause keeps its traceback
+    tell(RuntimeError("ours"), catalog)
+    tell(DatasetError("Failed while saving"), catalog)
