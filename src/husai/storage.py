@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import tempfile
@@ -20,6 +21,8 @@ from husai.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 HEADER_KEY = "husai"
 
@@ -62,6 +65,31 @@ def append_line(path: Path, line: str) -> None:
         file.write(f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Give the JSON objects of a file that has one on each line; none when there is no file.
+
+    A line that a killed writer left torn, or that is anything else, is passed over with a warning.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if isinstance(entry, dict):
+            yield entry
+        else:
+            logger.warning("%s: line %d does not read and is passed over", path, number)
+
+
+def set_aside(path: Path, reason: object) -> None:
+    """Rename a file that does not read, so that it is made anew and nothing is overwritten."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    target = path.with_name(f"{path.name}.{stamp}.unreadable")
+    path.replace(target)
+    logger.warning("%s does not read (%s); it is now %s", path, reason, target.name)
 
 
 @contextmanager

@@ -52,6 +52,21 @@ def test_campaigns_are_found_wherever_they_lie_and_each_once(tmp_path):
     assert table.groupby("campaign").size().to_dict() == {"deep": 12}
 
 
+def test_a_plan_and_records_that_do_not_read_are_left_out(campaign, caplog):
+    campaign.start()
+    folder = campaign.folders.campaign
+    sae_id = next(campaign.folders.store.iterdir()).stem
+    run = {"sae_id": sae_id, "run_id": "r", "tracking_uri": "u"}
+    run["identity"] = identity(read_header(campaign.path(sae_id)))
+    (folder / RUNS).write_bytes(b"\xff\xfe\n[]\n" + json.dumps(run).encode() + b'\n{"a": 1}\n')
+    (folder.parent / "plan.parquet").write_bytes(b"")
+    table = results(folder.parent).set_index("sae_id")
+    assert len(table) == 12
+    assert table.loc[sae_id, "run_id"] == "r"
+    assert "plan.parquet does not read" in caplog.text
+    assert "runs.jsonl: line 1 does not read" in caplog.text
+
+
 def test_quarantined_files_are_rows_of_their_own(campaign):
     # a name with a point in it, as the files' are in quarantine
     relu = {"architectures": {"relu": {"l1_coefficient": [1.5]}}, "d_sae": [8], "seeds": [0, 1]}

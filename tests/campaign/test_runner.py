@@ -580,6 +580,69 @@ def test_ledger_passes_over_a_torn_line_and_keeps_the_rest(tmp_path):
     assert before["sae_id"].tolist() == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "content", [b"[]", b"", b"\xff\xfe", b'{"a": 1}', b'{"a": {"fixed": "x"}}', b"null"]
+)
+def test_measured_costs_that_do_not_read_are_set_aside(campaign, undisturbed, content):
+    campaign.folders.campaign.mkdir()
+    path = campaign.folders.campaign / "calibrations.json"
+    path.write_bytes(content)
+    assert len(campaign.start()) == 12
+    assert_same_weights(campaign.saes(), undisturbed)
+    (aside,) = campaign.folders.campaign.glob("calibrations.json.*.unreadable")
+    assert aside.read_bytes() == content
+    assert json.loads(path.read_text())
+
+
+def test_what_was_computed_is_saved_before_what_it_took(campaign, undisturbed, monkeypatch):
+    def fails(*arguments: Any) -> None:
+        raise RuntimeError("no costs")
+
+    monkeypatch.setattr(Calibrations, "took", fails)
+    with pytest.raises(RuntimeError, match="no costs"):
+        campaign.start()
+    saved = campaign.saes()
+    assert len(saved) == 3
+    assert_same_weights(saved, {name: undisturbed[name] for name in saved})
+
+
+def test_costs_are_measured_again_when_asked(tmp_path):
+    training = BankTrainingConfig(steps=10)
+    saes = [SAEConfig(architecture="topk", d_sae=d, k=2) for d in (8, 16)]
+    one, two = make_banks(["a", "b"], saes, [training] * 2, [ROWS_INFO] * 2)
+    path = tmp_path / "calibrations.json"
+    busy = Calibration(1.0, 2.0, 3.0, 4, load=7.5)
+    for bank in (one, two):
+        Calibrations(path, "local", 1.0).put(bank, busy)
+    assert Calibrations(path, "local", 1.0).get(one) == busy
+    anew = Calibrations(path, "local", 1.0, forget=True)
+    assert anew.get(one) is anew.get(two) is None
+    anew.put(one, Calibration(0.0, 1.0, 0.0, 4, load=0.1))
+    assert anew.get(two) is None
+    # what was not measured anew is not lost
+    again = Calibrations(path, "local", 1.0)
+    assert (again.get(one).step, again.get(two)) == (1.0, busy)
+
+
+def test_banks_larger_than_the_machine_are_refused_before_training(campaign, monkeypatch):
+    monkeypatch.setattr("husai.memory.machine_memory", lambda: 1000)
+    with pytest.raises(InputError, match=r"campaign\.compute: 1 banks at once: about .* GB"):
+        campaign.start()
+    assert campaign.saes() == {}
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe{}", b"[]", b'{"time": 1e999}', b'{"event": [], "time": 1, "ids": 3}']
+)
+def test_a_ledger_with_a_line_of_anything_goes_on(campaign, undisturbed, line):
+    campaign.start(stop_after=4)
+    with (campaign.folders.campaign / LEDGER).open("ab") as file:
+        file.write(line + b"\n")
+    campaign.start()
+    assert_same_weights(campaign.saes(), undisturbed)
+    assert statuses(campaign) == {"done": 12}
+
+
 def test_workers_end_with_their_driver(campaign):
     from husai.campaign.executors.local import ProcessExecutor
 

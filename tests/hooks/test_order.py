@@ -94,9 +94,9 @@ def test_errors_of_datasets_are_one_line_with_the_file(catalog, tmp_path):
         error.__cause__ = cause
         return error
 
-    with pytest.raises(StudyError, match="^k: wrong$"):
+    with pytest.raises(StudyError, match=r"^k: wrong$"):
         tell(wrapped(InputError("k:\n wrong")), catalog)
-    with pytest.raises(StoppedError, match="^full$"):
+    with pytest.raises(StoppedError, match=r"^full$"):
         tell(wrapped(CampaignStopped("full")), catalog)
     # what a user did not cause keeps its traceback
     tell(RuntimeError("ours"), catalog)

@@ -181,11 +181,8 @@ def adopt_banks(checkpoints: Path, planned: Bank) -> list[Bank]:
     found = []
     taken: set[str] = set()
     for manifest in sorted(checkpoints.glob(f"*/{MANIFEST}")):
-        try:
-            ids = json.loads(manifest.read_text())["ids"]
-        except (OSError, ValueError, KeyError):
-            continue
-        if not set(ids) <= set(planned.ids) or not any(manifest.parent.glob("step_*")):
+        ids = _manifest_ids(manifest)
+        if not ids or not set(ids) <= set(planned.ids) or not any(manifest.parent.glob("step_*")):
             continue
         bank = planned.part(ids)
         # the same SAEs on other rows, or trained in another way, have another name
@@ -195,15 +192,24 @@ def adopt_banks(checkpoints: Path, planned: Bank) -> list[Bank]:
     return found
 
 
+def _manifest_ids(manifest: Path) -> list[str] | None:
+    """Give the names in a manifest; None when it does not read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        ids = json.loads(manifest.read_text())["ids"]
+        if isinstance(ids, list) and all(isinstance(sae_id, str) for sae_id in ids):
+            return ids
+    return None
+
+
 def remove_finished(checkpoints: Path, trained: Collection[str]) -> None:
     """Remove the checkpoints of banks all of whose SAEs are trained.
 
     A driver that is killed between saving the last of them and removing the folder leaves it.
     """
     for manifest in checkpoints.glob(f"*/{MANIFEST}"):
-        with suppress(OSError, ValueError, KeyError):
-            if set(json.loads(manifest.read_text())["ids"]) <= set(trained):
-                shutil.rmtree(manifest.parent, ignore_errors=True)
+        ids = _manifest_ids(manifest)
+        if ids and set(ids) <= set(trained):
+            shutil.rmtree(manifest.parent, ignore_errors=True)
 
 
 def steps_done(checkpoints: Path, bank: Bank) -> int:

@@ -43,6 +43,11 @@ class ComputeConfig(Config):
     bank_memory_gb: float = Field(
         default=2.0, gt=0, description="largest bank, in GB of state and working memory"
     )
+    measure_again: bool = Field(
+        default=False,
+        description="measure what banks cost anew, where a dry run or a budget asks for it: what "
+        "was measured before, perhaps on a busy machine, is forgotten",
+    )
     max_retries: CountFromZero = Field(
         default=3,
         description="times a bank is started again after its worker or node was lost; a NaN is "

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from husai.storage import append_line
+from husai.storage import append_line, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +69,11 @@ class Ledger:
         self.path = path
         self.entries: dict[str, Entry] = {}
         self._before: dict[str, tuple[float, float]] = {}
-        content = path.read_bytes() if path.is_file() else b""
-        for line in content.splitlines():
+        for line in read_lines(path):
             try:
-                self._apply(json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                logger.warning("%s: an incomplete line is skipped", path)
+                self._apply(line)
+            except (ValueError, KeyError, TypeError, OverflowError):
+                logger.warning("%s: a line that is not an event is skipped", path)
 
     def record(self, event: str, ids: Sequence[str], **fields: Any) -> None:
         """Append an event of some SAEs.

@@ -19,6 +19,7 @@ from husai.campaign.folders import CampaignFolders
 from husai.campaign.plan import records, row_config, row_training
 from husai.campaign.store import Store, about_campaign
 from husai.errors import CampaignStopped, InputError
+from husai.memory import check_memory
 from husai.sae.config import BankTrainingConfig, SAEConfig
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def missing_banks(
         ]
     if interrupted:
         logger.info("%d interrupted banks continue from their checkpoints", len(interrupted))
-    return interrupted + make_banks(
+    banks = interrupted + make_banks(
         [sae_id for sae_id, _, _ in fresh],
         [config for _, config, _ in fresh],
         [group.training for _, _, group in fresh],
@@ -152,6 +153,28 @@ def missing_banks(
         slots=slots,
         max_bytes=campaign.compute.bank_memory_gb * 1e9,
     )
+    check_room(banks, campaign, slots)
+    return banks
+
+
+def check_room(banks: list[Bank], campaign: CampaignConfig, slots: int) -> None:
+    """Refuse banks that together take more memory than this machine has.
+
+    Raises
+    ------
+    InputError
+        Naming the fields that decide it. Of a cluster, or a GPU, only they themselves know.
+    """
+    import torch
+
+    on_cpu = not torch.cuda.is_available() or {bank.training.device for bank in banks} == {"cpu"}
+    if campaign.compute.backend == "local" and on_cpu:
+        largest = sorted((bank.bytes for bank in banks), reverse=True)[:slots]
+        check_memory(
+            sum(largest),
+            f"campaign.compute: {len(largest)} banks at once",
+            "lower campaign.compute.processes or campaign.compute.bank_memory_gb",
+        )
 
 
 def executor_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from husai.campaign.plan import KEPT_COLUMNS, records
 from husai.campaign.store import SUFFIX, UNREADABLE, identity
 from husai.errors import InputError
 from husai.provenance import without_secrets
-from husai.storage import read_header
+from husai.storage import read_header, read_lines
+
+logger = logging.getLogger(__name__)
 
 
 def results(*folders: str | Path) -> pd.DataFrame:
@@ -134,7 +137,14 @@ def _planned_rows(plan: Path) -> dict[str, dict[str, Any]]:
     """Give what the plan, where there is one, says of SAEs that are not trained yet."""
     if not plan.is_file():
         return {}
-    table = pd.read_parquet(plan)
+    try:
+        table = pd.read_parquet(plan)
+        if "sae_id" not in table:
+            raise ValueError("it has no column sae_id")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        logger.warning("%s does not read (%s); what it says is left out", plan, reason)
+        return {}
     return {
         row["sae_id"]: {name: row[name] for name in KEPT_COLUMNS if name in row}
         for row in records(table)
@@ -185,12 +195,9 @@ def _header_cells(
 
 
 def _runs(path: Path) -> dict[tuple[str, str], dict[str, str]]:
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                run = json.loads(line)
-                found[run["sae_id"], run["identity"]] = run
-            except (ValueError, KeyError):
-                continue  # torn by a killed writer; the run itself is found by its tags
-    return found
+    # where a line is torn the run itself is still found by its tags
+    return {
+        (str(run["sae_id"]), str(run["identity"])): run
+        for run in read_lines(path)
+        if {"sae_id", "identity"} <= run.keys()
+    }

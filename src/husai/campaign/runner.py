@@ -351,8 +351,6 @@ class _Campaign:
         run, share = self._end_run(event)
         bank = run.bank
         self.estimates.learn(bank, run.seconds())
-        if run.whole:
-            self.calibrations.took(bank, run.seconds(), event.result.peak_bytes)
         failures = 0
         for sae_id, content in zip(bank.ids, event.result.files, strict=True):
             if sae_id not in bank.wanted:
@@ -380,6 +378,9 @@ class _Campaign:
                 failures += 1
                 self.failed[sae_id] = sae.failure
                 self.ledger.record(FAILED, [sae_id], reason=sae.failure, **share)
+        # what was computed is saved: only now what merely helps the next estimate
+        if run.whole:
+            self.calibrations.took(bank, run.seconds(), event.result.peak_bytes)
         self.budget.spent = self.ledger.cost()
         self.view.ended(event.name, len(bank.wanted) - failures, failures)
         shutil.rmtree(self.folders.checkpoints / event.name, ignore_errors=True)

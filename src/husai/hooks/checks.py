@@ -17,6 +17,7 @@ from husai.hooks.order import (
     check_known,
     unread_parameters,
 )
+from husai.memory import check_memory
 from husai.storage import locked
 
 if TYPE_CHECKING:
@@ -117,12 +118,37 @@ def check_study(groups: dict[str, Any]) -> None:
             _check_transformer(groups, dataset.vocabulary.d_vocab, dataset.vocabulary.n_ctx)
     if "campaign" in groups:
         _check_campaign(groups, rows)
+    if "planted_truth" in groups:
+        _check_worlds(groups["planted_truth"])
+
+
+def _check_worlds(study: Any) -> None:
+    for name, entry in study.worlds.items():
+        world = entry.world
+        # the dictionary in float64 and the rows in float32
+        values = 2 * world.n_features + study.n_rows + study.n_eval_rows
+        check_memory(
+            4 * world.d_in * values,
+            f"planted_truth.worlds.{name}: d_in = {world.d_in}, n_features = {world.n_features}, "
+            f"n_rows = {study.n_rows}",
+            "lower one of them",
+        )
 
 
 def _check_transformer(groups: dict[str, Any], d_vocab: int, n_ctx: int) -> None:
     """Build the model with fresh weights: the surest check of sizes and hook names."""
     from husai.transformer import build_transformer
 
+    config = groups["transformer"]
+    width = config.d_model * (4 * config.d_model + 2 * config.d_mlp)
+    parameters = config.n_layers * width + 2 * d_vocab * config.d_model
+    # weights, their gradient and Adam's two moments, in float32
+    check_memory(
+        4 * 4 * parameters,
+        f"transformer: d_model = {config.d_model}, d_mlp = {config.d_mlp}, "
+        f"n_layers = {config.n_layers}",
+        "make it smaller",
+    )
     model = build_transformer(groups["transformer"], d_vocab, n_ctx)
     if "activations" in groups:
         from husai.activations.extraction import check_extraction
@@ -131,12 +157,25 @@ def _check_transformer(groups: dict[str, Any], d_vocab: int, n_ctx: int) -> None
 
 
 def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
-    from husai.campaign import plan_saes
+    from husai.campaign import plan_saes, row_config
+    from husai.campaign.banks import sae_bytes
     from husai.campaign.executors import check_backend
+    from husai.campaign.plan import records
 
     plan = groups["campaign"].plan
     check_backend(groups["campaign"].compute)
     table = plan_saes(plan)
+    if "sae_training" in groups:
+        # the width of what they are trained on is not known yet; it is of 1 at least
+        d_in = groups["transformer"].d_model if "transformer" in groups else 1
+        batch_size = groups["sae_training"].batch_size
+        for row in records(table.drop_duplicates("d_sae")):
+            check_memory(
+                sae_bytes(row_config(row), d_in, batch_size),
+                f"campaign.plan: {row['sae_id']}, d_sae = {row['d_sae']}, with "
+                f"sae_training.batch_size = {batch_size}",
+                "lower one of them",
+            )
     if "activations" in groups:
         extraction = groups["activations"]
         hook_positions = extraction.hook_positions()

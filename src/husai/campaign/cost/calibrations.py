@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import platform
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from husai.campaign.banks import Bank
-from husai.campaign.executors.tasks import Calibration
-from husai.storage import atomic_path
+from husai.campaign.executors.tasks import Calibration, load_per_core
+from husai.storage import atomic_path, set_aside
 
 
 class Calibrations:
@@ -24,33 +25,39 @@ class Calibrations:
         A JSON file.
     backend, devices
         Of the executor: measurements with one do not hold for another.
+    forget
+        Measure everything anew. What was measured before stays in the file until it is.
     """
 
-    def __init__(self, path: Path, backend: str, devices: float) -> None:
+    def __init__(self, path: Path, backend: str, devices: float, *, forget: bool = False) -> None:
         self._path = path
         self._where = [platform.node(), os.cpu_count(), backend, devices]
-        self._known: dict[str, dict[str, float]] = {}
-        # none yet, or torn: they are measured again
-        with suppress(OSError, ValueError):
-            self._known = json.loads(path.read_text())
+        self._known = _read(path)
+        self._forgotten = set(self._known) if forget else set()
 
     def get(self, bank: Bank) -> Calibration | None:
         """Give what was measured for a bank of this shape and size, or None."""
-        found = self._known.get(self.key(bank))
-        return None if found is None else Calibration(**found)  # type: ignore[arg-type]
+        key = self.key(bank)
+        return None if key in self._forgotten else self._known.get(key)
 
     def put(self, bank: Bank, calibration: Calibration) -> None:
         """Keep what was measured."""
-        self._known[self.key(bank)] = asdict(calibration)
+        key = self.key(bank)
+        self._known[key] = calibration
+        self._forgotten.discard(key)
+        content = {known: asdict(each) for known, each in self._known.items()}
         with atomic_path(self._path) as temporary:
-            temporary.write_text(json.dumps(self._known, indent=1, sort_keys=True))
+            temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
 
     def took(self, bank: Bank, seconds: float, peak_bytes: int) -> None:
         """Keep the time of a bank that was trained from its first step to its last.
 
         It is better than an estimate from the first steps: SAEs get faster as they get sparse.
         """
-        self.put(bank, Calibration(0.0, seconds / bank.training.steps, 0.0, peak_bytes))
+        self.put(
+            bank,
+            Calibration(0.0, seconds / bank.training.steps, 0.0, peak_bytes, load=load_per_core()),
+        )
 
     def key(self, bank: Bank) -> str:
         """Digest of what a bank's cost depends on."""
@@ -61,3 +68,14 @@ class Calibrations:
         )
         content = json.dumps([self._where, training, per_sae, bank.rows.d_in, bank.rows.n_rows])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> dict[str, Calibration]:
+    """Read measured costs; a file that holds anything else is set aside, and they are measured."""
+    try:
+        return TypeAdapter(dict[str, Calibration]).validate_json(path.read_bytes(), strict=True)
+    except FileNotFoundError:
+        return {}
+    except ValidationError as error:
+        set_aside(path, error.errors(include_url=False)[0]["msg"])
+        return {}

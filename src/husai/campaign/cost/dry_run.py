@@ -27,6 +27,9 @@ from husai.campaign.progress_view import duration
 from husai.campaign.store import Store
 from husai.sae.config import BankTrainingConfig
 
+BUSY = 1.2
+"""Load for each core above which what was measured is said to be too long."""
+
 
 def estimate_campaign(
     plan: pd.DataFrame,
@@ -75,6 +78,7 @@ def estimate_campaign(
     finally:
         executor.close()
     estimates = Estimates(folders.checkpoints, calibrations)
+    loads = [known.load for bank in banks if (known := estimates.known(bank)) and known.load]
     estimates.complete(banks)
     spent = Ledger(folders.campaign / LEDGER).cost()
     budget = Budget(campaign.budget, devices, spent)
@@ -97,7 +101,13 @@ def estimate_campaign(
         )
     columns = ["bank", "architecture", "d_sae", "saes", "activations", "steps"]
     table = pd.DataFrame(rows, columns=[*columns, "seconds", "memory_mb", "cost"])
-    return table, _text(table, campaign, len(plan), len(found.kept), slots, spent)
+    text = _text(table, campaign, len(plan), len(found.kept), slots, spent)
+    if max(loads, default=0.0) > BUSY:
+        text += (
+            f"\nmeasured while up to {max(loads):.1f} processes wanted each core: on an idle "
+            "machine it takes less; measure again with --params campaign.compute.measure_again=true"
+        )
+    return table, text
 
 
 def clock_seconds(seconds: list[float], slots: int) -> float:

@@ -14,6 +14,7 @@ from husai.campaign.executors import POLL_SECONDS, Lost, Progress
 from husai.campaign.executors.tasks import Broken, Calibration
 from husai.campaign.folders import CALIBRATIONS, CampaignFolders
 from husai.errors import CampaignStopped
+from husai.progress import progress_bar
 
 if TYPE_CHECKING:
     from husai.campaign.executors import Executor
@@ -25,7 +26,12 @@ def calibrations_for(
     executor: Executor, campaign: CampaignConfig, folders: CampaignFolders
 ) -> Calibrations:
     """Open the file of costs measured on this executor."""
-    return Calibrations(folders.campaign / CALIBRATIONS, campaign.compute.backend, executor.devices)
+    return Calibrations(
+        folders.campaign / CALIBRATIONS,
+        campaign.compute.backend,
+        executor.devices,
+        forget=campaign.compute.measure_again,
+    )
 
 
 def measure_banks(
@@ -61,48 +67,48 @@ def measure_banks(
         if calibrations.get(bank) is None:
             # one of each shape: those of equal cost have one key
             waiting.setdefault(calibrations.key(bank), bank)
-    if waiting:
-        logger.info("measuring %d shapes of banks", len(waiting))
     todo = list(waiting.values())
     out: dict[str, Bank] = {}
     begun: dict[str, float] = {}
     losses: dict[str, int] = {}
-    while todo or out:
-        while todo and executor.room > 0:
-            bank = todo.pop()
-            out[bank.name] = bank
-            executor.submit(bank, measure=True)
-        for event in executor.wait(POLL_SECONDS):
-            if event.name not in out:
-                continue
-            if isinstance(event, Progress):
-                begun.setdefault(event.name, time.monotonic())
-                continue
-            bank = out.pop(event.name)
-            since = begun.pop(event.name, None)
-            reason = None
-            if isinstance(event, Lost):
-                spent(bank, 0.0 if since is None else time.monotonic() - since)
-                losses[bank.name] = losses.get(bank.name, 0) + 1
-                if losses[bank.name] <= max_retries:
-                    logger.warning("%s: bank %s is measured again", event.reason, bank.name)
-                    todo.append(bank)
-                else:
+    with progress_bar(len(todo), "measure banks", "shape", disable=not todo) as bar:
+        while todo or out:
+            while todo and executor.room > 0:
+                bank = todo.pop()
+                out[bank.name] = bank
+                executor.submit(bank, measure=True)
+            for event in executor.wait(POLL_SECONDS):
+                if event.name not in out:
+                    continue
+                if isinstance(event, Progress):
+                    begun.setdefault(event.name, time.monotonic())
+                    continue
+                bank = out.pop(event.name)
+                since = begun.pop(event.name, None)
+                reason = None
+                if isinstance(event, Lost):
+                    spent(bank, 0.0 if since is None else time.monotonic() - since)
+                    losses[bank.name] = losses.get(bank.name, 0) + 1
+                    if losses[bank.name] <= max_retries:
+                        logger.warning("%s: bank %s is measured again", event.reason, bank.name)
+                        todo.append(bank)
+                        continue
                     reason = event.reason
-            elif isinstance(event.result, Calibration):
-                spent(bank, event.result.measuring)
-                calibrations.put(bank, event.result)
-            elif isinstance(event.result, Broken):
-                spent(bank, event.result.seconds)
-                reason = event.result.reason
-                if event.result.kind == "machine":
-                    raise CampaignStopped(
-                        f"measuring {bank.ids[0]}: {reason}; fix this and start the campaign "
-                        "again: it continues"
+                elif isinstance(event.result, Calibration):
+                    spent(bank, event.result.measuring)
+                    calibrations.put(bank, event.result)
+                elif isinstance(event.result, Broken):
+                    spent(bank, event.result.seconds)
+                    reason = event.result.reason
+                    if event.result.kind == "machine":
+                        raise CampaignStopped(
+                            f"measuring {bank.ids[0]}: {reason}; fix this and start the "
+                            "campaign again: it continues"
+                        )
+                if reason is not None:
+                    logger.warning(
+                        "measuring %s: %s; its cost is estimated from the other banks",
+                        bank.ids[0],
+                        reason,
                     )
-            if reason is not None:
-                logger.warning(
-                    "measuring %s: %s; its cost is estimated from the other banks",
-                    bank.ids[0],
-                    reason,
-                )
+                bar.update()

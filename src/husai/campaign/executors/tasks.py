@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import resource
 import sys
 import time
@@ -71,7 +72,8 @@ class Broken:
 class Calibration:
     """Measured cost of a bank: ``fixed + steps · step + entries · entry`` seconds.
 
-    ``measuring`` is how many seconds measuring it took.
+    ``measuring`` is how many seconds measuring it took, ``load`` what else the machine did then:
+    processes that wanted a core, for each core it has (None where the system does not say).
     """
 
     fixed: float
@@ -79,6 +81,7 @@ class Calibration:
     entry: float
     peak_bytes: int
     measuring: float = 0.0
+    load: float | None = None
 
     def seconds(self, steps: int, eval_interval: int) -> float:
         """Seconds for so many steps, with an entry of the history at every interval."""
@@ -167,7 +170,7 @@ def calibrate(bank: Bank, rows: torch.Tensor) -> Calibration | Broken:
     def faster(steps: int, interval: int) -> float:
         return min(run(steps, interval), run(steps, interval))
 
-    begun = time.perf_counter()
+    begun, load = time.perf_counter(), load_per_core()
     try:
         run(1, 1)  # compiles, and reads the rows in
         with peak_memory() as peak:
@@ -179,9 +182,16 @@ def calibrate(bank: Bank, rows: torch.Tensor) -> Calibration | Broken:
         step = max((longer - once) / max(1, steps - 1), 1e-9)
         entry = max(halved - longer, 0.0)
         fixed = max(once - step - entry, 0.0)
-        return Calibration(fixed, step, entry, peak.bytes, time.perf_counter() - begun)
+        return Calibration(fixed, step, entry, peak.bytes, time.perf_counter() - begun, load)
     except Exception as error:
         return replace(broken(error), seconds=time.perf_counter() - begun)
+
+
+def load_per_core() -> float | None:
+    """Give the machine's load of the last minute for each core; None where it has none."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 @contextmanager
