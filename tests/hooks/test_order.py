@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kedro.io import DataCatalog, DatasetError
@@ -11,10 +10,9 @@ from kedro.pipeline import Node, Pipeline
 from kedro_datasets.json import JSONDataset
 
 from husai.errors import CampaignStopped, InputError
-from husai.hooks.checks import StudyError, check_folders
+from husai.hooks.checks import StudyError
 from husai.hooks.errors import PlainErrors, StoppedError
 from husai.hooks.order import check_environment, check_inputs, check_known, unread_parameters
-from husai.storage import locked
 
 
 def step(name: str, inputs: list[str], output: str) -> Pipeline:
@@ -64,17 +62,6 @@ def test_typos_are_named_with_the_nearest_name(tmp_path):
 def test_parameters_that_nothing_reads_are_listed():
     assert unread_parameters({"plan": {}, "task.modulus": 3}, PIPELINES["third"]) == ["task"]
     assert unread_parameters({}, PIPELINES["third"]) == []
-
-
-def test_a_folder_in_which_another_campaign_works_is_refused(tmp_path):
-    class Folder:
-        def load(self, name: str) -> Path:
-            return tmp_path
-
-    pipeline: Any = step("train", ["campaign_folder"], "saes")
-    check_folders(pipeline, Folder())  # type: ignore[arg-type]
-    with locked(tmp_path), pytest.raises(InputError, match="works on this campaign"):
-        check_folders(pipeline, Folder())  # type: ignore[arg-type]
 
 
 def tell(error: Exception, catalog: DataCatalog) -> None:

@@ -18,7 +18,6 @@ from husai.hooks.order import (
     unread_parameters,
 )
 from husai.memory import check_memory
-from husai.storage import locked
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -75,23 +74,8 @@ class StudyChecks:
         try:
             check_study(groups)
             check_inputs(pipeline, catalog, pipelines, run_params.get("env"))
-            check_folders(pipeline, catalog)
         except InputError as error:
             raise StudyError(str(error)) from error
-
-
-def check_folders(pipeline: Pipeline, catalog: DataCatalog) -> None:
-    """Refuse to start where another campaign works: its plan would be overwritten.
-
-    Raises
-    ------
-    InputError
-        Saying which process holds the folder.
-    """
-    for name in sorted(pipeline.inputs()):
-        if name.endswith("campaign_folder"):
-            with locked(catalog.load(name)):
-                pass
 
 
 def check_study(groups: dict[str, Any]) -> None:
