@@ -1,0 +1,360 @@
+"""Attack what is given to the project: configurations and files, each changed at random.
+
+    python benchmarks/attack.py [--configurations 2000] [--files 10000] [--seed 0]
+
+Every case must end as something that is taken or as one line of an InputError: no other exception,
+nothing executed, no file written, no memory beyond the limit, no number that is not finite, and no
+weights other than those that were saved in a file of our own that keeps their digest. Writes
+benchmarks/results/attack.json and attack.md. The kill series of whole runs is kill_runs.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "attack"
+
+MEMORY_BYTES = 2 * 2**30
+"""Address space that a process may take beyond what its imports took."""
+
+BATCH = 500
+"""Files that one process reads."""
+
+FORBIDDEN = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "os.mkdir"}
+
+ODD_VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 10**9, 10**30, -(10**30), 2**64, 10**5000, 0.5, -0.0),
+    *(float("nan"), float("inf"), 1e308, "", "a" * 300, "../..", "'; DROP TABLE", "1e999", "nan"),
+    *("\x00", "${oc.env:HOME}", "0 1 2", "k", "k <", "9**9**9 > 1", "(" * 5000, "not " * 5000),
+    *([], {}, [[]], [None], {"": 1}, {"a": {}}, [10**30], "__import__('os').system('true')"),
+    *("k.to_pickle('/tmp/ran')", "[open('ran', 'w') for k in 'a']", "(lambda: open('ran', 'w'))()"),
+    "k.pipe.__globals__['sys'].modules['os'].system('true') == 0",
+)
+
+PLAUSIBLE: tuple[Any, ...] = (1, 2, 3, 16, 64, 0.25, "topk", "relu", "k < 4", "k == d_sae / 4", [0])
+"""Values that get further than most odd ones."""
+
+Outcome = tuple[str, str]
+"""What came of a case, and of which exception or file."""
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Give the place of every entry of a tree."""
+    found = [path] if path else []
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value if isinstance(value, list) else ())
+    )
+    for key, entry in items:
+        found += leaves(entry, (*path, key))
+    return found
+
+
+def change(tree: Any, rng: random.Random) -> None:
+    """Put an odd value in some place, take an entry out, or put one in."""
+    places = leaves(tree)
+    if not places:
+        return
+    *above, last = rng.choice(places)
+    holder = tree
+    for key in above:
+        holder = holder[key]
+    kind = rng.random()
+    if kind < 0.1:
+        del holder[last]
+    elif kind < 0.2 and isinstance(holder, dict):
+        holder[rng.choice(["x", "..", "a" * 300, "", "k"])] = copy.deepcopy(rng.choice(ODD_VALUES))
+    else:
+        holder[last] = copy.deepcopy(rng.choice(PLAUSIBLE if rng.random() < 0.4 else ODD_VALUES))
+
+
+SEARCH = {
+    "samples": 3,
+    "fields": {
+        "architecture": {"choice": ["topk"]},
+        "d_sae": {"choice": [16, 64]},
+        "k": {"integer": [1, 8], "when": "architecture == 'topk'"},
+        "training.dead_latents": {"choice": ["none", "auxk"]},
+    },
+    "constraints": ["k <= d_sae / 4"],
+}
+
+
+def attack_configurations(n: int, seed: int) -> Counter[Outcome]:
+    """Change the shipped parameters; check them, and lay out the plan where they are taken."""
+    import yaml
+    from kedro.framework.project import pipelines
+    from kedro.framework.startup import bootstrap_project
+    from kedro.validation.type_extractor import TypeExtractor
+
+    from husai.calibration.study import plan_study
+    from husai.campaign import plan_saes
+    from husai.errors import InputError
+    from husai.hooks.checks import parameter_problems
+
+    bootstrap_project(ROOT)
+    types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
+    shipped: dict[str, Any] = {}
+    for path in sorted((ROOT / "conf" / "base").glob("parameters*.yml")):
+        shipped |= yaml.safe_load(path.read_text())
+    shipped["campaign"]["plan"]["random"] = SEARCH
+
+    def check(parameters: dict[str, Any]) -> Outcome:
+        try:
+            lines = parameter_problems(parameters, types)
+            if any("\n" in line for line in lines):
+                return ("several lines", "")
+            # each plan whose group is taken, whatever is wrong with the others
+            refused = {line.split(".")[0].split(" ")[0] for line in lines}
+            for name, lay_out in (("campaign", plan_saes), ("planted_truth", plan_study)):
+                if name in parameters and name not in refused:
+                    group = types[name].model_validate(parameters[name])
+                    lay_out(group.plan if name == "campaign" else group)  # type: ignore[operator]
+            return REFUSED if lines else ("taken", "")
+        except InputError as error:
+            return ("several lines", str(error)) if "\n" in str(error) else REFUSED
+        except Exception as error:
+            return ("traceback", f"{type(error).__name__}: {str(error)[:100]}")
+
+    assert check(copy.deepcopy(shipped)) == ("taken", "")
+    done: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = (
+            event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax")
+        )
+        if event in FORBIDDEN or writes:
+            done.append(f"{event} {arguments[0]}")
+
+    sys.addaudithook(watch)
+    rng = random.Random(seed)
+    outcomes: Counter[Outcome] = Counter()
+    for _ in range(n):
+        parameters = copy.deepcopy(shipped)
+        # half of the changes go where text is read as a condition
+        if rng.random() < 0.5:
+            change(parameters["campaign"]["plan"]["random"], rng)
+        for _ in range(rng.randint(1, 3)):
+            change(parameters, rng)
+        outcomes[check(parameters)] += 1
+        outcomes.update(("executed", what) for what in done)
+        done.clear()
+    return outcomes
+
+
+REFUSED: Outcome = ("refused in a line", "")
+
+
+def make_sources(folder: Path) -> None:
+    """Write a small SAE in every format, dictionaries and rows."""
+    import torch
+    from safetensors.torch import save_file
+
+    from husai.campaign.store import tensors_digest
+    from husai.sae import (
+        BankTrainingConfig,
+        SAEConfig,
+        export_sae,
+        save_sae,
+        to_tensors,
+        train_bank,
+    )
+
+    rows = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    training = BankTrainingConfig(steps=5, batch_size=16, device="cpu", eval_interval=5)
+    (sae,) = train_bank(rows, [SAEConfig(architecture="topk", d_sae=10, k=2)], training)
+    about = {"campaign": {"digest": tensors_digest(to_tensors(sae)[0])}}
+    from dataclasses import replace
+
+    own = folder / "own"
+    own.mkdir()
+    save_sae(replace(sae, provenance={**sae.provenance, **about}), own / "sae.safetensors")
+    for format_ in ("saelens", "dictionary_learning", "sparsify"):
+        export_sae(sae, folder / format_, format_)  # type: ignore[arg-type]
+    for name, values in (("dictionary", sae.W_dec), ("rows", rows)):
+        (folder / name).mkdir()
+        np.save(folder / name / f"{name}.npy", values.numpy())
+        (folder / f"{name}_tensors").mkdir()
+        save_file({"W_dec": values.contiguous()}, folder / f"{name}_tensors" / "a.safetensors")
+
+
+def change_bytes(path: Path, rng: random.Random) -> None:
+    """Flip, cut, fill, repeat or insert bytes; of a JSON file, change an entry."""
+    content = bytearray(path.read_bytes())
+    if path.suffix == ".json" and rng.random() < 0.7:
+        tree = json.loads(content)
+        for _ in range(rng.randint(1, 2)):
+            change(tree, rng)
+        try:
+            path.write_text(json.dumps(tree))
+        except ValueError:  # a number of more digits than json writes
+            path.write_text('{"k": 1' + "0" * 5000 + "}")
+        return
+    # headers stand in front: most changes go there
+    end = min(len(content), 400) if rng.random() < 0.6 else len(content)
+    at = rng.randrange(max(1, end))
+    kind = rng.randrange(6)
+    if kind == 0:
+        for _ in range(rng.randint(1, 8)):
+            content[rng.randrange(max(1, end))] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        del content[at:]
+    elif kind == 2:
+        content[at : at + 8] = rng.randbytes(8)
+    elif kind == 3:
+        content[at : at + rng.randint(1, 64)] = b"\0" * rng.randint(0, 64)
+    elif kind == 4:
+        content[at:at] = content[at : at + rng.randint(1, 64)]
+    else:
+        content[at : at + rng.randint(1, 9)] = str(rng.choice([10**9, 10**18, 10**30, -1])).encode()
+    path.write_bytes(content)
+
+
+def read_case(source: Path, number: int, seed: int) -> Outcome:
+    """Change one file of one source and read it."""
+    import torch
+
+    from husai.compare.files import load_activations
+    from husai.errors import InputError
+    from husai.sae import load_dictionary, load_sae
+
+    rng = random.Random(f"{seed} {number}")
+    names = sorted(path.name for path in source.iterdir())
+    name = names[number % len(names)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / name
+        shutil.copytree(source / name, folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        change_bytes(rng.choice(files), rng)
+        single = name not in ("saelens", "dictionary_learning", "sparsify")
+        path = files[0] if single else folder
+        load: Callable[[Path], Any] = load_sae
+        if name.startswith("rows"):
+            load = load_activations
+        elif name.startswith("dictionary_t") or rng.random() < 0.5:
+            load = load_dictionary
+        try:
+            result = load(path)
+            if name == "own" and load is load_sae:
+                saved = load_sae(source / name / "sae.safetensors")
+                if not all(torch.equal(getattr(result, w), getattr(saved, w)) for w in WEIGHTS):
+                    return ("other numbers", f"{name} by {load.__name__}")
+            values = result[0] if isinstance(result, tuple) else result
+            values = getattr(values, "W_dec", values)
+            if not np.isfinite(np.asarray(values)).all():
+                return ("not finite", f"{name} by {load.__name__}")
+            return ("taken", "")
+        except InputError as error:
+            return ("several lines", name) if "\n" in str(error) else REFUSED
+        except Exception as error:
+            return ("traceback", f"{name}: {type(error).__name__}: {str(error)[:80]}")
+
+
+WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+def read_batch(source: Path, start: int, stop: int, seed: int) -> None:
+    """Read some cases under the memory limit; print each outcome, so that a death shows where."""
+    read_case(source, 0, seed)  # imports what is imported once
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES,) * 2)
+    for number in range(start, stop):
+        print(json.dumps([number, *read_case(source, number, seed)]), flush=True)
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), flush=True)
+
+
+def attack_files(n: int, seed: int) -> tuple[Counter[Outcome], float]:
+    """Read changed files in processes of their own; give outcomes and the largest memory in MB."""
+    outcomes: Counter[Outcome] = Counter()
+    peak = 0.0
+    with tempfile.TemporaryDirectory() as temporary:
+        source = Path(temporary)
+        make_sources(source)
+        start = 0
+        while start < n:
+            stop = min(n, start + BATCH)
+            command = [sys.executable, __file__, "--read", str(source), str(start), str(stop)]
+            done = subprocess.run(
+                [*command, "--seed", str(seed)], capture_output=True, text=True, check=False
+            )
+            for line in done.stdout.splitlines():
+                entry = json.loads(line)
+                if isinstance(entry, list):
+                    outcomes[entry[1], entry[2]] += 1
+                    start = entry[0] + 1
+                else:
+                    peak = max(peak, entry / 1024)
+            if start < stop:  # the case after the last one that was told ended the process
+                outcomes["died", f"case {start}: {done.stderr[-200:]}"] += 1
+                start += 1
+    return outcomes, peak
+
+
+KINDS = ("taken", "refused in a line", "traceback", "several lines", "executed", "other numbers")
+KINDS = (*KINDS, "not finite", "died")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--configurations", type=int, default=2000)
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--read", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.read:
+        source, start, stop = options.read
+        read_batch(Path(source), int(start), int(stop), options.seed)
+        return
+    table: dict[str, Any] = {}
+    if options.configurations:
+        began = time.monotonic()
+        outcomes = attack_configurations(options.configurations, options.seed)
+        table["configurations"] = report(outcomes, options.configurations, began)
+    if options.files:
+        began = time.monotonic()
+        outcomes, peak = attack_files(options.files, options.seed)
+        table["files"] = {**report(outcomes, options.files, began), "peak_mb": round(peak)}
+    RESULTS.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    lines = [f"| what | cases | {' | '.join(KINDS)} |", f"|---|{'---:|' * (len(KINDS) + 1)}"]
+    for what, row in table.items():
+        counts = " | ".join(str(row["outcomes"].get(kind, 0)) for kind in KINDS)
+        lines.append(f"| {what} | {row['cases']} | {counts} |")
+    text = "\n".join(lines) + "\n"
+    RESULTS.with_suffix(".md").write_text(f"# What an attack found\n\n{text}")
+    print(text)
+    for row in table.values():
+        for kind, whats in row["found"].items():
+            print(kind, json.dumps(whats, indent=1))
+
+
+def report(outcomes: Counter[Outcome], cases: int, began: float) -> dict[str, Any]:
+    """Give the counts, and of what is not as it must be which it was."""
+    totals: Counter[str] = Counter()
+    found: dict[str, dict[str, int]] = {}
+    for (kind, what), count in outcomes.items():
+        totals[kind] += count
+        if kind not in KINDS[:2]:
+            found.setdefault(kind, {})[what] = count
+    seconds = round(time.monotonic() - began, 1)
+    return {"cases": cases, "outcomes": dict(totals), "found": found, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    main()
