@@ -167,25 +167,19 @@ def make_sources(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from husai.campaign.store import tensors_digest
     from husai.sae import (
         BankTrainingConfig,
         SAEConfig,
         export_sae,
         save_sae,
-        to_tensors,
         train_bank,
     )
 
     rows = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     training = BankTrainingConfig(steps=5, batch_size=16, device="cpu", eval_interval=5)
     (sae,) = train_bank(rows, [SAEConfig(architecture="topk", d_sae=10, k=2)], training)
-    about = {"campaign": {"digest": tensors_digest(to_tensors(sae)[0])}}
-    from dataclasses import replace
-
-    own = folder / "own"
-    own.mkdir()
-    save_sae(replace(sae, provenance={**sae.provenance, **about}), own / "sae.safetensors")
+    (folder / "own").mkdir()
+    save_sae(sae, folder / "own" / "sae.safetensors")
     for format_ in ("saelens", "dictionary_learning", "sparsify"):
         export_sae(sae, folder / format_, format_)  # type: ignore[arg-type]
     for name, values in (("dictionary", sae.W_dec), ("rows", rows)):
