@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "husai"
 # From the bottom up; rooms of one line are neighbours and do not import one another.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "errors", "provenance", "progress", "threads"),
-    ("boundary", "storage"),
+    ("boundary", "memory", "storage"),
     ("tasks", "activations"),
     ("transformer", "sae", "matching"),
     ("consistency",),
