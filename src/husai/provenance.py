@@ -87,8 +87,10 @@ def fingerprint_files(paths: Sequence[Path]) -> str:
 def command_line() -> str:
     """Give the command that runs, as it was typed, without its folder and without secrets."""
     name = Path(sys.argv[0])
-    words = [name.parent.name if name.name == "__main__.py" else name.name, *sys.argv[1:]]
-    return without_secrets(shlex.join(words))
+    program = name.parent.name if name.name == "__main__.py" else name.name
+    # ``python -m kedro`` puts these words, spaces and all, where the program's name belongs
+    words = program.split() if program.startswith("python -m ") else [program]
+    return without_secrets(shlex.join([*words, *sys.argv[1:]]))
 
 
 def git_commit(folder: str | Path) -> dict[str, str | bool]:

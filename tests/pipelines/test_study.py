@@ -228,10 +228,47 @@ def test_one_mlflow_run_with_a_child_for_every_sae(study):
         assert child.info.status == "FINISHED"
         assert np.isfinite(child.data.metrics["fvu"])
         assert int(child.data.params["d_sae"]) in (8, 16)
+        transformer = parent.data.tags["reloaded.fingerprint"]
+        assert child.data.params["transformer"] == transformer
     curve = client.get_metric_history(children[0].info.run_id, "training.fvu")
     assert [point.step for point in curve] == [20, 40, 60]
     figures = {item.path for item in client.list_artifacts(parent.info.run_id, "figures")}
     assert "figures/training_figure.png" in figures
+
+
+def test_mlflow_says_what_a_person_would_plot_and_what_was_found_about_each_sae(study):
+    (parent,) = runs_of(study, parent=True)
+    metrics = parent.data.metrics
+    # system_metrics are off here; they are eight
+    assert len(metrics) <= 50, sorted(metrics)
+    assert not [name for name in metrics if "config" in name or "threshold" in name]
+    groups = pd.read_parquet(study / "consistency" / "groups.parquet")
+    own = groups[groups["hook"] == "blocks.0.hook_resid_post@-1"]
+    own = own.query("score == 'pw_mcc' and not signed and space == 'full'")
+    assert metrics["consistency.pw_mcc"] == pytest.approx(own["mean"].mean())
+    assert metrics["consistency.pw_mcc_isotropic"] == pytest.approx(own["isotropic_mean"].mean())
+    features = pd.read_parquet(study / "consistency" / "features.parquet")
+    full = features[features["space"] == "full"]
+    table = pd.read_parquet(study / "saes" / "plan.parquet").set_index("sae_id")
+    for child in runs_of(study, parent=False):
+        row = table.loc[child.info.run_name]
+        params, metrics = child.data.params, child.data.metrics
+        expected = {name: str(row[name]) for name in ("architecture", "d_sae", "group", "seed")}
+        assert {name: params[name] for name in expected} == expected
+        assert params.get("k") == (None if pd.isna(row["k"]) else str(int(row["k"])))
+        suffix = "@untrained" if row["model"] == "untrained" else ""
+        assert params["hook"] == f"{row['hook_name']}@{row['position']}{suffix}"
+        assert "cosine_to_init" in metrics
+        own = full[full["id"] == child.info.run_name]
+        if row["model"] == "untrained":  # they are a null: no table says more of them
+            assert "reproducibility" not in metrics
+            continue
+        assert metrics["n_live"] == len(own)
+        assert metrics["reproducibility"] == pytest.approx(own["reproducibility"].mean())
+        everywhere = (own["n_seeds_found"] == own["n_other_seeds"]).mean()
+        assert metrics["found_in_every_seed"] == pytest.approx(everywhere)
+    names = {model.name for model in client_of(study).search_registered_models()}
+    assert names == {f"husai-{group.replace(' ', '-')}" for group in table["group"]}
 
 
 def test_logged_model_holds_no_pickle_and_predicts(study, monkeypatch):

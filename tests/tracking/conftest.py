@@ -13,10 +13,11 @@ import pytest
 import torch
 from requests.exceptions import ConnectionError as NoConnection
 
+from husai.campaign.store import identity
 from husai.sae import BankTrainingConfig, SAEConfig, to_tensors, train_bank
-from husai.storage import tensors_to_bytes
-from husai.tracking import recording
-from husai.tracking.recording import Recorder
+from husai.storage import TensorFile, tensors_to_bytes
+from husai.tracking import recorder
+from husai.tracking.recorder import Recorder
 
 ROWS = torch.randn(120, 6, generator=torch.Generator().manual_seed(0))
 TRAINING = BankTrainingConfig(steps=20, batch_size=20, eval_interval=10, device="cpu")
@@ -41,8 +42,8 @@ class Store:
         client = self.recorder.client
         self.experiment = client.create_experiment("e", (folder / "artifacts").as_uri())
         self.parent = client.create_run(self.experiment).info.run_id
-        patch.setattr(recording, "RETRY_SECONDS", 0.0)
-        for name, operation in recording.OPERATIONS.items():
+        patch.setattr(recorder, "RETRY_SECONDS", 0.0)
+        for name, operation in recorder.OPERATIONS.items():
             self._guard(patch, name, operation)
 
     def _guard(self, patch: pytest.MonkeyPatch, name: str, operation: Any) -> None:
@@ -51,10 +52,19 @@ class Store:
                 raise NoConnection("refused")
             operation(*arguments, **fields)
 
-        patch.setitem(recording.OPERATIONS, name, guarded)
+        patch.setitem(recorder.OPERATIONS, name, guarded)
 
     def new_recorder(self) -> Recorder:
         return Recorder(f"sqlite:///{self.folder / 'mlflow.db'}", self.folder / "spool")
+
+    def record_sae(self, run_id: str, content: bytes, **fields: Any) -> bool:
+        """Save an SAE named s, and have it recorded below a run."""
+        path = self.folder / "trained" / "s.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        known = identity(TensorFile.from_bytes(content, "s").header)
+        at = {"file": str(path), "identity": known, "experiment": self.experiment}
+        return self.recorder.do("sae", run_id, sae_id="s", **at, **fields)
 
     def history(self, run_id: str, key: str) -> list[tuple[float, int]]:
         points = self.recorder.client.get_metric_history(run_id, key)

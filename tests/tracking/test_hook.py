@@ -17,9 +17,11 @@ from husai.campaign.ledger import Ledger
 from husai.errors import CampaignStopped
 from husai.hooks.checks import StudyError
 from husai.storage import TensorFile
-from husai.tracking import recording
-from husai.tracking.hook import MlflowHook, TrackingConfig
-from husai.tracking.recording import PROCESS_TAG, find_saes
+from husai.tracking import recorder
+from husai.tracking.config import TrackingConfig
+from husai.tracking.hook import MlflowHook
+from husai.tracking.processes import PROCESS_TAG
+from husai.tracking.sae_runs import find_saes
 
 
 class Saes(MemoryDataset):
@@ -39,16 +41,22 @@ class Session:
             {**fields, "data_dir": str(folder), **tracking}
         )
         self.hook._project_path = folder
-        metadata = {"mlflow": {"kind": "child_runs", "runs": "campaign/runs.jsonl"}}
+        self.folder = folder
+        places = {"files": "trained", "runs": "campaign/runs.jsonl", "activations": "rows"}
+        metadata = {"mlflow": {"kind": "child_runs", **places}}
         self.catalog = DataCatalog({"saes": Saes(metadata=metadata)})
 
     def start(self) -> str:
         params = {"run_id": "r", "env": "test", "pipeline_names": None, "kedro_version": "1"}
         pipeline = Pipeline([Node(lambda: {}, inputs=None, outputs="saes", name="train")])
         self.hook.before_pipeline_run(params, pipeline, self.catalog)
-        return self.hook._run_id
+        assert self.hook._run is not None
+        return self.hook._run.id
 
     def save(self, saes: Mapping[str, TensorFile]) -> None:
+        (self.folder / "trained").mkdir(exist_ok=True)
+        for name, file in saes.items():
+            (self.folder / "trained" / f"{name}.safetensors").write_bytes(file.to_bytes())
         self.hook.after_dataset_saved("saes", dict(saes))
 
 
@@ -108,11 +116,11 @@ def test_nothing_that_is_recorded_of_an_sae_ends_the_training(store, session, sa
         raise ValueError("no")
 
     for name in ("sae", "metrics", "adopt", "register"):
-        monkeypatch.setitem(recording.OPERATIONS, name, refuse)
-    monkeypatch.setattr("husai.tracking.hook.find_saes", refuse)
+        monkeypatch.setitem(recorder.OPERATIONS, name, refuse)
+    monkeypatch.setattr("husai.tracking.study_saes.find_saes", refuse)
     run_id = session.start()
     session.save(sae)
-    session.hook._saes.clear()
+    session.hook._saes._known.clear()
     session.hook.after_dataset_loaded("saes", {"s": lambda: sae["s"]})
     session.hook.after_pipeline_run()
     assert store.recorder.client.get_run(run_id).info.status == "FINISHED"

@@ -15,9 +15,8 @@ import torch
 from mlflow import MlflowClient
 
 from husai.activations import Activations
-from husai.sae.config import NEUTRAL_FIELDS
 from husai.storage import read_header, write_tensors
-from husai.tracking.recording import ID_TAG, PARENT_TAG, find_saes, flatten
+from husai.tracking.sae_runs import ID_TAG, PARENT_TAG, find_saes, sae_params
 
 PROJECT = Path(__file__).parents[2]
 PARAMS = "campaign.plan.untrained=none,campaign.plan.variants=null"
@@ -80,14 +79,12 @@ def test_a_killed_driver_leaves_one_run_for_every_sae(tmp_path):
     assert {run.data.tags[PARENT_TAG] for run in children} == {last}
     for run in children:
         header = read_header(trained / f"{run.data.tags[ID_TAG]}.safetensors")
-        training = header["provenance"]["training"]
-        decisive = {name: value for name, value in training.items() if name not in NEUTRAL_FIELDS}
-        planned = {**dict(flatten(header["config"])), **dict(flatten(decisive, "training"))}
-        told = {
+        planned = sae_params(header)
+        assert planned["hook"] == "blocks.0.hook_resid_post@-1"
+        assert run.data.params == {
             name: json.dumps(value) if isinstance(value, list) else str(value)
             for name, value in planned.items()
         }
-        assert run.data.params == told
         steps = [p.step for p in client.get_metric_history(run.info.run_id, "training.fvu")]
         assert steps == [20, 40, 60]
         weights = client.list_artifacts(run.info.run_id, "weights")
@@ -95,7 +92,7 @@ def test_a_killed_driver_leaves_one_run_for_every_sae(tmp_path):
             (trained / f"{run.data.tags[ID_TAG]}.safetensors").stat().st_size
         ]
         assert run.data.metrics["campaign.device_seconds"] > 0
-    told_once = (data_dir / "saes" / "campaign" / "runs.jsonl").read_text().splitlines()
-    assert sorted(json.loads(line)["sae_id"] for line in told_once) == sorted(plan)
+    noted = (data_dir / "saes" / "campaign" / "runs.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["sae_id"] for line in noted) == sorted(plan)
     total = sessions[last].data.metrics
     assert (total["campaign.saes"], total["campaign.failed"]) == (18, 0)

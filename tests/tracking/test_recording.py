@@ -22,17 +22,12 @@ from requests.exceptions import HTTPError
 from tests.tracking.conftest import ROWS, Store
 
 from husai.storage import TensorFile, append_line, tensors_to_bytes
-from husai.tracking import recording
-from husai.tracking.recording import (
-    PROCESS_TAG,
-    Recorder,
-    end_abandoned,
-    find_saes,
-    http_status,
-    is_away,
-    is_gone,
-    this_process,
-)
+from husai.tracking import recorder as recording
+from husai.tracking import sae_runs
+from husai.tracking.processes import PROCESS_TAG, end_abandoned, is_gone, this_process
+from husai.tracking.recorder import Recorder
+from husai.tracking.sae_runs import find_saes
+from husai.tracking.servers import http_status, is_away
 
 
 def record_everything(store: Store, content: bytes) -> None:
@@ -49,7 +44,7 @@ def record_everything(store: Store, content: bytes) -> None:
     table = pd.DataFrame({"x": [1, 2], "y": ["a", "b"]})
     do("table", parent, table.to_json(orient="split", index=False).encode(), path="tables/t.json")
     do("file", parent, b"hello", path="notes/n.md")
-    do("sae", parent, content, sae_id="s", experiment=store.experiment)
+    store.record_sae(parent, content)
     do("end", parent, status="FINISHED", at=5000)
 
 
@@ -86,7 +81,8 @@ def test_a_store_that_comes_back_gets_everything_in_order(store, sae_file):
 def test_what_a_session_could_not_send_the_next_one_sends(store, sae_file):
     record_everything(store, sae_file)
     store.recorder.close()
-    assert len(list((store.folder / "spool").glob("*.payload"))) == 3
+    # the table and the note; the SAE is in its own file already
+    assert len(list((store.folder / "spool").glob("*.payload"))) == 2
     store.away = False
     store.recorder = store.new_recorder()
     assert store.recorder.flush()
@@ -95,7 +91,7 @@ def test_what_a_session_could_not_send_the_next_one_sends(store, sae_file):
 
 def test_an_operation_carried_out_twice_leaves_one_record(store, sae_file):
     for _ in range(2):
-        store.recorder.do("sae", store.parent, sae_file, sae_id="s", experiment=store.experiment)
+        store.record_sae(store.parent, sae_file)
         store.recorder.do("metrics", store.parent, points=[("x", 1.0, 0)], at=7)
     (child,) = find_saes(store.recorder.client, store.experiment).values()
     assert len(store.history(child.info.run_id, "training.fvu")) == 2
@@ -110,15 +106,13 @@ def test_a_run_left_half_logged_is_completed_not_made_again(store, sae_file, mon
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(recording, "log_metrics", die)
+        patch.setattr(sae_runs, "log_metrics", die)
         with pytest.raises(Killed):
-            store.recorder.do(
-                "sae", store.parent, sae_file, sae_id="s", experiment=store.experiment
-            )
+            store.record_sae(store.parent, sae_file)
     # the session that comes after has a run of its own, to which the SAE's now belongs
     second = store.recorder.client.create_run(store.experiment).info.run_id
     store.recorder.client.set_terminated(store.parent, "KILLED")
-    store.recorder.do("sae", second, sae_file, sae_id="s", experiment=store.experiment)
+    store.record_sae(second, sae_file)
     (child,) = find_saes(store.recorder.client, store.experiment).values()
     assert child.info.status == "FINISHED"
     assert child.data.tags["mlflow.parentRunId"] == second
@@ -127,7 +121,7 @@ def test_a_run_left_half_logged_is_completed_not_made_again(store, sae_file, mon
 
 def test_the_run_of_a_killed_session_is_marked_when_its_saes_are_adopted(store, sae_file):
     client = store.recorder.client
-    store.recorder.do("sae", store.parent, sae_file, sae_id="s", experiment=store.experiment)
+    store.record_sae(store.parent, sae_file)
     for process, status in ((this_process(), "RUNNING"), (f"{platform.node()}:0", "KILLED")):
         # no process has number 0
         client.set_tag(store.parent, PROCESS_TAG, process)
@@ -135,15 +129,15 @@ def test_the_run_of_a_killed_session_is_marked_when_its_saes_are_adopted(store, 
         client.set_tag(session, PROCESS_TAG, this_process())
         (child,) = find_saes(client, store.experiment).values()
         client.set_tag(child.info.run_id, "mlflow.parentRunId", store.parent)
-        store.recorder.do("sae", session, sae_file, sae_id="s", experiment=store.experiment)
+        store.record_sae(session, sae_file)
         assert client.get_run(store.parent).info.status == status
 
 
 def test_runs_of_finished_sessions_stay_where_they_are(store, sae_file):
-    store.recorder.do("sae", store.parent, sae_file, sae_id="s", experiment=store.experiment)
+    store.record_sae(store.parent, sae_file)
     store.recorder.do("end", store.parent, status="FINISHED", at=1)
     second = store.recorder.client.create_run(store.experiment).info.run_id
-    store.recorder.do("sae", second, sae_file, sae_id="s", experiment=store.experiment)
+    store.record_sae(second, sae_file)
     (child,) = find_saes(store.recorder.client, store.experiment).values()
     assert child.data.tags["mlflow.parentRunId"] == store.parent
 
@@ -160,9 +154,9 @@ def test_a_wrong_request_is_put_aside_and_stops_nothing(store, caplog):
     (entry,) = rejected(store)
     assert (entry["name"], entry["fields"]) == ("params", {"values": {"a": 2}})
     assert "Changing param values is not allowed" in entry["error"]
-    assert not store.recorder.do("sae", store.parent, b"torn", sae_id="s", experiment="0")
+    assert not store.recorder.do("file", "no such run", b"content", path="f.txt")
     kept = store.folder / "spool" / rejected(store)[1]["payload"]
-    assert kept.read_bytes() == b"torn"
+    assert kept.read_bytes() == b"content"
     assert store.recorder.client.get_run(store.parent).data.params == {"a": "1"}
 
 
@@ -249,7 +243,7 @@ def test_a_server_that_wants_credentials_is_waited_for_with_one_warning(
     recorder = Recorder(server(401, b"You are not authenticated."), tmp_path / "spool")
     for step in range(3):
         assert recorder.do("metrics", "run", points=[("x", 1.0, step)], at=step)
-    warnings = [r.message for r in caplog.records if r.name == "husai.tracking.recording"]
+    warnings = [r.message for r in caplog.records if r.name == "husai.tracking.recorder"]
     assert len(warnings) == 1
     assert "answers 401" in warnings[0]
     assert len((tmp_path / "spool" / "operations.jsonl").read_text().splitlines()) == 3
@@ -318,7 +312,7 @@ def test_what_an_sae_took_are_metrics_of_its_run(store, sae_file):
     about = {**header["provenance"]["campaign"], "device_seconds": 3.0, "peak_bytes": 7e6}
     header["provenance"] = {**header["provenance"], "campaign": about}
     content = tensors_to_bytes(file.tensors, header)
-    store.recorder.do("sae", store.parent, content, sae_id="s", experiment=store.experiment)
+    store.record_sae(store.parent, content)
     condition = "metrics.`campaign.cost` > 0.4 and metrics.`campaign.device_seconds` = 3"
     (run,) = store.recorder.client.search_runs([store.experiment], condition)
     took = {k: v for k, v in run.data.metrics.items() if k.startswith("campaign.")}
@@ -362,27 +356,27 @@ def test_runs_that_a_killed_process_left_open_are_closed(store):
 
 def test_runs_of_a_live_session_stay_where_they_are(store, sae_file):
     client = store.recorder.client
-    store.recorder.do("sae", store.parent, sae_file, sae_id="s", experiment=store.experiment)
+    store.record_sae(store.parent, sae_file)
     (child,) = find_saes(client, store.experiment).values()
     session = client.create_run(store.experiment).info.run_id
 
-    def parent_after(operation: str, **fields: Any) -> str:
-        payload = sae_file if operation == "sae" else None
-        assert store.recorder.do(operation, session, payload, **fields)
+    def parent_after(operation: str) -> str:
+        if operation == "sae":
+            assert store.record_sae(session, sae_file)
+        else:
+            assert store.recorder.do(operation, session, child=child.info.run_id)
         return str(client.get_run(child.info.run_id).data.tags["mlflow.parentRunId"])
 
-    as_sae = {"operation": "sae", "sae_id": "s", "experiment": store.experiment}
-    as_run = {"operation": "adopt", "child": child.info.run_id}
     for process in (this_process(), "elsewhere:1:1000000000", "elsewhere:1"):
         client.set_tag(store.parent, PROCESS_TAG, process)
-        assert parent_after(**as_sae) == store.parent
-        assert parent_after(**as_run) == store.parent
+        assert parent_after("sae") == store.parent
+        assert parent_after("adopt") == store.parent
     client.set_terminated(store.parent, "FAILED")
-    assert parent_after(**as_run) == session
+    assert parent_after("adopt") == session
 
 
 def test_tags_find_any_slice(store, sae_file):
-    store.recorder.do("sae", store.parent, sae_file, sae_id="s", experiment=store.experiment)
+    store.record_sae(store.parent, sae_file)
     for condition in (
         "tags.`husai.campaign` = 'c'",
         "tags.`husai.group` = 'topk d8 k2'",
@@ -397,13 +391,14 @@ def test_a_registered_sae_gives_its_codes(store, sae_file):
     from husai.campaign.store import identity
     from husai.sae import from_tensors
 
-    store.recorder.do("sae", store.parent, sae_file, sae_id="s", experiment=store.experiment)
+    store.record_sae(store.parent, sae_file)
     file = TensorFile.from_bytes(sae_file, "s")
     for _ in range(2):
         store.recorder.do(
             "register",
             store.parent,
             sae_id="s",
+            file=str(store.folder / "trained" / "s.safetensors"),
             identity=identity(file.header),
             experiment=store.experiment,
             model="husai-topk",
@@ -415,3 +410,72 @@ def test_a_registered_sae_gives_its_codes(store, sae_file):
     codes = loaded.predict(ROWS[:7].numpy())
     expected = from_tensors(file.tensors, file.header, "s").encode(ROWS[:7]).numpy()
     np.testing.assert_array_equal(codes, expected)
+
+
+def test_a_file_that_is_gone_or_holds_another_sae_by_now_is_passed_over(store, sae_file, caplog):
+    store.away = True
+    store.record_sae(store.parent, sae_file)
+    path = store.folder / "trained" / "s.safetensors"
+    file = TensorFile.from_bytes(sae_file, "s")
+    other = {**file.header, "config": {**file.header["config"], "init_seed": 7}}
+    path.write_bytes(tensors_to_bytes(file.tensors, other))
+    store.away = False
+    assert store.recorder.flush()
+    assert "holds another SAE by now" in caplog.text
+    store.away = True
+    store.record_sae(store.parent, sae_file)
+    path.unlink()
+    store.away = False
+    assert store.recorder.flush()
+    assert "is not there any more" in caplog.text
+    assert not find_saes(store.recorder.client, store.experiment)
+    assert not (store.folder / "spool" / "rejected.jsonl").exists()
+
+
+def test_parameters_of_an_sae_are_what_a_person_compares(sae_file):
+    header = dict(TensorFile.from_bytes(sae_file, "s").header)
+    about = {"group": "topk d8 k2", "seed": 3, "model": "trained", "variant": ""}
+    about |= {"hook_name": "blocks.0.hook_resid_post", "position": -1}
+    header["provenance"] = {**header["provenance"], "campaign": about}
+    params = sae_runs.sae_params(header, "0123456789abcdef")
+    chosen = {name: value for name, value in params.items() if "." not in name}
+    assert chosen == {
+        "architecture": "topk",
+        "d_sae": 8,
+        "k": 2,
+        "group": "topk d8 k2",
+        "hook": "blocks.0.hook_resid_post@-1",
+        "seed": 3,
+        "model": "trained",
+        "transformer": "0123456789abcdef",
+    }
+    assert params["sae.learning_rate"] == header["config"]["learning_rate"]
+    assert None not in params.values()
+
+
+def test_what_is_found_about_an_sae_is_the_means_over_its_live_latents(store, sae_file):
+    latents = pd.DataFrame(
+        {
+            "id": ["s", "s", "s", "s", "alone"],
+            "space": ["full", "full", "full", "data", "full"],
+            "reproducibility": [0.9, 0.6, 0.3, 1.0, np.nan],
+            "n_seeds_found": [2, 2, 1, 2, np.nan],
+            "n_other_seeds": [2, 2, 2, 2, 0],
+        }
+    )
+    found = sae_runs.found_about_saes(latents)
+    assert found["alone"] == {"n_live": 1.0}
+    assert found["s"] == pytest.approx(
+        {"n_live": 3.0, "reproducibility": 0.6, "found_in_every_seed": 2 / 3}
+    )
+    store.record_sae(store.parent, sae_file)
+    ((_, known),) = find_saes(store.recorder.client, store.experiment)
+    results = [
+        {"sae_id": name, "identity": known, "metrics": found[name]} for name in ("alone", "s")
+    ]
+    store.recorder.do(
+        "sae_results", store.parent, results=results, experiment=store.experiment, at=9
+    )
+    (run,) = find_saes(store.recorder.client, store.experiment).values()
+    assert run.data.metrics["reproducibility"] == pytest.approx(0.6)
+    assert run.info.status == "FINISHED"

@@ -12,7 +12,8 @@ import pytest
 from husai.campaign import results
 from husai.campaign.ledger import Ledger
 from husai.provenance import without_secrets
-from husai.tracking.recording import Recorder, use_credentials
+from husai.tracking.recorder import Recorder
+from husai.tracking.servers import use_credentials
 
 SECRET = "planted-s3cret"
 PROJECT = Path(__file__).parents[2]
@@ -71,13 +72,11 @@ def test_records_that_wait_or_were_refused_hold_no_secret(tmp_path, server, capl
 def test_the_list_of_runs_and_the_table_of_results_hold_no_secret(store, sae_file, tmp_path):
     store.recorder.address = without_secrets(f"postgresql://u:{SECRET}@h/db")
     runs = tmp_path / "campaign" / "runs.jsonl"
-    store.recorder.do(
-        "sae", store.parent, sae_file, sae_id="s", experiment=store.experiment, runs=str(runs)
-    )
+    store.record_sae(store.parent, sae_file, runs=str(runs))
     assert "postgresql://***@h/db" in runs.read_text()
     assert holders(tmp_path) == []
     # a file that an earlier release wrote
-    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained").mkdir(exist_ok=True)
     (tmp_path / "trained" / "s.safetensors").write_bytes(sae_file)
     runs.write_text(runs.read_text().replace("***", f"u:{SECRET}"))
     Ledger(tmp_path / "campaign" / "ledger.jsonl").record("planned", ["s"])

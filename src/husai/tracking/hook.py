@@ -3,11 +3,14 @@
 What a dataset means to MLflow stands beside it in the catalog, under ``metadata.mlflow``:
 
 ``kind: metrics``
-    A flat or nested mapping: its numbers become metrics, its strings tags.
+    A flat or nested mapping: its numbers become metrics, its strings tags; with ``names`` those
+    alone.
 ``kind: history``
     A table with a column named by ``step``: every numeric column becomes a metric's history.
 ``kind: table``, ``kind: figure``
     Logged as artifacts that the UI shows.
+``kind: groups``
+    The table of groups: an artifact, and its means over groups are metrics.
 ``kind: text``
     A page of Markdown, logged as an artifact too.
 ``kind: dataset``
@@ -15,11 +18,15 @@ What a dataset means to MLflow stands beside it in the catalog, under ``metadata
 ``kind: model``
     A tensor file, logged without pickle as a model that the script named by ``code`` loads.
 ``kind: child_runs``
-    Partitions of SAE files: each gets a run of its own below the session's run, with its
-    configuration, metrics and history. ``runs`` names a file to which the runs' ids are written.
+    Partitions of SAE files: each gets a run of its own below the session's run, with its settings
+    as parameters, its metrics and its history. ``files``, ``runs`` and ``activations`` say where
+    the files, the list of their runs and the rows lie.
+``kind: sae_results``
+    The table of features: what it says of each SAE is added to that SAE's run. ``saes`` names the
+    dataset of the SAEs.
 
 Training continues when the server is lost or refuses a record: see
-:mod:`husai.tracking.recording`. The load of this machine is recorded during an outage too; that of
+:mod:`husai.tracking.recorder`. The load of this machine is recorded during an outage too; that of
 workers on other machines is not recorded at all. Beside its own metrics an SAE's run
 has ``campaign.cost``, ``campaign.device_seconds`` and ``campaign.attempts``, and the session's run
 has what the whole campaign took until then, earlier sessions and failures included.
@@ -32,36 +39,29 @@ import json
 import logging
 import os
 import platform
-import threading
-import time
 import traceback
 import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
-from pydantic import Field
 
-from husai.config import Config
 from husai.hooks.checks import StudyError
 from husai.provenance import command_line, git_commit, without_secrets
 from husai.storage import TensorFile
-from husai.tracking.recording import (
-    PROCESS_TAG,
-    Recorder,
-    end_abandoned,
-    find_saes,
-    flatten,
-    is_away,
-    this_process,
-    use_credentials,
-    what_it_said,
-)
+from husai.tracking.config import TrackingConfig
+from husai.tracking.load import MachineLoad
+from husai.tracking.operations import flatten
+from husai.tracking.processes import PROCESS_TAG, end_abandoned, this_process
+from husai.tracking.recorder import Recorder, now
+from husai.tracking.servers import is_away, use_credentials, what_it_said
+from husai.tracking.session import TrackedRun
 from husai.tracking.signals import exit_on_signals, restore_signals
 from husai.tracking.sqlite import prepare_sqlite
+from husai.tracking.study_saes import SAEFolders, StudySAEs, study_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,35 +71,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TOTALS_SECONDS = 10.0
-"""Least time between two records of the campaign's cost, since each reads the ledger."""
-
-SAMPLING_SECONDS = 5.0
-"""How often this machine's load is measured."""
-
-
-class TrackingConfig(Config):
-    """Where and how runs are tracked (``conf/<env>/mlflow.yml``)."""
-
-    enabled: bool = Field(default=True, description="off: nothing is tracked")
-    tracking_uri: str | None = Field(
-        default=None, description="a server's URI; None: a SQLite file in data_dir"
-    )
-    tracking_uri_variable: str | None = Field(
-        default=None, description="environment variable that holds the server's URI"
-    )
-    artifact_location: str | None = Field(
-        default=None, description="where artifacts go; None: beside the SQLite file"
-    )
-    data_dir: str = Field(default="data", description="folder of the SQLite file and artifacts")
-    experiment: str = Field(default="husai", min_length=1, description="experiment of all runs")
-    system_metrics: bool = Field(default=True, description="log CPU, memory and GPU load")
-    register_saes: Literal["none", "best", "all"] = Field(
-        default="best",
-        description="SAEs that become versions of a registered model, one model per group: none, "
-        "the best of each group (lowest FVU), or all",
-    )
-
 
 class MlflowHook:
     """One MLflow run for every Kedro run, one child run for every SAE."""
@@ -108,16 +79,12 @@ class MlflowHook:
         self._tracking = TrackingConfig(enabled=False)
         self._project_path = Path()
         self._server: str | None = None
-        self._recorder: Recorder | None = None
         self._catalog: DataCatalog | None = None
-        self._run_id = ""
-        self._experiment_id = ""
-        self._load: _MachineLoad | None = None
+        self._run: TrackedRun | None = None
+        self._saes: StudySAEs | None = None
+        self._load: MachineLoad | None = None
         self._inputs_logged: set[str] = set()
         self._produced: set[str] = set()
-        self._saes: dict[str, _KnownSAE] = {}
-        self._ledgers: set[Path] = set()
-        self._totals_logged: float | None = None
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -172,10 +139,10 @@ class MlflowHook:
                 "git.dirty": str(git["dirty"]).lower(),
             }
         try:
-            self._experiment_id = self._experiment(recorder, artifacts)
+            experiment = self._experiment(recorder, artifacts)
             recorder.flush()  # what an earlier run could not send
-            end_abandoned(recorder.client, self._experiment_id)
-            run = recorder.client.create_run(self._experiment_id, tags=tags, run_name=name)
+            end_abandoned(recorder.client, experiment)
+            run = recorder.client.create_run(experiment, tags=tags, run_name=name)
         except Exception as error:
             if not (self._server and is_away(error)):
                 raise
@@ -185,93 +152,94 @@ class MlflowHook:
                 "MLFLOW_TRACKING_TOKEN), or set enabled: false in "
                 f"conf/{run_params['env'] or 'base'}/mlflow.yml"
             ) from error
-        self._run_id = run.info.run_id
-        self._recorder = recorder
+        self._run = TrackedRun(recorder, run.info.run_id, experiment)
         self._catalog = catalog
         self._produced = {name for node in pipeline.nodes for name in node.outputs}
-        self._saes = {}
-        self._ledgers = self._find_ledgers()
-        self._totals_logged = None
+        self._saes = StudySAEs(self._run)
+        for dataset in sorted(self._produced):
+            options = self._options(dataset)
+            if options.get("kind") == "child_runs":
+                self._saes.follow(self._folders(options))
         self._inputs_logged = set()
         groups = sorted(name for name in pipeline.inputs() if name.startswith("params:"))
         values = {name.removeprefix("params:"): catalog.load(name) for name in groups}
-        recorder.do("params", self._run_id, values=_plain(dict(flatten(values))))
-        self._log_environment()
+        self._run.do("params", values=_plain(dict(flatten(values))))
+        self._log_environment(self._run)
         if self._tracking.system_metrics:
-            self._load = _MachineLoad(recorder, self._run_id)
-        logger.info("MLflow run %s in experiment %s", self._run_id, self._tracking.experiment)
+            self._load = MachineLoad(self._run)
+        logger.info("MLflow run %s in experiment %s", self._run.id, self._tracking.experiment)
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
         """Record which version of a dataset a run read."""
-        if not self._open():
+        if self._run is None or self._saes is None:
             return
-        kind = self._kind(dataset_name).get("kind")
-        if kind == "dataset":
-            self._log_dataset(dataset_name, data, context="input")
-        elif kind == "child_runs" and dataset_name in self._produced:
-            self._complete_children(dataset_name, data)
+        options = self._options(dataset_name)
+        if options.get("kind") == "dataset":
+            self._log_dataset(self._run, dataset_name, data, context="input")
+        elif options.get("kind") == "child_runs" and dataset_name in self._produced:
+            assert self._catalog is not None
+            dataset = self._catalog.get(dataset_name)
+            planned = getattr(dataset, "planned", lambda: list(data))()
+            self._saes.complete(planned, data, self._folders(options))
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
         """Log what a node gave, as the catalog's metadata says."""
-        if not self._open():
+        run, saes = self._run, self._saes
+        if run is None or saes is None:
             return
-        options = self._kind(dataset_name)
-        kind = options.get("kind")
+        options = self._options(dataset_name)
         version = self._version(dataset_name)
         if version:
-            self._do("tags", values={f"version.{dataset_name}": version})
-        if kind == "metrics":
-            self._log_values(data, options.get("prefix", dataset_name))
-        elif kind == "history":
-            self._log_history(data, options["step"], options.get("prefix", ""))
-        elif kind == "table":
-            content = data.to_json(orient="split", index=False, date_format="iso").encode()
-            self._do("table", content, path=f"tables/{dataset_name}.json")
-        elif kind == "figure":
-            image = BytesIO()
-            data.savefig(image, format="png")
-            self._do("file", image.getvalue(), path=f"figures/{dataset_name}.png")
-        elif kind == "text":
-            self._do("file", data.encode(), path=f"{dataset_name}.md")
-        elif kind == "dataset":
-            self._log_dataset(dataset_name, data, context="output")
-        elif kind == "model":
-            self._do("model", data.to_bytes(), name=dataset_name, code=options["code"])
-        elif kind == "child_runs":
-            for partition, value in data.items():
-                self._log_child(partition, value, options.get("runs"))
-        elif kind is not None:
-            raise ValueError(
-                f"catalog entry '{dataset_name}': metadata.mlflow.kind: '{kind}' is not known"
-            )
+            run.do("tags", values={f"version.{dataset_name}": version})
+        match options.get("kind"):
+            case None:
+                pass
+            case "metrics":
+                _log_values(run, data, options)
+            case "history":
+                _log_history(run, data, options["step"], options.get("prefix", ""))
+            case "table":
+                _log_table(run, dataset_name, data)
+            case "groups":
+                _log_table(run, dataset_name, data)
+                _log_values(run, study_metrics(data), options)
+            case "figure":
+                image = BytesIO()
+                data.savefig(image, format="png")
+                run.do("file", image.getvalue(), path=f"figures/{dataset_name}.png")
+            case "text":
+                run.do("file", data.encode(), path=f"{dataset_name}.md")
+            case "dataset":
+                self._log_dataset(run, dataset_name, data, context="output")
+            case "model":
+                run.do("model", data.to_bytes(), name=dataset_name, code=options["code"])
+            case "child_runs":
+                for sae_id, file in data.items():
+                    saes.log(sae_id, file.header, self._folders(options))
+            case "sae_results":
+                saes.log_found(data, self._folders(self._options(options["saes"])))
+            case kind:
+                raise ValueError(
+                    f"catalog entry '{dataset_name}': metadata.mlflow.kind: '{kind}' is not known"
+                )
 
     @hook_impl
     def after_pipeline_run(self) -> None:
         """Register the SAEs that were chosen, and close the run."""
-        if self._open():
-            self._register()
+        if self._saes is not None:
+            self._saes.register(self._tracking.register_saes)
         self._finish("FINISHED")
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
         """Close the run as failed, with the traceback."""
-        if self._open():
+        if self._run is not None:
             text = without_secrets("".join(traceback.format_exception(error)))
-            self._do("tags", values={"error": f"{type(error).__name__}: {error}"})
-            self._do("file", text.encode(), path="traceback.txt")
+            self._run.do("tags", values={"error": f"{type(error).__name__}: {error}"})
+            self._run.do("file", text.encode(), path="traceback.txt")
         self._finish("FAILED")
-
-    def _open(self) -> bool:
-        return bool(self._run_id)
-
-    def _do(self, operation: str, payload: bytes | None = None, /, **fields: Any) -> None:
-        """Have something recorded of this session's run."""
-        recorder = self._recorder
-        if recorder is None:
-            raise RuntimeError("no MLflow run is open")
-        recorder.do(operation, self._run_id, payload, **fields)
 
     def _locations(self) -> tuple[str, str | None]:
         """Give the tracking URI and where a new experiment's artifacts go."""
@@ -289,29 +257,7 @@ class MlflowHook:
             return str(experiment.experiment_id)
         return str(recorder.client.create_experiment(self._tracking.experiment, artifacts))
 
-    def _log_values(self, data: Any, prefix: str) -> None:
-        points, tags = [], {}
-        for name, value in flatten(data, prefix):
-            if isinstance(value, int | float):
-                points.append((name, float(value), 0))
-            elif isinstance(value, str):
-                tags[name] = value
-        self._do("metrics", points=points, at=_now())
-        if tags:
-            self._do("tags", values=tags)
-
-    def _log_history(self, table: pd.DataFrame, step: str, prefix: str) -> None:
-        columns = table.drop(columns=step).select_dtypes("number").columns
-        steps = table[step].astype(int).tolist()
-        head = f"{prefix}." if prefix else ""
-        points = [
-            (f"{head}{column}", float(value), at)
-            for column in columns
-            for at, value in zip(steps, table[column].tolist(), strict=True)
-        ]
-        self._do("metrics", points=points, at=_now())
-
-    def _log_dataset(self, name: str, data: Any, context: str) -> None:
+    def _log_dataset(self, run: TrackedRun, name: str, data: Any, context: str) -> None:
         if name in self._inputs_logged:
             return
         import mlflow
@@ -325,144 +271,43 @@ class MlflowHook:
             )
         else:
             entity = mlflow.data.from_pandas(data, name=name, digest=self._digest(name))
-        self._do("dataset", dataset=dict(entity._to_mlflow_entity()), context=context)
+        run.do("dataset", dataset=dict(entity._to_mlflow_entity()), context=context)
 
-    def _log_child(self, name: str, data: TensorFile, runs: str | None) -> None:
-        """Give an SAE its own run below the session's."""
-        self._do(
-            "sae",
-            data.to_bytes(),
-            sae_id=name,
-            experiment=self._experiment_id,
-            runs=None if runs is None else str((self._project_path / runs).resolve()),
-        )
-        self._saes[name] = _KnownSAE(data.header)
-        told = self._totals_logged
-        if told is None or time.monotonic() - told > TOTALS_SECONDS:
-            self._log_totals()
-
-    def _find_ledgers(self) -> set[Path]:
-        """Name the folders of the campaigns that this run carries out."""
-        found = set()
-        for name in self._produced:
-            options = self._kind(name)
-            if options.get("kind") == "child_runs" and options.get("runs"):
-                found.add((self._project_path / options["runs"]).resolve().parent)
-        return found
-
-    def _log_totals(self) -> None:
-        """Say what the campaign has taken: all its sessions, and what failed without a file."""
-        from husai.campaign import read_ledger
-
-        statuses: dict[str, str] = {}
-        took: dict[str, tuple[float, float]] = {}
-        for folder in self._ledgers:
-            table = read_ledger(folder)
-            ids = table["sae_id"].tolist()
-            statuses |= zip(ids, table["status"].tolist(), strict=True)
-            costs = zip(table["cost"].tolist(), table["seconds"].tolist(), strict=True)
-            took |= zip(ids, costs, strict=True)
-        # the ledger gets an SAE once it is saved and recorded: its file may know more
-        for name, sae in self._saes.items():
-            statuses[name] = "failed" if sae.failed else "done"
-            known = took.get(name, (0.0, 0.0))
-            took[name] = (max(known[0], sae.took[0]), max(known[1], sae.took[1]))
-        if not statuses:
-            return
-        self._totals_logged = time.monotonic()
-        n_done, n_failed = (list(statuses.values()).count(kind) for kind in ("done", "failed"))
-        totals = {
-            "cost": sum(cost for cost, _ in took.values()),
-            "device_seconds": sum(seconds for _, seconds in took.values()),
-            "saes": n_done,
-            "failed": n_failed,
-        }
-        points = [(f"campaign.{k}", float(total), n_done + n_failed) for k, total in totals.items()]
-        self._do("metrics", points=points, at=_now())
-
-    def _complete_children(self, dataset_name: str, partitions: Mapping[str, Any]) -> None:
-        """Log the planned SAEs that have no run: trained without tracking, or not recorded.
-
-        A driver that is killed between saving an SAE and logging it leaves such ones. Those of
-        interrupted sessions come below this one.
-        """
-        assert self._catalog is not None
-        assert self._recorder is not None
-        planned = getattr(self._catalog.get(dataset_name), "planned", lambda: list(partitions))()
-        unknown = [name for name in planned if name in partitions and name not in self._saes]
-        if not unknown:
-            return
-        runs = self._kind(dataset_name).get("runs")
-        try:
-            known = find_saes(self._recorder.client, self._experiment_id)
-        except Exception as error:
-            # each is looked for again when it is logged
-            logger.warning("the SAEs' runs could not be looked for: %s", error)
-            known = {}
-        from husai.campaign.store import identity
-
-        for name in unknown:
-            data = partitions[name]()
-            run = known.get((name, identity(data.header)))
-            if run is None or run.info.status not in ("FINISHED", "FAILED"):
-                self._log_child(name, data, runs)
-                continue
-            self._saes[name] = _KnownSAE(data.header)
-            self._do("adopt", child=run.info.run_id)
-
-    def _register(self) -> None:
-        """Make versions of registered models of the SAEs that this session knows."""
-        if self._tracking.register_saes == "none" or not self._saes:
-            return
-        best: dict[str, str] = {}
-        for name, sae in self._saes.items():
-            held = best.get(sae.group)
-            if held is None or sae.fvu < self._saes[held].fvu:
-                best[sae.group] = name
-        chosen = list(self._saes) if self._tracking.register_saes == "all" else best.values()
-        for name in chosen:
-            sae = self._saes[name]
-            if sae.fvu == float("inf"):
-                continue
-            self._do(
-                "register",
-                sae_id=name,
-                identity=sae.identity,
-                experiment=self._experiment_id,
-                model=f"husai {sae.group}".replace(" ", "-"),
-            )
-
-    def _log_environment(self) -> None:
+    def _log_environment(self, run: TrackedRun) -> None:
         packages = sorted(
             {f"{item.name}=={item.version}" for item in metadata.distributions() if item.name},
             key=str.lower,
         )
         text = f"python=={platform.python_version()}\n" + "\n".join(packages) + "\n"
-        self._do("file", text.encode(), path="environment.txt")
+        run.do("file", text.encode(), path="environment.txt")
 
     def _finish(self, status: str) -> None:
         if self._load is not None:
             self._load.stop()
             self._load = None
-        if self._open() and self._recorder is not None:
+        if self._run is not None and self._saes is not None:
             try:
-                self._log_totals()
+                self._saes.log_totals()
             except Exception as error:  # the ledger is not ours: any error in it
                 logger.warning("what the campaign took could not be read: %s", error)
-            self._recorder.do("end", self._run_id, status=status, at=_now())
-            self._recorder.close()
-        self._run_id = ""
-        self._recorder = None
+            self._run.do("end", status=status, at=now())
+            self._run.recorder.close()
+        self._run = None
+        self._saes = None
         self._catalog = None
         atexit.unregister(self._finish)
         restore_signals()
 
-    def _kind(self, dataset_name: str) -> dict[str, Any]:
+    def _options(self, dataset_name: str) -> dict[str, Any]:
+        """Give what the catalog says of a dataset for MLflow."""
         if self._catalog is None or dataset_name.startswith("params:"):
             return {}
         dataset = self._catalog.get(dataset_name)
         options: dict[str, Any] = (getattr(dataset, "metadata", None) or {}).get("mlflow", {})
         return options
+
+    def _folders(self, options: Mapping[str, Any]) -> SAEFolders:
+        return SAEFolders.of(self._project_path, options)
 
     def _version(self, dataset_name: str) -> str:
         dataset = self._catalog.get(dataset_name) if self._catalog is not None else None
@@ -477,72 +322,38 @@ class MlflowHook:
         return "".join(ch for ch in version if ch.isalnum())[:36] or None
 
 
-class _KnownSAE:
-    """Facts of an SAE that the session needs after its file has left memory."""
-
-    def __init__(self, header: Mapping[str, Any]) -> None:
-        from husai.campaign.store import identity
-
-        about: Mapping[str, Any] = header["provenance"].get("campaign") or {}
-        self.took = float(about.get("cost") or 0.0), float(about.get("device_seconds") or 0.0)
-        self.failed = bool(header.get("failure"))
-        self.identity = identity(header)
-        config = header["config"]
-        self.group = str(about.get("group", f"{config['architecture']} d{config['d_sae']}"))
-        fvu = header["metrics"].get("fvu")
-        self.fvu = float("inf") if fvu is None or self.failed else float(fvu)
-
-
-class _MachineLoad:
-    """Measures this machine's load in a thread, as MLflow names it, until it is stopped.
-
-    MLflow's own thread ends for good when the server does not answer; here what was measured
-    then waits with everything else.
-
-    Parameters
-    ----------
-    recorder, run_id
-        Where it is recorded.
-    """
-
-    def __init__(self, recorder: Recorder, run_id: str) -> None:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        # never started: it knows what there is to measure, and what a user wants of it
-        self._sensors = SystemMetricsMonitor(
-            run_id, sampling_interval=SAMPLING_SECONDS, tracking_uri=recorder.uri
-        )
-        self._recorder = recorder
-        self._run_id = run_id
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._measure, daemon=True, name="husai load")
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._ended.set()
-        self._thread.join()
-
-    def _measure(self) -> None:
-        step = 0
-        while not self._ended.is_set():
-            try:
-                self._sensors.collect_metrics()
-                self._ended.wait(self._sensors.sampling_interval)
-                measured = self._sensors.aggregate_metrics()
-                for sensor in self._sensors.monitors:
-                    sensor.clear_metrics()
-            except Exception as error:
-                logger.warning("the load of this machine is not measured: %s", error)
-                return
-            points = [(f"system/{name}", float(value), step) for name, value in measured.items()]
-            if not self._recorder.do("metrics", self._run_id, points=points, at=_now()):
-                return  # its run is not there any more
-            step += 1
+def _log_values(run: TrackedRun, data: Any, options: Mapping[str, Any]) -> None:
+    """Log a mapping's numbers as metrics and its strings as tags, of all or of ``names``."""
+    prefix, names = options.get("prefix", ""), options.get("names")
+    points, tags = [], {}
+    for name, value in flatten(data):
+        if names is not None and name not in names:
+            continue
+        full = f"{prefix}.{name}" if prefix else name
+        if isinstance(value, int | float):
+            points.append((full, float(value), 0))
+        elif isinstance(value, str):
+            tags[full] = value
+    run.do("metrics", points=points, at=now())
+    if tags:
+        run.do("tags", values=tags)
 
 
-def _now() -> int:
-    return int(time.time() * 1000)
+def _log_history(run: TrackedRun, table: pd.DataFrame, step: str, prefix: str) -> None:
+    columns = table.drop(columns=step).select_dtypes("number").columns
+    steps = table[step].astype(int).tolist()
+    head = f"{prefix}." if prefix else ""
+    points = [
+        (f"{head}{column}", float(value), at)
+        for column in columns
+        for at, value in zip(steps, table[column].tolist(), strict=True)
+    ]
+    run.do("metrics", points=points, at=now())
+
+
+def _log_table(run: TrackedRun, name: str, table: pd.DataFrame) -> None:
+    content = table.to_json(orient="split", index=False, date_format="iso").encode()
+    run.do("table", content, path=f"tables/{name}.json")
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

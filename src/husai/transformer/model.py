@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -119,6 +120,15 @@ class TrainedTransformer:
     vocabulary: Vocabulary
     history: pd.DataFrame
     summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the SHA-256 of names and weights."""
+        total = hashlib.sha256()
+        for name in sorted(self.state_dict):
+            total.update(name.encode())
+            total.update(self.state_dict[name].detach().cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()[:16]
 
     def build(self, device: str | torch.device = "cpu") -> TransformerBridge:
         """Return the hooked model with the trained weights, in evaluation mode."""

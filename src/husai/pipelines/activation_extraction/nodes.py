@@ -59,6 +59,7 @@ def extract(
             {
                 "config": trained.model_config.model_dump(mode="json"),
                 "vocabulary": vocabulary.model_dump(mode="json"),
+                "fingerprint": trained.fingerprint,
             },
         ):
             kept = _with_planes(replace(rows, trained=is_trained), trained, frequencies)

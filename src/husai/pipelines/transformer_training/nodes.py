@@ -47,11 +47,12 @@ def train(
 
 
 def evaluate(transformer: TensorFile, examples: pd.DataFrame) -> dict[str, Any]:
-    """Reload the saved weights and measure loss and accuracy on every split again."""
+    """Reload the saved weights, say which they are, and measure every split again."""
     from husai.transformer import TrainedTransformer, evaluate_transformer
 
     trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
-    return evaluate_transformer(trained, ModularDataset(examples, trained.vocabulary))
+    measured = evaluate_transformer(trained, ModularDataset(examples, trained.vocabulary))
+    return {**measured, "fingerprint": trained.fingerprint}
 
 
 def measure_progress(

@@ -1,0 +1,170 @@
+"""What can be recorded of a run: each operation is plain data and may be carried out twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from husai.tracking.recorder import Recorder
+
+# MLflow's own limits for one log_batch call and for a parameter's value
+MAX_METRICS_PER_BATCH = 1000
+MAX_PARAMS_PER_BATCH = 100
+MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 500
+
+PACKAGE = Path(__file__).parent
+
+
+def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested mappings and models with dotted names."""
+    if hasattr(values, "model_dump"):
+        values = values.model_dump(mode="json")
+    if isinstance(values, Mapping):
+        if not values and prefix:
+            yield prefix, "{}"
+        for key, value in values.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, values
+
+
+def log_params(recorder: Recorder, run_id: str, payload: None, values: dict[str, Any]) -> None:
+    """Log parameters; lists and mappings as JSON."""
+    from mlflow.entities import Param
+
+    params = []
+    for name, value in values.items():
+        text = json.dumps(value) if isinstance(value, list | tuple | dict) else str(value)
+        params.append(Param(name, text[:MAX_PARAM_LENGTH]))
+    for start in range(0, len(params), MAX_PARAMS_PER_BATCH):
+        batch = params[start : start + MAX_PARAMS_PER_BATCH]
+        recorder.client.log_batch(run_id, params=batch)
+
+
+def log_metrics(
+    recorder: Recorder, run_id: str, payload: None, points: list[tuple[str, float, int]], at: int
+) -> None:
+    """Log ``(name, value, step)`` measured at a time in milliseconds."""
+    from mlflow.entities import Metric
+
+    # MLflow stores NaN but cannot draw it
+    metrics = [Metric(key, value, at, step) for key, value, step in points if math.isfinite(value)]
+    for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
+        batch = metrics[start : start + MAX_METRICS_PER_BATCH]
+        recorder.client.log_batch(run_id, metrics=batch)
+
+
+def set_tags(recorder: Recorder, run_id: str, payload: None, values: dict[str, str]) -> None:
+    """Set tags."""
+    from mlflow.entities import RunTag
+
+    tags = [RunTag(name, str(value)[:MAX_TAG_LENGTH]) for name, value in values.items()]
+    for start in range(0, len(tags), MAX_PARAMS_PER_BATCH):
+        recorder.client.log_batch(run_id, tags=tags[start : start + MAX_PARAMS_PER_BATCH])
+
+
+def log_file(recorder: Recorder, run_id: str, payload: bytes, path: str) -> None:
+    """Log a file as an artifact."""
+    target = Path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / target.name
+        file.write_bytes(payload)
+        parent = str(target.parent) if len(target.parts) > 1 else None
+        recorder.client.log_artifact(run_id, str(file), parent)
+
+
+def log_table(recorder: Recorder, run_id: str, payload: bytes, path: str) -> None:
+    """Log a table, given as JSON, as the UI shows it.
+
+    MLflow's own way of it appends to the table that is there, which may be this one.
+    """
+    log_file(recorder, run_id, payload, path)
+    tag = "mlflow.loggedArtifacts"
+    listed = json.loads(recorder.client.get_run(run_id).data.tags.get(tag, "[]"))
+    entry = {"path": path, "type": "table"}
+    if entry not in listed:
+        recorder.client.set_tag(run_id, tag, json.dumps([*listed, entry]))
+
+
+def log_dataset(
+    recorder: Recorder, run_id: str, payload: None, dataset: dict[str, str], context: str
+) -> None:
+    """Log a dataset as a run's input."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entity = DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", context)])
+    recorder.client.log_inputs(run_id, [entity])
+
+
+def log_model(
+    recorder: Recorder,
+    run_id: str,
+    payload: bytes,
+    name: str,
+    code: str,
+    register: str | None = None,
+) -> None:
+    """Log a tensor file, without pickle, as a model that a script of ``served`` loads.
+
+    With ``register`` also as a version of the registered model of that name.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    client = recorder.client
+    experiment = client.get_run(run_id).info.experiment_id
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        weights = Path(folder) / f"{name}.safetensors"
+        weights.write_bytes(payload)
+        uri = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(recorder.uri)
+        try:
+            # its advice is on type hints and examples, past every filter; a signature is given
+            warnings.showwarning = lambda *arguments, **options: None
+            model = client.create_logged_model(experiment, name=name, source_run_id=run_id)
+            Model.log(
+                artifact_path=None,
+                model_id=model.model_id,
+                name=name,
+                flavor=mlflow.pyfunc,
+                run_id=run_id,
+                python_model=str(PACKAGE / code),
+                artifacts={"weights": str(weights)},
+                signature=_signature(code),
+                pip_requirements=[f"husai=={metadata.version('husai')}"],
+            )
+            if register is not None:
+                if not client.search_registered_models(f"name = '{register}'"):
+                    client.create_registered_model(register)
+                client.create_model_version(
+                    register, f"models:/{model.model_id}", run_id, model_id=model.model_id
+                )
+        finally:
+            mlflow.set_tracking_uri(uri)
+
+
+def end_run(recorder: Recorder, run_id: str, payload: None, status: str, at: int) -> None:
+    """Close a run at a time in milliseconds."""
+    recorder.client.set_terminated(run_id, status, end_time=at)
+
+
+def _signature(code: str) -> Any:
+    """What goes into a served model and what comes out, one row per input."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    # integer tokens to logits, or activations to codes
+    kind = np.int64 if code.endswith("transformer.py") else np.float32
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(kind), (-1, -1))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
+    )

@@ -1,0 +1,321 @@
+"""The MLflow runs of SAEs: all that they say is read from the SAEs' own files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from husai.activations.rows import activation_key
+from husai.storage import TensorFile, append_line
+from husai.tracking.operations import (
+    end_run,
+    flatten,
+    log_metrics,
+    log_model,
+    log_params,
+    set_tags,
+)
+from husai.tracking.processes import PROCESS_TAG, is_gone, search_runs, this_process
+from husai.tracking.servers import http_status
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+
+    from husai.tracking.recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+PARENT_TAG = "mlflow.parentRunId"
+ID_TAG, IDENTITY_TAG = "husai.sae_id", "husai.identity"
+COSTS = ("cost", "device_seconds", "attempts", "peak_bytes")
+"""Costs stated in an SAE's file; each becomes a metric ``campaign.NAME`` of its run."""
+SETTINGS = ("architecture", "d_sae", "k", "l0_coefficient", "l1_coefficient")
+"""Fields of an SAE's configuration that are parameters of the same name; others are ``sae.NAME``.
+
+MLflow's page that compares runs draws the first three parameters, by name, that differ.
+"""
+
+
+def log_sae(
+    recorder: Recorder,
+    run_id: str,
+    payload: None,
+    sae_id: str,
+    file: str,
+    identity: str,
+    experiment: str,
+    runs: str | None = None,
+    transformer: str = "",
+) -> None:
+    """Give an SAE its own run below the session's, or complete the one it has.
+
+    The run is found by the SAE's name and identity, whichever session made it. It moves below
+    this session's run when its own was interrupted.
+
+    Parameters
+    ----------
+    recorder, run_id, payload
+        The session's run; nothing.
+    sae_id
+        Its name in the plan.
+    file
+        Its file. One that is gone or holds another SAE by now is skipped with a warning.
+    identity
+        Of :func:`husai.campaign.store.identity`.
+    experiment
+        Id of the experiment.
+    runs
+        File of JSON lines to which its run's id is appended.
+    transformer
+        Fingerprint of the transformer whose activations it reads; empty where there is none.
+    """
+    sae_file = _read(file, sae_id, identity)
+    if sae_file is None:
+        return
+    header = sae_file.header
+    found = find_saes(recorder.client, experiment, sae_id).get((sae_id, identity))
+    if found is not None:
+        adopt(recorder, found, run_id)
+        if found.info.status in ("FINISHED", "FAILED"):
+            _note_run(runs, sae_id, header, found.info.run_id, recorder.address)
+            return
+    about = header["provenance"].get("campaign") or {}
+    end = int(1000 * about.get("finished", time.time()))
+    if found is None:
+        # the time it was trained, so that the UI's duration column says something
+        seconds = about.get("device_seconds", header["metrics"].get("train_seconds") or 0.0)
+        found = recorder.client.create_run(
+            experiment,
+            start_time=end - int(1000 * seconds),
+            tags={PARENT_TAG: run_id, PROCESS_TAG: this_process(), **sae_tags(sae_id, header)},
+            run_name=sae_id,
+        )
+    child = found.info.run_id
+    log_params(recorder, child, None, sae_params(header, transformer))
+    log_metrics(recorder, child, None, _points(sae_file, sae_id), end)
+    recorder.client.log_artifact(child, file, "weights")
+    if header.get("failure"):
+        set_tags(recorder, child, None, {"error": header["failure"]})
+    end_run(recorder, child, None, "FAILED" if header.get("failure") else "FINISHED", end)
+    _note_run(runs, sae_id, header, child, recorder.address)
+
+
+def sae_params(header: Mapping[str, Any], transformer: str = "") -> dict[str, Any]:
+    """Give an SAE's parameters: what it is, then its further settings and those of its training.
+
+    ``architecture``, ``d_sae``, ``k``, ``group``, ``hook``, ``seed`` and ``transformer`` are there
+    by these names where they are known.
+    """
+    from husai.sae.config import NEUTRAL_FIELDS
+
+    about = header["provenance"].get("campaign") or {}
+    params = {name: about.get(name) for name in ("group", "seed", "variant", "model")}
+    if "hook_name" in about:
+        key = about["hook_name"], about["position"], about.get("model", "trained")
+        params["hook"] = activation_key(*key)
+    params["transformer"] = transformer
+    for name, value in flatten(header["config"]):
+        params[name if name in SETTINGS else f"sae.{name}"] = value
+    for name, value in flatten(header["provenance"].get("training", {})):
+        if name.split(".")[0] not in NEUTRAL_FIELDS:
+            params[f"training.{name}"] = value
+    return {name: value for name, value in params.items() if value is not None and value != ""}
+
+
+def _points(file: TensorFile, sae_id: str) -> list[tuple[str, float, int]]:
+    """Give an SAE's metrics, what it took, and the history of its training."""
+    from husai.sae import from_tensors
+
+    sae = from_tensors(file.tensors, file.header, sae_id)
+    about = file.header["provenance"].get("campaign") or {}
+    points = [(name, float(value), 0) for name, value in flatten(sae.metrics)]
+    points += [
+        (f"campaign.{name}", float(about[name]), 0) for name in COSTS if about.get(name) is not None
+    ]
+    history = sae.history
+    for column in history.select_dtypes("number").columns.drop("step", errors="ignore"):
+        points += [
+            (f"training.{column}", float(value), int(step))
+            for step, value in zip(history["step"], history[column], strict=True)
+        ]
+    return points
+
+
+def _read(file: str, sae_id: str, identity: str) -> TensorFile | None:
+    """Read an SAE's file, where it still holds the SAE of this identity."""
+    from husai.campaign import store
+
+    try:
+        found = TensorFile.from_bytes(Path(file).read_bytes(), file)
+    except FileNotFoundError:
+        logger.warning("%s is not recorded: %s is not there any more", sae_id, file)
+        return None
+    if store.identity(found.header) != identity:
+        logger.warning("%s is not recorded: %s holds another SAE by now", sae_id, file)
+        return None
+    return found
+
+
+def found_about_saes(features: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Say of each SAE what the comparison with the other seeds found, as metrics.
+
+    Parameters
+    ----------
+    features
+        A row a latent, see :func:`husai.consistency.study.features.feature_table`.
+
+    Returns
+    -------
+    dict
+        By id: ``n_live``, the latents compared; ``reproducibility``, their mean similarity to
+        their partners in the other seeds; ``found_in_every_seed``, the share of them that have a
+        partner above the threshold in each. The last two only where there is another seed.
+    """
+    found = {}
+    for sae_id, latents in features[features["space"] == "full"].groupby("id", sort=False):
+        metrics = {"n_live": float(len(latents))}
+        if "reproducibility" in latents and latents["reproducibility"].notna().any():
+            everywhere = latents["n_seeds_found"] == latents["n_other_seeds"]
+            metrics["reproducibility"] = float(latents["reproducibility"].mean())
+            metrics["found_in_every_seed"] = float(everywhere.mean())
+        found[str(sae_id)] = metrics
+    return found
+
+
+def log_results(
+    recorder: Recorder,
+    run_id: str,
+    payload: None,
+    results: list[dict[str, Any]],
+    experiment: str,
+    at: int,
+) -> None:
+    """Add what was found about SAEs to their runs.
+
+    Parameters
+    ----------
+    recorder, run_id, payload
+        The session's run; nothing.
+    results
+        ``sae_id``, ``identity`` and ``metrics`` of each; those that have no run are skipped.
+    experiment
+        Id of the experiment.
+    at
+        Time in milliseconds.
+    """
+    runs = find_saes(recorder.client, experiment)
+    for one in results:
+        run = runs.get((one["sae_id"], one["identity"]))
+        if run is None:
+            logger.warning("%s has no run: what was found about it is not recorded", one["sae_id"])
+            continue
+        points = [(name, value, 0) for name, value in one["metrics"].items()]
+        log_metrics(recorder, run.info.run_id, None, points, at)
+
+
+def register_sae(
+    recorder: Recorder,
+    run_id: str,
+    payload: None,
+    sae_id: str,
+    file: str,
+    identity: str,
+    experiment: str,
+    model: str,
+) -> None:
+    """Make an SAE that has a run a version of a registered model."""
+    run = find_saes(recorder.client, experiment, sae_id).get((sae_id, identity))
+    if run is None:
+        logger.warning("%s has no run: it is not registered", sae_id)
+        return
+    child = run.info.run_id
+    if recorder.client.search_model_versions(f"run_id = '{child}'"):
+        return
+    if _read(file, sae_id, identity) is not None:
+        content = Path(file).read_bytes()
+        log_model(recorder, child, content, "sae", "served/sae.py", register=model)
+
+
+def sae_tags(sae_id: str, header: Mapping[str, Any]) -> dict[str, str]:
+    """Give the tags by which ``mlflow.search_runs`` finds an SAE, or any slice of a campaign."""
+    from husai.campaign.store import identity
+
+    provenance = header["provenance"]
+    about = provenance.get("campaign", {})
+    tags = {
+        ID_TAG: sae_id,
+        IDENTITY_TAG: identity(header),
+        "husai.status": "failed" if header.get("failure") else "trained",
+        "husai.version": str(provenance.get("husai", "")),
+        "husai.rows": str(provenance.get("rows", {}).get("fingerprint", "")),
+        "mlflow.user": "husai",
+    }
+    for name in ("name", "group", "variant", "seed", "hook_name", "position", "model", "worker"):
+        if about.get(name) is not None:
+            tags["husai.campaign" if name == "name" else f"husai.{name}"] = str(about[name])
+    for name, value in header["config"].items():
+        if value is not None and not isinstance(value, list):
+            tags[f"sae.{name}"] = str(value)
+    return tags
+
+
+def find_saes(
+    client: MlflowClient, experiment: str, sae_id: str | None = None
+) -> dict[tuple[str, str], Any]:
+    """Give the runs of the SAEs of an experiment, or of one, by name and identity."""
+    condition = f"= '{sae_id}'" if sae_id else "LIKE '%'"
+    found = {}
+    for run in search_runs(client, experiment, f"tags.`{ID_TAG}` {condition}"):
+        tags = run.data.tags
+        found[tags[ID_TAG], tags.get(IDENTITY_TAG, "")] = run
+    return found
+
+
+def adopt(recorder: Recorder, child: Any, parent: str) -> None:
+    """Move an SAE's run below this session's, when the session that made it was interrupted.
+
+    A run of a session that still works stays where it is. So does one of another machine until it
+    has ended: this machine cannot know whether its session works.
+    """
+    theirs = child.data.tags.get(PARENT_TAG)
+    if theirs in (None, parent):
+        return
+    try:
+        run = recorder.client.get_run(theirs)
+    except Exception as error:
+        if http_status(error) != 404:  # else it was deleted for good
+            raise
+    else:
+        if run.info.status == "FINISHED":
+            return
+        if run.info.status == "RUNNING":
+            if not is_gone(run.data.tags.get(PROCESS_TAG, "")):
+                return
+            recorder.client.set_terminated(theirs, "KILLED")  # its process had no time to say so
+    set_tags(recorder, child.info.run_id, None, {PARENT_TAG: parent})
+
+
+def adopt_sae(recorder: Recorder, run_id: str, payload: None, child: str) -> None:
+    """Move an SAE's run, given by its id, below the session's: see :func:`adopt`."""
+    adopt(recorder, recorder.client.get_run(child), run_id)
+
+
+def _note_run(
+    runs: str | None, sae_id: str, header: Mapping[str, Any], run_id: str, uri: str
+) -> None:
+    """Write down which run is an SAE's, once."""
+    from husai.campaign.store import identity
+
+    if runs is None:
+        return
+    path = Path(runs)
+    line = json.dumps(
+        {"sae_id": sae_id, "identity": identity(header), "run_id": run_id, "tracking_uri": uri}
+    )
+    if not path.is_file() or line not in path.read_text().splitlines():
+        append_line(path, line)
