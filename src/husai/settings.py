@@ -8,8 +8,10 @@ import warnings
 from kedro.config import OmegaConfigLoader
 
 from husai.hooks.checks import StudyChecks
+from husai.hooks.ending import RunEnding
 from husai.hooks.errors import PlainErrors
 from husai.hooks.lineage import Lineage
+from husai.hooks.origin import RunOrigin
 from husai.hooks.stages import StudyStages
 from husai.tracking.hook import MlflowHook
 
@@ -22,7 +24,15 @@ def data_dir(default: str) -> str:
     return os.environ.get("HUSAI_DATA_DIR", default)
 
 
-HOOKS = (StudyStages(), StudyChecks(), Lineage(), MlflowHook(), PlainErrors())
+HOOKS = (
+    StudyStages(),
+    StudyChecks(),
+    RunOrigin(),
+    Lineage(),
+    MlflowHook(),
+    RunEnding(),
+    PlainErrors(),
+)
 
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 from tests.campaign.conftest import TRAINING, Campaign, make_config
 
-from husai.campaign import results
+from husai.campaign import ledger_totals, results
 from husai.campaign.folders import RUNS
 from husai.campaign.store import identity
 from husai.errors import CampaignStopped, InputError
@@ -108,3 +109,16 @@ def test_failures_say_why(campaign, monkeypatch):
 def test_a_folder_without_a_campaign_is_named(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}: no campaign here"):
         results(tmp_path)
+
+
+def test_time_between_sessions_is_not_time_by_the_clock():
+    spans = [(0.0, 10.0), (5.0, 12.0), (6.0, 7.0), (1000.0, 1003.0), (None, None)]
+    table = pd.DataFrame(
+        [
+            {"status": "done", "attempts": 1, "seconds": 1.0, "cost": 0.0}
+            | {"started": start, "ended": end}
+            for start, end in spans
+        ]
+    )
+    assert ledger_totals(table)["elapsed"] == 15.0
+    assert "elapsed" not in ledger_totals(table.iloc[-1:])

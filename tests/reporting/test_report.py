@@ -12,7 +12,7 @@ from jinja2 import UndefinedError
 
 from husai.consistency.config import ConsistencyConfig
 from husai.reporting.config import ReportingConfig
-from husai.reporting.page import StudyRun, StudyTables, study_page
+from husai.reporting.page import StudyRun, StudyTables, main_sentence, study_page
 from husai.reporting.render import environment
 from husai.sae.config import BankTrainingConfig
 
@@ -107,9 +107,11 @@ def page(
 ) -> str:
     training = {"epoch_test_99": None, "epochs": 10, "seconds": 1.0, "hardware": "x", "threads": 1}
     totals = {"planned": 6, "done": 5, "failed": 1, "attempts": 7}
+    changed = [{"name": "task.modulus", "value": "17", "default": "113"}]
     run = StudyRun(
+        {"command": "kedro run --env=x", "environment": "x", "changed": changed},
         training,
-        {"test_accuracy": 0.5, "test_loss": 1.0},
+        {"test_accuracy": 0.5, "test_loss": 1.0, "fingerprint": "0123456789abcdef"},
         {"versions": {}},
         campaign,
         {**totals, "seconds": 5400.0, "elapsed": 3000.0},
@@ -130,6 +132,23 @@ def test_page_says_which_campaign_trained_the_saes() -> None:
         "5 of 6 planned SAEs are trained and 1 failed, in 7 attempts and 1.50 device-hours (50.0"
         in page()
     )
+
+
+def test_page_says_what_made_it() -> None:
+    text = page()
+    assert "Written by `kedro run --env=x` in environment `x`." in text
+    assert "The transformer's fingerprint is `0123456789abcdef`." in text
+    assert "| `task.modulus` | 17 | 113 |" in text
+
+
+def test_main_sentence_stands_on_the_page_and_follows_the_numbers() -> None:
+    sentence = main_sentence(tables().groups)
+    assert sentence in page()
+    assert "a claim on, in 1 of 1 (topk d16 k4 †). It lies below that null in 0." in sentence
+    assert "\n" not in sentence
+    assert "a claim on, in 0 of 1. " in main_sentence(tables(low=0.62).groups)
+    unknown = tables().groups.assign(low=None)
+    assert main_sentence(unknown).startswith("Agreement between seeds has no interval here")
 
 
 def test_sentences_follow_the_numbers() -> None:

@@ -72,16 +72,25 @@ def read_ledger(folder: str | Path, ids: Sequence[str] | None = None) -> pd.Data
 def ledger_totals(table: pd.DataFrame) -> dict[str, float]:
     """Add up a table of :func:`read_ledger`: SAEs, attempts, device-seconds, cost.
 
-    ``elapsed`` is in seconds of wall-clock time, from the first start to the last end, pauses
-    included; it is left out where nothing has ended.
+    ``elapsed`` is in seconds of wall-clock time in which at least one of these SAEs was trained, so
+    without the pauses between sessions; it is left out where nothing has ended.
     """
     counts = table["status"].value_counts()
     totals = {"planned": float(len(table))}
     totals |= {status: float(counts.get(status, 0)) for status in ("done", "failed")}
     totals |= {name: float(table[name].sum()) for name in ("attempts", "seconds", "cost")}
     if table["ended"].notna().any():
-        totals["elapsed"] = float(table["ended"].max() - table["started"].min())
+        totals["elapsed"] = _covered(table[table["started"].notna() & table["ended"].notna()])
     return totals
+
+
+def _covered(table: pd.DataFrame) -> float:
+    """Give the length of the union of the spans from ``started`` to ``ended``."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(zip(table["started"], table["ended"], strict=True)):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return float(total)
 
 
 def _campaigns(folder: Path) -> list[Path]:

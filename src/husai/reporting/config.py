@@ -10,7 +10,6 @@ from husai.config import Config
 class ReportingConfig(Config):
     """How the study's page is written."""
 
-    command: str = Field(default="kedro run", description="the command that makes the whole page")
     same_correlation: float = Field(
         default=0.9,
         gt=0,

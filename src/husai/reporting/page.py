@@ -71,17 +71,22 @@ class StudyRun:
 
     Attributes
     ----------
+    origin
+        The ``command`` as typed, the ``environment``, and ``changed``, the parameters that differ
+        from the defaults: ``name``, ``value`` and ``default`` of each.
     training, evaluation
-        Summary of the transformer's training; loss and accuracy of the reloaded weights.
+        Summary of the transformer's training; fingerprint, loss and accuracy of the reloaded
+        weights. Empty where there is no transformer.
     provenance
         Commit and versions.
     campaign
         Name of the campaign that trained the SAEs; ``study`` is the default one.
     totals
         Its SAEs ``planned``, ``done`` and ``failed``, their ``attempts`` and device-``seconds``,
-        and the seconds that ``elapsed``.
+        and the seconds that ``elapsed`` by the clock while at least one of them was trained.
     """
 
+    origin: Mapping[str, Any]
     training: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -107,8 +112,8 @@ def study_page(
         convergence gate of the training, and the page's own.
     """
     groups = tables.groups
-    own_hook = str(groups["hook"].iloc[0])
-    own = groups[groups["hook"] == own_hook]
+    own = _own(groups)
+    own_hook = str(own["hook"].iloc[0])
     found = _found(tables.features)
     return render(
         "home_study.md.j2",
@@ -119,7 +124,7 @@ def study_page(
         made_by=made_by(run.provenance),
         grokking_accuracy=inspect.signature(grokking_summary).parameters["threshold"].default,
         own_hook=own_hook,
-        chance=_above_chance(own),
+        main_sentence=main_sentence(groups),
         untrained=_beside_untrained(own),
         which=_which_features(found, tables.correlates, own_hook),
         purity=_pure_or_mixed(tables.truth),
@@ -142,6 +147,21 @@ def study_page(
         published=_published(tables.published),
         orderings=records(tables.orderings[tables.orderings["reason"] != "not both measured here"]),
     )
+
+
+def main_sentence(groups: pd.DataFrame) -> str:
+    """Say in plain text what a study found: first on its page, and when its run ends.
+
+    Parameters
+    ----------
+    groups
+        As in :class:`StudyTables`; the study's own hook is the first.
+    """
+    return render("main_sentence.j2", chance=_above_chance(_own(groups))).strip()
+
+
+def _own(groups: pd.DataFrame) -> pd.DataFrame:
+    return groups[groups["hook"] == groups["hook"].iloc[0]]
 
 
 def _where(table: pd.DataFrame, mask: Any) -> list[dict[str, Any]]:

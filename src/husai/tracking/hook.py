@@ -49,12 +49,12 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 
+from husai.config import flatten
 from husai.hooks.checks import StudyError
 from husai.provenance import command_line, git_commit, without_secrets
 from husai.storage import TensorFile
 from husai.tracking.config import TrackingConfig
 from husai.tracking.load import MachineLoad
-from husai.tracking.operations import flatten
 from husai.tracking.processes import PROCESS_TAG, end_abandoned, this_process
 from husai.tracking.recorder import Recorder, now
 from husai.tracking.servers import is_away, use_credentials, what_it_said

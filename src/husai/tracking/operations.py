@@ -6,7 +6,6 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,19 +20,6 @@ MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 500
 
 PACKAGE = Path(__file__).parent
-
-
-def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings and models with dotted names."""
-    if hasattr(values, "model_dump"):
-        values = values.model_dump(mode="json")
-    if isinstance(values, Mapping):
-        if not values and prefix:
-            yield prefix, "{}"
-        for key, value in values.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, values
 
 
 def log_params(recorder: Recorder, run_id: str, payload: None, values: dict[str, Any]) -> None:

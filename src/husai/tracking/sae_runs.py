@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from husai.activations.rows import activation_key
+from husai.config import flatten
 from husai.storage import TensorFile, append_line
 from husai.tracking.operations import (
     end_run,
-    flatten,
     log_metrics,
     log_model,
     log_params,

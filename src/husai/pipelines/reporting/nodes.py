@@ -13,6 +13,7 @@ from husai.sae.config import BankTrainingConfig
 
 
 def write_report(
+    origin: dict[str, Any],
     training_summary: dict[str, Any],
     transformer_evaluation: dict[str, Any],
     consistency_summary: dict[str, Any],
@@ -27,6 +28,7 @@ def write_report(
     from husai.reporting.page import StudyRun, StudyTables, study_page
 
     run = StudyRun(
+        origin,
         training_summary,
         transformer_evaluation,
         consistency_summary["provenance"],

@@ -30,6 +30,7 @@ def create_pipeline() -> Pipeline:
             Node(
                 write_report,
                 inputs={
+                    "origin": "run_origin",
                     "training_summary": "training_summary",
                     "transformer_evaluation": "transformer_evaluation",
                     "consistency_summary": "consistency_summary",

@@ -1,0 +1,42 @@
+"""What a run says when it ends, as a Kedro hook: where its page is, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from kedro.framework.hooks import hook_impl
+
+if TYPE_CHECKING:
+    from kedro.io import DataCatalog
+    from kedro.pipeline import Pipeline
+
+PAGE, GROUPS = "study_report", "consistency_groups"
+
+
+class RunEnding:
+    """Says where the study's page is, its main sentence, and two commands that show more."""
+
+    @hook_impl(trylast=True)  # after all that others have to say
+    def after_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Print it, when the run wrote the page."""
+        if PAGE not in pipeline.all_outputs():
+            return
+        from husai.reporting.page import main_sentence
+
+        page = Path(catalog.get(PAGE)._filepath)
+        groups = catalog.load(GROUPS)
+        environment = f" --env={run_params['env']}" if run_params.get("env") else ""
+        click.echo(f"\n{main_sentence(groups)}\n")
+        click.echo(f"The page: {shortened(page)}")
+        click.echo(f"Figures, tables and pipelines in the browser: kedro viz run{environment}")
+        click.echo("Every run and SAE in the browser: make ui")
+
+
+def shortened(path: Path) -> str:
+    """Give a path from the current folder, where it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
