@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from husai.consistency.scores.registry import SCORES
 from husai.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # Okabe and Ito's palette: distinct for any colour vision; markers distinguish lines in grey print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -88,3 +91,12 @@ def not_available(why: str) -> Figure:
     figure = Figure(figsize=(4.8, 0.8), layout="constrained")
     figure.text(0.5, 0.5, why, ha="center", va="center", size=FONT + 1)
     return figure
+
+
+def drawn_or_reason(draw: Callable[[], Figure]) -> Figure:
+    """Draw; or say in the figure why there is nothing to: one seed, no latent that fires."""
+    try:
+        return draw()
+    except InputError as error:
+        logger.warning("nothing to draw: %s", error)
+        return not_available(str(error))

@@ -98,6 +98,23 @@ def checked_summary(summary: dict[str, Any]) -> dict[str, Any]:
     return model.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
+def tracked_metrics(groups: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Give each group's scores and their excess over chance, by name, for tracking."""
+    metrics: dict[str, dict[str, float]] = {}
+    wanted = groups[groups["score"].isin(["pw_mcc", "mmcs", "shared_fraction"])]
+    for row in wanted.to_dict("records"):
+        name = f"{row['score']}{'_signed' if row['signed'] else ''}_{row['space']}"
+        found = metrics.setdefault(row["group"], {})
+        for label, column in (
+            (name, "mean"),
+            (f"{name}_above_isotropic", "isotropic_corrected"),
+            (f"{name}_above_data_aware", "data_aware_corrected"),
+        ):
+            if pd.notna(row.get(column)):
+                found[label] = float(row[column])
+    return metrics
+
+
 def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a table's rows as plain values, with None for what is missing (JSON has no NaN)."""
     return [

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from husai.calibration.config import PlantedTruthConfig
 from husai.campaign import CampaignFolders
+from husai.pipelines.hints import Figure
 from husai.provenance import git_commit, versions
 from husai.storage import TensorFile, TensorFiles
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-else:
-    Figure = object  # Kedro resolves the hints of every node; matplotlib is slow to import
 
 
 def plan(planted_truth: PlantedTruthConfig) -> pd.DataFrame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -18,13 +17,9 @@ from husai.campaign import (
     run_campaign,
 )
 from husai.campaign.plan import plan_keys
+from husai.pipelines.hints import Figure
 from husai.sae.config import BankTrainingConfig
 from husai.storage import TensorFile, TensorFiles
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-else:
-    Figure = object  # Kedro resolves the hints of every node; matplotlib is slow to import
 
 
 def plan(campaign: CampaignConfig) -> pd.DataFrame:

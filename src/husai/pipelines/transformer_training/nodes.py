@@ -6,20 +6,15 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from husai.errors import InputError
+from husai.pipelines.hints import Figure
 from husai.storage import TensorFile
 from husai.tasks import ModularDataset, Vocabulary
 from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-else:
-    # Kedro resolves the hints of every node; matplotlib is slow to import
-    Figure = object
 
 logger = logging.getLogger(__name__)
 

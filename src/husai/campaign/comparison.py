@@ -1,0 +1,214 @@
+"""The comparison of a study: its SAEs hook by hook, and the tables beside the report."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from husai.activations.rows import Activations, activation_key
+from husai.campaign.plan import UNTRAINED, plan_keys
+from husai.campaign.records import StudyRecords, decoders_by_step, plain_settings, study_hooks
+from husai.consistency import (
+    SAERecord,
+    beside_published,
+    consistency_report,
+    join_reports,
+    plane_truth,
+)
+from husai.consistency.config import ConsistencyConfig
+from husai.consistency.study.geometry import geometry_table, symmetry_table
+from husai.consistency.study.record import group_members
+from husai.consistency.study.report import ConsistencyReport
+from husai.consistency.study.summary import checked_summary, plain_rows, tracked_metrics
+from husai.consistency.study.tables import (
+    matched_l0_table,
+    orderings_table,
+    settings_table,
+    trajectory_table,
+)
+from husai.provenance import git_commit, versions
+
+logger = logging.getLogger(__name__)
+
+
+def compare_study(
+    study: StudyRecords, config: ConsistencyConfig
+) -> tuple[ConsistencyReport, dict[str, Any]]:
+    """Compare the SAEs of every group over their seeds, hook by hook.
+
+    Returns
+    -------
+    report
+        Its table ``truth`` holds the untrained model's SAEs too, where there are any: what the
+        same settings find of the planes that the data alone hold.
+    summary
+        What ``summary.json`` holds, checked.
+
+    Raises
+    ------
+    InputError
+        When every SAE of the study failed.
+    """
+    reports, fingerprints = {}, {}
+    untrained_truth = []
+    for hook, own in study.trained.items():
+        # those from elsewhere read what the grid's SAEs read
+        records = [*own.records, *(study.external if own is study.first else ())]
+        if not records:
+            logger.warning("every SAE at %s failed; there is nothing to compare", hook)
+            continue
+        planes = own.rows.planes
+        reports[hook] = consistency_report(
+            records,
+            config,
+            covariance=own.covariance,
+            planes=None if planes is None else planes.numpy(),
+            untrained=study.untrained[hook].records if hook in study.untrained else (),
+        )
+        fingerprints[hook] = own.rows.fingerprint
+        untrained_truth.append(_untrained_truth(study, hook, config))
+    report = join_reports(reports)
+    truth = pd.concat([report.truth, *untrained_truth], ignore_index=True)
+    summary = checked_summary(
+        {
+            **report.summary,
+            "truth": plain_rows(truth),
+            "metrics": tracked_metrics(report.groups),
+            "provenance": {
+                "plan": study.plan["sae_id"].tolist(),
+                "seeds": sorted({int(seed) for seed in study.plan["seed"]}),
+                "activations": [
+                    {"hook": key, "fingerprint": value} for key, value in fingerprints.items()
+                ],
+                "versions": versions(),
+                **git_commit(Path(__file__).parent),
+            },
+        }
+    )
+    return replace(report, truth=truth), summary
+
+
+def _untrained_truth(study: StudyRecords, hook: str, config: ConsistencyConfig) -> pd.DataFrame:
+    """Compare the untrained model's SAEs with its own planes of the key frequencies."""
+    own = study.untrained.get(hook)
+    if own is None or own.rows.planes is None or not own.records:
+        return pd.DataFrame()
+    named = [replace(record, group=record.group + UNTRAINED) for record in own.records]
+    planes = own.rows.planes.numpy()
+    _, truth = plane_truth(named, planes, config, covariance=own.covariance)
+    return truth.assign(hook=f"{hook}@untrained")
+
+
+def settings_tables(
+    plan: pd.DataFrame, groups: pd.DataFrame, statistics: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Put the scores of the study's own hook against the settings and the literature.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    groups
+        ``groups`` of a report.
+    statistics
+        :func:`husai.activations.statistics_table` of the rows.
+
+    Returns
+    -------
+    settings, matched, published, orderings
+        Scores against width, k and L0; at matched L0; beside the published scores; and the
+        orders of the architectures.
+    """
+    key = study_hooks(plan)[0]
+    known = statistics.assign(
+        key=[
+            activation_key(row["hook_name"], row["position"], row["model"])
+            for row in statistics.to_dict("records")
+        ]
+    ).set_index("key")
+    groups = groups[groups["hook"] == key]
+    settings = settings_table(groups, float(known["entropy_rank"][key]))
+    # groups beside the grid may differ in more than their sparsity
+    beside = set(plan.loc[~plain_settings(plan), "group"])
+    comparable = groups[~groups["group"].isin(beside)]
+    matched = matched_l0_table(comparable)
+    return (
+        settings,
+        matched,
+        beside_published(groups, model=f"this study's transformer, {key}"),
+        orderings_table(comparable, matched),
+    )
+
+
+def study_trajectories(
+    study: StudyRecords, groups: pd.DataFrame, config: ConsistencyConfig
+) -> pd.DataFrame:
+    """Follow the agreement between seeds over training, from the decoders kept on the way.
+
+    Returns
+    -------
+    pandas.DataFrame
+        :func:`husai.consistency.study.tables.trajectory_table` of every hook's groups.
+    """
+    found = group_members([one for hook in study.trained.values() for one in hook.records])
+    # the plan's order: the study's own hook first
+    members = {name: found[name] for name in dict.fromkeys(study.plan["group"]) if name in found}
+    chosen = groups.query("score == 'pw_mcc' and not signed and space == 'full'")
+    nulls = {
+        str(row["group"]): {
+            kind: float(row[f"{kind}_mean"])
+            for kind in ("isotropic", "data_aware")
+            if pd.notna(row.get(f"{kind}_mean"))
+        }
+        for row in chosen.to_dict("records")
+    }
+    table = trajectory_table(
+        members, lambda record: decoders_by_step(study.saes[record.id]), nulls, config
+    )
+    hooks = dict(zip(study.plan["group"], plan_keys(study.plan), strict=True))
+    return table.assign(hook=table["group"].map(hooks))
+
+
+def study_geometry(study: StudyRecords, config: ConsistencyConfig) -> pd.DataFrame:
+    """Measure how each group's directions lie and fire, beside random ones, hook by hook."""
+    tables = [
+        geometry_table(group_members(own.records), config, own.covariance).assign(hook=hook)
+        for hook, own in study.trained.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def study_symmetries(study: StudyRecords, config: ConsistencyConfig) -> pd.DataFrame:
+    """Ask which symmetries of the task map dictionaries to themselves or to other seeds'."""
+    members = group_members(study.first.records)
+    modulus = addition_modulus(study.first.rows)
+    if modulus is None:
+        reason = "the rows are not all pairs (a, b) of a modular addition"
+        return pd.DataFrame(
+            [{"group": name, "converged": None, "reason": reason} for name in members]
+        )
+    return symmetry_table(members, modulus, config)
+
+
+def addition_modulus(rows: Activations) -> int | None:
+    """Give p where the rows are all pairs (a, b) of addition modulo p, in order; else None."""
+    vocabulary = rows.model.get("vocabulary", {})
+    modulus = vocabulary.get("modulus")
+    complete = modulus is not None and len(rows.values) == modulus**2
+    return int(modulus) if complete and vocabulary.get("operation") == "addition" else None
+
+
+def best_group(groups: pd.DataFrame, study: StudyRecords) -> tuple[str, list[SAERecord]]:
+    """Give the group of the study's hook furthest above chance, with its SAEs that did not fail."""
+    chosen = groups[groups["hook"] == groups["hook"].iloc[0]].query(
+        "score == 'pw_mcc' and not signed and space == 'full'"
+    )
+    chosen = chosen[chosen["group"].isin(study.plan["group"])]
+    if "isotropic_corrected" in chosen:
+        chosen = chosen.sort_values("isotropic_corrected", na_position="first", kind="stable")
+    best = str(chosen["group"].iloc[-1])
+    return best, [record for record in study.first.records if record.group == best]

@@ -1,0 +1,84 @@
+"""Figures of a study's own SAEs: of which to draw, and what there is to say where none is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from husai.campaign.comparison import best_group
+from husai.campaign.records import StudyRecords, example_saes
+from husai.consistency import (
+    cluster_features,
+    coactivation,
+    match_features,
+    plane_recovery,
+    sparsity_pattern,
+)
+from husai.consistency.scores.codes import whole_codes
+from husai.figures.features import similarity_figure
+from husai.figures.geometry import (
+    activation_figure,
+    circle_figure,
+    correlation_figure,
+    geometry_figure,
+)
+from husai.figures.style import not_available
+
+
+def own_hook(table: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows of the study's own hook, the table's first: others are not like for like."""
+    return table[table["hook"] == table["hook"].iloc[0]] if len(table) else table
+
+
+def best_pair_figure(groups: pd.DataFrame, study: StudyRecords) -> Figure:
+    """Draw two seeds' matched similarities, for the group that is furthest above chance."""
+    group, found = best_group(groups, study)
+    if len(found) < 2:
+        return not_available(f"{group}: one SAE, no pair to compare")
+    one, two = found[:2]
+    return similarity_figure(
+        one.W_dec,
+        two.W_dec,
+        match_features(one.W_dec, two.W_dec),
+        names=(one.id, two.id),
+        unconverged=not (one.converged and two.converged),
+    )
+
+
+def example_figures(study: StudyRecords) -> tuple[Figure, Figure, Figure]:
+    """Draw how an SAE of each architecture lies in space, fires, and tiles the true circles."""
+    chosen = {name: study.record(sae_id) for name, sae_id in example_saes(study).items()}
+    open_ones = [name for name, sae in chosen.items() if not sae.converged]
+    weights = {name: (sae.W_dec, sae.W_enc) for name, sae in chosen.items()}
+    geometry = geometry_figure(weights, unconverged=open_ones)
+    patterns = {
+        name: sparsity_pattern(sae.codes) for name, sae in chosen.items() if sae.codes is not None
+    }
+    firing = activation_figure(patterns, unconverged=open_ones)
+    rows = study.first.rows
+    if rows.planes is None:
+        return geometry, firing, not_available("no ground truth is known at this hook")
+    planes = rows.planes.numpy()
+    circles = circle_figure(
+        {name: plane_recovery(sae.W_dec, planes) for name, sae in chosen.items()},
+        plane_names=rows.plane_names,
+        unconverged=open_ones,
+    )
+    return geometry, firing, circles
+
+
+def best_correlation_figure(groups: pd.DataFrame, study: StudyRecords) -> Figure:
+    """Draw which latents of one SAE go together: of the group that is furthest above chance."""
+    sae = best_group(groups, study)[1][0]
+    assert sae.codes is not None  # those of the plan are encoded
+    codes = whole_codes(sae.codes).toarray()
+    alive = np.flatnonzero(codes.std(axis=0) > 0)
+    if len(alive) < 2:
+        return not_available(f"{sae.id}: fewer than two of its latents vary; nothing is correlated")
+    return correlation_figure(
+        np.corrcoef(codes[:, alive], rowvar=False),
+        order=cluster_features(sae.W_dec[alive]).order,
+        coactivation=coactivation(codes),
+        name=sae.id + ("" if sae.converged else " †"),
+    )

@@ -1,0 +1,15 @@
+"""Types that are slow to import, for the hints of nodes: Kedro resolves them at every start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from husai.campaign.records import StudyRecords
+    from husai.consistency import SAERecord
+else:
+    Figure = SAERecord = StudyRecords = object
+
+__all__ = ["Figure", "SAERecord", "StudyRecords"]
