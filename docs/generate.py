@@ -13,7 +13,7 @@ from pathlib import Path
 from husai.compare.document import schema
 from husai.consistency.inference.nulls import NULL_KINDS
 from husai.consistency.scores.registry import SCORES
-from husai.consistency.study.schema import TABLES
+from husai.consistency.study.schema import BESIDE, TABLES
 from husai.consistency.study.summary import summary_schema
 
 FOLDER = Path(__file__).parent
@@ -78,7 +78,7 @@ def tables_page() -> str:
         "The [glossary](glossary.md) explains the terms.",
         "",
     ]
-    for table in TABLES.values():
+    for table in (*TABLES.values(), *BESIDE.values()):
         lines += [
             f"## {table.name}",
             "",

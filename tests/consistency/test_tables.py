@@ -18,8 +18,10 @@ from husai.consistency import (
     match_features,
 )
 from husai.consistency.analyses.symmetry import best_translation
+from husai.consistency.study.columns import TableError
 from husai.consistency.study.geometry import directions_geometry, geometry_table, symmetry_table
 from husai.consistency.study.record import with_firing_rates
+from husai.consistency.study.schema import BESIDE
 from husai.consistency.study.tables import (
     correlates_table,
     matched_l0_table,
@@ -273,3 +275,21 @@ def test_intervals_of_shares_stay_among_shares() -> None:
         row = table.loc[measure]
         assert 0 <= float(row["low"]) <= float(row["mean"]) <= float(row["high"]) <= 1
     assert float(table.loc["firing_rate"]["low"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": 1.5}, r"correlates, column mean: holds 1.5, outside \[-1.0, 1.0\]"),
+        ({"covariate": 3}, "correlates, column covariate: holds 3"),
+        ({"colour": "red"}, r"correlates: columns \['colour'\] are not declared"),
+    ],
+)
+def test_a_table_beside_the_report_is_held_to_its_declaration(
+    change: dict[str, Any], message: str
+) -> None:
+    row = {"group": "g", "n_seeds": 3, "converged": True, "covariate": "purity", "reason": ""}
+    table = BESIDE["correlates"]
+    assert len(table.check(pd.DataFrame([row | {"mean": 0.5}]))) == 1
+    with pytest.raises(TableError, match=message):
+        table.check(pd.DataFrame([row | change]))

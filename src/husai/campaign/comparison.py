@@ -23,6 +23,7 @@ from husai.consistency.config import ConsistencyConfig
 from husai.consistency.study.geometry import geometry_table, symmetry_table
 from husai.consistency.study.record import group_members
 from husai.consistency.study.report import ConsistencyReport
+from husai.consistency.study.schema import BESIDE
 from husai.consistency.study.summary import checked_summary, plain_rows, tracked_metrics
 from husai.consistency.study.tables import (
     matched_l0_table,
@@ -137,10 +138,12 @@ def settings_tables(
     comparable = groups[~groups["group"].isin(beside)]
     matched = matched_l0_table(comparable)
     return (
-        settings,
-        matched,
-        beside_published(groups, model=f"this study's transformer, {key}"),
-        orderings_table(comparable, matched),
+        BESIDE["settings"].check(settings),
+        BESIDE["matched_l0"].check(matched),
+        BESIDE["published"].check(
+            beside_published(groups, model=f"this study's transformer, {key}")
+        ),
+        BESIDE["orderings"].check(orderings_table(comparable, matched)),
     )
 
 
@@ -170,7 +173,7 @@ def study_trajectories(
         members, lambda record: decoders_by_step(study.saes[record.id]), nulls, config
     )
     hooks = dict(zip(study.plan["group"], plan_keys(study.plan), strict=True))
-    return table.assign(hook=table["group"].map(hooks))
+    return BESIDE["trajectories"].check(table.assign(hook=table["group"].map(hooks)))
 
 
 def study_geometry(study: StudyRecords, config: ConsistencyConfig) -> pd.DataFrame:
@@ -179,7 +182,7 @@ def study_geometry(study: StudyRecords, config: ConsistencyConfig) -> pd.DataFra
         geometry_table(group_members(own.records), config, own.covariance).assign(hook=hook)
         for hook, own in study.trained.items()
     ]
-    return pd.concat(tables, ignore_index=True)
+    return BESIDE["geometry"].check(pd.concat(tables, ignore_index=True))
 
 
 def study_symmetries(study: StudyRecords, config: ConsistencyConfig) -> pd.DataFrame:
@@ -191,7 +194,7 @@ def study_symmetries(study: StudyRecords, config: ConsistencyConfig) -> pd.DataF
         return pd.DataFrame(
             [{"group": name, "converged": None, "reason": reason} for name in members]
         )
-    return symmetry_table(members, modulus, config)
+    return BESIDE["symmetries"].check(symmetry_table(members, modulus, config))
 
 
 def addition_modulus(rows: Activations) -> int | None:

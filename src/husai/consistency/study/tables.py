@@ -23,6 +23,7 @@ from husai.consistency.study.record import (
     all_converged,
     group_settings,
 )
+from husai.consistency.study.schema import BESIDE
 from husai.threads import worker_pool
 
 Row = dict[str, Any]
@@ -260,7 +261,7 @@ def correlates_table(features: pd.DataFrame, *, level: float = 0.95) -> pd.DataF
             interval = mean_interval(known, level=level, bounds=(-1.0, 1.0))
             line |= {"mean": interval.mean, "low": interval.low, "high": interval.high}
             rows.append({**line, "reason": interval.reason})
-    return pd.DataFrame(rows)
+    return BESIDE["correlates"].check(pd.DataFrame(rows))
 
 
 def _rank_correlation(x: pd.Series[float], y: pd.Series[float]) -> float | None:
