@@ -292,7 +292,7 @@ _OF_GROUP = (
     replace(ARCHITECTURE, optional=True),
     replace(WIDTH, optional=True),
     _SEEDS,
-    CONVERGED,
+    replace(CONVERGED, optional=True),
 )
 _MEAN = tuple(replace(column, optional=True) for column in INTERVAL)
 
@@ -318,8 +318,11 @@ BESIDE: dict[str, Table] = {
             "matched_l0",
             "A width, a space, a score, an architecture and an L0 that all architectures reach.",
             (
-                *(WIDTH, SPACE, SCORE, SIGNED, replace(ARCHITECTURE, nullable=True)),
-                replace(L0, optional=True),
+                # missing where no group has both an L0 and a score
+                *(
+                    replace(column, nullable=True, optional=True)
+                    for column in (WIDTH, SPACE, SCORE, SIGNED, ARCHITECTURE, L0)
+                ),
                 count("n_measured", "settings on the curve", optional=True),
                 *(*_MEAN, *_LEVELS, REASON, CONVERGED),
             ),
