@@ -116,3 +116,29 @@ def test_what_this_run_makes_anew_is_checked_when_it_is_read(study):
     study.seed("234")
     with pytest.raises(StudyError, match="make it again"):
         study.run(FIRST, THIRD)
+
+
+def test_the_command_names_everything_that_is_out_of_date_in_order(study):
+    study.seed("234")
+    study.run(FIRST)
+    # the table is out of date because the parts are, though it was made from these very parts
+    read_table = Pipeline([Node(lambda table: {"v": 1}, inputs="table", outputs="end", name="end")])
+    with pytest.raises(StudyError, match=r"make it again: kedro run --pipelines=second,third$"):
+        study.run(read_table)
+    study.run(SECOND, THIRD)
+    study.run(read_table)
+
+
+def test_for_a_file_put_in_by_hand_both_ways_out_are_said(study):
+    (study.folder / "parts" / "part.json").write_text('{"v": [7]}')
+    read_table = Pipeline([Node(lambda table: {"v": 1}, inputs="table", outputs="end", name="end")])
+    ways = (
+        r"to continue with what is there now: kedro run --from-inputs=parts; "
+        r"to overwrite it: kedro run --pipelines=second,third$"
+    )
+    with pytest.raises(StudyError, match=ways):
+        study.run(read_table)
+    # what the first one names runs, and leaves the file as it is
+    study.run(sum((FIRST, SECOND, THIRD), Pipeline([])).from_inputs("parts"))
+    assert (study.folder / "parts" / "part.json").read_text() == '{"v": [7]}'
+    study.run(read_table)

@@ -8,6 +8,7 @@ back to the beginning: where an input is not the one that was read, the run is r
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,15 +63,14 @@ class Lineage:
         self._catalog = catalog
         self._made_here = {name for node in pipeline.nodes for name in node.outputs}
         self._ended = []
-        for name in sorted(pipeline.inputs()):
-            self._check(name, frozenset())
+        self._check(sorted(pipeline.inputs()), frozenset())
 
     @hook_impl
     def before_dataset_loaded(self, dataset_name: str) -> None:
         """Check again what was made from something that this run has just made."""
         self._write()
         if dataset_name not in self._made_here:
-            self._check(dataset_name, self._made_here)
+            self._check([dataset_name], self._made_here)
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
@@ -95,26 +95,65 @@ class Lineage:
                     temporary.write_text(json.dumps(asdict(Made(found, inputs, pipeline))))
         self._ended = []
 
-    def _check(self, name: str, only: frozenset[str] | set[str]) -> None:
-        """Follow a dataset back; refuse it where an input changed (one of ``only``, if any)."""
-        pending = [(name, [self._pipeline(name)])]
-        seen = set()
-        while pending:
-            dataset, pipelines = pending.pop()
-            made = self._made(dataset)
-            if made is None or dataset in seen:
-                continue
-            seen.add(dataset)
-            for source, then in made.inputs.items():
-                now = self._fingerprint(source)
-                if now and now != then and (not only or source in only):
-                    again = dict.fromkeys(part for part in reversed(pipelines) if part)
-                    raise StudyError(
-                        f"{self._location(dataset)}: made from {self._location(source)} with "
-                        f"fingerprint {then}, but that is {now} now; make it again: kedro run "
-                        f"--pipelines={','.join(again)}"
-                    )
-                pending.append((source, [*pipelines, self._pipeline(source)]))
+    def _check(self, names: Iterable[str], only: frozenset[str] | set[str]) -> None:
+        """Follow datasets back; refuse them where an input changed (one of ``only``, if any)."""
+        outdated: dict[str, list[str]] = {}
+        seen: set[str] = set()
+        for name in names:
+            self._follow(name, only, outdated, seen)
+        changed = [(name, source) for name, sources in outdated.items() for source in sources]
+        if not changed:
+            return
+        again = dict.fromkeys(filter(None, map(self._pipeline, outdated)))
+        dataset, source = changed[0]
+        made = self._made(dataset)
+        assert made is not None  # else it would not be out of date
+        message = (
+            f"{self._location(dataset)}: made from {self._location(source)} with fingerprint "
+            f"{made.inputs[source]}, but that is {self._fingerprint(source)} now; "
+        )
+        # of each source that came from elsewhere, the pipeline that would overwrite it
+        replaced = {source: self._replaced(source) for _, source in changed}
+        replaced = {source: pipeline for source, pipeline in replaced.items() if pipeline}
+        if replaced:
+            again = dict.fromkeys([*replaced.values(), *again])
+            raise StudyError(
+                f"{message}to continue with what is there now: kedro run "
+                f"--from-inputs={','.join(replaced)}; to overwrite it: kedro run "
+                f"--pipelines={','.join(again)}"
+            )
+        raise StudyError(f"{message}make it again: kedro run --pipelines={','.join(again)}")
+
+    def _follow(
+        self,
+        name: str,
+        only: frozenset[str] | set[str],
+        outdated: dict[str, list[str]],
+        seen: set[str],
+    ) -> None:
+        """Add a dataset and what it was made from, the earliest first, where out of date."""
+        made = self._made(name)
+        if made is None or name in seen:
+            return
+        seen.add(name)
+        changed = []
+        for source, then in made.inputs.items():
+            self._follow(source, only, outdated, seen)
+            now = self._fingerprint(source)
+            if now and now != then and (not only or source in only):
+                changed.append(source)
+        if changed or any(source in outdated for source in made.inputs):
+            outdated[name] = changed
+
+    def _replaced(self, name: str) -> str:
+        """Give the pipeline that made a dataset, where its content is not that any more."""
+        path = self._record(name)
+        if path is None or not path.is_file() or self._made(name) is not None:
+            return ""
+        try:
+            return Made(**json.loads(path.read_text())).pipeline
+        except (ValueError, TypeError):
+            return ""
 
     def _pipeline(self, name: str) -> str:
         made = self._made(name)
