@@ -272,9 +272,9 @@ def test_intervals_of_shares_stay_among_shares() -> None:
         records.append(record(seed, codes, group="g"))
     table = geometry_table({"g": with_firing_rates(records)}, CONFIG).set_index("measure")
     for measure in ("firing_rate", "never_coactive"):
-        row = table.loc[measure]
-        assert 0 <= float(row["low"]) <= float(row["mean"]) <= float(row["high"]) <= 1
-    assert float(table.loc["firing_rate"]["low"]) == 0.0
+        low, mean, high = (table[name][measure] for name in ("low", "mean", "high"))
+        assert 0 <= low <= mean <= high <= 1
+    assert table["low"]["firing_rate"] == 0.0
 
 
 @pytest.mark.parametrize(
