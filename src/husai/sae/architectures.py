@@ -52,11 +52,6 @@ class Architecture:
         """
         return "resample" if self.penalty == "l1" else "auxk"
 
-    @property
-    def has_threshold(self) -> bool:
-        """Whether a trained SAE encodes with a threshold per latent."""
-        return self.selection in ("batch", "threshold")
-
 
 ARCHITECTURES: dict[str, Architecture] = {}
 
