@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from mlflow import MlflowClient
 
@@ -38,12 +39,17 @@ def drive(data_dir: Path, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def test_a_killed_driver_leaves_one_run_for_every_sae(tmp_path):
-    data_dir, log = tmp_path / "data", tmp_path / "log"
+def write_rows(data_dir: Path) -> None:
+    """Write rows of activations for the SAEs to read."""
     values = torch.randn(289, 16, generator=torch.Generator().manual_seed(0))
     hook = "blocks.0.hook_resid_post"
     rows = Activations(values, torch.zeros(289, dtype=torch.int64), hook, -1)
     write_tensors(data_dir / "activations" / f"{rows.key}.safetensors", *rows.to_tensors())
+
+
+def test_a_killed_driver_leaves_one_run_for_every_sae(tmp_path):
+    data_dir, log = tmp_path / "data", tmp_path / "log"
+    write_rows(data_dir)
     trained = data_dir / "saes" / "trained"
 
     driver = drive(data_dir, log)
@@ -96,3 +102,23 @@ def test_a_killed_driver_leaves_one_run_for_every_sae(tmp_path):
     assert sorted(json.loads(line)["sae_id"] for line in noted) == sorted(plan)
     total = sessions[last].data.metrics
     assert (total["campaign.saes"], total["campaign.failed"]) == (18, 0)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_driver_that_is_ended_by_a_signal_closes_its_run(tmp_path, name):
+    data_dir, log = tmp_path / "data", tmp_path / "log"
+    write_rows(data_dir)
+    driver = drive(data_dir, log)
+    trained = data_dir / "saes" / "trained"
+    while not list(trained.glob("*.safetensors")):
+        assert driver.poll() is None, log.read_text()
+        time.sleep(0.002)
+    number = getattr(signal, name)
+    driver.send_signal(number)
+    assert driver.wait(timeout=120) == 128 + number, log.read_text()
+    client = MlflowClient(f"sqlite:///{data_dir / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("husai-test").experiment_id
+    runs = client.search_runs([experiment], "attributes.run_name LIKE 'sae_training%'")
+    assert [run.info.status for run in runs] == ["KILLED"]
+    assert runs[0].info.end_time is not None
