@@ -9,7 +9,7 @@ export KEDRO_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check bench results campaign-results planted-results viz ui lock clean help
+.PHONY: run test check bench results campaign-results planted-results transformers viz ui lock clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -55,6 +55,10 @@ planted-results: $(READY) ## likewise those of kedro run --pipelines=planted_tru
 	mkdir -p docs/results/planted_truth
 	cp data/planted_truth/planted_truth.md data/planted_truth/calibration.png docs/results/planted_truth/
 	$(call as_csv,data/planted_truth,settings planes calibration detectors gate,docs/results/planted_truth)
+
+transformers: $(READY) ## train the shipped transformers again (hours; other weights elsewhere)
+	$(BIN)/python benchmarks/ship_transformers.py data/shipped --shipped early_stop
+	$(BIN)/python benchmarks/ship_transformers.py data/shipped --shipped cleaned_up
 
 bench: $(READY)  ## the benchmarks that need no peers' packages
 	$(BIN)/python benchmarks/transformer_step.py

@@ -20,6 +20,7 @@ from kedro.framework.startup import bootstrap_project
 from husai.consistency import ConsistencyConfig
 from husai.consistency.study.summary import summary_schema
 from husai.hooks.checks import StudyError
+from husai.storage import read_header, read_tensors, tensors_digest
 
 PROJECT = Path(__file__).parents[2]
 
@@ -187,6 +188,18 @@ def test_summary_says_what_made_it(study):
     assert provenance["versions"]["husai"]
     assert provenance["seeds"] == [0, 1, 2]
     assert len(provenance["activations"]) == 3
+    # which transformer: in the summary, beside its rows, and on the page
+    path = next((study / "transformer" / "transformer.safetensors").glob("*/*"))
+    fingerprint = tensors_digest(read_tensors(path)[0])[:16]
+    used = {"name": "", "seed": 0, "fingerprint": fingerprint}
+    assert provenance["transformer"] == used
+    rows = study / "activations" / "blocks.0.hook_resid_post@-1.safetensors"
+    assert read_header(rows)["model"]["transformer"] == used
+    page = (study / "reporting" / "home_study.md").read_text()
+    assert (
+        f"trained by this study from seed 0; the fingerprint of its weights is `{fingerprint}`"
+        in page
+    )
 
 
 def test_summary_follows_its_schema(study):

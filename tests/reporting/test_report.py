@@ -104,8 +104,16 @@ def page(
     found: StudyTables | None = None,
     consistency: ConsistencyConfig | None = None,
     gate: BankTrainingConfig | None = None,
+    name: str = "",
 ) -> str:
-    training = {"epoch_test_99": None, "epochs": 10, "seconds": 1.0, "hardware": "x", "threads": 1}
+    training = {
+        "epoch_test_99": None,
+        "epochs": 10,
+        "seconds": 1.0,
+        "hardware": "x",
+        "threads": 1,
+        "transformer": {"name": name, "seed": 3, "fingerprint": "0123456789abcdef"},
+    }
     totals = {"planned": 6, "done": 5, "failed": 1, "attempts": 7}
     changed = [{"name": "task.modulus", "value": "17", "default": "113"}]
     run = StudyRun(
@@ -149,6 +157,11 @@ def test_main_sentence_stands_on_the_page_and_follows_the_numbers() -> None:
     assert "a claim on, in 0 of 1. " in main_sentence(tables(low=0.62).groups)
     unknown = tables().groups.assign(low=None)
     assert main_sentence(unknown).startswith("Agreement between seeds has no interval here")
+
+
+def test_page_says_which_transformer_was_used() -> None:
+    assert "It is trained by this study from seed 3." in page()
+    assert "It is `seed3_clean`, one of the trained transformers" in page(name="seed3_clean")
 
 
 def test_sentences_follow_the_numbers() -> None:

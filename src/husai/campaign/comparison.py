@@ -85,6 +85,7 @@ def compare_study(
                 "activations": [
                     {"hook": key, "fingerprint": value} for key, value in fingerprints.items()
                 ],
+                "transformer": study.first.rows.model.get("transformer"),
                 "versions": versions(),
                 **git_commit(Path(__file__).parent),
             },

@@ -122,7 +122,10 @@ def _check_worlds(study: Any) -> None:
 def _check_transformer(groups: dict[str, Any], d_vocab: int, n_ctx: int) -> None:
     """Build the model with fresh weights: the surest check of sizes and hook names."""
     from husai.transformer import build_transformer
+    from husai.transformer.shipped import check_shipped
 
+    if groups["transformer"].start == "shipped":
+        check_shipped(groups["transformer"], groups.get("transformer_training"), groups["task"])
     config = groups["transformer"]
     width = config.d_model * (4 * config.d_model + 2 * config.d_mlp)
     parameters = config.n_layers * width + 2 * d_vocab * config.d_model

@@ -60,7 +60,7 @@ class SAEFolders:
         key = activation_key(about["hook_name"], about["position"], about.get("model", "trained"))
         path = self.activations / f"{key}.safetensors"
         model = read_header(path).get("model", {}) if path.is_file() else {}
-        return str(model.get("fingerprint", ""))
+        return str(model.get("transformer", {}).get("fingerprint", ""))
 
 
 class StudySAEs:

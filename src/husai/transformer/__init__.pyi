@@ -1,8 +1,10 @@
 from .checkpoints import CheckpointStore
-from .config import TransformerConfig, TransformerTrainingConfig
+from .config import TransformerChoice, TransformerConfig, TransformerTrainingConfig
 from .measures import (
     FourierStructure,
     fourier_structure,
+    frequency_balance,
+    frequency_shares,
     progress_measures,
 )
 from .model import (
@@ -11,21 +13,28 @@ from .model import (
     load_transformer,
     save_transformer,
 )
+from .shipped import Shipped, load_shipped, shipped_transformers
 from .splice import spliced_loss
 from .training import evaluate_transformer, train_transformer
 
 __all__ = [
     "CheckpointStore",
     "FourierStructure",
+    "Shipped",
     "TrainedTransformer",
+    "TransformerChoice",
     "TransformerConfig",
     "TransformerTrainingConfig",
     "build_transformer",
     "evaluate_transformer",
     "fourier_structure",
+    "frequency_balance",
+    "frequency_shares",
+    "load_shipped",
     "load_transformer",
     "progress_measures",
     "save_transformer",
+    "shipped_transformers",
     "spliced_loss",
     "train_transformer",
 ]

@@ -65,6 +65,29 @@ class TransformerConfig(Config):
         return self.d_head if self.d_head is not None else self.d_model // self.n_heads
 
 
+class TransformerChoice(TransformerConfig):
+    """Which transformer a study is about: one that is shipped with the project, or a new one.
+
+    Rounding differs between machines, and with it the solution that a seed grows into; the
+    shipped transformers are the same bits everywhere.
+    """
+
+    start: Literal["shipped", "train"] = Field(
+        "shipped", description="take the shipped transformer of this seed, or train one here"
+    )
+    shipped: Literal["early_stop", "cleaned_up"] = Field(
+        "early_stop",
+        description="which one of the seed: as training stopped once it had grokked, or trained on "
+        "until its weights had settled",
+    )
+
+    def shape(self) -> TransformerConfig:
+        """Give the model's shape and seed alone."""
+        return TransformerConfig.model_validate(
+            self.model_dump(include=set(TransformerConfig.model_fields))
+        )
+
+
 class TransformerTrainingConfig(Config):
     """How the transformer is trained. An epoch is one pass over the train rows.
 

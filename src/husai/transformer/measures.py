@@ -142,6 +142,47 @@ def fourier_structure(
     )
 
 
+def frequency_shares(
+    state_dict: Mapping[str, Tensor],
+    vocabulary: Vocabulary,
+    model_config: TransformerConfig,
+    key: Sequence[int],
+) -> dict[int, float]:
+    """Share of the residual stream's variance at each key frequency's wave of the answer.
+
+    At the answer position, after the last block. How evenly the frequencies hold it is
+    :func:`frequency_balance`.
+
+    Parameters
+    ----------
+    state_dict, vocabulary, model_config
+        As in :func:`fourier_structure`.
+    key
+        Frequencies.
+    """
+    rows = _AnswerTableMaker(vocabulary, model_config)(state_dict).resid_post
+    p, operation = vocabulary.modulus, vocabulary.operation
+    return {int(k): fraction_explained(rows, [k], p, operation) for k in key}
+
+
+def frequency_balance(shares: Sequence[float]) -> float:
+    """Effective number of frequencies over their number, in (0, 1]: 1 when all hold the same.
+
+    The effective number is the exponential of the entropy of the shares, normalised to sum to 1.
+
+    Raises
+    ------
+    InputError
+        Without a positive share.
+    """
+    values = np.asarray(shares, dtype=np.float64)
+    values = values[values > 0]
+    if not len(values):
+        raise InputError("shares: none is above 0")
+    part = values / values.sum()
+    return float(np.exp(-(part * np.log(part)).sum()) / len(shares))
+
+
 def progress_measures(
     checkpoints: Iterable[tuple[int, Mapping[str, Tensor]]],
     dataset: ModularDataset,

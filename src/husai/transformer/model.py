@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from husai.errors import InputError
-from husai.storage import read_tensors, write_tensors
+from husai.storage import read_tensors, tensors_digest, write_tensors
 from husai.tasks.modular import Vocabulary
 from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
 
@@ -112,6 +111,10 @@ class TrainedTransformer:
     summary
         ``epoch_train_99``, ``epoch_test_99``, ``grokking_delay_epochs`` and ``_ratio``, final
         accuracies and losses, seconds, hardware, threads, why training stopped.
+    name
+        Its name among the shipped transformers (see :mod:`husai.transformer.shipped`), or empty.
+    progress
+        Progress measures of the training, kept where its checkpoints are not; or None.
     """
 
     state_dict: dict[str, Tensor]
@@ -120,15 +123,21 @@ class TrainedTransformer:
     vocabulary: Vocabulary
     history: pd.DataFrame
     summary: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    progress: pd.DataFrame | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of the SHA-256 of names and weights."""
-        total = hashlib.sha256()
-        for name in sorted(self.state_dict):
-            total.update(name.encode())
-            total.update(self.state_dict[name].detach().cpu().contiguous().numpy().tobytes())
-        return total.hexdigest()[:16]
+        """Sixteen hex digits of the SHA-256 of the weights: equal bits, equal fingerprint."""
+        return tensors_digest(self.state_dict)[:16]
+
+    def identity(self) -> dict[str, Any]:
+        """Say which transformer this is: its ``name``, ``seed`` and ``fingerprint``."""
+        return {
+            "name": self.name,
+            "seed": self.model_config.seed,
+            "fingerprint": self.fingerprint,
+        }
 
     def build(self, device: str | torch.device = "cpu") -> TransformerBridge:
         """Return the hooked model with the trained weights, in evaluation mode."""
@@ -141,18 +150,19 @@ class TrainedTransformer:
 
     def header(self) -> dict[str, Any]:
         """Everything but the weights, as JSON."""
-        return {
+        header = {
             "kind": FILE_KIND,
             "model_config": self.model_config.model_dump(mode="json"),
             "training_config": self.training_config.model_dump(mode="json"),
             "vocabulary": self.vocabulary.model_dump(mode="json"),
-            # a list, for JSON objects have no order; None, for JSON has no NaN
-            "history": [
-                [name, [None if math.isnan(v) else v for v in self.history[name].tolist()]]
-                for name in self.history.columns
-            ],
+            "history": _columns(self.history),
             "summary": self.summary,
         }
+        if self.name:
+            header["name"] = self.name
+        if self.progress is not None:
+            header["progress"] = _columns(self.progress)
+        return header
 
     @classmethod
     def from_parts(
@@ -169,14 +179,28 @@ class TrainedTransformer:
             model_config=TransformerConfig.model_validate(header["model_config"]),
             training_config=TransformerTrainingConfig.model_validate(header["training_config"]),
             vocabulary=Vocabulary.model_validate(header["vocabulary"]),
-            history=pd.DataFrame(
-                {
-                    name: np.asarray(values, dtype=np.int64 if name == "epoch" else np.float64)
-                    for name, values in header["history"]
-                }
-            ),
+            history=_table(header["history"]),
             summary=dict(header["summary"]),
+            name=str(header.get("name", "")),
+            progress=_table(header["progress"]) if "progress" in header else None,
         )
+
+
+def _columns(table: pd.DataFrame) -> list[list[Any]]:
+    # a list, for JSON objects have no order; None, for JSON has no NaN
+    return [
+        [name, [None if math.isnan(v) else v for v in table[name].tolist()]]
+        for name in table.columns
+    ]
+
+
+def _table(columns: Sequence[tuple[str, Sequence[float | None]]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            name: np.asarray(values, dtype=np.int64 if name == "epoch" else np.float64)
+            for name, values in columns
+        }
+    )
 
 
 def save_transformer(transformer: TrainedTransformer, path: str | Path) -> None:

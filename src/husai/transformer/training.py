@@ -124,6 +124,15 @@ def train_transformer(
     return run.result()
 
 
+def dataset_digest(dataset: ModularDataset) -> str:
+    """SHA-256 of a dataset's tokens, answers and split."""
+    return hashlib.sha256(
+        np.ascontiguousarray(dataset.tokens()).tobytes()
+        + dataset.answers().tobytes()
+        + "\n".join(dataset.examples["split"]).encode()
+    ).hexdigest()
+
+
 class _Run:
     """State of one training run."""
 
@@ -146,13 +155,8 @@ class _Run:
                 "which has no rows in the dataset; give that split a fraction, name the other one "
                 "or set early_stopping to false"
             )
-        tokens = dataset.tokens()
-        self.digest = hashlib.sha256(
-            np.ascontiguousarray(tokens).tobytes()
-            + dataset.answers().tobytes()
-            + "\n".join(dataset.examples["split"]).encode()
-        ).hexdigest()
-        self.tokens = torch.tensor(tokens).to(self.device)
+        self.digest = dataset_digest(dataset)
+        self.tokens = torch.tensor(dataset.tokens()).to(self.device)
         self.answers = torch.tensor(dataset.answers()).to(self.device)
         self.a = self.tokens[:, self.vocabulary.position_a].contiguous()
         self.b = self.tokens[:, self.vocabulary.position_b].contiguous()

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from husai.consistency.study.schema import TABLES
 
 SCHEMA_NAME = "husai.consistency"
-SCHEMA_VERSION = "3.0"
+SCHEMA_VERSION = "3.1"
 
 
 class _Part(BaseModel):
@@ -33,12 +33,23 @@ class RowsRead(_Part):
     fingerprint: str = Field(pattern="^[0-9a-f]{16}$")
 
 
+class TransformerRead(_Part):
+    """The transformer whose activations these are."""
+
+    name: str = Field(description="among those shipped with the project; empty when trained here")
+    seed: int = Field(description="of its initial weights")
+    fingerprint: str = Field(pattern="^[0-9a-f]{16}$", description="of its weights")
+
+
 class Provenance(_Part):
     """What the numbers were made from, and with."""
 
     plan: list[str] = Field(min_length=1, description="Ids of the SAEs")
     seeds: list[int] = Field(min_length=1)
     activations: list[RowsRead] = Field(min_length=1)
+    transformer: TransformerRead | None = Field(
+        default=None, description="null for rows of the user's own"
+    )
     versions: dict[str, str]
     commit: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
     dirty: bool | None = None
@@ -49,11 +60,11 @@ class _Summary(_Part):
 
     A change that old readers would misread raises the first number of schema_version, an addition
     the second. Null stands for what is not defined; reason says why. 3.0 renamed the score
-    shared_decoder to matched_fraction.
+    shared_decoder to matched_fraction; 3.1 names the transformer.
     """
 
     schema_: Literal["husai.consistency"] = Field(alias="schema")
-    schema_version: Literal["3.0"]
+    schema_version: Literal["3.1"]
     config: dict[str, Any] = Field(
         description="husai.consistency.ConsistencyConfig, defaults included"
     )

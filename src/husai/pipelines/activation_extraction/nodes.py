@@ -59,7 +59,8 @@ def extract(
             {
                 "config": trained.model_config.model_dump(mode="json"),
                 "vocabulary": vocabulary.model_dump(mode="json"),
-                "fingerprint": trained.fingerprint,
+                # of the untrained model too: it is this one's beginning
+                "transformer": trained.identity(),
             },
         ):
             kept = _with_planes(replace(rows, trained=is_trained), trained, frequencies)

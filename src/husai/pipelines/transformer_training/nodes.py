@@ -1,4 +1,4 @@
-"""Nodes that train the transformer and measure how it groks."""
+"""Nodes that train the transformer, or take a shipped one, and measure how it groks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ import pandas as pd
 from husai.errors import InputError
 from husai.pipelines.hints import Figure
 from husai.storage import TensorFile
-from husai.tasks import ModularDataset, Vocabulary
-from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
+from husai.tasks import ModularDataset, ModularTaskConfig, Vocabulary
+from husai.transformer.config import (
+    TransformerChoice,
+    TransformerConfig,
+    TransformerTrainingConfig,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -22,23 +26,27 @@ logger = logging.getLogger(__name__)
 def train(
     examples: pd.DataFrame,
     vocabulary: dict[str, Any],
-    transformer: TransformerConfig,
+    task: ModularTaskConfig,
+    transformer: TransformerChoice,
     training: TransformerTrainingConfig,
     checkpoints: Path,
 ) -> tuple[TensorFile, pd.DataFrame, dict[str, Any]]:
-    """Train until the model has grokked; an interrupted training continues from its checkpoint."""
-    from husai.transformer import CheckpointStore, train_transformer
+    """Take the shipped transformer, or train one until it has grokked.
 
-    store = CheckpointStore(run_folder(checkpoints, examples, transformer, training))
-    trained = train_transformer(
-        ModularDataset(examples, Vocabulary.model_validate(vocabulary)),
-        transformer,
-        training,
-        checkpoint_dir=store.directory,
-    )
-    store.finish()
+    An interrupted training continues from its checkpoint.
+    """
+    from husai.transformer import CheckpointStore, load_shipped, train_transformer
+
+    dataset = ModularDataset(examples, Vocabulary.model_validate(vocabulary))
+    if transformer.start == "shipped":
+        trained = load_shipped(transformer, dataset, training, task)
+    else:
+        shape = transformer.shape()
+        store = CheckpointStore(run_folder(checkpoints, examples, shape, training))
+        trained = train_transformer(dataset, shape, training, checkpoint_dir=store.directory)
+        store.finish()
     file = TensorFile(trained.state_dict, trained.header())
-    return file, trained.history, trained.summary
+    return file, trained.history, {**trained.summary, "transformer": trained.identity()}
 
 
 def evaluate(transformer: TensorFile, examples: pd.DataFrame) -> dict[str, Any]:
@@ -53,11 +61,16 @@ def evaluate(transformer: TensorFile, examples: pd.DataFrame) -> dict[str, Any]:
 def measure_progress(
     transformer: TensorFile, examples: pd.DataFrame, checkpoints: Path
 ) -> pd.DataFrame:
-    """Measure the Fourier structure over the checkpoints of the training."""
+    """Measure the Fourier structure over the checkpoints of the training.
+
+    A shipped transformer brings what was measured when it was trained.
+    """
     from husai.transformer import CheckpointStore, TrainedTransformer, progress_measures
     from husai.transformer.measures import MEASURES
 
     trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
+    if trained.progress is not None:
+        return trained.progress
     folder = run_folder(checkpoints, examples, trained.model_config, trained.training_config)
     store = CheckpointStore(folder)
     dataset = ModularDataset(examples, trained.vocabulary)

@@ -21,6 +21,7 @@ def create_pipeline() -> Pipeline:
                 inputs=[
                     "examples",
                     "vocabulary",
+                    "params:task",
                     "params:transformer",
                     "params:transformer_training",
                     "transformer_checkpoints",
