@@ -4,7 +4,7 @@
     python benchmarks/ship_transformers.py WORK --seeds 0 1 --shipped cleaned_up --epochs 5000
 
 Each one is trained by the project's own pipelines, in a folder of its own below WORK; one that is
-trained already is taken from there, and an interrupted training goes on. The files go to
+trained already is taken from there, and an interrupted training continues. The files go to
 src/husai/transformer/shipped: weights as float32 with the curves of the training, thinned past the
 early stop so that a file stays below 1 MB. The same seed gives other weights on another processor
 or with another number of threads.

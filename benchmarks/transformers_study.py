@@ -5,7 +5,7 @@
 
 For each transformer it runs `kedro run --env=transformers` in a folder of its own below
 data/transformers, and adds a row for each group of SAEs to docs/results/transformers/groups.csv.
-Started again, it goes on where it was interrupted: SAEs that are trained stay, and a transformer
+Started again, it continues where it was interrupted: SAEs that are trained stay, and a transformer
 whose rows are in its folder is done.
 """
 
