@@ -92,7 +92,8 @@ def thinned(table: pd.DataFrame, end: int) -> pd.DataFrame:
     """Keep all rows to an epoch, then every hundredth epoch and the last row."""
     epoch = table["epoch"]
     kept = (epoch <= end) | (epoch % KEEP_EVERY == 0) | (epoch == epoch.max())
-    return table[kept].reset_index(drop=True)
+    thin: pd.DataFrame = table[kept].reset_index(drop=True)
+    return thin
 
 
 def describe(

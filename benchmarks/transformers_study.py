@@ -79,6 +79,7 @@ def run(folder: Path, params: dict[str, Any]) -> tuple[RowsRecords, TrainedTrans
     """Train what is missing in a leg's folder; give its SAEs with rows, its model and examples."""
     os.environ["HUSAI_DATA_DIR"] = str(folder)
     bootstrap_project(ROOT)
+    session: Any
     with KedroSession.create(ROOT, env="transformers", runtime_params=params) as session:
         session.run()
     with KedroSession.create(ROOT, env="transformers", runtime_params=params) as session:

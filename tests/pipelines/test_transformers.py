@@ -30,8 +30,8 @@ def run(data_dir: Path, params: dict[str, Any], pipelines: tuple[str, ...] = STA
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUSAI_DATA_DIR", str(data_dir))
         bootstrap_project(PROJECT)
-        options = {"env": "transformers", "runtime_params": params}
-        with KedroSession.create(PROJECT, **options) as session:
+        session: Any
+        with KedroSession.create(PROJECT, env="transformers", runtime_params=params) as session:
             session.run(pipeline_names=list(pipelines))
 
 
