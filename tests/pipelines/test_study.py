@@ -196,10 +196,8 @@ def test_summary_says_what_made_it(study):
     rows = study / "activations" / "blocks.0.hook_resid_post@-1.safetensors"
     assert read_header(rows)["model"]["transformer"] == used
     page = (study / "reporting" / "home_study.md").read_text()
-    assert (
-        f"trained by this study from seed 0; the fingerprint of its weights is `{fingerprint}`"
-        in page
-    )
+    assert f"The transformer's fingerprint is `{fingerprint}`." in page
+    assert "It is trained by this study from seed 0." in page
 
 
 def test_summary_follows_its_schema(study):
