@@ -244,6 +244,8 @@ def test_the_permuted_null_is_drawn_from_all_seeds_of_the_group_encoders_with_de
     sides = [Side(rows, rows) for rows in seeds]
     cache = null_cache.NullCache(ComparisonConfig(null_draws=20, shared_threshold=0.5))
     found = cache.pair(sides[0], sides[1], group="a", own=sides)
+    assert len(found["pw_mcc", False]["isotropic"].values) == 20
+    assert len(found["pw_mcc", False]["permuted"].values) == 100  # claims rest on it
     independent = np.mean([pw_mcc(seeds[i], seeds[j]) for i, j in ((0, 1), (0, 2), (1, 2))])
     assert found["pw_mcc", False]["permuted"].mean == pytest.approx(independent, abs=0.03)
     # encoders equal to their decoders stay so: both name the same partner whenever one does

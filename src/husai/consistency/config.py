@@ -30,8 +30,8 @@ class ComparisonConfig(Config):
     )
     null_draws: CountFromZero | None = Field(
         default=None,
-        description="random pairs behind each null; None takes what about a minute allows, "
-        "0 leaves the nulls out",
+        description="random pairs behind each null, five times as many of the permuted one; None "
+        "takes what about a minute allows, 0 leaves the nulls out",
     )
     code_null_draws: CountFromZero | None = Field(
         default=None,
@@ -63,7 +63,8 @@ class ConsistencyConfig(ComparisonConfig):
         default=19, description="row shuffles behind the null of matched activations"
     )
     null_draws: CountFromZero | None = Field(
-        default=40, description="random pairs behind each null"
+        default=40,
+        description="random pairs behind each null; the permuted one gets five times as many",
     )
     symmetry_width: Count = Field(
         default=64, description="widest SAE whose symmetries are looked for (time: width²)"

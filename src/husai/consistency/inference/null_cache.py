@@ -29,7 +29,7 @@ from husai.threads import worker_pool
 # Float operations that the nulls of one pair of shapes may take when their number is not given:
 # a minute or so on two cores. Chance varies less the wider the dictionaries.
 _NULL_OPERATIONS = 4e12
-_MOST_NULL_DRAWS, _LEAST_NULL_DRAWS = 40, 1
+_MOST_NULL_DRAWS, _LEAST_NULL_DRAWS, _OWN_DRAWS = 40, 1, 5
 # Numbers in the decoders that a null made of the SAEs themselves pools in float64: it is left out
 # of comparisons that are larger, where a draw would take gigabytes.
 _MOST_POOLED = 32 * 1024**2
@@ -69,12 +69,17 @@ class NullCache:
             sources.add("covariance")
         self.kinds = drawn_kinds(sources)
 
-    def draws(self, n_a: int, n_b: int, d: int) -> int:
-        """Number of random pairs for dictionaries of these sizes."""
+    def draws(self, n_a: int, n_b: int, d: int, kind: str = "isotropic") -> int:
+        """Number of random pairs for dictionaries of these sizes.
+
+        Five times as many of a kind made of the SAEs themselves: claims rest on it, so that its
+        p-value has to reach below 1 / 200, and few scores have it.
+        """
+        factor = _OWN_DRAWS if "dictionaries" in NULL_KINDS[kind].needs else 1
         if self._config.null_draws is not None:
-            return self._config.null_draws
+            return factor * self._config.null_draws
         affordable = int(_NULL_OPERATIONS / (2.0 * n_a * n_b * d))
-        return min(max(affordable, _LEAST_NULL_DRAWS), _MOST_NULL_DRAWS)
+        return min(max(affordable, _LEAST_NULL_DRAWS), factor * _MOST_NULL_DRAWS)
 
     def pair(
         self, a: Side, b: Side, space: str = "full", group: str = "", own: Sequence[Side] = ()
@@ -105,7 +110,7 @@ class NullCache:
     ) -> Nulls:
         (n_a, d), n_b = a.decoder.shape, len(b.decoder)
         encoders = a.encoder is not None and b.encoder is not None
-        n_draws = self.draws(n_a, n_b, d)
+        n_draws = self.draws(n_a, n_b, d, kind.name)
         key = (
             *(kind.name, n_a, n_b, d, encoders),
             space if kind.needs else "",
