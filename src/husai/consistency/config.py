@@ -66,6 +66,18 @@ class ConsistencyConfig(ComparisonConfig):
         default=40,
         description="random pairs behind each null; the permuted one gets five times as many",
     )
+    label_r2: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="least share of a latent's variance that its label explains",
+    )
+    label_f1: float = Field(
+        default=0.9,
+        gt=0,
+        lt=1,
+        description="F1, at the best threshold, above which a latent stands for a class",
+    )
     symmetry_width: Count = Field(
         default=64, description="widest SAE whose symmetries are looked for (time: width²)"
     )

@@ -23,6 +23,7 @@ from husai.consistency.study.groups import (
     group_scores,
     seeds_together,
 )
+from husai.consistency.study.labels import LabelledRows, label_tables
 from husai.consistency.study.pairs import (
     Row,
     ScoredPair,
@@ -58,7 +59,7 @@ class ConsistencyReport:
 
     Attributes
     ----------
-    saes, pairs, groups, comparisons, seeds, retention, features, strata, planes, truth
+    saes, pairs, groups, comparisons, seeds, retention, features, strata, planes, truth, coverage, kinds
         The tables.
     summary
         Nested plain values with ``schema_version``; no NaN.
@@ -74,6 +75,8 @@ class ConsistencyReport:
     strata: pd.DataFrame
     planes: pd.DataFrame
     truth: pd.DataFrame
+    coverage: pd.DataFrame
+    kinds: pd.DataFrame
     summary: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -97,6 +100,7 @@ def consistency_report(
     covariance: ArrayLike | None = None,
     planes: ArrayLike | None = None,
     untrained: Sequence[SAERecord] = (),
+    labelled: LabelledRows | None = None,
 ) -> ConsistencyReport:
     """Compare all SAEs of each group, against every null, over seeds.
 
@@ -114,6 +118,9 @@ def consistency_report(
     untrained
         SAEs of the same settings trained on an untrained model's activations: adds the
         ``untrained`` null to the groups of the same name, in the full space.
+    labelled
+        The rows of the codes with candidates for what a latent means: adds labels to the
+        features, coverage of labels, and reproducibility by kind.
 
     Raises
     ------
@@ -156,6 +163,10 @@ def consistency_report(
         features = features.merge(
             feature_planes(full, planes, config), on=["id", "latent"], how="left"
         )
+    cover, kinds = pd.DataFrame(), pd.DataFrame()
+    if labelled is not None:
+        labels, cover, kinds = label_tables(full, labelled, config)
+        features = features.merge(labels, on=["id", "latent"], how="left")
     strata = pd.DataFrame()
     if "firing_rate" in features and (features["n_other_seeds"] > 0).any():
         strata = reproducibility_by_firing_rate(features, by=["group", "space"])
@@ -172,7 +183,13 @@ def consistency_report(
         strata=strata,
         planes=plane_table,
         truth=truth,
-        summary=_summary(saes, groups, truth, spaces, config),
+        coverage=cover,
+        kinds=kinds,
+        summary={
+            **_summary(saes, groups, truth, spaces, config),
+            "coverage": plain_rows(cover),
+            "kinds": plain_rows(kinds),
+        },
     )
 
 
@@ -328,7 +345,7 @@ def join_reports(reports: Mapping[str, ConsistencyReport]) -> ConsistencyReport:
             if report.summary["data_subspaces"]
         ],
         "groups": plain_rows(tables["groups"]),
-        "truth": plain_rows(tables["truth"]),
+        **{name: plain_rows(tables[name]) for name in ("truth", "coverage", "kinds")},
     }
     return ConsistencyReport(**tables, summary=summary)
 

@@ -223,6 +223,20 @@ TABLES: dict[str, Table] = {
                 share("energy", "squared norm in all true planes", optional=True),
                 number("angle", "direction within the plane", unit="radians", optional=True),
                 flag("in_plane", "whether rho reaches the threshold", optional=True),
+                text("kind", "what its label is one of, other, or dead", optional=True),
+                text("family", "family of labels that explains it best", optional=True),
+                text("label", "the label that explains it best", optional=True),
+                share("r2", "variance of its code that the label explains", optional=True),
+                share("average_precision", "with which it detects that class", optional=True),
+                share("f1_fires", "F1 of firing as a detector of that class", optional=True),
+                share("f1_best", "F1 at the best threshold on its code", optional=True),
+                number(
+                    "family_r2",
+                    "variance of its code that all classes of the family explain",
+                    low=0.0,
+                    high=1.0,
+                    optional=True,
+                ),
                 HOOK,
             ),
         ),
@@ -274,6 +288,65 @@ TABLES: dict[str, Table] = {
                     for kind in ("isotropic", "data_aware")
                     for part in ("mean", "sd", "p")
                 ),
+                HOOK,
+            ),
+        ),
+        Table(
+            "coverage",
+            "A group and a family of classes: how many classes have a latent of their own.",
+            (
+                *HEAD,
+                text("family", "what the classes are of: the answer, a, b, a token"),
+                count("n_classes", "classes of the family", low=2),
+                *(
+                    replace(column, low=0.0, meaning=f"classes with a latent: {column.meaning}")
+                    for column in INTERVAL
+                ),
+                REASON,
+                number("by_firing", "classes with a latent by F1 of firing", low=0),
+                number("by_average_precision", "classes with a latent by precision", low=0),
+                number("by_r2", "classes that explain a latent by R²", low=0),
+                number("chance", "classes covered by permuted features", low=0, optional=True),
+                *(
+                    number(name, meaning, low=-1.0, high=1.0, optional=True)
+                    for name, meaning in (
+                        ("gt_mcc", "GT-MCC (signed) to the centred class means, mean over SAEs"),
+                        ("gt_mcc_low", "lower end of its interval over seeds"),
+                        ("gt_mcc_high", "upper end of its interval over seeds"),
+                    )
+                ),
+                *(
+                    number(f"permuted_{part}", f"null permuted of gt_mcc: {part}", optional=True)
+                    for part in ("mean", "sd", "corrected", "p", "z")
+                ),
+                HOOK,
+            ),
+        ),
+        Table(
+            "kinds",
+            "A group and a kind of feature: how well features of that kind come back.",
+            (
+                *(GROUP, ARCHITECTURE, WIDTH, SETTINGS[0], L0, SPACE),
+                count("n_seeds", "SAEs of the group", low=1),
+                CONVERGED,
+                text("kind", "what the features' labels are one of, other, or dead"),
+                number("n_features", "features of this kind, mean over SAEs", low=0),
+                share("share", "of the features that take part"),
+                share("share_low", "lower end of its interval over seeds", optional=True),
+                share("share_high", "upper end of its interval over seeds", optional=True),
+                share("reproducibility", "mean over the features of this kind"),
+                share("low", "lower end of its interval over seeds", optional=True),
+                share("high", "upper end of its interval over seeds", optional=True),
+                number("sd", "standard deviation over features", low=0),
+                *(share(f"q{q}", f"{q} % of the features lie below") for q in (10, 90)),
+                share("median", "half of the features lie below"),
+                share("found_everywhere", "share that is found in every other seed"),
+                share("orphan_fraction", "share that is found in no other seed"),
+                share("share_of_everywhere", "part of all features found in every other seed"),
+                share("null_mean", "mean over features of permuted groups", optional=True),
+                share("null_q05", "5 % of permuted features lie below", optional=True),
+                share("null_q95", "95 % of permuted features lie below", optional=True),
+                share("above_null", "share above 95 % of permuted features", optional=True),
                 HOOK,
             ),
         ),

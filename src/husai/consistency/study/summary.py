@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from husai.consistency.study.schema import TABLES
 
 SCHEMA_NAME = "husai.consistency"
-SCHEMA_VERSION = "3.1"
+SCHEMA_VERSION = "3.2"
 
 
 class _Part(BaseModel):
@@ -60,11 +60,12 @@ class _Summary(_Part):
 
     A change that old readers would misread raises the first number of schema_version, an addition
     the second. Null stands for what is not defined; reason says why. 3.0 renamed the score
-    shared_decoder to matched_fraction; 3.1 names the transformer.
+    shared_decoder to matched_fraction; 3.1 names the transformer; 3.2 added coverage of labels and
+    kinds of features.
     """
 
     schema_: Literal["husai.consistency"] = Field(alias="schema")
-    schema_version: Literal["3.1"]
+    schema_version: Literal["3.2"]
     config: dict[str, Any] = Field(
         description="husai.consistency.ConsistencyConfig, defaults included"
     )
@@ -79,13 +80,17 @@ class _Summary(_Part):
     provenance: Provenance
 
 
-_GroupRow, _TruthRow = (TABLES[name].row_model() for name in ("groups", "truth"))
+_GroupRow, _TruthRow, _CoverageRow, _KindRow = (
+    TABLES[name].row_model() for name in ("groups", "truth", "coverage", "kinds")
+)
 StudySummary = create_model(
     "StudySummary",
     __base__=_Summary,
     __doc__=_Summary.__doc__,
     groups=(list[_GroupRow], Field(min_length=1)),  # type: ignore[valid-type]
     truth=(list[_TruthRow], ...),  # type: ignore[valid-type]
+    coverage=(list[_CoverageRow], Field(default_factory=list)),  # type: ignore[valid-type]
+    kinds=(list[_KindRow], Field(default_factory=list)),  # type: ignore[valid-type]
 )
 
 

@@ -25,7 +25,9 @@ def gather(
 
 
 def compare(
-    study: StudyRecords, consistency: ConsistencyConfig
+    study: StudyRecords,
+    consistency: ConsistencyConfig,
+    activation_labels: pd.DataFrame | Mapping[str, Any],
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, pd.DataFrame], dict[str, Any]]:
     """Compare the SAEs of every group across their seeds, beside every null, hook by hook."""
     from husai.campaign.comparison import compare_study

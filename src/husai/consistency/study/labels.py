@@ -1,0 +1,343 @@
+"""What the features of a study mean: labels, coverage of labels, reproducibility by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from husai.activations.rows import Activations
+from husai.consistency.analyses.kinds import (
+    class_gt_mcc,
+    class_means,
+    coverage,
+    label_chance,
+    reproducibility_by_kind,
+)
+from husai.consistency.analyses.labels import (
+    Classes,
+    Explanation,
+    Labels,
+    explain_latents,
+    modular_labels,
+    plane_labels,
+    table_labels,
+)
+from husai.consistency.config import ConsistencyConfig
+from husai.consistency.inference.intervals import mean_interval, seed_interval
+from husai.consistency.inference.references import Reference, permuted
+from husai.consistency.inference.seeds import Matches, match_all
+from husai.consistency.scores.codes import whole_codes
+from husai.consistency.study.groups import group_head, null_columns
+from husai.consistency.study.pairs import Row
+from husai.consistency.study.record import LiveSAE
+from husai.errors import InputError
+from husai.tasks.modular import Vocabulary, compute_answers
+from husai.threads import worker_pool
+
+Floats = NDArray[np.float64]
+Groups = Mapping[str, Sequence[LiveSAE]]
+
+FEATURE_COLUMNS = (
+    *("kind", "family", "label", "r2", "average_precision", "f1_fires", "f1_best", "family_r2"),
+)
+"""What the table of features says of each feature's label."""
+
+# Draws whose codes are scored: random directions cover next to nothing, and each draw costs as
+# much as an SAE.
+_CODE_DRAWS = 2
+# Permuted groups whose features make the band that stands beside the kinds.
+_BAND_DRAWS = 2
+_MEAN_DRAWS = 200
+
+
+class LabelledRows(NamedTuple):
+    """Rows ``[n_rows, d]`` of activations and the candidates for what a latent means on them."""
+
+    rows: Floats
+    families: tuple[Labels, ...]
+
+
+class LabelTables(NamedTuple):
+    """Labels by feature; coverage by group and family of classes; reproducibility by kind."""
+
+    features: pd.DataFrame
+    coverage: pd.DataFrame
+    kinds: pd.DataFrame
+
+
+def candidate_labels(rows: Activations, table: pd.DataFrame | None = None) -> LabelledRows | None:
+    """Gather all that is known about the rows and may be what a latent means.
+
+    Parameters
+    ----------
+    rows
+        Activations. Where they are all pairs (a, b) of a modular task, in order, the candidates
+        are the task's; planes are added where they are known.
+    table
+        Columns of labels, one row for each of the rows.
+
+    Returns
+    -------
+    LabelledRows or None
+        None when nothing is known about the rows.
+
+    Raises
+    ------
+    InputError
+        When the table has another number of rows.
+    """
+    values = rows.values.numpy()
+    families: list[Labels] = []
+    vocabulary = rows.model.get("vocabulary")
+    if vocabulary is not None:
+        words = Vocabulary.model_validate(vocabulary)
+        if len(values) == words.modulus**2:
+            a, b = np.divmod(np.arange(len(values)), words.modulus)
+            answers = compute_answers(a, b, words)
+            families += modular_labels(a, b, answers, words.modulus, words.operation)
+    if rows.planes is not None:
+        families.append(plane_labels(values, rows.planes.numpy(), rows.plane_names))
+    if table is not None and len(table.columns):
+        if len(table) != len(values):
+            raise InputError(
+                f"labels: {len(table)} rows of labels, {len(values)} of activations; give one "
+                "label a row"
+            )
+        families += table_labels(table)
+    return LabelledRows(values.astype(np.float64), tuple(families)) if families else None
+
+
+def label_tables(live: Groups, labelled: LabelledRows, config: ConsistencyConfig) -> LabelTables:
+    """Explain every live latent, and say what comes back by what it means.
+
+    Parameters
+    ----------
+    live
+        Group name to its SAEs in the full space, with codes of the labelled rows.
+    labelled
+        The rows and the candidates.
+    config
+        Thresholds, draws, level, seed, threads.
+    """
+    members = [one for group in live.values() for one in group if one.codes is not None]
+    members = [one for one in members if len(one.index)]
+    with worker_pool(config.workers) as pool:
+        found = dict(
+            zip(
+                [one.record.id for one in members],
+                pool.map(lambda one: _explain(one, labelled, config), members),
+                strict=True,
+            )
+        )
+    tables = [
+        found[one.record.id]
+        .latents[list(FEATURE_COLUMNS)]
+        .assign(id=one.record.id, latent=one.index)
+        for one in members
+    ]
+    if not tables:
+        return LabelTables(
+            pd.DataFrame(columns=["id", "latent"]), pd.DataFrame(), pd.DataFrame()
+        )
+    rows, kinds = [], []
+    for name, group in live.items():
+        if any(one.record.id not in found for one in group):
+            continue
+        reference = permuted([one.decoder for one in group])
+        rows += _coverage_rows(name, group, found, labelled, reference, config)
+        if len(group) > 1:
+            kinds.append(_kinds_of(name, group, found, reference, config))
+    return LabelTables(
+        pd.concat(tables, ignore_index=True),
+        pd.DataFrame(rows),
+        pd.concat(kinds, ignore_index=True) if kinds else pd.DataFrame(),
+    )
+
+
+def _explain(one: LiveSAE, labelled: LabelledRows, config: ConsistencyConfig) -> Explanation:
+    return explain_latents(_codes(one), labelled.families, least_r2=config.label_r2)
+
+
+def _codes(one: LiveSAE) -> sparse.csc_array:
+    assert one.record.codes is not None
+    return sparse.csc_array(sparse.csc_array(whole_codes(one.record.codes))[:, one.index])
+
+
+def _coverage_rows(
+    name: str,
+    group: Sequence[LiveSAE],
+    found: Mapping[str, Explanation],
+    labelled: LabelledRows,
+    reference: Reference,
+    config: ConsistencyConfig,
+) -> list[Row]:
+    head = group_head(name, group, "full")
+    draws = _MEAN_DRAWS if config.null_draws is None else 5 * config.null_draws
+    result = []
+    for family in labelled.families:
+        if not isinstance(family, Classes) or len(family.names) < 2:
+            continue
+        counts = [
+            coverage(
+                found[one.record.id].classes[family.family],
+                threshold=config.label_f1,
+                least_r2=config.label_r2,
+            )
+            for one in group
+        ]
+        n = len(family.names)
+        interval = mean_interval(
+            [count.f1_best for count in counts], level=config.level, bounds=(0.0, float(n))
+        )
+        line: Row = {
+            **head,
+            "family": family.family,
+            "n_classes": n,
+            "mean": interval.mean,
+            "low": interval.low,
+            "high": interval.high,
+            "reason": interval.reason,
+            "by_firing": float(np.mean([count.f1_fires for count in counts])),
+            "by_average_precision": float(np.mean([count.average_precision for count in counts])),
+            "by_r2": float(np.mean([count.r2 for count in counts])),
+        }
+        means = class_means(labelled.rows, family)
+        if draws and np.linalg.norm(means, axis=1).max() > 1e-9:
+            rate = np.diff(_codes(group[0]).indptr) / len(labelled.rows)
+            chance = label_chance(
+                reference,
+                labelled.rows,
+                rate,
+                family,
+                threshold=config.label_f1,
+                least_r2=config.label_r2,
+                n_draws=min(_CODE_DRAWS, draws),
+                seed=config.seed,
+            )
+            line["chance"] = float(chance.coverage["f1_best"].mean())
+            scores = []
+            for one in group:
+                score, null = class_gt_mcc(
+                    one.decoder,
+                    means,
+                    reference,
+                    n_draws=draws if one is group[0] else 1,
+                    seed=config.seed,
+                )
+                scores.append(score)
+                if one is group[0]:
+                    first = null
+            own = mean_interval(scores, level=config.level, bounds=(-1.0, 1.0))
+            assert own.mean is not None
+            line |= {"gt_mcc": own.mean, "gt_mcc_low": own.low, "gt_mcc_high": own.high}
+            line |= null_columns("permuted", first, own.mean)
+        result.append(line)
+    return result
+
+
+def _kinds_of(
+    name: str,
+    group: Sequence[LiveSAE],
+    found: Mapping[str, Explanation],
+    reference: Reference,
+    config: ConsistencyConfig,
+) -> pd.DataFrame:
+    """A row per kind, and what the group's features come to when they are permuted."""
+    matches = match_all([one.decoder for one in group])
+    kind = [found[one.record.id].latents["kind"].to_numpy() for one in group]
+    own = partner_similarity(matches, [len(one.index) for one in group])
+    features = pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "kind": kind[s],
+                    "reproducibility": own[s].mean(axis=1),
+                    "n_seeds_found": (own[s] >= config.shared_threshold).sum(axis=1),
+                    "n_other_seeds": len(group) - 1,
+                }
+            )
+            for s in range(len(group))
+        ],
+        ignore_index=True,
+    )
+    table = reproducibility_by_kind(features)
+    shares = {
+        each: mean_interval(
+            [float((one == each).mean()) for one in kind], level=config.level, bounds=(0.0, 1.0)
+        )
+        for each in table["kind"]
+    }
+    intervals = {}
+    for each in table["kind"]:
+        W = np.zeros((len(group), len(group)))
+        for (s, t), match in matches.items():
+            both = np.concatenate(
+                [
+                    match.similarity[kind[s][match.a_index] == each],
+                    match.similarity[kind[t][match.b_index] == each],
+                ]
+            )
+            W[s, t] = W[t, s] = both.mean() if len(both) else np.nan
+        intervals[each] = (
+            seed_interval(W, level=config.level, bounds=(0.0, 1.0))
+            if np.isfinite(W).all()
+            else None
+        )
+    null = _permuted_features(reference, [len(one.index) for one in group], config)
+    head = group_head(name, group, "full")
+    return table.assign(
+        **{key: head[key] for key in ("group", "architecture", "d_sae", "k", "space")},
+        l0=head["l0"],
+        n_seeds=head["n_seeds"],
+        converged=head["converged"],
+        n_features=table["n_features"] / len(group),
+        share_low=[shares[each].low for each in table["kind"]],
+        share_high=[shares[each].high for each in table["kind"]],
+        low=[one.low if (one := intervals[each]) else None for each in table["kind"]],
+        high=[one.high if (one := intervals[each]) else None for each in table["kind"]],
+        null_mean=float(null.mean()) if len(null) else None,
+        null_q05=float(np.quantile(null, 0.05)) if len(null) else None,
+        null_q95=float(np.quantile(null, 0.95)) if len(null) else None,
+        above_null=[
+            float((part > np.quantile(null, 0.95)).mean()) if len(null) else None
+            for part in (
+                features.loc[features["kind"] == each, "reproducibility"] for each in table["kind"]
+            )
+        ],
+    )
+
+
+def partner_similarity(matches: Matches, sizes: Sequence[int]) -> list[Floats]:
+    """Similarity of each feature to its partner in every other seed, 0 where it has none.
+
+    Returns
+    -------
+    list
+        For each seed ``[n_s, S - 1]``, the other seeds in order.
+    """
+    n = len(sizes)
+    own = [np.zeros((size, n - 1)) for size in sizes]
+    for s, t in combinations(range(n), 2):
+        match = matches[s, t]
+        own[s][match.a_index, t - 1] = match.similarity
+        own[t][match.b_index, s] = match.similarity
+    return own
+
+
+def _permuted_features(
+    reference: Reference, sizes: Sequence[int], config: ConsistencyConfig
+) -> Floats:
+    """Reproducibility of the features of permuted groups: what a feature has by chance."""
+    if config.null_draws == 0:
+        return np.zeros(0)
+    found = []
+    for draw in range(_BAND_DRAWS):
+        drawn = reference.draw(np.random.default_rng([config.seed, draw]), sizes)
+        found += [part.mean(axis=1) for part in partner_similarity(match_all(drawn), sizes)]
+    return np.concatenate(found)
