@@ -32,7 +32,7 @@ check: $(READY)  ## ruff and mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-FIGURES := consistency/scores.png consistency/reproducibility.png consistency/similarity.png \
+FIGURES := consistency/kinds.png consistency/scores.png consistency/reproducibility.png consistency/similarity.png \
 	consistency/settings.png consistency/circles.png consistency/trajectories.png \
 	consistency/symmetries.png saes/learning_curves.png
 

@@ -58,6 +58,16 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
     ]
     moved = {**head, "score": best, "identity_score": 0.5, "null_mean": 0.2}
     sae = {**head, "sae_id": "s0", "l0": 4.0, "fvu": 0.1, "dead_fraction": 0.0}
+    kind = {**head, "architecture": "topk", "d_sae": 16, "low": 0.5, "high": 0.99, "q10": 0.4}
+    kind |= {"q90": 0.99, "null_mean": 0.41, "null_q05": 0.3, "null_q95": 0.52, "n_seeds": 3}
+    kinds = [
+        {**kind, "kind": name, "n_features": n, "share": n / 16, "reproducibility": mean}
+        | {"found_everywhere": found, "share_of_everywhere": found, "above_null": found}
+        for name, n, mean, found in (("answer", 4, 0.98, 1.0), ("other", 12, 0.625, 0.25))
+    ]
+    covered = {**head, "architecture": "topk", "d_sae": 16, "family": "answer", "n_classes": 17}
+    covered |= {"mean": 4.0, "low": 3.0, "high": 5.0, "chance": 0.0, "by_firing": 1.0}
+    covered |= {"by_average_precision": 4.0, "gt_mcc": 0.955, "permuted_mean": 0.651}
     reason = {"reason": "nothing kept"}
     orderings = {"source": "X", "reason": "", "paper_higher": "relu", "paper_lower": "topk"}
     return StudyTables(
@@ -74,6 +84,8 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
         groups=pd.DataFrame(groups),
         features=pd.DataFrame(found),
         truth=pd.DataFrame(truth),
+        coverage=pd.DataFrame([covered]),
+        kinds=pd.DataFrame(kinds),
         matched_l0=pd.DataFrame([{"space": None, "score": None, "reason": "no curves"}]),
         published=pd.DataFrame(
             [
@@ -253,3 +265,23 @@ def test_tables_have_as_many_cells_in_every_row() -> None:
 def test_a_name_that_nobody_gives_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="forgotten"):
         environment().from_string("{{ forgotten }}").render()
+
+
+def test_the_first_screen_says_what_comes_back_and_against_which_null() -> None:
+    text = page(found=tables())
+    screen = text[text.index("## What comes back") : text.index("## In short")]
+    for said in (
+        "4 features that are answers: they come back in the other seeds",
+        "at a mean |cosine| of **0.980**",
+        "25 % of its live features",
+        "the other features come back at 0.625",
+        "Of 17 answers, 4.0 have a latent of their own",
+        "GT-MCC 0.955 (permuted: 0.651)",
+        "comes back at 0.410 and 95 % stay below 0.520: 100 % of the answers and 25 % of the rest",
+        "over 3 seeds",
+        "1 settings do not pass",
+    ):
+        assert said in screen, said
+    empty = replace(tables(), kinds=pd.DataFrame(), coverage=pd.DataFrame())
+    without = page(found=empty)
+    assert "## What comes back" not in without

@@ -21,7 +21,8 @@ from husai.consistency import (
 )
 from husai.consistency.config import ConsistencyConfig
 from husai.consistency.study.geometry import geometry_table, symmetry_table
-from husai.consistency.study.record import group_members
+from husai.consistency.study.labels import candidate_labels, label_tables
+from husai.consistency.study.record import group_members, with_firing_rates
 from husai.consistency.study.report import ConsistencyReport
 from husai.consistency.study.schema import BESIDE
 from husai.consistency.study.summary import checked_summary, plain_rows, tracked_metrics
@@ -31,21 +32,29 @@ from husai.consistency.study.tables import (
     settings_table,
     trajectory_table,
 )
+from husai.consistency.study.untrained import live_group
 from husai.provenance import git_commit, versions
 
 logger = logging.getLogger(__name__)
 
 
 def compare_study(
-    study: StudyRecords, config: ConsistencyConfig
+    study: StudyRecords, config: ConsistencyConfig, *, labels: pd.DataFrame | None = None
 ) -> tuple[ConsistencyReport, dict[str, Any]]:
     """Compare the SAEs of every group over their seeds, hook by hook.
+
+    Parameters
+    ----------
+    study, config
+        The SAEs, and how to compare them.
+    labels
+        Labels of the rows that the user brought, a column each; those of a task are known.
 
     Returns
     -------
     report
-        Its table ``truth`` holds the untrained model's SAEs too, where there are any: what the
-        same settings find of the planes that the data alone hold.
+        Its tables ``truth``, ``coverage`` and ``kinds`` hold the untrained model's SAEs too, where
+        there are any: which features were there before training.
     summary
         What ``summary.json`` holds, checked.
 
@@ -55,7 +64,7 @@ def compare_study(
         When every SAE of the study failed.
     """
     reports, fingerprints = {}, {}
-    untrained_truth = []
+    before: list[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]] = []
     for hook, own in study.trained.items():
         # those from elsewhere read what the grid's SAEs read
         records = [*own.records, *(study.external if own is study.first else ())]
@@ -69,15 +78,25 @@ def compare_study(
             covariance=own.covariance,
             planes=None if planes is None else planes.numpy(),
             untrained=study.untrained[hook].records if hook in study.untrained else (),
+            labelled=candidate_labels(own.rows, labels),
         )
         fingerprints[hook] = own.rows.fingerprint
-        untrained_truth.append(_untrained_truth(study, hook, config))
+        before.append(
+            (_untrained_truth(study, hook, config), *_untrained_kinds(study, hook, config))
+        )
     report = join_reports(reports)
-    truth = pd.concat([report.truth, *untrained_truth], ignore_index=True)
+    truth, coverage, kinds = (
+        pd.concat([getattr(report, name), *tables], ignore_index=True)
+        for name, tables in zip(
+            ("truth", "coverage", "kinds"), zip(*before, strict=True), strict=True
+        )
+    )
     summary = checked_summary(
         {
             **report.summary,
             "truth": plain_rows(truth),
+            "coverage": plain_rows(coverage),
+            "kinds": plain_rows(kinds),
             "metrics": tracked_metrics(report.groups),
             "provenance": {
                 "plan": study.plan["sae_id"].tolist(),
@@ -91,7 +110,26 @@ def compare_study(
             },
         }
     )
-    return replace(report, truth=truth), summary
+    return replace(report, truth=truth, coverage=coverage, kinds=kinds), summary
+
+
+def _untrained_kinds(
+    study: StudyRecords, hook: str, config: ConsistencyConfig
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Coverage and kinds of the untrained model's SAEs: what was there before training."""
+    own = study.untrained.get(hook)
+    labelled = None if own is None else candidate_labels(own.rows)
+    if own is None or labelled is None or not own.records:
+        return pd.DataFrame(), pd.DataFrame()
+    named = [replace(record, group=record.group + UNTRAINED) for record in own.records]
+    members = group_members(with_firing_rates(named))
+    live = {name: live_group(group, config) for name, group in members.items()}
+    found = label_tables(live, labelled, config)
+    at = f"{hook}@untrained"
+    coverage, kinds = (
+        table.assign(hook=at) if len(table) else table for table in (found.coverage, found.kinds)
+    )
+    return coverage, kinds
 
 
 def _untrained_truth(study: StudyRecords, hook: str, config: ConsistencyConfig) -> pd.DataFrame:

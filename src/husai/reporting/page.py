@@ -12,6 +12,7 @@ import pandas as pd
 
 from husai.campaign.plan import records
 from husai.consistency.config import ConsistencyConfig
+from husai.consistency.study.labels import leading_kind, plural
 from husai.reporting.config import ReportingConfig
 from husai.reporting.render import made_by, render
 from husai.sae.config import BankTrainingConfig
@@ -44,7 +45,7 @@ class StudyTables:
         variance of the key frequencies' waves.
     saes
         Plan and metrics.
-    groups, features, truth
+    groups, features, truth, coverage, kinds
         Of :func:`husai.consistency.consistency_report`; ``truth`` may be empty.
     matched_l0, published, orderings, trajectories, geometry, symmetries, correlates
         Of :mod:`husai.consistency.study.tables`.
@@ -56,6 +57,8 @@ class StudyTables:
     groups: pd.DataFrame
     features: pd.DataFrame
     truth: pd.DataFrame
+    coverage: pd.DataFrame
+    kinds: pd.DataFrame
     matched_l0: pd.DataFrame
     published: pd.DataFrame
     orderings: pd.DataFrame
@@ -125,6 +128,9 @@ def study_page(
         grokking_accuracy=inspect.signature(grokking_summary).parameters["threshold"].default,
         own_hook=own_hook,
         main_sentence=main_sentence(groups),
+        first=_first_screen(tables.coverage, tables.kinds, own_hook),
+        coverage=records(tables.coverage),
+        kinds=records(tables.kinds),
         untrained=_beside_untrained(own),
         which=_which_features(found, tables.correlates, own_hook),
         purity=_pure_or_mixed(tables.truth),
@@ -203,6 +209,53 @@ def _above_chance(own: pd.DataFrame) -> dict[str, Any]:
         "n_permuted": int(permuted.notna().sum()),
         "above": _where(known, known["low"] > permuted),
         "below": _where(known, known["high"] < permuted),
+    }
+
+
+def _first_screen(coverage: pd.DataFrame, kinds: pd.DataFrame, hook: str) -> dict[str, Any]:
+    """What comes back, how much of the dictionary it is, what it means, chance, and certainty.
+
+    Of the group in which most classes of the leading kind have a latent; the others follow by
+    width.
+    """
+    if not len(kinds) or not len(coverage):
+        return {}
+    own, covered = kinds[kinds["hook"] == hook], coverage[coverage["hook"] == hook]
+    lead = leading_kind(own)
+    if lead is None:
+        return {}
+    # one kind may hold several families of classes: operands are a, b and tokens
+    families = covered[covered["group"].isin(own["group"])]
+    with_classes = families[families["family"] == lead]
+    if with_classes.empty:
+        parts = own[own["kind"] == lead]
+        best = str(parts.loc[parts["found_everywhere"].idxmax(), "group"])
+    else:
+        best = str(with_classes.sort_values(["mean", "d_sae"])["group"].iloc[-1])
+    group = own[own["group"] == best]
+    main, rest = group[group["kind"] == lead], group[group["kind"] != lead]
+    if main.empty:
+        return {}
+
+    def together(column: str) -> float | None:
+        if not rest["n_features"].sum():
+            return None
+        return float((rest[column] * rest["n_features"]).sum() / rest["n_features"].sum())
+
+    widths = with_classes[with_classes["architecture"] == group["architecture"].iloc[0]]
+    before = kinds[(kinds["hook"] == f"{hook}@untrained") & (kinds["kind"] != "other")]
+    before = before.sort_values("share").drop_duplicates("group", keep="last")
+    return {
+        "lead": plural(lead),
+        "group": best,
+        "main": records(main)[0],
+        "rest": {column: together(column) for column in ("reproducibility", "above_null", "share")},
+        "coverage": (records(with_classes[with_classes["group"] == best]) or [None])[0],
+        "widths": records(widths.sort_values("d_sae")),
+        "before": records(before),
+        "open": sorted(
+            set(own.loc[~own["converged"].fillna(True).astype(bool), "group"].astype(str))
+        ),
     }
 
 

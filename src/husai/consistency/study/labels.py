@@ -142,9 +142,7 @@ def label_tables(live: Groups, labelled: LabelledRows, config: ConsistencyConfig
         for one in members
     ]
     if not tables:
-        return LabelTables(
-            pd.DataFrame(columns=["id", "latent"]), pd.DataFrame(), pd.DataFrame()
-        )
+        return LabelTables(pd.DataFrame(columns=["id", "latent"]), pd.DataFrame(), pd.DataFrame())
     rows, kinds = [], []
     for name, group in live.items():
         if any(one.record.id not in found for one in group):
@@ -341,3 +339,22 @@ def _permuted_features(
         drawn = reference.draw(np.random.default_rng([config.seed, draw]), sizes)
         found += [part.mean(axis=1) for part in partner_similarity(match_all(drawn), sizes)]
     return np.concatenate(found)
+
+
+def leading_kind(kinds: pd.DataFrame) -> str | None:
+    """Name the kind that most of what comes back in every seed is of; None without labels.
+
+    Features of several labels, of none, and those that never fire are no kind of their own.
+    """
+    if not len(kinds):
+        return None
+    named = kinds[~kinds["kind"].isin(["other", "dead"]) & ~kinds["kind"].str.endswith(", several")]
+    if named.empty:
+        return None
+    found = named["n_features"] * named["found_everywhere"]
+    return str(found.groupby(named["kind"]).sum().idxmax())
+
+
+def plural(kind: str) -> str:
+    """Write a kind in the plural: answers, operands."""
+    return kind if kind.endswith("s") else f"{kind}s"

@@ -59,7 +59,8 @@ class ConsistencyReport:
 
     Attributes
     ----------
-    saes, pairs, groups, comparisons, seeds, retention, features, strata, planes, truth, coverage, kinds
+    saes, pairs, groups, comparisons, seeds, retention, features, strata, planes, truth,
+    coverage, kinds
         The tables.
     summary
         Nested plain values with ``schema_version``; no NaN.

@@ -28,15 +28,25 @@ def compare(
     study: StudyRecords,
     consistency: ConsistencyConfig,
     activation_labels: pd.DataFrame | Mapping[str, Any],
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, pd.DataFrame], dict[str, Any]]:
+) -> tuple[
+    pd.DataFrame,
+    pd.DataFrame,
+    pd.DataFrame,
+    pd.DataFrame,
+    pd.DataFrame,
+    dict[str, pd.DataFrame],
+    dict[str, Any],
+]:
     """Compare the SAEs of every group across their seeds, beside every null, hook by hook."""
     from husai.campaign.comparison import compare_study
 
-    report, summary = compare_study(study, consistency)
+    report, summary = compare_study(study, consistency, labels=pd.DataFrame(activation_labels))
     tables = report.tables()
-    for name in ("groups", "pairs", "features"):
-        tables.pop(name, None)
-    return report.groups, report.pairs, report.features, tables, summary
+    own = tuple(
+        tables.pop(name, pd.DataFrame())
+        for name in ("groups", "pairs", "features", "coverage", "kinds")
+    )
+    return *own, tables, summary  # type: ignore[return-value]
 
 
 def tabulate_settings(
@@ -107,6 +117,15 @@ def plot_reproducibility(features: pd.DataFrame, consistency: ConsistencyConfig)
     return drawn_or_reason(
         lambda: reproducibility_figure(own_hook(features), threshold=consistency.shared_threshold)
     )
+
+
+def plot_kinds(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
+    """Draw how well every feature comes back, by what it means: the study's main picture."""
+    from husai.figures.kinds import kinds_figure
+    from husai.figures.study import own_hook
+    from husai.figures.style import drawn_or_reason
+
+    return drawn_or_reason(lambda: kinds_figure(own_hook(features), own_hook(kinds)))
 
 
 def plot_settings(settings: pd.DataFrame) -> Figure:

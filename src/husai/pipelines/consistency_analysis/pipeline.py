@@ -13,6 +13,7 @@ from husai.pipelines.consistency_analysis.nodes import (
     measure_geometry,
     plot_correlation,
     plot_geometry,
+    plot_kinds,
     plot_reproducibility,
     plot_scores,
     plot_seeds,
@@ -36,11 +37,13 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 compare,
-                inputs=["study_records", "params:consistency"],
+                inputs=["study_records", "params:consistency", "activation_labels"],
                 outputs=[
                     "consistency_groups",
                     "consistency_pairs",
                     "consistency_features",
+                    "consistency_coverage",
+                    "consistency_kinds",
                     "consistency_tables",
                     "consistency_summary",
                 ],
@@ -80,6 +83,12 @@ def create_pipeline() -> Pipeline:
                 inputs=["study_records", "params:consistency"],
                 outputs="consistency_symmetries",
                 name="find_symmetries",
+            ),
+            Node(
+                plot_kinds,
+                inputs=["consistency_features", "consistency_kinds"],
+                outputs="kinds_figure",
+                name="plot_kinds",
             ),
             Node(
                 plot_settings,

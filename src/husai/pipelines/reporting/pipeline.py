@@ -13,6 +13,8 @@ TABLES = {
     "saes": "sae_table",
     "groups": "consistency_groups",
     "features": "consistency_features",
+    "coverage": "consistency_coverage",
+    "kinds": "consistency_kinds",
     "matched_l0": "consistency_matched_l0",
     "published": "consistency_published",
     "orderings": "consistency_orderings",

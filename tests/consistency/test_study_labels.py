@@ -1,0 +1,111 @@
+"""Labels in a study: planted answers are found, counted, and come back by kind."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from husai.activations.rows import Activations
+from husai.consistency import ConsistencyConfig, SAERecord, consistency_report, match_features
+from husai.consistency.study.labels import candidate_labels, partner_similarity
+from husai.errors import InputError
+from husai.tasks.modular import make_vocabulary
+
+P, D, OTHERS = 7, 24, 5
+
+
+def rows() -> Activations:
+    """All pairs modulo 7: each answer has a direction of its own, and there is noise."""
+    rng = np.random.default_rng(0)
+    a, b = np.divmod(np.arange(P**2), P)
+    means = np.linalg.qr(rng.standard_normal((D, P)))[0].T
+    values = means[(a + b) % P] + 0.01 * rng.standard_normal((P**2, D))
+    words = make_vocabulary(P, "addition", "compact").model_dump()
+    return Activations(
+        values=torch.from_numpy(values.astype(np.float32)),
+        split=torch.zeros(P**2, dtype=torch.int64),
+        hook_name="post",
+        position=-1,
+        model={"vocabulary": words},
+    )
+
+
+def planted(seed: int, own: Activations) -> SAERecord:
+    """One latent an answer, and five latents that are random in each seed."""
+    rng = np.random.default_rng(seed + 10)
+    x = own.values.numpy()
+    a, b = np.divmod(np.arange(P**2), P)
+    means = np.stack([x[(a + b) % P == c].mean(axis=0) for c in range(P)])
+    answers = ((a + b) % P)[:, None] == np.arange(P)
+    codes = np.concatenate([answers, rng.random((P**2, OTHERS)) < 0.3], axis=1)
+    order = rng.permutation(P + OTHERS)
+    W = np.concatenate([means - x.mean(axis=0), rng.standard_normal((OTHERS, D))])[order]
+    codes = codes[:, order].astype(np.float64)
+    return SAERecord(f"s{seed}", "topk", seed, W, W_enc=W.T.copy(), k=1, codes=codes)
+
+
+@pytest.fixture(scope="module")
+def report():  # type: ignore[no-untyped-def]
+    own = rows()
+    config = ConsistencyConfig(null_draws=4, code_null_draws=0, dead="drop")
+    records = [planted(seed, own) for seed in range(4)]
+    return consistency_report(records, config, labelled=candidate_labels(own))
+
+
+def test_every_planted_answer_is_covered_and_chance_is_not(report) -> None:  # type: ignore[no-untyped-def]
+    line = report.coverage.set_index("family").loc["answer"]
+    assert (line["n_classes"], line["mean"], line["low"], line["high"]) == (P, P, P, P)
+    assert line["gt_mcc"] == pytest.approx(1.0)
+    assert line["permuted_mean"] < 0.8
+    assert line["permuted_p"] == pytest.approx(1 / 21)  # five times the draws of other nulls
+    assert line["chance"] < P
+    assert report.coverage.set_index("family").loc["token", "mean"] == 0
+
+
+def test_the_two_populations_stand_apart_and_add_up(report) -> None:  # type: ignore[no-untyped-def]
+    kinds = report.kinds.set_index("kind")
+    assert kinds.loc["answer", "n_features"] == P
+    assert kinds.loc["answer", "reproducibility"] == pytest.approx(1.0)
+    assert kinds.loc["answer", "found_everywhere"] == 1
+    assert kinds.loc["answer", "above_null"] == 1
+    rest = kinds.drop(index="answer")
+    assert (rest["reproducibility"] < 0.7).all()
+    assert (kinds["low"].dropna() <= kinds["reproducibility"][kinds["low"].notna()] + 1e-9).all()
+    whole = report.features["reproducibility"].mean()
+    parts = (kinds["share"] * kinds["reproducibility"]).sum()
+    assert parts == pytest.approx(whole)
+    assert set(report.features.loc[report.features["kind"] == "answer", "family"]) == {"answer"}
+
+
+def test_partner_similarity_is_each_pairs_match() -> None:
+    rng = np.random.default_rng(1)
+    Ws = [rng.standard_normal((n, 6)) for n in (4, 5, 3)]
+    matches = {(s, t): match_features(Ws[s], Ws[t]) for s, t in combinations(range(3), 2)}
+    own = partner_similarity(matches, [4, 5, 3])
+    for s in range(3):
+        for column, t in enumerate(t for t in range(3) if t != s):
+            match = matches[min(s, t), max(s, t)]
+            mine, theirs = (
+                (match.a_index, match.b_index) if s < t else (match.b_index, match.a_index)
+            )
+            for i in range(len(Ws[s])):
+                at = np.flatnonzero(mine == i)
+                if not len(at):
+                    assert own[s][i, column] == 0
+                    continue
+                u, v = Ws[s][i], Ws[t][theirs[at[0]]]
+                cosine = abs(u @ v) / np.linalg.norm(u) / np.linalg.norm(v)
+                assert own[s][i, column] == pytest.approx(cosine)
+
+
+def test_labels_of_the_users_own_must_fit_the_rows() -> None:
+    own = rows()
+    found = candidate_labels(own, pd.DataFrame({"topic": np.arange(P**2) % 3}))
+    assert found is not None
+    assert found.families[-1].family == "topic"
+    with pytest.raises(InputError, match="labels: 3 rows of labels, 49 of activations"):
+        candidate_labels(own, pd.DataFrame({"topic": [0, 1, 2]}))
