@@ -279,7 +279,7 @@ def test_the_first_screen_says_what_comes_back_and_against_which_null() -> None:
         "GT-MCC 0.955 (permuted: 0.651)",
         "comes back at 0.410 and 95 % stay below 0.520: 100 % of the answers and 25 % of the rest",
         "over 3 seeds",
-        "1 settings do not pass",
+        "1 of the settings does not pass",
     ):
         assert said in screen, said
     empty = replace(tables(), kinds=pd.DataFrame(), coverage=pd.DataFrame())
