@@ -14,6 +14,7 @@ import argparse
 import copy
 import json
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -122,7 +123,7 @@ def attack_configurations(n: int, seed: int) -> Counter[Outcome]:
             if any("\n" in line for line in lines):
                 return ("several lines", "")
             # each plan whose group is taken, whatever is wrong with the others
-            refused = {line.split(".")[0].split(" ")[0] for line in lines}
+            refused = {re.split(r"[.: ]", line)[0] for line in lines}
             for name, lay_out in (("campaign", plan_saes), ("planted_truth", plan_study)):
                 if name in parameters and name not in refused:
                     group = types[name].model_validate(parameters[name])

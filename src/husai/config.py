@@ -123,12 +123,13 @@ def problems(error: ValidationError, group: str = "") -> list[str]:
             message = "no such field"
         # a check of the whole group names its fields itself; its input is all of them
         given = item["input"]
-        value = "" if isinstance(given, dict | BaseModel) else f" = {_short(given)}"
+        value = "" if isinstance(given, dict | BaseModel) else f" = {short_text(given)}"
         lines.append(f"{field}{value}: {message}".removeprefix(": ").strip())
     return lines
 
 
-def _short(value: Any, most: int = 80) -> str:
+def short_text(value: Any, most: int = 80) -> str:
+    """Give a value as Python writes it, on one line and cut to ``most`` characters."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of more digits than Python writes

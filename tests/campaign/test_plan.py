@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from kedro.config import OmegaConfigLoader
+from pydantic import ValidationError
 from scipy.stats import kstest
 
 from husai.campaign import (
@@ -23,6 +24,7 @@ from husai.campaign import (
     row_training,
 )
 from husai.campaign.plan import UNTRAINED, plan_keys, records
+from husai.config import problems
 from husai.errors import InputError
 from husai.sae import BankTrainingConfig
 from husai.settings import CONFIG_LOADER_ARGS
@@ -380,3 +382,26 @@ def test_a_variant_with_an_unknown_training_field_is_named():
     variant = {"architecture": "topk", "d_sae": 8, "options": {"k": 2}, "training": {"stepz": 3}}
     with pytest.raises(InputError, match=r"odd.*stepz"):
         make_plan(variants={"odd": variant})
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"variants": {"x": {"architecture": "topk", "d_sae": 64, "options": {"k": 10**5000}}}},
+        {
+            "variants": {
+                "x": {"architecture": "relu", "d_sae": 64, "options": {"l1_coefficient": "a"}}
+            }
+        },
+        {"random": {"samples": 2, "fields": {"d_sae": {"integer": [1, 2**70]}}}},
+        {"random": {"samples": 2, "fields": {"d_sae": {"choice": [10**5000]}}}},
+        {"random": {"samples": 2, "fields": {"l1_coefficient": {"choice": ["a"]}}}},
+    ],
+)
+def test_values_that_no_setting_can_have_are_refused_in_a_line(plan: dict[str, Any]) -> None:
+    grid = {"seeds": [0], "d_sae": [16], "architectures": {"topk": {"k": [4]}}}
+    with pytest.raises((InputError, ValidationError)) as refused:
+        plan_saes(PlanConfig.model_validate({**grid, **plan}))
+    error = refused.value
+    lines = problems(error) if isinstance(error, ValidationError) else [str(error)]
+    assert all(line and "\n" not in line and len(line) < 1000 for line in lines)

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from husai.activations.rows import activation_key
 from husai.campaign.random_search import RandomSearch, draw_samples
-from husai.config import Config, Hook, Latents, Listed, Name, Seed, problems
+from husai.config import Config, Hook, Latents, Listed, Name, Seed, problems, short_text
 from husai.errors import InputError
 from husai.sae.config import BankTrainingConfig, SAEConfig
 
@@ -344,7 +344,8 @@ def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
         sae = SAEConfig.model_validate(fields)
         BankTrainingConfig.model_validate(setting.training)
     except ValidationError as error:
-        given = f"{setting.name} with {fields} {dict(setting.training) or ''}".strip()
+        training = short_text(dict(setting.training), 300) if setting.training else ""
+        given = f"{setting.name} with {short_text(fields, 300)} {training}".strip()
         raise InputError(f"campaign.plan: {given}: {'; '.join(problems(error))}") from error
     where = {
         "hook_name": setting.hook_name or config.hook_name,
@@ -374,15 +375,18 @@ def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
 
 def _name(fields: Mapping[str, Any]) -> str:
     """Architecture, width and sparsity, as people write them."""
-    parts = [str(fields.get("architecture", "")), f"d{fields.get('d_sae', '')}"]
-    if fields.get("k") is not None:
-        parts.append(f"k{fields['k']}")
-    parts += [
-        f"{kind}_{fields[f'{kind}_coefficient']:g}"
-        for kind in ("l1", "l0")
-        if fields.get(f"{kind}_coefficient") is not None
-    ]
+    # the fields are validated later, so that a name may be of anything that somebody wrote
+    parts = [str(fields.get("architecture", "")), f"d{_value(fields.get('d_sae', ''))}"]
+    for key, short in (("k", "k"), ("l1_coefficient", "l1_"), ("l0_coefficient", "l0_")):
+        if fields.get(key) is not None:
+            parts.append(f"{short}{_value(fields[key])}")
     return " ".join(parts)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else short_text(value)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

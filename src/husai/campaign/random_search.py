@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -20,6 +21,8 @@ MAX_REJECTIONS = 1000
 
 MAX_SAMPLES = 100_000
 
+_Bound = Annotated[int, Field(ge=-(2**62), le=2**62)]
+
 
 class Distribution(Config):
     """The distribution of one field: exactly one of the four kinds."""
@@ -28,7 +31,7 @@ class Distribution(Config):
     log_uniform: tuple[float, float] | None = Field(
         default=None, description="real, its logarithm uniform; low above 0"
     )
-    integer: tuple[int, int] | None = Field(
+    integer: tuple[_Bound, _Bound] | None = Field(
         default=None, description="whole, low to high, both included"
     )
     choice: tuple[Value, ...] | None = Field(default=None, description="one of these")

@@ -9,7 +9,7 @@ import click
 from kedro.framework.hooks import hook_impl
 from pydantic import ValidationError
 
-from husai.config import problems
+from husai.config import problems, short_text
 from husai.errors import InputError
 from husai.hooks.order import (
     check_environment,
@@ -210,7 +210,8 @@ def parameter_problems(parameters: dict[str, Any], types: dict[str, Any]) -> lis
         ``group.field = value: what is wrong``; empty when nothing is.
     """
     found = [
-        f"{name} = {parameters[name]!r}: no such parameter; there are: {', '.join(sorted(types))}"
+        f"{name} = {short_text(parameters[name])}: no such parameter; "
+        f"there are: {', '.join(sorted(types))}"
         for name in sorted(set(parameters) - set(types))
     ]
     for name in sorted(set(types) & set(parameters)):
