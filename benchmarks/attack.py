@@ -111,7 +111,7 @@ def attack_configurations(n: int, seed: int) -> Counter[Outcome]:
     from husai.hooks.checks import parameter_problems
 
     bootstrap_project(ROOT)
-    types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
+    types: dict[str, Any] = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
     shipped: dict[str, Any] = {}
     for path in sorted((ROOT / "conf" / "base").glob("parameters*.yml")):
         shipped |= yaml.safe_load(path.read_text())
@@ -127,7 +127,7 @@ def attack_configurations(n: int, seed: int) -> Counter[Outcome]:
             for name, lay_out in (("campaign", plan_saes), ("planted_truth", plan_study)):
                 if name in parameters and name not in refused:
                     group = types[name].model_validate(parameters[name])
-                    lay_out(group.plan if name == "campaign" else group)  # type: ignore[operator]
+                    lay_out(group.plan if name == "campaign" else group)
             return REFUSED if lines else ("taken", "")
         except InputError as error:
             return ("several lines", str(error)) if "\n" in str(error) else REFUSED
@@ -182,7 +182,7 @@ def make_sources(folder: Path) -> None:
     (folder / "own").mkdir()
     save_sae(sae, folder / "own" / "sae.safetensors")
     for format_ in ("saelens", "dictionary_learning", "sparsify"):
-        export_sae(sae, folder / format_, format_)  # type: ignore[arg-type]
+        export_sae(sae, folder / format_, format_)
     for name, values in (("dictionary", sae.W_dec), ("rows", rows)):
         (folder / name).mkdir()
         np.save(folder / name / f"{name}.npy", values.numpy())
@@ -302,8 +302,10 @@ def attack_files(n: int, seed: int) -> tuple[Counter[Outcome], float]:
     return outcomes, peak
 
 
-KINDS = ("taken", "refused in a line", "traceback", "several lines", "executed", "other numbers")
-KINDS = (*KINDS, "not finite", "died")
+KINDS = (
+    *("taken", "refused in a line", "traceback", "several lines", "executed", "other numbers"),
+    *("not finite", "died"),
+)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -33,7 +34,7 @@ def test_environment_and_run_parameters_are_compared_with_the_base(tmp_path, mon
     bootstrap_project(PROJECT)
     params = {"sae_training": {"steps": 61}}
     with KedroSession.create(PROJECT, env="test", runtime_params=params) as session:
-        context = session.load_context()
+        context = cast(KedroSession, session).load_context()
     hook = RunOrigin()
     hook.after_context_created(context)
     catalog = DataCatalog({"run_origin": MemoryDataset()})

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -65,9 +65,9 @@ def encode(values: np.ndarray, k: int, kind: str, level: int = 0) -> list[set[in
             pre = (values[r0 : r0 + rows].astype(np.float32) - bias).ravel()
             memory = block_memory(pre, F)._replace(state=state)
             if kind == "row":
-                select.select_in_rows(r0, rows, bias, k, memory, codes, auxk)
+                select.select_in_rows(r0, rows, cast(Any, bias), k, memory, codes, auxk)
             else:
-                select.list_for_batch(r0, rows, bias, k, memory, codes, auxk, row_of)
+                select.list_for_batch(r0, rows, cast(Any, bias), k, memory, codes, auxk, row_of)
         complete = kind == "row"
         if not complete:
             complete, level = select.select_in_batch(k, state, codes, row_of)
@@ -113,7 +113,7 @@ def some_bank(architecture: str = "topk") -> SAEBank:
         "jumprelu": {"l0_coefficient": 0.5},
     }
     changed = fields.get(architecture, {"k": 2})
-    configs = [SAEConfig(architecture=architecture, d_sae=12, **changed)]  # type: ignore[arg-type]
+    configs = [SAEConfig(architecture=architecture, d_sae=12, **changed)]
     rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     return build_bank(configs, rows, rows.mean(0))
 
@@ -187,7 +187,7 @@ class CheckedCalls(Calls):
         super().__init__()
         self.types: dict[object, object] = {}
 
-    def __call__(self, function: Any, *arguments: Any) -> Any:
+    def __call__(self, function: Any, *arguments: Any) -> Any:  # type: ignore[override]
         types = tuple(typeof(argument) for argument in arguments)
         # the first call is numba's own, which may convert: compare with what it compiled
         result = super().__call__(function, *arguments)
@@ -214,7 +214,7 @@ def test_no_call_of_an_engine_changes_its_types(
             bank.parameters["b_enc"] -= shift
             batches = torch.from_numpy(batch_rows(0, len(rows), 16, first, first + 10))
             engine.run(step_table(bank.configs, training, first, first + 10), {0: batches})
-        assert len(engine.workers[0].call.types) >= 5
+        assert len(cast(CheckedCalls, engine.workers[0].call).types) >= 5
         assert not bool(bank.failed.any())
 
 
@@ -227,7 +227,7 @@ def test_a_numba_without_the_private_attribute_asks_what_it_always_does(
         SimpleNamespace(_cache=SimpleNamespace(_cache_file=SimpleNamespace())),
     ):
         monkeypatch.setattr(types, "njit", lambda missing=missing, **_: lambda _: missing)
-        compiled = types.kernel(len)
+        compiled: Any = types.kernel(len)
         assert compiled is missing
         assert "_source_stamp" not in repr(missing)
     stamped = SimpleNamespace(

@@ -43,7 +43,7 @@ class StudyChecks:
         from kedro.framework.project import pipelines
         from kedro.validation.type_extractor import TypeExtractor
 
-        loader = context.config_loader
+        loader: Any = context.config_loader  # OmegaConfigLoader, as the settings say
         try:
             # Kedro tells no hook which pipelines are asked for before it fails for them
             asked = getattr(pipelines, "_requested_pipelines", None) or ()

@@ -27,7 +27,8 @@ class RunEnding:
             return
         from husai.reporting.page import main_sentence
 
-        page = Path(catalog.get(PAGE)._filepath)
+        dataset: Any = catalog.get(PAGE)
+        page = Path(dataset._filepath)
         groups = catalog.load(GROUPS)
         environment = f" --env={run_params['env']}" if run_params.get("env") else ""
         click.echo(f"\n{main_sentence(groups)}\n")

@@ -31,7 +31,7 @@ class RunOrigin:
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Compare the parameters with the defaults."""
-        loader = context.config_loader
+        loader: Any = context.config_loader  # OmegaConfigLoader, as the settings say
         base = OmegaConfigLoader(loader.conf_source, base_env="base", default_run_env="base")
         self._origin = {
             "command": command_line(),

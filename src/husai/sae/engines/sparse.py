@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -351,6 +351,18 @@ class _Worker:
         return factor
 
 
+def by_sae(
+    tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Parameters]:
+    """Give a bank's parameters, or a moment of them, SAE by SAE as views of the bank's memory."""
+    checked: dict[str, F32] = {
+        name: checked_array(tensor, name, torch.float32, shapes[name])
+        for name, tensor in tensors.items()
+    }
+    parts = [checked[name] for name in Parameters._fields]
+    return [Parameters(*(part[i] for part in parts)) for i in range(len(parts[0]))]
+
+
 class SparseEngine:
     """Trains a bank on the CPU with the kernels."""
 
@@ -377,20 +389,19 @@ class SparseEngine:
             "b_dec": (n, d),
             "log_threshold": (n, F),
         }
-        named: list[dict[str, F32]] = [
-            {name: checked_array(t, name, torch.float32, shapes[name]) for name, t in kind.items()}
+        parameters, first, second = (
+            by_sae(kind, shapes)
             for kind in (bank.parameters, bank.first_moment, bank.second_moment)
-        ]
+        )
         since_fired: I64 = checked_array(bank.since_fired, "since_fired", torch.int64, (n, F))
         self.states = [
-            SAEState(
-                *(Parameters(*(kind[name][i] for name in Parameters._fields)) for kind in named),
-                since_fired[i],
-            )
-            for i in range(n)
+            SAEState(parameters[i], first[i], second[i], since_fired[i]) for i in range(n)
         ]
         if self.selection == "threshold":
-            self.log_threshold = [kind["log_threshold"] for kind in named]
+            self.log_threshold = [
+                checked_array(kind["log_threshold"], "log_threshold", torch.float32, (n, F))
+                for kind in kinds
+            ]
         self.running_threshold: F64 = bank.running_threshold.numpy()
         self.stopped_at: I64 = bank.stopped_at.numpy()
         self.level: I64 = np.zeros(n, np.int64)

@@ -65,7 +65,7 @@ def stamp_with_sources(compiled: object) -> None:
     A numba without this private attribute asks what it always does, and then the cache has to be
     emptied by hand after a change in another file.
     """
-    cache = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    cache: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if hasattr(cache, "_source_stamp"):
         cache._source_stamp = SOURCES
 
