@@ -49,14 +49,14 @@ def planted(seed: int, own: Activations) -> SAERecord:
 
 
 @pytest.fixture(scope="module")
-def report():  # type: ignore[no-untyped-def]
+def report():
     own = rows()
     config = ConsistencyConfig(null_draws=4, code_null_draws=0, dead="drop")
     records = [planted(seed, own) for seed in range(4)]
     return consistency_report(records, config, labelled=candidate_labels(own))
 
 
-def test_every_planted_answer_is_covered_and_chance_is_not(report) -> None:  # type: ignore[no-untyped-def]
+def test_every_planted_answer_is_covered_and_chance_is_not(report) -> None:
     line = report.coverage.set_index("family").loc["answer"]
     assert (line["n_classes"], line["mean"], line["low"], line["high"]) == (P, P, P, P)
     assert line["gt_mcc"] == pytest.approx(1.0)
@@ -66,7 +66,7 @@ def test_every_planted_answer_is_covered_and_chance_is_not(report) -> None:  # t
     assert report.coverage.set_index("family").loc["token", "mean"] == 0
 
 
-def test_the_two_populations_stand_apart_and_add_up(report) -> None:  # type: ignore[no-untyped-def]
+def test_the_two_populations_stand_apart_and_add_up(report) -> None:
     kinds = report.kinds.set_index("kind")
     assert kinds.loc["answer", "n_features"] == P
     assert kinds.loc["answer", "reproducibility"] == pytest.approx(1.0)

@@ -350,7 +350,7 @@ def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
     }
     config = ConsistencyConfig(null_draws=2, code_null_draws=2)
     records = gather_records(plan, trained, {"theirs": load_saes(paths)}, activations)
-    groups = compare(records, config)[0]
+    groups = compare(records, config, pd.DataFrame())[0]
     # every file that the plan names, and no other, once
     assert sorted(read) == sorted([*trained, "blocks.0.hook_resid_post@-1"])
     scores = groups.query("space == 'full' and not signed").set_index(["group", "score"])["mean"]
@@ -375,7 +375,7 @@ def test_one_seed_is_marked_not_defined_and_stops_nothing(study):
     saes, activations = partitions(study / "saes" / "trained"), partitions(study / "activations")
     config = ConsistencyConfig(null_draws=2, code_null_draws=2, symmetry_draws=1)
     records = nodes.gather(plan, saes, {}, activations)
-    groups, pairs, features, _, summary = nodes.compare(records, config)
+    groups, pairs, features, *_, summary = nodes.compare(records, config, pd.DataFrame())
     assert groups["mean"].isna().all()
     assert (groups["reason"] == "one seed: no pair to compare").all()
     assert jsonschema.Draft202012Validator(summary_schema()).is_valid(summary)

@@ -229,7 +229,7 @@ def _first_screen(coverage: pd.DataFrame, kinds: pd.DataFrame, hook: str) -> dic
     with_classes = families[families["family"] == lead]
     if with_classes.empty:
         parts = own[own["kind"] == lead]
-        best = str(parts.loc[parts["found_everywhere"].idxmax(), "group"])
+        best = str(parts["group"].iloc[int(parts["found_everywhere"].argmax())])
     else:
         best = str(with_classes.sort_values(["mean", "d_sae"])["group"].iloc[-1])
     group = own[own["group"] == best]
@@ -250,7 +250,7 @@ def _first_screen(coverage: pd.DataFrame, kinds: pd.DataFrame, hook: str) -> dic
         "group": best,
         "main": records(main)[0],
         "rest": {column: together(column) for column in ("reproducibility", "above_null", "share")},
-        "coverage": (records(with_classes[with_classes["group"] == best]) or [None])[0],
+        "coverage": next(iter(records(with_classes[with_classes["group"] == best])), None),
         "widths": records(widths.sort_values("d_sae")),
         "before": records(before),
         "open": sorted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -289,7 +289,7 @@ def _kinds_of(
         )
     null = _permuted_features(reference, [len(one.index) for one in group], config)
     head = group_head(name, group, "full")
-    return table.assign(
+    columns: dict[str, Any] = dict(
         **{key: head[key] for key in ("group", "architecture", "d_sae", "k", "space")},
         l0=head["l0"],
         n_seeds=head["n_seeds"],
@@ -309,6 +309,7 @@ def _kinds_of(
             )
         ],
     )
+    return table.assign(**columns)
 
 
 def partner_similarity(matches: Matches, sizes: Sequence[int]) -> list[Floats]:

@@ -389,10 +389,8 @@ class SparseEngine:
             "b_dec": (n, d),
             "log_threshold": (n, F),
         }
-        parameters, first, second = (
-            by_sae(kind, shapes)
-            for kind in (bank.parameters, bank.first_moment, bank.second_moment)
-        )
+        kinds = (bank.parameters, bank.first_moment, bank.second_moment)
+        parameters, first, second = (by_sae(kind, shapes) for kind in kinds)
         since_fired: I64 = checked_array(bank.since_fired, "since_fired", torch.int64, (n, F))
         self.states = [
             SAEState(parameters[i], first[i], second[i], since_fired[i]) for i in range(n)
