@@ -13,6 +13,7 @@ import pytest
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
+from husai.campaign import plan_saes
 from husai.hooks.checks import StudyError
 from husai.storage import read_header
 from husai.transformer import shipped_transformers
@@ -102,6 +103,16 @@ def test_the_study_has_a_row_for_every_transformer_and_group(
     done.write_text(done.read_text().replace("tiny0", "kept"))
     again = study(legs, tmp_path / "data", tmp_path / "results", TINY, draws=20)
     assert sorted(set(again["transformer"])) == ["kept", "tiny1"]
+
+
+def test_a_leg_is_both_architectures_at_six_widths_with_six_seeds() -> None:
+    bootstrap_project(PROJECT)
+    session: Any
+    with KedroSession.create(PROJECT, env="transformers") as session:
+        campaign = session.load_context().catalog.load("params:campaign")
+    sizes = plan_saes(campaign.plan).groupby(["architecture", "d_sae"]).size()
+    wanted = [(a, d) for a in ("relu", "topk") for d in (16, 64, 113, 128, 256, 512)]
+    assert sizes.to_dict() == dict.fromkeys(wanted, 6)
 
 
 def test_legs_are_the_shipped_transformers() -> None:
