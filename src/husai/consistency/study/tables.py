@@ -22,6 +22,7 @@ from husai.consistency.study.record import (
     SAERecord,
     all_converged,
     group_settings,
+    live_latents,
 )
 from husai.consistency.study.schema import BESIDE
 from husai.threads import worker_pool
@@ -67,10 +68,21 @@ def trajectory_table(
         if len(records) < 2 or not steps:
             reason = "one seed: no pair to compare" if steps else "no decoders kept on the way"
             return pd.DataFrame([{**head, "reason": reason}])
-        inits = [record.W_dec_init for record in records]
+        # the latents that the report compares: those that never fire are no features
+        live = [live_latents(record, config.dead) for record in records]
+        if not all(len(index) for index in live):
+            return pd.DataFrame([{**head, "reason": "an SAE has no live latent"}])
+        inits = [
+            np.asarray(record.W_dec_init)[index]
+            for record, index in zip(records, live, strict=True)
+            if record.W_dec_init is not None
+        ]
         curve = consistency_over_training(
-            {step: [own[step] for own in kept] for step in steps},
-            inits=None if any(W is None for W in inits) else [W for W in inits if W is not None],
+            {
+                step: [np.asarray(own[step])[i] for own, i in zip(kept, live, strict=True)]
+                for step in steps
+            },
+            inits=inits if len(inits) == len(records) else None,
             nulls=nulls.get(name, {}),
             level=config.level,
         )
