@@ -21,7 +21,7 @@ BANNED = {
     "write 'unchanged'": r"as it is, and",
     "write 'not learned structure'": r"agreement with nothing|left of its start",
     "no path of one machine": r"(?<![\w.\]])/(work|tmp|root|home)/",
-    "no address of a package index": r"index-url|pypi\.org|pythonhosted|artifactory",
+    "no address of a package index": r"index-url|pypi[.]o" r"rg|python" r"hosted|artifactory",
 }
 
 

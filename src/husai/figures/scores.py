@@ -33,6 +33,25 @@ MIN_VALUES = 3
 APART = 1.1
 
 
+def legend_handles(
+    chosen: pd.DataFrame, look: Mapping[str, tuple[Any, str]], line: str
+) -> list[Line2D]:
+    """Give the legend's entries: architectures, the nulls that are drawn, and the gate's mark."""
+    handles = [
+        Line2D([], [], color=c, marker=m, ls=line, label=name) for name, (c, m) in look.items()
+    ]
+    handles += [
+        Line2D([], [], color=c, marker=m, ls="", ms=8, label=label)
+        for kind, (label, m, c) in NULLS.items()
+        if f"{kind}_mean" in chosen and chosen[f"{kind}_mean"].notna().any()
+    ]
+    if any(unconverged_gate(v) for v in chosen["converged"]):
+        handles.append(
+            Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="† not converged")
+        )
+    return handles
+
+
 def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = False) -> Figure:
     """Score, interval over seeds and nulls of every group, by architecture and width.
 
@@ -73,18 +92,7 @@ def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool =
             axis.set_xticklabels([f"{int(w)}, {label}" for w, label in settings], rotation=90)
         tidy(axis)
     axes[0].set_ylabel(score_name(score, signed), size=FONT)
-    handles = [
-        Line2D([], [], color=c, marker=m, ls="", label=name) for name, (c, m) in look.items()
-    ]
-    handles += [
-        Line2D([], [], color=c, marker=m, ls="", ms=8, label=label)
-        for kind, (label, m, c) in NULLS.items()
-        if f"{kind}_mean" in chosen and chosen[f"{kind}_mean"].notna().any()
-    ]
-    if any(unconverged_gate(v) for v in chosen["converged"]):
-        handles.append(
-            Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="† not converged")
-        )
+    handles = legend_handles(chosen, look, "")
     figure.legend(
         handles=handles, loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False
     )
@@ -281,18 +289,7 @@ def settings_figure(
         _curves(axis, part, column, same, look)
         plain_log(axis)
     axes[0].set_ylabel(score_name(score, signed), size=FONT)
-    handles = [
-        Line2D([], [], color=c, marker=m, ls="-", label=name) for name, (c, m) in look.items()
-    ]
-    handles += [
-        Line2D([], [], color=c, marker=m, ls="", ms=8, label=label)
-        for kind, (label, m, c) in NULLS.items()
-        if f"{kind}_mean" in chosen and chosen[f"{kind}_mean"].notna().any()
-    ]
-    if any(unconverged_gate(v) for v in chosen["converged"]):
-        handles.append(
-            Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="† not converged")
-        )
+    handles = legend_handles(chosen, look, "-")
     figure.legend(
         handles=handles,
         loc="outside lower center",
