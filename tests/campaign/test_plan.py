@@ -405,3 +405,15 @@ def test_values_that_no_setting_can_have_are_refused_in_a_line(plan: dict[str, A
     error = refused.value
     lines = problems(error) if isinstance(error, ValidationError) else [str(error)]
     assert all(line and "\n" not in line and len(line) < 1000 for line in lines)
+
+
+def test_a_variant_may_be_a_trained_baseline():
+    variant = {"architecture": "topk", "d_sae": 16, "options": {"k": 4}}
+    frozen = variant | {"options": {"k": 4, "baseline": "frozen_decoder"}}
+    plan = make_plan(architectures={}, d_sae=(), variants={"free": variant, "frozen": frozen})
+    found = {row["group"]: row_config(row).baseline for row in records(plan)}
+    assert found == {"topk d16 k4 free": "none", "topk d16 k4 frozen": "frozen_decoder"}
+    assert plan["sae_id"].is_unique
+    # a plan of before this field
+    old = records(plan.drop(columns="baseline"))
+    assert {row_config(row).baseline for row in old} == {"none"}

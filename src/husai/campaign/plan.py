@@ -308,6 +308,8 @@ def row_config(row: Mapping[str, Any]) -> SAEConfig:
     """Build the SAE configuration of one row of the plan."""
     fields = {}
     for name in SAEConfig.model_fields:
+        if name not in row:
+            continue  # the plan is older than the field
         value = row[name]
         # a column with gaps comes back from a table as floats with NaN
         value = None if pd.isna(value) else value
@@ -352,6 +354,9 @@ def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
         "position": config.position if setting.position is None else setting.position,
     }
     content = {**sae.model_dump(mode="json"), **where}
+    if sae.baseline == "none":
+        # an SAE keeps the name it had before there were baselines
+        del content["baseline"]
     if setting.training:
         content["training"] = dict(setting.training)
     if setting.model != "trained":

@@ -118,6 +118,10 @@ def read_latest(directory: Path, identity: dict[str, Any]) -> Checkpoint | None:
     )
 
 
+ADDED_FIELDS = {"baseline": "none"}
+"""Fields of an SAE's configuration that older checkpoints do not name, and what they meant."""
+
+
 def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     found = []
     if theirs["rows"] != mine["rows"]:
@@ -133,6 +137,6 @@ def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
         found += [
             f"configs[{index}].{name} {a.get(name)} there, {b.get(name)} now"
             for name in sorted(a.keys() | b.keys())
-            if a.get(name) != b.get(name)
+            if a.get(name, ADDED_FIELDS.get(name)) != b.get(name)
         ]
     return found

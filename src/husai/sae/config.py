@@ -9,6 +9,11 @@ from pydantic import Field, model_validator
 from husai.config import Config, Count, CountFromZero, Latents, Seed, Threads
 from husai.sae.architectures import DeadLatentMethod, architecture
 
+Baseline = Literal["none", "frozen_decoder", "soft_frozen_decoder", "frozen_encoder"]
+
+SOFT_FROZEN_COSINE = 0.8
+"""Least cosine of a soft-frozen decoder's rows to their start (arXiv 2602.14111)."""
+
 NEUTRAL_FIELDS = frozenset({"threads", "checkpoint_interval", "keep_checkpoints"})
 """Fields of BankTrainingConfig that change how training runs, and no bit of its result."""
 
@@ -51,6 +56,12 @@ class SAEConfig(Config):
         "random",
         description="Where decoder rows start: isotropic directions, centred data rows, or "
         "isotropic directions projected on the data's span.",
+    )
+    baseline: Baseline = Field(
+        "none",
+        description="What is held at its random start, for an SAE that others are compared with "
+        "(arXiv 2602.14111): the decoder, the decoder within a cosine of 0.8 of its start, or the "
+        "encoder's weights. Biases and thresholds are trained, and dead latents not resampled.",
     )
     init_seed: Seed = Field(0, description="Seed of the initial weights, and nothing else.")
     data_seed: Seed = Field(
@@ -96,6 +107,21 @@ class SAEConfig(Config):
             return (self.d_sae,)
         sizes = sorted({max(1, round(f * self.d_sae)) for f in self.matryoshka_fractions})
         return tuple(sizes)
+
+    @property
+    def freezes_encoder(self) -> bool:
+        """Whether ``W_enc`` stays at its start."""
+        return self.baseline == "frozen_encoder"
+
+    @property
+    def freezes_decoder(self) -> bool:
+        """Whether ``W_dec`` stays at its start."""
+        return self.baseline == "frozen_decoder"
+
+    @property
+    def least_cosine(self) -> float:
+        """Least cosine of a decoder row to its start; −1 where any is allowed."""
+        return SOFT_FROZEN_COSINE if self.baseline == "soft_frozen_decoder" else -1.0
 
     @property
     def shape_key(self) -> tuple[str, int, tuple[int, ...]]:

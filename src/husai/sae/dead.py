@@ -27,7 +27,8 @@ def resample_dead_latents(
     Each gets a decoder row along an input drawn with probability ∝ loss², the encoder that
     direction at 0.2 × the mean encoder norm of the live latents (1 × where latents compete for k
     places), bias 0, and fresh optimiser state. Draws depend on both seeds and the step: these are
-    initial weights again, and SAEs of other seeds must not be given the same ones.
+    initial weights again, and SAEs of other seeds must not be given the same ones. Baselines
+    (``SAEConfig.baseline``) are left alone.
 
     Parameters
     ----------
@@ -49,9 +50,10 @@ def resample_dead_latents(
     dead_all = bank.since_fired >= training.dead_after_passes * len(rows)
     for index in bank.active():
         dead = torch.nonzero(dead_all[index]).flatten()
-        if not len(dead):
-            continue
         config = bank.configs[index]
+        # a baseline's directions are those it started with
+        if not len(dead) or config.baseline != "none":
+            continue
         generator = np.random.default_rng([config.init_seed, config.data_seed, step])
         sample = generator.choice(len(rows), size=min(ROWS, len(rows)), replace=False)
         x = rows[torch.from_numpy(sample)].to(bank.parameters["W_dec"])

@@ -193,10 +193,18 @@ def adam_step(
     """Adam (Kingma & Ba, arXiv 1412.6980) for every SAE that is alive, in place.
 
     The decoder's gradient along its rows is removed first, then each SAE's gradient is clipped by
-    itself, and the rows go back to norm 1 afterwards.
+    itself, and the rows go back to norm 1 afterwards. What a baseline holds stays as it is.
     """
     gradients = dict(gradients)
     W_dec = bank.parameters["W_dec"]
+    trains = {"W_enc": alive, "W_dec": alive}
+    if any(config.baseline != "none" for config in bank.configs):
+        for name, held in (
+            ("W_enc", [config.freezes_encoder for config in bank.configs]),
+            ("W_dec", [config.freezes_decoder for config in bank.configs]),
+        ):
+            trains[name] = alive & ~torch.tensor(held, device=alive.device)
+            gradients[name] = torch.where(trains[name][:, None, None], gradients[name], 0.0)
     if training.unit_norm_decoder:
         along = (gradients["W_dec"] * W_dec).sum(2, keepdim=True)
         gradients["W_dec"] = gradients["W_dec"] - along * W_dec
@@ -210,7 +218,7 @@ def adam_step(
     second_correction = 1 - training.beta2 ** (step + 1)
     for name, gradient in gradients.items():
         shape = (-1, *[1] * (gradient.dim() - 1))
-        keep = alive.view(shape)
+        keep = trains.get(name, alive).view(shape)
         parameter = bank.parameters[name]
         m, v = bank.first_moment[name], bank.second_moment[name]
         m.copy_(torch.where(keep, m + (1 - training.beta1) * (gradient - m), m))
@@ -222,7 +230,30 @@ def adam_step(
         new = parameter - rate * change
         if name == "W_dec" and training.unit_norm_decoder:
             new = new / new.norm(dim=2, keepdim=True).clamp_min(1e-30)
+        if name == "W_dec":
+            for i, config in enumerate(bank.configs):
+                if config.least_cosine > -1:
+                    start = bank.W_dec_init[i].to(new)
+                    new[i] = turned_back(new[i], start, config.least_cosine)
         parameter.copy_(torch.where(keep, new, parameter))
+
+
+def turned_back(rows: torch.Tensor, start: torch.Tensor, cosine: float) -> torch.Tensor:
+    """Turn rows to the nearest direction whose cosine to ``start`` is ``cosine``, if it is less.
+
+    Parameters
+    ----------
+    rows, start
+        ``[F, d]``; the norms of ``rows`` are kept, those of ``start`` are 1.
+    cosine
+        Between 0 and 1.
+    """
+    along = (rows * start).sum(1, keepdim=True)
+    norm = rows.norm(dim=1, keepdim=True)
+    across = rows - along * start
+    across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    turned = norm * (cosine * start + (1 - cosine**2) ** 0.5 * across)
+    return torch.where(along >= cosine * norm, rows, turned)
 
 
 class DenseEngine:

@@ -64,6 +64,7 @@ from husai.sae.kernels.types import (
     DenseSums,
     GhostGradients,
     Gradients,
+    Held,
     JumpReLU,
     LatentOrder,
     Loss,
@@ -294,9 +295,13 @@ class _Worker:
         )
         factor = 1.0
         if dense or with_ghost or training.clip_grad_norm:
-            factor = self._step_apart(state, loss, auxk, aux_scale, dense, with_ghost, adam)
+            factor = self._step_apart(i, loss, auxk, aux_scale, dense, with_ghost, adam)
         else:
-            call(step_latents, state, batch, loss, codes, auxk, aux_scale, self.gradients, adam)
+            call(
+                step_latents,
+                *(state, batch, loss, codes, auxk, aux_scale),
+                *(self.gradients, adam, e.held[i]),
+            )
         if jumps:
             parameter, m, v = (array[i] for array in e.log_threshold)
             call(update_vector, parameter, m, v, self.g_threshold, factor, adam)
@@ -308,7 +313,7 @@ class _Worker:
 
     def _step_apart(
         self,
-        state: SAEState,
+        i: int,
         loss: Loss,
         auxk: AuxK,
         aux_scale: float,
@@ -320,6 +325,7 @@ class _Worker:
 
         Gives the factor that clips them.
         """
+        state, held = self.engine.states[i], self.engine.held[i]
         call, sae, batch, F = self.call, state.parameters, self.batch, self.engine.d_sae
         if len(self.gradients.W_enc) < F:
             # the dense pass has filled two of the vectors
@@ -339,13 +345,17 @@ class _Worker:
         factor = 1.0
         limit = self.engine.training.clip_grad_norm
         if limit:
-            total = call(square_sum, gradients.W_enc) + call(square_sum, gradients.W_dec)
+            total = 0.0
+            if not held.encoder:
+                total += call(square_sum, gradients.W_enc)
+            if not held.decoder:
+                total += call(square_sum, gradients.W_dec)
             vectors = [gradients.b_enc, gradients.b_dec]
             if self.engine.selection == "threshold":
                 vectors.append(self.g_threshold)
             total += sum(call(square_sum, vector[None]) for vector in vectors)
             factor = min(1.0, limit / max(math.sqrt(total), 1e-30))
-        call(update_latents, 0, F, state, gradients, factor, adam, loss.unit_norm)
+        call(update_latents, 0, F, state, gradients, factor, adam, loss.unit_norm, held)
         call(update_biases, state, gradients, factor, adam)
         call(count_since_fired, state.since_fired, gradients.fired, len(batch.x))
         return factor
@@ -394,6 +404,11 @@ class SparseEngine:
         since_fired: I64 = checked_array(bank.since_fired, "since_fired", torch.int64, (n, F))
         self.states = [
             SAEState(parameters[i], first[i], second[i], since_fired[i]) for i in range(n)
+        ]
+        start: F32 = checked_array(bank.W_dec_init, "W_dec_init", torch.float32, (n, F, d))
+        self.held = [
+            Held(start[i], c.freezes_encoder, c.freezes_decoder, c.least_cosine)
+            for i, c in enumerate(bank.configs)
         ]
         if self.selection == "threshold":
             self.log_threshold = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from husai.sae.kernels.types import F32, TINY, ZERO, AdamStep, Gradients, SAEState, kernel
+from husai.sae.kernels.types import F32, TINY, ZERO, AdamStep, Gradients, Held, SAEState, kernel
 
 
 @kernel
@@ -27,6 +27,29 @@ def _update_row(
 
 
 @kernel
+def turn_back(row: F32, start: F32, cosine: float) -> None:
+    """Turn a row to the nearest direction whose cosine to ``start`` is ``cosine``, if it is less.
+
+    Its norm is kept; ``start`` has norm 1.
+    """
+    along, squares = ZERO, ZERO
+    for c in range(len(row)):
+        along += row[c] * start[c]
+        squares += row[c] * row[c]
+    norm, least = np.sqrt(squares), np.float32(cosine)
+    if along >= least * norm:
+        return
+    across = ZERO
+    for c in range(len(row)):
+        rest = row[c] - along * start[c]
+        across += rest * rest
+    sine = np.sqrt(np.float32(1.0) - least * least)
+    scale = norm * sine / max(np.sqrt(across), TINY)
+    for c in range(len(row)):
+        row[c] = norm * least * start[c] + scale * (row[c] - along * start[c])
+
+
+@kernel
 def update_latents(
     lo: int,
     hi: int,
@@ -35,13 +58,17 @@ def update_latents(
     factor: float,
     adam: AdamStep,
     unit_norm: bool,
+    held: Held,
 ) -> None:
     """Update encoder and decoder rows ``lo … hi − 1``; where asked, the decoder's get norm 1."""
     sae, m, v = state.parameters, state.first, state.second
     W_dec = sae.W_dec
     for j in range(lo, hi):
         g_enc, g_dec = gradients.W_enc[j - lo], gradients.W_dec[j - lo]
-        _update_row(sae.W_enc[j], m.W_enc[j], v.W_enc[j], g_enc, factor, adam, adam.decay)
+        if not held.encoder:
+            _update_row(sae.W_enc[j], m.W_enc[j], v.W_enc[j], g_enc, factor, adam, adam.decay)
+        if held.decoder:
+            continue
         _update_row(W_dec[j], m.W_dec[j], v.W_dec[j], g_dec, factor, adam, 0.0)
         if unit_norm:
             total = ZERO
@@ -50,6 +77,8 @@ def update_latents(
             inverse = np.float32(1.0) / max(np.sqrt(total), TINY)
             for c in range(W_dec.shape[1]):
                 W_dec[j, c] *= inverse
+        if held.cosine > -1.0:
+            turn_back(W_dec[j], held.W_dec[j], held.cosine)
 
 
 @kernel

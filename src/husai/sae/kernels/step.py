@@ -11,6 +11,7 @@ from husai.sae.kernels.types import (
     Batch,
     Codes,
     Gradients,
+    Held,
     Loss,
     SAEState,
     kernel,
@@ -27,6 +28,7 @@ def step_latents(
     aux_scale: float,
     gradients: Gradients,
     adam: AdamStep,
+    held: Held,
 ) -> None:
     """Gradients and updates of one SAE without clipping or ghost gradients.
 
@@ -42,6 +44,6 @@ def step_latents(
     for lo in range(0, F, block):
         hi = min(lo + block, F)
         latent_gradients(lo, hi, sae, batch, loss, codes, auxk, gradients)
-        update_latents(lo, hi, state, gradients, 1.0, adam, loss.unit_norm)
+        update_latents(lo, hi, state, gradients, 1.0, adam, loss.unit_norm, held)
     update_biases(state, gradients, 1.0, adam)
     count_since_fired(state.since_fired, gradients.fired, len(batch.x))

@@ -254,6 +254,19 @@ class GhostGradients(NamedTuple):
     """Each latent's place among the dead, −1 for the live ones ``[F]``."""
 
 
+class Held(NamedTuple):
+    """What a baseline keeps of an SAE's start."""
+
+    W_dec: F32
+    """The decoder's rows at the start, of norm 1 ``[F, d]``."""
+    encoder: bool
+    """Whether ``W_enc`` stays as it is."""
+    decoder: bool
+    """Whether ``W_dec`` stays as it is."""
+    cosine: float
+    """Least cosine of a decoder row to its start; −1 where any is allowed."""
+
+
 class Gradients(NamedTuple):
     """The gradients of a block of latents, or of all."""
 
