@@ -19,6 +19,7 @@ from husai.sae import (
     register_architecture,
     train_bank,
 )
+from husai.sae.rows import prepare_rows
 
 TRAINING = BankTrainingConfig(steps=5, batch_size=32)
 
@@ -104,6 +105,52 @@ def test_rows_may_be_an_array_or_an_object_with_values() -> None:
     (a,) = train_bank(rows().numpy(), config, TRAINING)
     (b,) = train_bank(Holder(), config, TRAINING)
     assert torch.equal(a.W_dec, b.W_dec)
+
+
+def far_rows() -> torch.Tensor:
+    """Rows of 12 sparse directions, all of them far from 0."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(12, 8, generator=generator)
+    code = (torch.rand(1500, 12, generator=generator) < 0.2) * torch.rand(
+        1500, 12, generator=generator
+    )
+    return code @ directions + 30.0
+
+
+def test_the_scale_makes_the_mean_variance_of_a_column_1() -> None:
+    values = far_rows()
+    prepared = prepare_rows(values, values, TRAINING)
+    x = values.numpy().astype(np.float64)
+    assert prepared.scale == pytest.approx(1 / np.sqrt(np.var(x, axis=0).mean()), rel=1e-9)
+    assert float(prepared.train.double().var(0, correction=0).mean()) == pytest.approx(1, rel=1e-4)
+    raw = prepare_rows(values, values, TRAINING.model_copy(update={"normalize": "rms"}))
+    assert raw.scale == pytest.approx(1 / np.sqrt(np.square(x).mean()), rel=1e-9)
+
+
+def test_relu_fires_on_rows_far_from_0() -> None:
+    config = SAEConfig(architecture="relu", d_sae=24, l1_coefficient=1.0)
+    found = {}
+    for normalize in ("centred", "rms"):
+        training = BankTrainingConfig(
+            steps=300, batch_size=256, normalize=normalize, dead_latents="none"
+        )
+        (sae,) = train_bank(far_rows(), [config], training)
+        found[normalize] = sae.metrics
+        assert sae.provenance["training"]["normalize"] == normalize
+    assert found["centred"]["l0"] > 1
+    assert found["centred"]["fvu"] < 0.3
+    # what the mean does when it is counted
+    assert found["rms"]["l0"] < 0.1
+
+
+def test_moving_all_rows_moves_b_dec_alone() -> None:
+    x = rows(400)
+    config = [SAEConfig(d_sae=8, k=2)]
+    training = TRAINING.model_copy(update={"b_dec_init": "mean", "steps": 20})
+    (here,) = train_bank(x, config, training)
+    (there,) = train_bank(x + 5, config, training)
+    torch.testing.assert_close(there.W_dec, here.W_dec, rtol=0, atol=2e-3)
+    torch.testing.assert_close(there.b_dec, here.b_dec + 5, rtol=0, atol=2e-3)
 
 
 def test_geometric_median_is_where_the_distances_are_least() -> None:

@@ -167,8 +167,11 @@ class BankTrainingConfig(Config):
         description="Keep decoder rows at norm 1 and remove the gradient along them.",
     )
 
-    normalize: Literal["rms", "none"] = Field(
-        "rms", description="Scale the input so that its mean squared norm is d_in."
+    normalize: Literal["centred", "rms", "none"] = Field(
+        "centred",
+        description="How the input is scaled. centred: the mean squared distance of the rows to "
+        "their mean is d_in. rms: their mean squared norm is, as in SAEs trained before centred "
+        "was there; rows far from 0 then vary so little that ReLU never fires.",
     )
     b_dec_init: Literal["geometric_median", "mean", "zeros"] = Field(
         "geometric_median", description="Where b_dec starts."

@@ -85,8 +85,11 @@ def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig)
     if bool((held_out == held_out[0]).all()):
         raise InputError(f"eval_rows: all {len(held_out)} rows are equal; give rows that vary")
     scale = 1.0
-    if training.normalize == "rms":
-        scale = math.sqrt(train.shape[1] / float(train.double().square().sum(1).mean()))
+    if training.normalize != "none":
+        x = train.double()
+        # b_dec takes the mean up: what the latents see are distances to it
+        measured = x - x.mean(0) if training.normalize == "centred" else x
+        scale = math.sqrt(train.shape[1] / float(measured.square().sum(1).mean()))
     digest = hashlib.sha256(train.numpy().tobytes())
     digest.update(held_out.numpy().tobytes())
     return Rows(train * scale, held_out, scale, digest.hexdigest()[:16])
