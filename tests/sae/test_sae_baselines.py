@@ -122,16 +122,14 @@ def test_a_baseline_is_not_resampled() -> None:
 def test_a_resumed_baseline_equals_an_uninterrupted_one_and_its_file_says_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import husai.sae.checkpoint as checkpoint
     import husai.sae.train as module
 
     x = rows(600)
-    chosen = [
-        SAEConfig(d_sae=48, k=3, baseline=baseline)  # type: ignore[arg-type]
-        for baseline in BASELINES
-    ]
+    chosen = [SAEConfig(d_sae=48, k=3, baseline=baseline) for baseline in BASELINES]
     options = training(steps=40, checkpoint_interval=20, eval_interval=20)
     whole = train(x, chosen, options)
-    write = module.write_checkpoint
+    write = checkpoint.write_checkpoint
 
     def write_and_die(*arguments: Any, **named: Any) -> None:
         write(*arguments, **named)
