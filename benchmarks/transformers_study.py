@@ -36,7 +36,8 @@ from husai.consistency import (
     score_reference,
     seed_interval,
 )
-from husai.consistency.analyses.labels import Classes, class_scores
+from husai.consistency.analyses.explanation import class_scores
+from husai.consistency.analyses.labels import Classes
 from husai.consistency.inference.references import permuted
 from husai.consistency.study.record import group_members, live_latents
 from husai.errors import InputError

@@ -161,12 +161,12 @@ def test_wide_activation_matching_equals_the_narrow_one(monkeypatch: pytest.Monk
     rows = np.random.default_rng(2).standard_normal((300, 24)).astype(np.float32)
     config = CompareConfig(null_draws=0)
     narrow = compare(saes, config, activations=rows).pairs[0].scores
-    monkeypatch.setattr("husai.consistency.scores.codes._CORRELATION_PAIRS", 0)
+    monkeypatch.setattr("husai.consistency.scores.code_scores._CORRELATION_PAIRS", 0)
     wide = compare(saes, config, activations=rows).pairs[0].scores
     assert value(wide, "activation_mcc", True) == pytest.approx(
         value(narrow, "activation_mcc", True), abs=1e-6
     )
-    monkeypatch.setattr("husai.consistency.scores.codes._CORRELATION_NUMBERS", 600)
+    monkeypatch.setattr("husai.consistency.scores.code_scores._CORRELATION_NUMBERS", 600)
     scores = compare(saes, config, activations=rows).pairs[0].scores
     refused = entry(scores, "activation_mcc", True)
     assert refused.value is None

@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from husai.consistency import match_features
-from husai.consistency.scores.codes import (
+from husai.consistency.scores.code_scores import (
     RepresentationSimilarity,
     code_consistency,
     code_gram,
-    code_moments,
     code_similarity,
-    cross_moments,
     match_activations,
+)
+from husai.consistency.scores.codes import (
+    code_moments,
+    cross_moments,
     shuffle_rows,
     sparse_codes,
 )

@@ -10,6 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy import sparse
 
+from husai.consistency.analyses.explanation import (
+    class_scores,
+    explain_latents,
+    family_r2,
+    read_out,
+    regressor_r2,
+)
 from husai.consistency.analyses.kinds import (
     class_gt_mcc,
     class_means,
@@ -21,13 +28,8 @@ from husai.consistency.analyses.kinds import (
 from husai.consistency.analyses.labels import (
     Classes,
     class_labels,
-    class_scores,
-    explain_latents,
-    family_r2,
     modular_labels,
     plane_labels,
-    read_out,
-    regressor_r2,
     table_labels,
     wave_labels,
 )

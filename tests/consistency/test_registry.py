@@ -10,7 +10,7 @@ from scipy import sparse
 
 from husai.consistency.inference.nulls import NULL_KINDS
 from husai.consistency.scores import decoder
-from husai.consistency.scores.codes import UnitCodes
+from husai.consistency.scores.code_scores import UnitCodes
 from husai.consistency.scores.pair import PreparedPair, Side
 from husai.consistency.scores.registry import SCORES, of_pairs, of_truth, register
 from husai.consistency.scores.rows import direction_rows

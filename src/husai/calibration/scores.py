@@ -20,7 +20,12 @@ from husai.calibration.study import SETTING
 from husai.consistency import cycle_consistency, null_scores, plane_null, plane_recovery
 from husai.consistency.analyses.truth import axis_recovery_chance
 from husai.consistency.config import ComparisonConfig
-from husai.consistency.scores.codes import Codes, UnitCodes, sparse_codes, whole_codes
+from husai.consistency.scores.code_scores import UnitCodes
+from husai.consistency.scores.codes import (
+    Codes,
+    sparse_codes,
+    whole_codes,
+)
 from husai.consistency.scores.pair import PreparedPair, Side, nearest_features
 from husai.consistency.scores.registry import SCORES as REGISTRY
 from husai.consistency.scores.registry import of_truth

@@ -7,6 +7,10 @@ from .analyses.curves import (
     orderings_beside_published,
     published_numbers,
 )
+from .analyses.explanation import (
+    Explanation,
+    explain_latents,
+)
 from .analyses.gate import Gate, convergence_gate, decay_start, decoder_motion
 from .analyses.geometry import (
     Coactivation,
@@ -28,9 +32,7 @@ from .analyses.kinds import (
     reproducibility_by_kind,
 )
 from .analyses.labels import (
-    Explanation,
     class_labels,
-    explain_latents,
     modular_labels,
     plane_labels,
     table_labels,
@@ -53,14 +55,11 @@ from .analyses.truth import (
 from .config import ComparisonConfig, ConsistencyConfig
 from .inference.intervals import (
     Difference,
-    PermutationTest,
     SeedInterval,
-    adjust_p,
     mean_interval,
     pseudo_values,
     seed_difference,
     seed_interval,
-    seed_permutation_test,
 )
 from .inference.nulls import NULL_KINDS, NullDistribution, NullKind, null_between, null_scores
 from .inference.paths import SeedPath, seed_path, spanning_tree
@@ -88,17 +87,24 @@ from .inference.seeds import (
     path_retention,
     reproducibility_by_firing_rate,
 )
-from .scores.codes import (
+from .inference.significance import (
+    PermutationTest,
+    adjust_p,
+    seed_permutation_test,
+)
+from .scores.code_scores import (
     ActivationMatch,
     CodeConsistency,
-    CodeMoments,
     RepresentationSimilarity,
     code_consistency,
     code_gram,
-    code_moments,
     code_similarity,
-    cross_moments,
     match_activations,
+)
+from .scores.codes import (
+    CodeMoments,
+    code_moments,
+    cross_moments,
     sparse_codes,
 )
 from .scores.decoder import (

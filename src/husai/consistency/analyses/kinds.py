@@ -13,7 +13,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from husai.consistency.analyses.labels import Classes, ClassScores, class_scores, read_out
+from husai.consistency.analyses.explanation import (
+    ClassScores,
+    class_scores,
+    read_out,
+)
+from husai.consistency.analyses.labels import Classes
 from husai.consistency.inference.nulls import NullDistribution
 from husai.consistency.inference.references import Reference
 from husai.consistency.scores.decoder import gt_mcc
@@ -53,7 +58,7 @@ def coverage(scores: ClassScores, *, threshold: float = 0.9, least_r2: float = 0
     Parameters
     ----------
     scores
-        From :func:`~husai.consistency.analyses.labels.class_scores`.
+        From :func:`~husai.consistency.analyses.explanation.class_scores`.
     threshold, least_r2
         A class is covered by a latent whose measure is above.
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from scipy import fft, sparse
 from scipy.optimize import linear_sum_assignment
 
-from husai.consistency.scores.codes import Codes, code_blocks, match_activations
+from husai.consistency.scores.code_scores import match_activations
+from husai.consistency.scores.codes import Codes, code_blocks
 from husai.errors import InputError
 
 # Shifts whose match is made, those of the highest upper bounds: unless one of them is the best

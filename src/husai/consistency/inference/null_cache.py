@@ -20,7 +20,8 @@ from husai.consistency.inference.nulls import (
     draw_nulls,
     drawn_kinds,
 )
-from husai.consistency.scores.codes import UnitCodes, shuffle_rows
+from husai.consistency.scores.code_scores import UnitCodes
+from husai.consistency.scores.codes import shuffle_rows
 from husai.consistency.scores.pair import MatchRun, PreparedPair, Side
 from husai.consistency.scores.registry import SCORES, Score
 from husai.consistency.scores.subspace import DataSpan

@@ -12,16 +12,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from husai.consistency.config import ComparisonConfig
-from husai.consistency.scores.codes import (
+from husai.consistency.scores.code_scores import (
     CodeConsistency,
-    CrossMoments,
     RepresentationSimilarity,
     UnitCodes,
     activation_mean,
     code_consistency,
     code_similarity,
-    cross_moments,
 )
+from husai.consistency.scores.codes import CrossMoments, cross_moments
 from husai.consistency.scores.rows import Rows, unit_pair
 from husai.consistency.scores.similarity import dictionary_directions
 from husai.errors import InputError

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from husai.consistency.config import ComparisonConfig, ConsistencyConfig
 from husai.consistency.inference.intervals import (
     SeedInterval,
-    adjust_p,
     seed_difference,
     seed_interval,
-    seed_permutation_test,
 )
 from husai.consistency.inference.null_cache import NullCache, given_nulls, shuffled_nulls
 from husai.consistency.inference.nulls import NullDistribution, Nulls, random_dictionary
@@ -28,6 +26,7 @@ from husai.consistency.inference.seeds import (
     match_all,
     path_retention,
 )
+from husai.consistency.inference.significance import adjust_p, seed_permutation_test
 from husai.consistency.scores.pair import Side
 from husai.consistency.scores.registry import SCORES, Score
 from husai.consistency.study.pairs import Row, ScoredPair, Values, available_scores

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from husai.activations.rows import Activations
+from husai.consistency.analyses.explanation import Explanation, explain_latents
 from husai.consistency.analyses.kinds import (
     class_gt_mcc,
     class_means,
@@ -21,9 +22,7 @@ from husai.consistency.analyses.kinds import (
 )
 from husai.consistency.analyses.labels import (
     Classes,
-    Explanation,
     Labels,
-    explain_latents,
     modular_labels,
     plane_labels,
     table_labels,

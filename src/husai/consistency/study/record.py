@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from husai.consistency.config import ComparisonConfig
+from husai.consistency.scores.code_scores import UnitCodes
 from husai.consistency.scores.codes import (
     Codes,
-    UnitCodes,
     code_blocks,
     code_moments,
     sparse_codes,
