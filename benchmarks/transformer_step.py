@@ -28,10 +28,11 @@ from torch import Tensor
 from husai.storage import atomic_path
 from husai.tasks import ModularTaskConfig, modular_dataset
 from husai.transformer import TransformerConfig, build_transformer
+from husai.transformer.device import hardware_name
 from husai.transformer.functional import functional_logits
 from husai.transformer.kernel import compiled_loss, torch_threads
 from husai.transformer.model import named_parameters
-from husai.transformer.training import answer_loss, hardware_name
+from husai.transformer.training import answer_loss
 
 
 class LossForm:

@@ -17,11 +17,11 @@ from husai.matching import candidates as passes
 from husai.matching.blocked import UnitRows
 from husai.matching.candidates import Checkpoint, DeviceProducts, HostProducts, find_candidates
 from husai.matching.match import (
-    Match,
     match_features,
     match_signed_and_absolute,
     unit_rows,
 )
+from husai.matching.result import Match
 
 Rows = NDArray[Any]
 

@@ -22,7 +22,8 @@ from husai.transformer import (
     train_transformer,
 )
 from husai.transformer import training as training_module
-from husai.transformer.training import grokking_summary, learning_rate_factor
+from husai.transformer.evaluation import grokking_summary
+from husai.transformer.training import learning_rate_factor
 
 SMALL = TransformerConfig(d_model=16, n_heads=2, d_mlp=24)
 

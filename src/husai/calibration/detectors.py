@@ -20,7 +20,7 @@ from husai.calibration.clusters import (
 from husai.consistency.inference.seeds import match_all, pair_maps
 from husai.consistency.scores.pair import nearest_features
 from husai.errors import InputError
-from husai.matching.match import Match
+from husai.matching.result import Match
 
 
 def reproducible_features(

@@ -35,7 +35,7 @@ from husai.consistency.study.record import (
     with_codes,
 )
 from husai.errors import InputError
-from husai.matching.match import Match
+from husai.matching.result import Match
 
 
 class CompareConfig(ComparisonConfig):

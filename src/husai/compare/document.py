@@ -26,7 +26,7 @@ from husai.compare.schema import (
     Software,
     schema,
 )
-from husai.matching.match import Match
+from husai.matching.result import Match
 from husai.provenance import versions
 
 __all__ = ["matching_table", "result_document", "schema", "write_result"]

@@ -22,7 +22,8 @@ from husai.figures.style import (
     tidy,
     unconverged_gate,
 )
-from husai.matching.match import Match, unit_rows
+from husai.matching.match import unit_rows
+from husai.matching.result import Match
 
 
 def similarity_figure(

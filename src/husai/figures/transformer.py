@@ -163,7 +163,7 @@ def _lines(axis: Axes, table: pd.DataFrame, columns: dict[str, str]) -> None:
 
 def _mark_delay(axis: Axes, history: pd.DataFrame, everywhere: list[Axes]) -> None:
     """Draw the first epochs at 99 % train and test accuracy, and the distance between them."""
-    from husai.transformer.training import grokking_summary
+    from husai.transformer.evaluation import grokking_summary
 
     summary = grokking_summary(history)
     train, test = summary["epoch_train_99"], summary["epoch_test_99"]

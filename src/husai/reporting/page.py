@@ -16,7 +16,7 @@ from husai.consistency.study.labels import leading_kind, plural
 from husai.reporting.config import ReportingConfig
 from husai.reporting.render import made_by, render
 from husai.sae.config import BankTrainingConfig
-from husai.transformer.training import grokking_summary
+from husai.transformer.evaluation import grokking_summary
 
 COVARIATES = {
     "firing_rate": "how often it fires",

@@ -1,5 +1,6 @@
 from .checkpoints import CheckpointStore
 from .config import TransformerChoice, TransformerConfig, TransformerTrainingConfig
+from .evaluation import evaluate_transformer
 from .measures import (
     FourierStructure,
     fourier_structure,
@@ -15,7 +16,7 @@ from .model import (
 )
 from .shipped import Shipped, load_shipped, shipped_transformers
 from .splice import spliced_loss
-from .training import evaluate_transformer, train_transformer
+from .training import train_transformer
 
 __all__ = [
     "CheckpointStore",

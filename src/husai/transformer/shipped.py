@@ -25,8 +25,9 @@ from husai.transformer.config import (
     TransformerConfig,
     TransformerTrainingConfig,
 )
+from husai.transformer.evaluation import evaluate_transformer
 from husai.transformer.model import TrainedTransformer
-from husai.transformer.training import dataset_digest, evaluate_transformer
+from husai.transformer.training import dataset_digest
 
 FOLDER = Path(__file__).parent / "shipped"
 MANIFEST = "manifest.json"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,15 @@ from torch import Tensor
 
 from husai.errors import InputError
 from husai.progress import progress_bar
-from husai.tasks.modular import SPLITS, ModularDataset, Split, Vocabulary
+from husai.tasks.modular import SPLITS, ModularDataset
 from husai.transformer.checkpoints import CheckpointStore
 from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
+from husai.transformer.device import hardware_name, resolve_device
+from husai.transformer.evaluation import (
+    EVALUATION_ROWS,
+    grokking_summary,
+    split_metrics,
+)
 from husai.transformer.functional import functional_logits, has_functional_form
 from husai.transformer.kernel import compiled_loss, has_compiled_form, torch_threads
 from husai.transformer.model import TrainedTransformer, build_transformer, named_parameters
@@ -34,8 +39,6 @@ HISTORY_COLUMNS = (
     "learning_rate",
     "seconds",
 )
-# rows evaluated at a time through the hooked model, whose cache of all hooks is what fills memory
-_EVALUATION_ROWS = 4096
 
 
 def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
@@ -273,9 +276,7 @@ class _Run:
     @torch.no_grad()
     def _record(self) -> None:
         everything = torch.arange(self.tokens.shape[0], device=self.device)
-        logits = torch.cat(
-            [self.logits(rows) for rows in torch.split(everything, _EVALUATION_ROWS)]
-        )
+        logits = torch.cat([self.logits(rows) for rows in torch.split(everything, EVALUATION_ROWS)])
         row = {"epoch": float(self.epoch), **split_metrics(logits, self.answers, self.rows)}
         squares = sum(float(p.to(torch.float64).square().sum()) for p in self.trained.values())
         row["weight_norm"] = math.sqrt(squares)
@@ -391,131 +392,3 @@ class _Run:
             history=history,
             summary=summary,
         )
-
-
-@torch.no_grad()
-def evaluate_transformer(
-    transformer: TrainedTransformer, dataset: ModularDataset, device: str = "cpu"
-) -> dict[str, float | None]:
-    """Measure a trained model on every split, through the hooked model.
-
-    Parameters
-    ----------
-    transformer
-        For instance from :func:`~husai.transformer.load_transformer`.
-    dataset
-        Examples in the model's own vocabulary.
-    device
-        cpu, cuda, cuda:N or auto.
-
-    Returns
-    -------
-    dict
-        ``train_loss`` (mean cross-entropy in nats), ``train_accuracy``, and so on for ``val`` and
-        ``test``; None for a split without rows.
-
-    Raises
-    ------
-    InputError
-        When the dataset's vocabulary is not the model's.
-    """
-    if dataset.vocabulary != transformer.vocabulary:
-        raise InputError(
-            f"the dataset is {_describe(dataset.vocabulary)}, but the model was trained on "
-            f"{_describe(transformer.vocabulary)}"
-        )
-    where = resolve_device(device)
-    model = transformer.build(where)
-    position = dataset.vocabulary.answer_position
-    tokens = torch.tensor(dataset.tokens()).to(where)
-    answers = torch.tensor(dataset.answers())
-    parts = [model(chunk)[:, position].cpu() for chunk in torch.split(tokens, _EVALUATION_ROWS)]
-    rows = {split: torch.tensor(dataset.rows(split)) for split in SPLITS}
-    metrics = split_metrics(torch.cat(parts), answers, rows)
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
-
-
-def split_metrics(
-    logits: Tensor, answers: Tensor, rows: Mapping[Split, Tensor]
-) -> dict[str, float]:
-    """Mean loss and accuracy of each split, NaN for one without rows.
-
-    In float64: a late train loss is below float32's resolution of a mean.
-    """
-    log_probs = logits.to(torch.float64).log_softmax(-1)
-    losses = -log_probs.gather(1, answers.unsqueeze(1)).squeeze(1)
-    correct = (logits.argmax(-1) == answers).to(torch.float64)
-    metrics = {}
-    for quantity, values in (("loss", losses), ("accuracy", correct)):
-        for split in SPLITS:
-            chosen = values[rows[split]]
-            metrics[f"{split}_{quantity}"] = float(chosen.mean()) if chosen.numel() else math.nan
-    return metrics
-
-
-def _describe(vocabulary: Vocabulary) -> str:
-    return f"{vocabulary.operation} mod {vocabulary.modulus} ({vocabulary.token_format})"
-
-
-def grokking_summary(history: pd.DataFrame, threshold: float = 0.99) -> dict[str, Any]:
-    """Say when train and test accuracy first reached a threshold, and how far apart.
-
-    Parameters
-    ----------
-    history
-        Curves with columns ``epoch``, ``train_accuracy``, ``test_accuracy`` ….
-    threshold
-        Accuracy that counts as learned.
-
-    Returns
-    -------
-    dict
-        ``epoch_train_99``, ``epoch_test_99`` (None when never; the name says 99 for the default
-        threshold), ``grokking_delay_epochs`` (their difference), ``grokking_delay_ratio``
-        (test over train), and the final losses and accuracies. Epochs are those evaluated, so
-        they are late by up to ``evaluate_every - 1``.
-    """
-
-    def first(column: str) -> int | None:
-        reached = history.loc[history[column] >= threshold, "epoch"]
-        return int(reached.iloc[0]) if len(reached) else None
-
-    train, test = first("train_accuracy"), first("test_accuracy")
-    last = history.iloc[-1]
-    summary: dict[str, Any] = {
-        "epoch_train_99": train,
-        "epoch_test_99": test,
-        "grokking_delay_epochs": None,
-        "grokking_delay_ratio": None,
-    }
-    if train is not None and test is not None:
-        summary["grokking_delay_epochs"] = test - train
-        summary["grokking_delay_ratio"] = test / train if train else None
-    for split in SPLITS:
-        for quantity in ("loss", "accuracy"):
-            value = float(last[f"{split}_{quantity}"])
-            summary[f"final_{split}_{quantity}"] = None if math.isnan(value) else value
-    return summary
-
-
-def resolve_device(device: str) -> torch.device:
-    """Turn a configured device into one that is there; ``auto`` is CUDA when there is one."""
-    available = torch.cuda.is_available()
-    if device == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if device.startswith("cuda") and not available:
-        raise InputError(f"device = {device!r}, but no CUDA device is available; use cpu or auto")
-    return torch.device(device)
-
-
-def hardware_name(device: torch.device) -> str:
-    """Name the processor that computed."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

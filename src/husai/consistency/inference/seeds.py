@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from husai.consistency.inference.paths import spanning_tree
 from husai.errors import InputError
-from husai.matching.match import Match, match_features
+from husai.matching.match import match_features
+from husai.matching.result import Match
 
 Matches = Mapping[tuple[int, int], Match]
 

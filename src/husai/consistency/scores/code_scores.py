@@ -26,7 +26,8 @@ from husai.consistency.scores.similarity import (
     whitening,
 )
 from husai.errors import InputError
-from husai.matching.match import Match, match_features
+from husai.matching.match import match_features
+from husai.matching.result import Match
 
 # Widths up to which all pairs of latents are correlated at once ([n_a, n_b] float64 in memory).
 _CORRELATION_PAIRS = 4096**2

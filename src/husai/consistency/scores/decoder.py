@@ -15,7 +15,8 @@ from scipy import stats
 
 from husai.consistency.scores.pair import dictionary_pair, nearest_features
 from husai.errors import InputError
-from husai.matching.match import Match, match_features
+from husai.matching.match import match_features
+from husai.matching.result import Match
 
 # The cosine above which Paulo & Belrose call two features the same.
 SHARED_THRESHOLD = 0.7

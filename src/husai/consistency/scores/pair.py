@@ -24,11 +24,8 @@ from husai.consistency.scores.codes import CrossMoments, cross_moments
 from husai.consistency.scores.rows import Rows, unit_pair
 from husai.consistency.scores.similarity import dictionary_directions
 from husai.errors import InputError
-from husai.matching.match import (
-    Match,
-    match_features,
-    match_signed_and_absolute,
-)
+from husai.matching.match import match_features, match_signed_and_absolute
+from husai.matching.result import Match
 
 # Numbers of a block of cosines: 64 MB of float64, so that the [n_a, n_b] matrix is never held.
 _BLOCK_NUMBERS = 8_000_000

@@ -14,7 +14,7 @@ from husai.consistency.scores.decoder import shared_pairs
 from husai.consistency.scores.pair import BOTH_SIGNS, MatchRun, PreparedPair, Side
 from husai.consistency.scores.registry import Score, Value, of_pairs
 from husai.consistency.study.record import LiveSAE, all_converged
-from husai.matching.match import Match
+from husai.matching.result import Match
 
 Row = dict[str, Any]
 Values = dict[tuple[str, bool], Value]
