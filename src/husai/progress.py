@@ -1,14 +1,25 @@
-"""One progress bar for all long work."""
+"""One progress bar for all long work, and a sign of life of work that has none."""
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+SILENCE_SECONDS = 4.0
+"""After so long without a line, a :class:`Heartbeat` says what is being done."""
+
+# A bar in a log file writes a line this often: at first, and once it has run for ten minutes.
+_LINE_SECONDS, _LATER_LINE_SECONDS, _LATER = 4.0, 30.0, 600.0
 
 
 class _Lines:
@@ -58,13 +69,24 @@ class _Reported(tqdm):  # type: ignore[type-arg]
         return None
 
 
+class _Shown(tqdm):  # type: ignore[type-arg]
+    """A bar that lets a heartbeat know when it was last drawn."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Draw the bar."""
+        if isinstance(self.fp, _Lines) and time.time() - self.start_t > _LATER:
+            self.mininterval = _LATER_LINE_SECONDS
+        _LIFE.seen(self.mininterval)
+        return bool(super().display(msg, pos))
+
+
 def progress_bar(
     total: int | float, description: str, unit: str = "it", initial: int = 0, **options: Any
 ) -> tqdm[Any]:
     """Open a progress bar that shows the rate and the time left.
 
-    On a terminal it redraws in place; in a log file it writes a line every 30 seconds, so that a
-    background run leaves a readable log.
+    On a terminal it redraws in place; in a log file it writes a line every few seconds, every 30
+    seconds once it has run for ten minutes, so that a background run leaves a readable log.
 
     Parameters
     ----------
@@ -85,13 +107,108 @@ def progress_bar(
     interactive = sys.stderr.isatty()
     if not interactive:
         options = {"file": _Lines(sys.stderr), "ncols": 100, **options}
-    return tqdm(
+    return _Shown(
         total=total,
         desc=description,
         unit=unit,
         initial=initial,
-        mininterval=0.2 if interactive else 30.0,
+        mininterval=0.2 if interactive else _LINE_SECONDS,
         miniters=None if interactive else 1,
         dynamic_ncols=interactive,
         **options,
     )
+
+
+class _Life:
+    """When something was last shown, and what is being done."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self._silent_since = time.monotonic()
+
+    def seen(self, for_seconds: float = 0.0) -> None:
+        """Something was shown, and a bar shows more only after so many seconds."""
+        self._silent_since = time.monotonic() + for_seconds
+
+    def silent(self) -> bool:
+        """Whether nothing was shown for too long."""
+        return time.monotonic() - self._silent_since >= SILENCE_SECONDS
+
+
+_LIFE = _Life()
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """Say what is done meanwhile, for a :class:`Heartbeat`; steps may hold smaller ones.
+
+    Parameters
+    ----------
+    text
+        A few words: ``"nulls of topk d256 k4"``.
+    """
+    _LIFE.steps.append(text)
+    try:
+        yield
+    finally:
+        _LIFE.steps.remove(text)
+
+
+class Heartbeat:
+    """Logs the current steps whenever neither a log line nor a bar was shown for some seconds.
+
+    It works from :meth:`start` to :meth:`stop`, on a thread of its own.
+    """
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._watch = _Watch()
+
+    def start(self) -> None:
+        """Begin to watch; nothing happens when it does already."""
+        if self._thread is not None:
+            return
+        self._ended.clear()
+        _LIFE.seen()
+        logging.getLogger().addHandler(self._watch)
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        if self._thread is None:
+            return
+        self._ended.set()
+        self._thread.join()
+        self._thread = None
+        logging.getLogger().removeHandler(self._watch)
+
+    def _beat(self) -> None:
+        began, last = time.monotonic(), ""
+        while not self._ended.wait(SILENCE_SECONDS / 8):
+            now = ", ".join(_LIFE.steps)
+            if now != last:
+                began, last = time.monotonic(), now
+            if now and _LIFE.silent():
+                logger.info("%s … %.0f s", now, time.monotonic() - began)
+
+
+@contextmanager
+def heartbeat(text: str) -> Iterator[None]:
+    """Run a heartbeat meanwhile, and say what is done."""
+    beating = Heartbeat()
+    beating.start()
+    try:
+        with step(text):
+            yield
+    finally:
+        beating.stop()
+
+
+class _Watch(logging.Handler):
+    """Notices that a line was logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Notice a line."""
+        _LIFE.seen()

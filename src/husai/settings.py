@@ -10,6 +10,7 @@ from kedro.config import OmegaConfigLoader
 from husai.hooks.checks import StudyChecks
 from husai.hooks.ending import RunEnding
 from husai.hooks.errors import PlainErrors
+from husai.hooks.life import SignOfLife
 from husai.hooks.lineage import Lineage
 from husai.hooks.origin import RunOrigin
 from husai.hooks.stages import StudyStages
@@ -31,6 +32,7 @@ HOOKS = (
     Lineage(),
     MlflowHook(),
     RunEnding(),
+    SignOfLife(),
     PlainErrors(),
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from husai.consistency import (
     ConsistencyConfig,
     SAERecord,
-    coactivation,
     plane_recovery,
     sparsity_pattern,
 )
@@ -55,23 +53,6 @@ def test_activations_add_up_and_the_dead_are_counted() -> None:
     assert figure.legends[0].get_texts()[0].get_text() == "one (1 dead)"
     l0 = figure.axes[2].lines[0]
     assert np.asarray(l0.get_ydata(), dtype=float).sum() == pytest.approx(1.0)
-
-
-def test_correlations_are_shown_in_the_order_asked_for() -> None:
-    rng = np.random.default_rng(1)
-    codes = rng.random((100, 4)) * (rng.random((100, 4)) < 0.5)
-    matrix = np.asarray(np.corrcoef(codes.T))
-    order = [2, 0, 3, 1]
-    figure = figures.correlation_figure(matrix, order=order, coactivation=coactivation(codes))
-    image = np.asarray(figure.axes[0].images[0].get_array())
-    off = ~np.eye(4, dtype=bool)
-    np.testing.assert_allclose(image[off], matrix[np.ix_(order, order)][off])
-    # the diagonal is 1 by construction: it is hidden, and the scale ends at the largest other
-    shown: Any = np.ma.asarray(figure.axes[0].images[0].get_array())
-    assert np.ma.getmaskarray(shown).tolist() == (~off).tolist()
-    assert figure.axes[0].images[0].get_clim()[1] == pytest.approx(np.abs(matrix[off]).max())
-    with pytest.raises(InputError, match="finite"):
-        figures.correlation_figure(np.full((2, 2), np.nan))
 
 
 def test_geometry_names_the_dimension() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 from kedro_datasets.text import TextDataset
@@ -11,17 +10,7 @@ from husai.hooks.ending import RunEnding
 
 WRITE = Node(lambda: "", inputs=None, outputs="study_report", name="write_report")
 OTHER = Node(lambda: "", inputs=None, outputs="other", name="other")
-GROUPS = pd.DataFrame(
-    [{"group": "topk d16 k4", "hook": "post@-1", "score": "pw_mcc", "space": "full"}]
-).assign(
-    signed=False,
-    mean=0.8,
-    low=0.7,
-    high=0.9,
-    isotropic_mean=0.2,
-    data_aware_mean=0.6,
-    converged=True,
-)
+SENTENCE = "Answers come back."
 
 
 def test_page_main_sentence_and_two_commands_are_printed(tmp_path, monkeypatch, capsys):
@@ -29,13 +18,13 @@ def test_page_main_sentence_and_two_commands_are_printed(tmp_path, monkeypatch, 
     catalog = DataCatalog(
         {
             "study_report": TextDataset(filepath=str(tmp_path / "reporting" / "home_study.md")),
-            "consistency_groups": MemoryDataset(GROUPS),
+            "study_sentence": MemoryDataset(SENTENCE),
         }
     )
     RunEnding().after_pipeline_run({"env": "test"}, Pipeline([WRITE]), catalog)
     said = capsys.readouterr().out
     assert "The page: reporting/home_study.md\n" in said
-    assert "above random directions in 1 of 1 groups" in said
+    assert said.startswith(f"\n{SENTENCE}\n")
     assert "kedro viz run --env=test\n" in said
     assert said.endswith("make ui\n")
 

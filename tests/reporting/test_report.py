@@ -12,14 +12,14 @@ from jinja2 import UndefinedError
 
 from husai.consistency.config import ConsistencyConfig
 from husai.reporting.config import ReportingConfig
-from husai.reporting.page import StudyRun, StudyTables, main_sentence, study_page
+from husai.reporting.page import StudyPage, StudyRun, StudyTables, study_page
 from husai.reporting.render import environment
 from husai.sae.config import BankTrainingConfig
 
 HOOK = "post@-1"
 
 
-def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTables:
+def tables(low: float = 0.7, purity: float = 0.9) -> StudyTables:
     head: dict[str, Any] = {"group": "topk d16 k4", "hook": HOOK, "converged": False}
     score = {
         **head,
@@ -27,6 +27,7 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
         "d_sae": 16,
         "signed": False,
         "dimensions": 8,
+        "n_seeds": 3,
         "n_live": 14.0,
         "mean": 0.8123,
         "low": low,
@@ -56,7 +57,6 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
         | {"data_aware_mean": 0.55}
         for name in ("mean_purity", "recall")
     ]
-    moved = {**head, "score": best, "identity_score": 0.5, "null_mean": 0.2}
     sae = {**head, "sae_id": "s0", "l0": 4.0, "fvu": 0.1, "dead_fraction": 0.0}
     kind = {**head, "architecture": "topk", "d_sae": 16, "low": 0.5, "high": 0.99, "q10": 0.4}
     kind |= {"q90": 0.99, "null_mean": 0.41, "null_q05": 0.3, "null_q95": 0.52, "n_seeds": 3}
@@ -97,27 +97,25 @@ def tables(low: float = 0.7, purity: float = 0.9, best: float = 0.95) -> StudyTa
             [{**orderings, "d_sae": 16, "basis": "own L0", "agrees": False, "difference": -0.1}]
         ),
         trajectories=pd.DataFrame([reason]),
-        geometry=pd.DataFrame([reason]),
-        symmetries=pd.DataFrame(
-            [
-                {**moved, "symmetry": "best translation", "kind_of_pair": "other seed"},
-                {**moved, "symmetry": "swap", "kind_of_pair": "itself", "score": 0.987},
-            ]
-        ),
         correlates=pd.DataFrame(
             [{**head, "covariate": "firing_rate", "mean": 0.4, "low": 0.2, "high": 0.6}]
         ),
     )
 
 
-def page(
+def page(*given: Any, **options: Any) -> str:
+    return written(*given, **options).text
+
+
+def written(
     campaign: str = "study",
     /,
     found: StudyTables | None = None,
     consistency: ConsistencyConfig | None = None,
     gate: BankTrainingConfig | None = None,
+    reporting: ReportingConfig | None = None,
     name: str = "",
-) -> str:
+) -> StudyPage:
     training = {
         "epoch_test_99": None,
         "epochs": 10,
@@ -141,7 +139,7 @@ def page(
         found or tables(),
         consistency or ConsistencyConfig(),
         gate or BankTrainingConfig(),
-        ReportingConfig(),
+        reporting or ReportingConfig(),
     )
 
 
@@ -156,19 +154,98 @@ def test_page_says_which_campaign_trained_the_saes() -> None:
 
 def test_page_says_what_made_it() -> None:
     text = page()
-    assert "Written by `kedro run --env=x` in environment `x`." in text
+    assert "Written by `kedro run --env=x` in environment `x`;" in text
     assert "The transformer's fingerprint is `0123456789abcdef`." in text
     assert "| `task.modulus` | 17 | 113 |" in text
 
 
-def test_main_sentence_stands_on_the_page_and_follows_the_numbers() -> None:
-    sentence = main_sentence(tables().groups)
-    assert sentence in page()
-    assert "a claim on, in 1 of 1 (topk d16 k4 †). It lies below that null in 0." in sentence
-    assert "\n" not in sentence
-    assert "a claim on, in 0 of 1. " in main_sentence(tables(low=0.62).groups)
-    unknown = tables().groups.assign(low=None)
-    assert main_sentence(unknown).startswith("Agreement between seeds has no interval here")
+def with_kinds(**changes: Any) -> StudyTables:
+    """The tables with other numbers for the features of the leading kind."""
+    given = tables()
+    first = given.kinds["kind"] == "answer"
+    changed = given.kinds.copy()
+    for name, value in changes.items():
+        changed.loc[first, name] = value
+    return replace(given, kinds=changed)
+
+
+def sentence(text: str, number: int) -> str:
+    return next(line for line in text.splitlines() if line.startswith(f"{number}. **"))
+
+
+def test_the_first_screen_is_a_picture_and_five_sentences() -> None:
+    text = page()
+    title, first = text.split("\n", 1)
+    assert title == "# The home study"
+    assert first.lstrip().startswith("![How well every feature comes back, by what it stands for")
+    assert text.index("kinds.png") < text.index("1. **What comes back.**") < text.index("\n## ")
+    assert "come back: they match" in sentence(text, 1)
+    assert "**0.98 [0.50, 0.99]**, and 100 % of them are found" in sentence(text, 1)
+    assert (
+        "4 of its features: 25 % of those that fire, and 100 % of those that are found in"
+        in sentence(text, 2)
+    )
+    assert "The other features match at 0.62." in sentence(text, 2)
+    assert "Of 17 answers, 4 have a feature of their own (F1 above 0.9;" in sentence(text, 3)
+    assert "they match at 0.41, and 95 % of them stay below 0.52." in sentence(text, 4)
+    assert "(95 %) are over 3 seeds of the SAE on one transformer" in sentence(text, 5)
+    assert "1 of 1 settings had not converged" in sentence(text, 5)
+    assert "`docs/results/retracted.md`" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "begins", "says"),
+    [
+        (
+            {"found_everywhere": 0.3},
+            "Only a part.",
+            "above permuted features (0.41), but only 30 % are found in every other seed.",
+        ),
+        (
+            {"reproducibility": 0.272, "low": 0.2, "found_everywhere": 0.0},
+            "Nothing that is above chance.",
+            "do not come back: they agree between seeds at 0.27, no better than permuted",
+        ),
+    ],
+)
+def test_what_does_not_come_back_is_not_said_to(
+    changes: dict[str, float], begins: str, says: str
+) -> None:
+    got = written(found=with_kinds(**changes))
+    assert sentence(got.text, 1).removeprefix("1. **What comes back.** ").startswith(begins)
+    assert says in got.sentence
+    assert "come back at" not in got.text
+
+
+def test_from_which_share_features_come_back_is_a_parameter() -> None:
+    few = with_kinds(found_everywhere=0.3)
+    got = written(found=few, reporting=ReportingConfig(comes_back=0.25))
+    assert "these come back in the other seeds at a mean |cosine| of 0.98" in got.sentence
+
+
+def test_without_labels_the_first_screen_is_about_all_features() -> None:
+    given = tables()
+    got = written(found=replace(given, kinds=pd.DataFrame(), coverage=pd.DataFrame()))
+    assert "features come back: they match" in sentence(got.text, 1)
+    assert "**0.81 [0.70, 0.90]**, and 75 % of them" in sentence(got.text, 1)
+    assert "all 14 features of an SAE that fire, of 16; 25 % are found in no other" in got.text
+    assert "Bring labels" in sentence(got.text, 3)
+    assert "they match at 0.65." in sentence(got.text, 4)
+    assert "../consistency/reproducibility.png" in got.text.split("1. **")[0]
+    said = "above permuted features (0.65); 75 % are found in every other seed."
+    assert got.sentence.endswith(said)
+    one_seed = given.features.assign(n_other_seeds=0)
+    nothing = replace(given, kinds=pd.DataFrame(), coverage=pd.DataFrame(), features=one_seed)
+    assert written(found=nothing).sentence.startswith("Nothing can be said")
+
+
+def test_the_main_sentence_is_one_plain_line() -> None:
+    found = written().sentence
+    assert found == (
+        "In topk d16 k4, 4 of 17 answers have a feature of their own; these come back in the "
+        "other seeds at a mean |cosine| of 0.98 (permuted features: 0.41), the other features "
+        "at 0.62."
+    )
 
 
 def test_page_says_which_transformer_was_used() -> None:
@@ -179,13 +256,9 @@ def test_page_says_which_transformer_was_used() -> None:
 def test_sentences_follow_the_numbers() -> None:
     text = page()
     assert "| topk d16 k4 † | 14 | **0.812** [0.700, 0.900]" in text
-    assert "above directions drawn like the data in 1, and above" in text
-    assert "the null to base a claim on, in 1 of 1 (topk d16 k4 †)" in text
-    assert "above 0 in 1 of 1 groups (topk d16 k4 †), and below 0 in 0." in text
+    assert "the null to base a claim on, in 1 of 1 settings (topk d16 k4 †), and below" in text
     assert "75 % to 75 % of a group are found in every other seed, and 25 % to 25 % in none" in text
     assert "how often it fires (positively in 1, negatively in 0 of 1 groups)" in text
-    assert "to itself with a matched correlation of 0.987" in text
-    assert "Seeds are translations of one another: the correlation reaches 0.9" in text
     assert "opposite order, not separated" in text
     assert "nan" not in text.lower()
 
@@ -193,10 +266,8 @@ def test_sentences_follow_the_numbers() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"low": 0.62}, "like the data in 1, and above the SAEs' own features permuted"),
-        ({"low": 0.62}, "a claim on, in 0 of 1. It lies below that null in 0."),
+        ({"low": 0.62}, "to base a claim on, in 0 of 1 settings, and below it in 0."),
         ({"purity": 0.3}, "in 0 of 1 groups, and below it in 1 (topk d16 k4 †)"),
-        ({"best": 0.6}, "Seeds are not translations of one another: the correlation stays below"),
     ],
 )
 def test_other_numbers_make_other_sentences(change: dict[str, float], expected: str) -> None:
@@ -215,15 +286,11 @@ def test_levels_and_thresholds_come_from_the_configuration() -> None:
     assert "less than 3 % per 1,000 steps" in text
 
 
-def test_trajectories_geometry_and_matched_l0_are_shown_with_their_numbers() -> None:
+def test_trajectories_and_matched_l0_are_shown_with_their_numbers() -> None:
     group = {"group": "topk d16 k4", "hook": HOOK, "d_sae": 16, "converged": False}
     steps = [
         {**group, "step": float(step), "mean": mean, "cosine_to_init": init}
         for step, mean, init in ((900, 0.7531, 0.11), (0, 0.21, 1.0), (300, 0.5, 0.4))
-    ]
-    geometry = [
-        {**group, "measure": "nearest_cosine", "mean": 0.8149, "data_aware_mean": 0.53},
-        {**group, "measure": "cosine_to_encoder", "mean": 0.63, "data_aware_mean": None},
     ]
     head = {"d_sae": 16, "space": "full", "score": "pw_mcc", "signed": False, "l0": 4.25}
     matched = [
@@ -235,21 +302,16 @@ def test_trajectories_geometry_and_matched_l0_are_shown_with_their_numbers() -> 
         found=replace(
             tables(),
             trajectories=pd.DataFrame(steps),
-            geometry=pd.DataFrame(geometry),
             matched_l0=pd.DataFrame(matched).assign(converged=None),
         )
     )
     assert "| topk d16 k4 † | 0.210 at 0, 0.500 at 300, 0.753 at 900 | 0.110 |" in text
-    assert "| SAEs | nearest cosine | cosine to encoder |" in text
-    assert "| `post@-1` d_sae 16 † | 0.81 (0.53) | 0.63 |" in text
     line = "topk 0.71 [0.64, 0.77], relu: measured at L0 3 only |"
     assert f"| 16 | pw_mcc (absolute) | 4.25 | {line}" in text
-    without = page()
-    for title in ("Geometry", "Over training"):
-        section = without.split(f"## {title}\n")[1].split("\n## ")[0]
-        assert "nothing kept." in section
-        assert "|---|" not in section
-    assert "no curves." in without.split("## Architectures at matched L0\n")[1].split("## ")[0]
+    section = page().split("## Over training\n")[1].split("\n## ")[0]
+    assert "nothing kept." in section
+    assert "|---|" not in section
+    assert "no curves." in page().split("## Architectures at matched L0\n")[1].split("## ")[0]
 
 
 def test_tables_have_as_many_cells_in_every_row() -> None:
@@ -265,23 +327,3 @@ def test_tables_have_as_many_cells_in_every_row() -> None:
 def test_a_name_that_nobody_gives_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="forgotten"):
         environment().from_string("{{ forgotten }}").render()
-
-
-def test_the_first_screen_says_what_comes_back_and_against_which_null() -> None:
-    text = page(found=tables())
-    screen = text[text.index("## What comes back") : text.index("## In short")]
-    for said in (
-        "4 features that are answers: they come back in the other seeds",
-        "at a mean |cosine| of **0.980**",
-        "25 % of its live features",
-        "the other features come back at 0.625",
-        "Of 17 answers, 4.0 have a latent of their own",
-        "GT-MCC 0.955 (permuted: 0.651)",
-        "comes back at 0.410 and 95 % stay below 0.520: 100 % of the answers and 25 % of the rest",
-        "over 3 seeds",
-        "1 of the settings does not pass",
-    ):
-        assert said in screen, said
-    empty = replace(tables(), kinds=pd.DataFrame(), coverage=pd.DataFrame())
-    without = page(found=empty)
-    assert "## What comes back" not in without

@@ -1,4 +1,4 @@
-"""Figures of one dictionary's geometry: activations, correlations, circles, symmetries."""
+"""Figures of one dictionary's geometry: activations, circles, symmetries."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from husai.consistency.analyses.geometry import (
-    Coactivation,
     SparsityPattern,
     decoder_encoder_alignment,
     effective_dimension,
@@ -22,7 +21,6 @@ from husai.consistency.analyses.truth import PlaneRecovery
 from husai.errors import InputError
 from husai.figures.style import (
     COLOURS,
-    DIVERGING,
     FONT,
     GREY,
     LINES,
@@ -78,73 +76,6 @@ def activation_figure(
         title="† not converged" if unconverged else None,
         title_fontsize=FONT - 1,
     )
-    return figure
-
-
-def correlation_figure(
-    correlation: ArrayLike,
-    *,
-    order: Sequence[int] | NDArray[np.int64] | None = None,
-    coactivation: Coactivation | None = None,
-    name: str = "",
-) -> Figure:
-    """Correlation of latents' activations, ordered so that families are blocks.
-
-    Parameters
-    ----------
-    correlation
-        ``[n, n]`` correlations within one SAE, or ``[n_a, n_b]`` between two in matched order.
-    order
-        Order of rows and columns (a tree's leaves, say); as given when None.
-    coactivation
-        Shown beside it where given: how often pairs fire together, over chance.
-    name
-        Of the SAE.
-    """
-    matrix = np.asarray(correlation, dtype=np.float64)
-    if matrix.ndim != 2 or not matrix.size or not np.isfinite(matrix).all():
-        raise InputError(f"correlation: shape {matrix.shape}; give a finite matrix")
-    if order is not None:
-        matrix = matrix[np.ix_(np.asarray(order), np.asarray(order))]
-    panels = 1 if coactivation is None else 2
-    figure = Figure(figsize=(3.7 * panels, 3.2), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    # within one SAE the diagonal is 1 and would hide all else: the scale ends at the largest other
-    hidden = np.zeros(matrix.shape, dtype=bool)
-    if matrix.shape[0] == matrix.shape[1] and np.allclose(np.diag(matrix), 1):
-        np.fill_diagonal(hidden, True)
-    drawn = np.ma.masked_where(hidden, matrix)
-    largest = float(np.abs(drawn).max()) if drawn.count() else 1.0
-    shown = axes[0].imshow(
-        drawn, cmap=DIVERGING, vmin=-largest, vmax=largest, interpolation="nearest"
-    )
-    axes[0].set_facecolor("#DDDDDD")
-    axes[0].set(
-        xlabel="latent, relatives side by side" if order is not None else "latent",
-        ylabel="latent",
-        title=f"activation correlation, at most {largest:.2f}",
-    )
-    figure.suptitle(name, size=FONT + 1)
-    bar = figure.colorbar(shown, ax=axes[0], shrink=0.85)
-    bar.ax.tick_params(labelsize=FONT)
-    if coactivation is not None:
-        hidden = (coactivation.together == 0) | np.eye(len(coactivation.latents), dtype=bool)
-        masked = np.ma.masked_where(hidden, coactivation.log_ratio)
-        limit = float(np.abs(coactivation.log_ratio[~hidden]).max(initial=1.0))
-        cells = axes[1].imshow(
-            masked, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest"
-        )
-        axes[1].set_facecolor("#DDDDDD")
-        axes[1].set(
-            xlabel="latent, most frequent first",
-            ylabel="latent",
-            title="firing together, over chance",
-        )
-        bar = figure.colorbar(cells, ax=axes[1], shrink=0.85)
-        bar.set_label("log2 ratio (grey: never together)", size=FONT)
-        bar.ax.tick_params(labelsize=FONT)
-    for axis in axes:
-        tidy(axis)
     return figure
 
 
@@ -404,7 +335,6 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
 __all__ = [
     "activation_figure",
     "circle_figure",
-    "correlation_figure",
     "geometry_figure",
     "symmetry_figure",
 ]

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from husai.campaign.comparison import best_group
 from husai.campaign.records import StudyRecords, example_saes
 from husai.consistency import (
-    cluster_features,
-    coactivation,
     match_features,
     plane_recovery,
     sparsity_pattern,
 )
-from husai.consistency.scores.codes import whole_codes
 from husai.figures.features import similarity_figure
 from husai.figures.geometry import (
     activation_figure,
     circle_figure,
-    correlation_figure,
     geometry_figure,
 )
 from husai.figures.style import not_available
@@ -66,19 +61,3 @@ def example_figures(study: StudyRecords) -> tuple[Figure, Figure, Figure]:
         unconverged=open_ones,
     )
     return geometry, firing, circles
-
-
-def best_correlation_figure(groups: pd.DataFrame, study: StudyRecords) -> Figure:
-    """Draw which latents of one SAE go together: of the group that is furthest above chance."""
-    sae = best_group(groups, study)[1][0]
-    assert sae.codes is not None  # those of the plan are encoded
-    codes = whole_codes(sae.codes).toarray()
-    alive = np.flatnonzero(codes.std(axis=0) > 0)
-    if len(alive) < 2:
-        return not_available(f"{sae.id}: fewer than two of its latents vary; nothing is correlated")
-    return correlation_figure(
-        np.corrcoef(codes[:, alive], rowvar=False),
-        order=cluster_features(sae.W_dec[alive]).order,
-        coactivation=coactivation(codes),
-        name=sae.id + ("" if sae.converged else " †"),
-    )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
 
-PAGE, GROUPS = "study_report", "consistency_groups"
+PAGE, SENTENCE = "study_report", "study_sentence"
 
 
 class RunEnding:
@@ -25,13 +25,11 @@ class RunEnding:
         """Print it, when the run wrote the page."""
         if PAGE not in pipeline.all_outputs():
             return
-        from husai.reporting.page import main_sentence
-
         dataset: Any = catalog.get(PAGE)
         page = Path(dataset._filepath)
-        groups = catalog.load(GROUPS)
+        sentence = catalog.load(SENTENCE)
         environment = f" --env={run_params['env']}" if run_params.get("env") else ""
-        click.echo(f"\n{main_sentence(groups)}\n")
+        click.echo(f"\n{sentence}\n")
         click.echo(f"The page: {shortened(page)}")
         click.echo(f"Figures, tables and pipelines in the browser: kedro viz run{environment}")
         click.echo("Every run and SAE in the browser: make ui")

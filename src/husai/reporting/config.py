@@ -17,3 +17,10 @@ class ReportingConfig(Config):
         description="matched correlation of codes from which one seed's dictionary is called a "
         "translation of another's",
     )
+    comes_back: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="share of features found in every other seed from which the page says that "
+        "they come back",
+    )

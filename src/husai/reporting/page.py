@@ -5,16 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from husai.campaign.plan import records
 from husai.consistency.config import ConsistencyConfig
-from husai.consistency.study.labels import leading_kind, plural
 from husai.reporting.config import ReportingConfig
-from husai.reporting.render import made_by, render
+from husai.reporting.first_screen import FirstTables, first_screen, main_sentence
+from husai.reporting.render import all_converged, made_by, reasons, render
 from husai.sae.config import BankTrainingConfig
 from husai.transformer.evaluation import grokking_summary
 
@@ -47,7 +47,7 @@ class StudyTables:
         Plan and metrics.
     groups, features, truth, coverage, kinds
         Of :func:`husai.consistency.consistency_report`; ``truth`` may be empty.
-    matched_l0, published, orderings, trajectories, geometry, symmetries, correlates
+    matched_l0, published, orderings, trajectories, correlates
         Of :mod:`husai.consistency.study.tables`.
     """
 
@@ -63,8 +63,6 @@ class StudyTables:
     published: pd.DataFrame
     orderings: pd.DataFrame
     trajectories: pd.DataFrame
-    geometry: pd.DataFrame
-    symmetries: pd.DataFrame
     correlates: pd.DataFrame
 
 
@@ -97,13 +95,20 @@ class StudyRun:
     totals: Mapping[str, float]
 
 
+class StudyPage(NamedTuple):
+    """The page as Markdown, and its main sentence as plain text."""
+
+    text: str
+    sentence: str
+
+
 def study_page(
     run: StudyRun,
     tables: StudyTables,
     consistency: ConsistencyConfig,
     gate: BankTrainingConfig,
     reporting: ReportingConfig,
-) -> str:
+) -> StudyPage:
     """Write what a study found.
 
     Parameters
@@ -118,23 +123,26 @@ def study_page(
     own = _own(groups)
     own_hook = str(own["hook"].iloc[0])
     found = _found(tables.features)
-    return render(
+    first = first_screen(
+        FirstTables(groups, tables.features, tables.coverage, tables.kinds), consistency, reporting
+    )
+    sentence = main_sentence(first)
+    text = render(
         "home_study.md.j2",
         run=run,
         consistency=consistency,
         gate=gate,
-        reporting=reporting,
         made_by=made_by(run.provenance),
         grokking_accuracy=inspect.signature(grokking_summary).parameters["threshold"].default,
         own_hook=own_hook,
-        main_sentence=main_sentence(groups),
-        first=_first_screen(tables.coverage, tables.kinds, own_hook),
+        main_sentence=sentence,
+        first=first,
+        n_groups=own["group"].nunique(),
         coverage=records(tables.coverage),
         kinds=records(tables.kinds),
-        untrained=_beside_untrained(own),
+        chance=_above_chance(own),
         which=_which_features(found, tables.correlates, own_hook),
         purity=_pure_or_mixed(tables.truth),
-        moved=_what_maps_seeds(tables.symmetries),
         statistics=records(tables.statistics),
         waves=_waves(tables.waves),
         saes=_saes(tables.saes),
@@ -146,24 +154,12 @@ def study_page(
         covariates=COVARIATES,
         truth=_truth(tables.truth),
         truth_measures=TRUTH_MEASURES,
-        symmetries=_symmetries(tables.symmetries),
-        geometry=_geometry(tables.geometry),
         trajectories=_trajectories(tables.trajectories),
         matched=_matched(tables.matched_l0),
         published=_published(tables.published),
         orderings=records(tables.orderings[tables.orderings["reason"] != "not both measured here"]),
     )
-
-
-def main_sentence(groups: pd.DataFrame) -> str:
-    """Say in plain text what a study found: first on its page, and when its run ends.
-
-    Parameters
-    ----------
-    groups
-        As in :class:`StudyTables`; the study's own hook is the first.
-    """
-    return render("main_sentence.j2", chance=_above_chance(_own(groups))).strip()
+    return StudyPage(text, sentence)
 
 
 def _own(groups: pd.DataFrame) -> pd.DataFrame:
@@ -172,21 +168,6 @@ def _own(groups: pd.DataFrame) -> pd.DataFrame:
 
 def _where(table: pd.DataFrame, mask: Any) -> list[dict[str, Any]]:
     return records(table[mask.astype(bool)])
-
-
-def _reasons(table: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(table["reason"].dropna().astype(str))) if "reason" in table else []
-
-
-def _all_converged(flags: pd.Series) -> bool:
-    """Whether none of the SAEs is known not to be converged."""
-    return all(bool(flag) for flag in flags.dropna())
-
-
-def _mean(values: pd.Series) -> float | None:
-    """Mean of what is known, or None."""
-    known = values.astype(float).dropna()
-    return float(known.mean()) if len(known) else None
 
 
 def _pw_mcc(groups: pd.DataFrame) -> pd.DataFrame:
@@ -212,71 +193,6 @@ def _above_chance(own: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _first_screen(coverage: pd.DataFrame, kinds: pd.DataFrame, hook: str) -> dict[str, Any]:
-    """What comes back, how much of the dictionary it is, what it means, chance, and certainty.
-
-    Of the group in which most classes of the leading kind have a latent; the others follow by
-    width.
-    """
-    if not len(kinds) or not len(coverage):
-        return {}
-    own, covered = kinds[kinds["hook"] == hook], coverage[coverage["hook"] == hook]
-    lead = leading_kind(own)
-    if lead is None:
-        return {}
-    # one kind may hold several families of classes: operands are a, b and tokens
-    families = covered[covered["group"].isin(own["group"])]
-    with_classes = families[families["family"] == lead]
-    if with_classes.empty:
-        parts = own[own["kind"] == lead]
-        best = str(parts["group"].iloc[int(parts["found_everywhere"].argmax())])
-    else:
-        best = str(with_classes.sort_values(["mean", "d_sae"])["group"].iloc[-1])
-    group = own[own["group"] == best]
-    main, rest = group[group["kind"] == lead], group[group["kind"] != lead]
-    if main.empty:
-        return {}
-
-    def together(column: str) -> float | None:
-        if not rest["n_features"].sum():
-            return None
-        return float((rest[column] * rest["n_features"]).sum() / rest["n_features"].sum())
-
-    widths = with_classes[with_classes["architecture"] == group["architecture"].iloc[0]]
-    before = kinds[(kinds["hook"] == f"{hook}@untrained") & (kinds["kind"] != "other")]
-    before = before.sort_values("share").drop_duplicates("group", keep="last")
-    return {
-        "lead": plural(lead),
-        "group": best,
-        "main": records(main)[0],
-        "rest": {column: together(column) for column in ("reproducibility", "above_null", "share")},
-        "coverage": next(iter(records(with_classes[with_classes["group"] == best])), None),
-        "widths": records(widths.sort_values("d_sae")),
-        "before": records(before),
-        "open": sorted(
-            set(own.loc[~own["converged"].fillna(True).astype(bool), "group"].astype(str))
-        ),
-    }
-
-
-def _beside_untrained(own: pd.DataFrame) -> dict[str, Any]:
-    """Groups that agree more, or less, than the same SAEs on the untrained transformer."""
-    every = _pw_mcc(own)
-    if "untrained_mean" not in every or every["untrained_mean"].isna().all():
-        return {}
-    found = every[every["untrained_mean"].notna() & every["untrained_low"].notna()]
-    reasons = every["untrained_reason"].dropna() if "untrained_reason" in every else ()
-    values = every["untrained_mean"].astype(float)
-    return {
-        "n": len(found),
-        "least": values.min(),
-        "most": values.max(),
-        "above": _where(found, found["untrained_low"] > 0),
-        "below": _where(found, found["untrained_high"] < 0),
-        "reasons": sorted({str(reason) for reason in reasons if reason}),
-    }
-
-
 def _found(features: pd.DataFrame) -> pd.DataFrame:
     """For each group, the shares of features that are found in every other seed, and in none."""
     full = features[(features["space"] == "full") & (features["n_other_seeds"] > 0)]
@@ -291,7 +207,7 @@ def _found(features: pd.DataFrame) -> pd.DataFrame:
         everywhere=("everywhere", "mean"),
         nowhere=("nowhere", "mean"),
         reproducibility=("reproducibility", "median"),
-        converged=("converged", _all_converged),
+        converged=("converged", all_converged),
     )
     return counts.reset_index()
 
@@ -331,31 +247,6 @@ def _pure_or_mixed(truth: pd.DataFrame) -> dict[str, Any]:
         "pure": _where(known, known["low"] > known["data_aware_mean"]),
         "mixed": _where(known, known["high"] < known["data_aware_mean"]),
         "recall": recall["mean"],
-    }
-
-
-def _known_symmetries(symmetries: pd.DataFrame) -> pd.DataFrame:
-    return symmetries[symmetries["score"].notna()] if "score" in symmetries else pd.DataFrame()
-
-
-def _what_maps_seeds(symmetries: pd.DataFrame) -> dict[str, Any]:
-    """Swapping a and b within a dictionary, and the best translation between two seeds."""
-    known = _known_symmetries(symmetries)
-    if known.empty:
-        return {}
-    swap = known[(known["symmetry"] == "swap") & (known["kind_of_pair"] == "itself")]
-    best = known[known["symmetry"] == "best translation"]
-    return {
-        "swap": {"score": _mean(swap["score"]), "null": _mean(swap["null_mean"])}
-        if len(swap)
-        else None,
-        "best": {
-            "identity": _mean(best["identity_score"]),
-            "score": _mean(best["score"]),
-            "null": _mean(best["null_mean"]),
-        }
-        if len(best)
-        else None,
     }
 
 
@@ -427,46 +318,10 @@ def _truth(truth: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _symmetries(symmetries: pd.DataFrame) -> dict[str, Any]:
-    known = _known_symmetries(symmetries)
-    rows = []
-    for symmetry, part in known.groupby("symmetry", sort=False) if len(known) else ():
-        itself = part[part["kind_of_pair"] == "itself"]
-        other = part[part["kind_of_pair"] == "other seed"]
-        rows.append(
-            {
-                "symmetry": symmetry,
-                "itself": _mean(itself["score"]),
-                "itself_null": _mean(itself["null_mean"]),
-                "other": _mean(other["score"]),
-                "other_null": _mean(other["null_mean"]),
-                "identity": _mean(other["identity_score"]),
-                "groups": part["group"].nunique(),
-            }
-        )
-    return {"rows": rows, "reasons": _reasons(symmetries)}
-
-
-def _geometry(geometry: pd.DataFrame) -> dict[str, Any]:
-    if "mean" not in geometry:
-        return {"rows": [], "columns": [], "reasons": _reasons(geometry)}
-    names = list(dict.fromkeys(geometry["measure"]))
-    rows = []
-    for (hook, width), part in geometry.groupby(["hook", "d_sae"], sort=False):
-        cells = []
-        for name in names:
-            own = part[part["measure"] == name]
-            chance = _mean(own["data_aware_mean"]) if "data_aware_mean" in own else None
-            cells.append({"value": _mean(own["mean"]), "chance": chance})
-        converged = _all_converged(part["converged"])
-        rows.append({"hook": hook, "d_sae": width, "converged": converged, "cells": cells})
-    return {"rows": rows, "columns": names, "reasons": []}
-
-
 def _trajectories(trajectories: pd.DataFrame) -> dict[str, Any]:
     """The first, middle and last two kept steps of every group."""
     if "step" not in trajectories or trajectories["step"].isna().all():
-        return {"rows": [], "reasons": _reasons(trajectories)}
+        return {"rows": [], "reasons": reasons(trajectories)}
     known = trajectories[trajectories["step"].notna()]
     rows = []
     for group, part in known.groupby("group", sort=False):
@@ -491,7 +346,7 @@ def _matched(matched: pd.DataFrame) -> dict[str, Any]:
             {**dict(zip(keys, values, strict=True)), "architectures": records(part)}
             for values, part in (full.groupby(keys, sort=True) if len(full) else ())
         ],
-        "reasons": _reasons(matched),
+        "reasons": reasons(matched),
     }
 
 

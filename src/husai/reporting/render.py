@@ -86,6 +86,22 @@ def dagger(converged: Any) -> str:
     return "" if unknown or bool(converged) else " †"
 
 
+def reasons(table: pd.DataFrame) -> list[str]:
+    """List the different reasons that a table gives for what it does not show."""
+    return list(dict.fromkeys(table["reason"].dropna().astype(str))) if "reason" in table else []
+
+
+def all_converged(flags: pd.Series) -> bool:
+    """Whether none of the SAEs is known not to be converged."""
+    return all(bool(flag) for flag in flags.dropna())
+
+
+def mean_of(values: pd.Series) -> float | None:
+    """Mean of what is known, or None."""
+    known = values.astype(float).dropna()
+    return float(known.mean()) if len(known) else None
+
+
 def made_by(provenance: Mapping[str, Any]) -> str:
     """Say which commit and versions the numbers of a page were made with."""
     versions = ", ".join(f"{k} {v}" for k, v in provenance.get("versions", {}).items())

@@ -13,6 +13,8 @@ What a dataset means to MLflow stands beside it in the catalog, under ``metadata
     The table of groups: an artifact, and its means over groups are metrics.
 ``kind: text``
     A page of Markdown, logged as an artifact too.
+``kind: description``
+    A sentence that becomes the run's description.
 ``kind: dataset``
     Logged as a dataset input with its version as digest.
 ``kind: model``
@@ -51,6 +53,7 @@ from kedro.framework.hooks import hook_impl
 
 from husai.config import flatten
 from husai.hooks.checks import StudyError
+from husai.progress import heartbeat
 from husai.provenance import command_line, git_commit, without_secrets
 from husai.storage import TensorFile
 from husai.tracking.config import TrackingConfig
@@ -113,7 +116,8 @@ class MlflowHook:
         if not self._tracking.enabled:
             return
         self._finish("KILLED")  # a run left open by an interrupted session in this process
-        uri, artifacts = self._locations()
+        with heartbeat("opening the record of runs"):  # a new database takes MLflow seconds
+            uri, artifacts = self._locations()
         spool = self._project_path / self._tracking.data_dir / "tracking_spool"
         recorder = Recorder(uri, spool.resolve())
         names = run_params.get("pipeline_names") or ["__default__"]
@@ -211,6 +215,8 @@ class MlflowHook:
                 run.do("file", image.getvalue(), path=f"figures/{dataset_name}.png")
             case "text":
                 run.do("file", data.encode(), path=f"{dataset_name}.md")
+            case "description":
+                run.do("tags", values={"mlflow.note.content": data})
             case "dataset":
                 self._log_dataset(run, dataset_name, data, context="output")
             case "model":

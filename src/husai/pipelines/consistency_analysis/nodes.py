@@ -76,20 +76,6 @@ def follow_training(
     return study_trajectories(study, consistency_groups, consistency)
 
 
-def measure_geometry(study: StudyRecords, consistency: ConsistencyConfig) -> pd.DataFrame:
-    """Measure how each group's directions lie and fire, beside random ones."""
-    from husai.campaign.comparison import study_geometry
-
-    return study_geometry(study, consistency)
-
-
-def find_symmetries(study: StudyRecords, consistency: ConsistencyConfig) -> pd.DataFrame:
-    """Measure which of the task's symmetries map dictionaries to themselves or to other seeds'."""
-    from husai.campaign.comparison import study_symmetries
-
-    return study_symmetries(study, consistency)
-
-
 def plot_scores(groups: pd.DataFrame) -> Figure:
     """Draw every group's PW-MCC with its interval and nulls."""
     from husai.figures.scores import scores_figure
@@ -145,29 +131,8 @@ def plot_trajectories(trajectories: pd.DataFrame) -> Figure:
     return drawn_or_reason(lambda: training_figure(own_hook(trajectories)))
 
 
-def plot_symmetries(symmetries: pd.DataFrame) -> Figure:
-    """Draw how far each symmetry maps dictionaries to themselves and to other seeds'."""
-    from husai.figures.geometry import symmetry_figure
-
-    return symmetry_figure(symmetries)
-
-
 def plot_similarity(groups: pd.DataFrame, study: StudyRecords) -> Figure:
     """Draw two seeds' matched similarities, for the group that is furthest above chance."""
     from husai.figures.study import best_pair_figure
 
     return best_pair_figure(groups, study)
-
-
-def plot_geometry(study: StudyRecords) -> tuple[Figure, Figure, Figure]:
-    """Draw how an SAE of each architecture lies in space, fires, and tiles the true circles."""
-    from husai.figures.study import example_figures
-
-    return example_figures(study)
-
-
-def plot_correlation(groups: pd.DataFrame, study: StudyRecords) -> Figure:
-    """Draw which latents of one SAE go together: of the group that is furthest above chance."""
-    from husai.figures.study import best_correlation_figure
-
-    return best_correlation_figure(groups, study)

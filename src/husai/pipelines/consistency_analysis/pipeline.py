@@ -7,19 +7,14 @@ from kedro.pipeline import Node, Pipeline
 from husai.pipelines.consistency_analysis.nodes import (
     compare,
     correlate_features,
-    find_symmetries,
     follow_training,
     gather,
-    measure_geometry,
-    plot_correlation,
-    plot_geometry,
     plot_kinds,
     plot_reproducibility,
     plot_scores,
     plot_seeds,
     plot_settings,
     plot_similarity,
-    plot_symmetries,
     plot_trajectories,
     tabulate_settings,
 )
@@ -73,18 +68,6 @@ def create_pipeline() -> Pipeline:
                 name="follow_training",
             ),
             Node(
-                measure_geometry,
-                inputs=["study_records", "params:consistency"],
-                outputs="consistency_geometry",
-                name="measure_geometry",
-            ),
-            Node(
-                find_symmetries,
-                inputs=["study_records", "params:consistency"],
-                outputs="consistency_symmetries",
-                name="find_symmetries",
-            ),
-            Node(
                 plot_kinds,
                 inputs=["consistency_features", "consistency_kinds"],
                 outputs="kinds_figure",
@@ -101,24 +84,6 @@ def create_pipeline() -> Pipeline:
                 inputs="consistency_trajectories",
                 outputs="trajectories_figure",
                 name="plot_trajectories",
-            ),
-            Node(
-                plot_symmetries,
-                inputs="consistency_symmetries",
-                outputs="symmetries_figure",
-                name="plot_symmetries",
-            ),
-            Node(
-                plot_geometry,
-                inputs="study_records",
-                outputs=["geometry_figure", "firing_figure", "circles_figure"],
-                name="plot_geometry",
-            ),
-            Node(
-                plot_correlation,
-                inputs=["consistency_groups", "study_records"],
-                outputs="correlation_figure",
-                name="plot_correlation",
             ),
             Node(
                 plot_scores,

@@ -23,8 +23,8 @@ def write_report(
     sae_training: BankTrainingConfig,
     reporting: ReportingConfig,
     **tables: pd.DataFrame,
-) -> str:
-    """Put the study's numbers on one page of Markdown."""
+) -> tuple[str, str]:
+    """Put the study's numbers on one page of Markdown, and what it found in one sentence."""
     from husai.reporting.page import StudyRun, StudyTables, study_page
 
     run = StudyRun(
@@ -38,4 +38,5 @@ def write_report(
     truth = pd.DataFrame(consistency_summary["truth"])
     # without a transformer, its results are empty mappings
     known = {name: pd.DataFrame(table) for name, table in tables.items()}
-    return study_page(run, StudyTables(truth=truth, **known), consistency, sae_training, reporting)
+    page = study_page(run, StudyTables(truth=truth, **known), consistency, sae_training, reporting)
+    return page.text, page.sentence

@@ -19,14 +19,12 @@ TABLES = {
     "published": "consistency_published",
     "orderings": "consistency_orderings",
     "trajectories": "consistency_trajectories",
-    "geometry": "consistency_geometry",
-    "symmetries": "consistency_symmetries",
     "correlates": "consistency_correlates",
 }
 
 
 def create_pipeline() -> Pipeline:
-    """Tables in; one page out."""
+    """Tables in; one page, and its main sentence, out."""
     return Pipeline(
         [
             Node(
@@ -43,7 +41,7 @@ def create_pipeline() -> Pipeline:
                     "reporting": "params:reporting",
                     **TABLES,
                 },
-                outputs="study_report",
+                outputs=["study_report", "study_sentence"],
                 name="write_report",
             ),
         ],

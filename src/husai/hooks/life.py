@@ -1,0 +1,55 @@
+"""A run never goes silent, as a Kedro hook: it says what it is doing every few seconds."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from kedro.framework.hooks import hook_impl
+
+from husai.progress import Heartbeat, step
+
+if TYPE_CHECKING:
+    from kedro.pipeline.node import Node
+
+
+class SignOfLife:
+    """Runs a heartbeat from the start of a run to its end, and names the node that works."""
+
+    def __init__(self) -> None:
+        self._heartbeat = Heartbeat()
+        self._now = ExitStack()
+
+    @hook_impl(trylast=True)  # Kedro tells no hook when another one refuses the run
+    def before_pipeline_run(self) -> None:
+        """Start."""
+        self._heartbeat.start()
+        self._doing("starting")
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """A node works."""
+        self._doing(node.name.split(".")[-1])
+
+    @hook_impl(trylast=True)
+    def after_node_run(self, node: Node) -> None:
+        """What it gave is saved."""
+        self._doing(f"saving what {node.name.split('.')[-1]} gave")
+
+    @hook_impl(trylast=True)
+    def after_pipeline_run(self) -> None:
+        """Stop."""
+        self._stop()
+
+    @hook_impl(trylast=True)
+    def on_pipeline_error(self) -> None:
+        """Stop."""
+        self._stop()
+
+    def _doing(self, text: str) -> None:
+        self._now.close()
+        self._now.enter_context(step(text))
+
+    def _stop(self) -> None:
+        self._now.close()
+        self._heartbeat.stop()

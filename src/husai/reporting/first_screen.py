@@ -1,0 +1,173 @@
+"""What a study's page says first: one finding, in five sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from husai.campaign.plan import records
+from husai.consistency.config import ConsistencyConfig
+from husai.consistency.study.labels import leading_kind, plural
+from husai.reporting.config import ReportingConfig
+from husai.reporting.render import all_converged, render
+
+Verdict = Literal["back", "partly", "not"]
+
+
+class FirstTables(NamedTuple):
+    """The tables that the first screen is written from; ``coverage`` and ``kinds`` may be empty."""
+
+    groups: pd.DataFrame
+    features: pd.DataFrame
+    coverage: pd.DataFrame
+    kinds: pd.DataFrame
+
+
+def first_screen(
+    tables: FirstTables, consistency: ConsistencyConfig, reporting: ReportingConfig
+) -> dict[str, Any]:
+    """Gather what comes back, how much of the dictionary it is, what it means, chance, certainty.
+
+    Where labels explain features, of the group in which most classes of the leading kind have a
+    latent; else of the group that is furthest above the permuted null.
+
+    Returns
+    -------
+    dict
+        What the template ``first_screen.j2`` reads; empty where no group has two seeds.
+    """
+    hook = tables.groups["hook"].iloc[0]
+    own = FirstTables(*(_at(table, hook) for table in tables))
+    about = _by_kind(own) or _by_group(own)
+    if not about:
+        return {}
+    converged = own.groups.drop_duplicates("group")
+    return {
+        **about,
+        "verdict": verdict(about["main"], reporting),
+        "threshold": consistency.shared_threshold,
+        "open": [
+            str(name)
+            for name, flag in zip(converged["group"], converged["converged"], strict=True)
+            if pd.notna(flag) and not flag
+        ],
+        "before": _before(tables.kinds, hook),
+    }
+
+
+def main_sentence(first: Mapping[str, Any]) -> str:
+    """Say in one sentence of plain text what a study found: when its run ends, and in MLflow.
+
+    Parameters
+    ----------
+    first
+        Of :func:`first_screen`.
+    """
+    return render("main_sentence.j2", first=first).strip()
+
+
+def verdict(main: Mapping[str, Any], reporting: ReportingConfig) -> Verdict:
+    """Say whether features come back: above chance and mostly found, above chance only, or not.
+
+    Parameters
+    ----------
+    main
+        ``reproducibility`` with its interval ``low``, ``null_mean`` and ``found_everywhere``.
+    reporting
+        The share found in every other seed from which features are said to come back.
+    """
+    lowest = next(
+        (main[name] for name in ("low", "reproducibility") if pd.notna(main.get(name))), np.nan
+    )
+    null = main.get("null_mean")
+    if not (pd.isna(null) or lowest > null):
+        return "not"
+    return "back" if main["found_everywhere"] >= reporting.comes_back else "partly"
+
+
+def _at(table: pd.DataFrame, hook: str) -> pd.DataFrame:
+    return table[table["hook"] == hook] if "hook" in table else table
+
+
+def _by_kind(own: FirstTables) -> dict[str, Any]:
+    """The group in which most classes of the leading kind have a latent; others follow by width."""
+    lead = leading_kind(own.kinds) if len(own.kinds) else None
+    if lead is None:
+        return {}
+    covered = own.coverage
+    if len(covered):  # one kind may hold several families of classes: operands are a, b and tokens
+        covered = covered[covered["group"].isin(own.kinds["group"])]
+        covered = covered[covered["family"] == lead]
+    parts = own.kinds[own.kinds["kind"] == lead]
+    if len(covered) and covered["mean"].max() > 0:
+        best = str(covered.sort_values(["mean", "d_sae"])["group"].iloc[-1])
+    else:
+        best = str(parts.sort_values(["found_everywhere", "d_sae"])["group"].iloc[-1])
+    parts = parts[parts["group"] == best]
+    if parts.empty:
+        return {}
+    rest = own.kinds[(own.kinds["group"] == best) & (own.kinds["kind"] != lead)]
+    architecture = parts["architecture"].iloc[0]
+    return {
+        "lead": plural(lead),
+        "group": best,
+        "main": records(parts)[0],
+        "rest": {name: _together(rest, name) for name in ("reproducibility", "above_null")},
+        "coverage": next(iter(records(covered[covered["group"] == best])), None)
+        if len(covered)
+        else None,
+        "widths": records(covered[covered["architecture"] == architecture].sort_values("d_sae"))
+        if len(covered)
+        else [],
+    }
+
+
+def _together(rest: pd.DataFrame, column: str) -> float | None:
+    """Mean over the features of several kinds."""
+    weights = rest["n_features"]
+    return float((rest[column] * weights).sum() / weights.sum()) if weights.sum() else None
+
+
+def _by_group(own: FirstTables) -> dict[str, Any]:
+    """All features of the group that is furthest above the permuted null."""
+    scores = own.groups.query("score == 'pw_mcc' and not signed and space == 'full'")
+    scores = scores[scores["mean"].notna()]
+    full = own.features.query("space == 'full' and n_other_seeds > 0")
+    full = full[full["group"].isin(scores["group"])]
+    if full.empty:
+        return {}
+    null = scores.get("permuted_mean", scores.get("isotropic_mean", pd.Series(dtype=float)))
+    null = null.reindex(scores.index).astype(float)
+    row = scores.loc[(scores["mean"] - null.fillna(0.0)).idxmax()]
+    part = full[full["group"] == row["group"]]
+    everywhere = part["n_seeds_found"] == part["n_other_seeds"]
+    return {
+        "lead": "",
+        "group": str(row["group"]),
+        "main": {
+            "n_features": row["n_live"],
+            "share": row["n_live"] / row["d_sae"],
+            "d_sae": row["d_sae"],
+            "reproducibility": row["mean"],
+            "low": row["low"],
+            "high": row["high"],
+            "null_mean": null[row.name],
+            "found_everywhere": float(everywhere.mean()),
+            "found_nowhere": float((part["n_seeds_found"] == 0).mean()),
+            "n_seeds": row["n_seeds"],
+            "converged": all_converged(part["converged"]),
+        },
+        "coverage": None,
+        "widths": [],
+    }
+
+
+def _before(kinds: pd.DataFrame, hook: str) -> list[dict[str, Any]]:
+    """The kind that most features are of on the transformer before training, by group."""
+    if not len(kinds):
+        return []
+    found = kinds[(kinds["hook"] == f"{hook}@untrained") & ~kinds["kind"].isin(["other", "dead"])]
+    return records(found.sort_values("share").drop_duplicates("group", keep="last"))
