@@ -72,12 +72,12 @@ class _Reported(tqdm):  # type: ignore[type-arg]
 class _Shown(tqdm):  # type: ignore[type-arg]
     """A bar that lets a heartbeat know when it was last drawn."""
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Draw the bar."""
         if isinstance(self.fp, _Lines) and time.time() - self.start_t > _LATER:
             self.mininterval = _LATER_LINE_SECONDS
         _LIFE.seen(self.mininterval)
-        return bool(super().display(msg, pos))
+        super().display(msg, pos)
 
 
 def progress_bar(

@@ -278,20 +278,25 @@ def test_mlflow_says_what_a_person_would_plot_and_what_was_found_about_each_sae(
     for child in runs_of(study, parent=False):
         row = table.loc[child.info.run_name]
         params, metrics = child.data.params, child.data.metrics
-        expected = {name: str(row[name]) for name in ("architecture", "d_sae", "group", "seed")}
+        expected = {name: str(row[name]) for name in ("architecture", "d_sae", "seed")}
         assert {name: params[name] for name in expected} == expected
+        assert params["plan.group"] == row["group"]
         assert params.get("k") == (None if pd.isna(row["k"]) else str(int(row["k"])))
         suffix = "@untrained" if row["model"] == "untrained" else ""
-        assert params["hook"] == f"{row['hook_name']}@{row['position']}{suffix}"
+        assert params["plan.hook"] == f"{row['hook_name']}@{row['position']}{suffix}"
         assert "cosine_to_init" in metrics
         own = full[full["id"] == child.info.run_name]
         if row["model"] == "untrained":  # they are a null: no table says more of them
-            assert "reproducibility" not in metrics
+            assert np.isnan(metrics["reproducibility"])
             continue
         assert metrics["n_live"] == len(own)
         assert metrics["reproducibility"] == pytest.approx(own["reproducibility"].mean())
         everywhere = (own["n_seeds_found"] == own["n_other_seeds"]).mean()
         assert metrics["found_in_every_seed"] == pytest.approx(everywhere)
+        counts = {
+            f"kind.{kind.replace(',', '')}": n for kind, n in own["kind"].value_counts().items()
+        }
+        assert {name: metrics[name] for name in counts} == counts
     names = {model.name for model in client_of(study).search_registered_models()}
     assert names == {f"husai-{group.replace(' ', '-')}" for group in table["group"]}
 

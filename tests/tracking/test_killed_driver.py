@@ -86,7 +86,7 @@ def test_a_killed_driver_leaves_one_run_for_every_sae(tmp_path):
     for run in children:
         header = read_header(trained / f"{run.data.tags[ID_TAG]}.safetensors")
         planned = sae_params(header)
-        assert planned["hook"] == "blocks.0.hook_resid_post@-1"
+        assert planned["plan.hook"] == "blocks.0.hook_resid_post@-1"
         assert run.data.params == {
             name: json.dumps(value) if isinstance(value, list) else str(value)
             for name, value in planned.items()

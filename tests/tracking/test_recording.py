@@ -443,12 +443,14 @@ def test_parameters_of_an_sae_are_what_a_person_compares(sae_file):
         "architecture": "topk",
         "d_sae": 8,
         "k": 2,
-        "group": "topk d8 k2",
-        "hook": "blocks.0.hook_resid_post@-1",
         "seed": 3,
         "model": "trained",
         "transformer": "0123456789abcdef",
     }
+    # others sort after these three, which MLflow's page of compared runs draws by itself
+    assert sorted(params)[:3] == ["architecture", "d_sae", "k"]
+    assert params["plan.group"] == "topk d8 k2"
+    assert params["plan.hook"] == "blocks.0.hook_resid_post@-1"
     assert params["sae.learning_rate"] == header["config"]["learning_rate"]
     assert None not in params.values()
 
@@ -463,10 +465,23 @@ def test_what_is_found_about_an_sae_is_the_means_over_its_live_latents(store, sa
             "n_other_seeds": [2, 2, 2, 2, 0],
         }
     )
-    found = sae_runs.found_about_saes(latents)
+    found = sae_runs.found_about_saes(latents, 0.9)
     assert found["alone"] == {"n_live": 1.0}
     assert found["s"] == pytest.approx(
         {"n_live": 3.0, "reproducibility": 0.6, "found_in_every_seed": 2 / 3}
+    )
+    labelled = latents.assign(
+        kind=["answer", "answer", "operand, several", "answer", "other"],
+        family=["answer", "answer", "token", "answer", ""],
+        label=["answer = 3", "answer = 3", "token = 1", "answer = 4", ""],
+        f1_best=[0.95, 0.99, 0.5, 1.0, 0.0],
+    )
+    found = sae_runs.found_about_saes(labelled, 0.9)
+    assert found["s"] == pytest.approx(
+        {"n_live": 3.0, "reproducibility": 0.6, "found_in_every_seed": 2 / 3}
+        # two latents stand for one answer
+        | {"kind.answer": 2.0, "reproducibility.answer": 0.75, "covered.answer": 1.0}
+        | {"kind.operand several": 1.0, "reproducibility.operand several": 0.3}
     )
     store.record_sae(store.parent, sae_file)
     ((_, known),) = find_saes(store.recorder.client, store.experiment)
@@ -478,4 +493,6 @@ def test_what_is_found_about_an_sae_is_the_means_over_its_live_latents(store, sa
     )
     (run,) = find_saes(store.recorder.client, store.experiment).values()
     assert run.data.metrics["reproducibility"] == pytest.approx(0.6)
+    # the first that is recorded, as MLflow's page of compared runs draws the first one
+    assert next(iter(run.data.metrics)) == "reproducibility"
     assert run.info.status == "FINISHED"

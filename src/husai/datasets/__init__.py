@@ -3,11 +3,14 @@
 from husai.datasets.external import ExternalSAEs
 from husai.datasets.handles import DirectoryHandle
 from husai.datasets.partitions import PlanDataset, PlannedPartitionedDataset
+from husai.datasets.previews import FigureDataset, PageDataset
 from husai.datasets.tensors import TensorDataset
 
 __all__ = [
     "DirectoryHandle",
     "ExternalSAEs",
+    "FigureDataset",
+    "PageDataset",
     "PlanDataset",
     "PlannedPartitionedDataset",
     "TensorDataset",

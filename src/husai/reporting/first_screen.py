@@ -141,7 +141,8 @@ def _by_group(own: FirstTables) -> dict[str, Any]:
         return {}
     null = scores.get("permuted_mean", scores.get("isotropic_mean", pd.Series(dtype=float)))
     null = null.reindex(scores.index).astype(float)
-    row = scores.loc[(scores["mean"] - null.fillna(0.0)).idxmax()]
+    at = int((scores["mean"] - null.fillna(0.0)).to_numpy().argmax())
+    row = scores.iloc[at]
     part = full[full["group"] == row["group"]]
     everywhere = part["n_seeds_found"] == part["n_other_seeds"]
     return {
@@ -154,7 +155,7 @@ def _by_group(own: FirstTables) -> dict[str, Any]:
             "reproducibility": row["mean"],
             "low": row["low"],
             "high": row["high"],
-            "null_mean": null[row.name],
+            "null_mean": null.iloc[at],
             "found_everywhere": float(everywhere.mean()),
             "found_nowhere": float((part["n_seeds_found"] == 0).mean()),
             "n_seeds": row["n_seeds"],

@@ -225,7 +225,9 @@ class MlflowHook:
                 for sae_id, file in data.items():
                     saes.log(sae_id, file.header, self._folders(options))
             case "sae_results":
-                saes.log_found(data, self._folders(self._options(options["saes"])))
+                assert self._catalog is not None
+                label_f1 = self._catalog.load("params:consistency").label_f1
+                saes.log_found(data, self._folders(self._options(options["saes"])), label_f1)
             case kind:
                 raise ValueError(
                     f"catalog entry '{dataset_name}': metadata.mlflow.kind: '{kind}' is not known"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,8 +39,12 @@ COSTS = ("cost", "device_seconds", "attempts", "peak_bytes")
 SETTINGS = ("architecture", "d_sae", "k", "l0_coefficient", "l1_coefficient")
 """Fields of an SAE's configuration that are parameters of the same name; others are ``sae.NAME``.
 
-MLflow's page that compares runs draws the first three parameters, by name, that differ.
+MLflow's page that compares runs draws the first three parameters, by name, that differ, against the
+first metric that all of them have. So the names of other parameters come later in the alphabet, and
+:data:`FIRST_METRIC` is recorded first.
 """
+FIRST_METRIC = "reproducibility"
+"""Recorded of every SAE when its run is made: NaN until a comparison has found it."""
 
 
 def log_sae(
@@ -97,6 +103,7 @@ def log_sae(
         )
     child = found.info.run_id
     log_params(recorder, child, None, sae_params(header, transformer))
+    _reserve_first_metric(recorder, child)
     log_metrics(recorder, child, None, _points(sae_file, sae_id), end)
     recorder.client.log_artifact(child, file, "weights")
     if header.get("failure"):
@@ -105,19 +112,27 @@ def log_sae(
     _note_run(runs, sae_id, header, child, recorder.address)
 
 
+def _reserve_first_metric(recorder: Recorder, run_id: str) -> None:
+    from mlflow.entities import Metric
+
+    # at time 0: any later value replaces it
+    recorder.client.log_batch(run_id, metrics=[Metric(FIRST_METRIC, math.nan, 0, 0)])
+
+
 def sae_params(header: Mapping[str, Any], transformer: str = "") -> dict[str, Any]:
     """Give an SAE's parameters: what it is, then its further settings and those of its training.
 
-    ``architecture``, ``d_sae``, ``k``, ``group``, ``hook``, ``seed`` and ``transformer`` are there
-    by these names where they are known.
+    ``architecture``, ``d_sae``, ``k``, ``seed`` and ``transformer`` are there by these names, and
+    ``plan.group`` and ``plan.hook``, where they are known.
     """
     from husai.sae.config import NEUTRAL_FIELDS
 
     about = header["provenance"].get("campaign") or {}
-    params = {name: about.get(name) for name in ("group", "seed", "variant", "model")}
+    params = {name: about.get(name) for name in ("seed", "variant", "model")}
+    params["plan.group"] = about.get("group")
     if "hook_name" in about:
         key = about["hook_name"], about["position"], about.get("model", "trained")
-        params["hook"] = activation_key(*key)
+        params["plan.hook"] = activation_key(*key)
     params["transformer"] = transformer
     for name, value in flatten(header["config"]):
         params[name if name in SETTINGS else f"sae.{name}"] = value
@@ -161,30 +176,50 @@ def _read(file: str, sae_id: str, identity: str) -> TensorFile | None:
     return found
 
 
-def found_about_saes(features: pd.DataFrame) -> dict[str, dict[str, float]]:
+def found_about_saes(features: pd.DataFrame, label_f1: float) -> dict[str, dict[str, float]]:
     """Say of each SAE what the comparison with the other seeds found, as metrics.
 
     Parameters
     ----------
     features
         A row a latent, see :func:`husai.consistency.study.features.feature_table`.
+    label_f1
+        F1, at the best threshold, above which a latent stands for a class.
 
     Returns
     -------
     dict
         By id: ``n_live``, the latents compared; ``reproducibility``, their mean similarity to
         their partners in the other seeds; ``found_in_every_seed``, the share of them that have a
-        partner above the threshold in each. The last two only where there is another seed.
+        partner above the threshold in each. Those two only where there is another seed. Where
+        there are labels: ``kind.KIND``, the number of latents of each kind;
+        ``reproducibility.KIND``; and ``covered.FAMILY``, the number of different classes that a
+        latent labelled with them stands for.
     """
     found = {}
     for sae_id, latents in features[features["space"] == "full"].groupby("id", sort=False):
         metrics = {"n_live": float(len(latents))}
-        if "reproducibility" in latents and latents["reproducibility"].notna().any():
+        compared = "reproducibility" in latents and latents["reproducibility"].notna().any()
+        if compared:
             everywhere = latents["n_seeds_found"] == latents["n_other_seeds"]
             metrics["reproducibility"] = float(latents["reproducibility"].mean())
             metrics["found_in_every_seed"] = float(everywhere.mean())
+        if "kind" in latents:
+            for kind, part in latents[latents["kind"].notna()].groupby("kind"):
+                name = _metric_name(str(kind))
+                metrics[f"kind.{name}"] = float(len(part))
+                if compared:
+                    metrics[f"reproducibility.{name}"] = float(part["reproducibility"].mean())
+            classes = latents[latents["f1_best"] > label_f1]
+            for family, part in classes.groupby("family"):
+                metrics[f"covered.{_metric_name(str(family))}"] = float(part["label"].nunique())
         found[str(sae_id)] = metrics
     return found
+
+
+def _metric_name(text: str) -> str:
+    """Write a name with the characters that MLflow takes in the name of a metric."""
+    return re.sub(r"[^\w./ -]", "", text)
 
 
 def log_results(

@@ -130,12 +130,12 @@ class StudySAEs:
             self._known[name] = _Known(header, folders)
             self._run.do("adopt", child=run.info.run_id)
 
-    def log_found(self, features: pd.DataFrame, folders: SAEFolders) -> None:
+    def log_found(self, features: pd.DataFrame, folders: SAEFolders, label_f1: float) -> None:
         """Add to the SAEs' runs what the comparison found about them."""
         from husai.campaign.store import identity
 
         results = []
-        for sae_id, metrics in found_about_saes(features).items():
+        for sae_id, metrics in found_about_saes(features, label_f1).items():
             path = folders.file(sae_id)
             if path.is_file():  # one from elsewhere has no run
                 known = identity(read_header(path))
