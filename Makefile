@@ -32,23 +32,17 @@ check: $(READY)  ## ruff and mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-FIGURES := consistency/kinds.png consistency/scores.png consistency/reproducibility.png consistency/similarity.png \
-	consistency/settings.png consistency/circles.png consistency/trajectories.png \
-	consistency/symmetries.png saes/learning_curves.png
-
 # as_csv: folder, tables in it, folder of the CSV files
 as_csv = for table in $(2); do \
 	$(BIN)/python -c 'import sys, pandas; pandas.read_parquet(sys.argv[1]).round(5).to_csv(sys.argv[2], index=False)' \
 		$(1)/$$table.parquet $(3)/$$(basename $$table).csv || exit 1; done
 
-results: $(READY) ## copy the last study's page and figures to docs/results
-	mkdir -p docs/results
-	cp data/reporting/home_study.md data/transformer/training.png $(FIGURES:%=data/%) docs/results/
+results: $(READY) ## copy the last study's pages, with the pictures they show, to docs/results
+	$(BIN)/python docs/copy_results.py data/reporting/home_study.md docs/results
+	test ! -f data/reporting/structure.md || $(BIN)/python docs/copy_results.py data/reporting/structure.md docs/results
 
 campaign-results: $(READY) ## likewise those of kedro run --env=campaign, and its tables
-	mkdir -p docs/results/campaign
-	cp data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
-	cp $(FIGURES:%=data/campaign/%) docs/results/campaign/
+	$(BIN)/python docs/copy_results.py data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
 	$(call as_csv,data/campaign,saes/table saes/loss_recovery consistency/groups consistency/settings,docs/results/campaign)
 
 planted-results: $(READY) ## likewise those of kedro run --pipelines=planted_truth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,19 @@ def test_the_structure_of_dictionaries_is_a_pipeline_of_its_own(study):
         assert plt.imread(folder / f"{name}.png").shape[0] > 2 * reason, name
     text = (study / "reporting" / "structure.md").read_text()
     assert "Swapping a and b maps a dictionary to itself" in text
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PROJECT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem
+)
+def test_notebooks_run_over_a_study(study, path):
+    """They show something of any study, this one included."""
+    spec = importlib.util.spec_from_file_location("run_notebooks", path.with_name("run.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.study_at(study):
+        cells = module.run_notebook(json.loads(path.read_text()))["cells"]
+    assert any(cell.get("outputs") for cell in cells)
 
 
 def test_untrained_rows_are_those_of_the_first_checkpoint(study):

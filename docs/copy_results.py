@@ -1,0 +1,62 @@
+"""Copy the pages of a study, with the pictures that they show, to a folder of the documentation.
+
+python docs/copy_results.py data/reporting/home_study.md docs/results
+python docs/copy_results.py data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def copy_page(page: Path, target: Path) -> list[Path]:
+    """Copy a page and its pictures, beside it, and make links of the documents that it names.
+
+    Parameters
+    ----------
+    page
+        Markdown, whose pictures are given relative to it.
+    target
+        A folder, or the new file's path.
+
+    Returns
+    -------
+    list of Path
+        What was written; pictures that no run has drawn are left out of the page.
+    """
+    if target.suffix != ".md":
+        target = target / page.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = [target]
+
+    def picture(link: re.Match[str]) -> str:
+        source = page.parent / link[2]
+        if not source.is_file():
+            return ""
+        written.append(target.parent / source.name)
+        shutil.copyfile(source, written[-1])
+        return f"![{link[1]}]({source.name})"
+
+    def document(name: re.Match[str]) -> str:
+        path = ROOT / name[1]
+        if not path.is_file():
+            return name[0]
+        return f"[{name[1]}]({os.path.relpath(path, target.parent.resolve())})"
+
+    text = re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", picture, page.read_text(encoding="utf-8"))
+    text = re.sub(r"`(docs/[\w/]+\.md)`", document, text)
+    target.write_text(text, encoding="utf-8")
+    return written
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    for path in copy_page(Path(sys.argv[1]), Path(sys.argv[2])):
+        print(path)

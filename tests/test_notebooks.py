@@ -1,0 +1,80 @@
+"""The notebooks are committed as they ran, small enough to read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(path.name for path in FOLDER.glob("[0-9]_*.ipynb"))
+
+
+def runner() -> Any:
+    spec = importlib.util.spec_from_file_location("run_notebooks", FOLDER / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cell(source: str) -> dict[str, Any]:
+    return {"cell_type": "code", "source": source.splitlines(keepends=True), "outputs": []}
+
+
+def test_there_are_four() -> None:
+    assert [name[0] for name in NOTEBOOKS] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_has_the_outputs_of_its_cells_and_is_small(name: str) -> None:
+    path = FOLDER / name
+    assert path.stat().st_size < runner().LARGEST, f"python notebooks/run.py {name}"
+    code = [one for one in json.loads(path.read_text())["cells"] if one["cell_type"] == "code"]
+    assert [one["execution_count"] for one in code] == list(range(1, len(code) + 1))
+    shown = [output for one in code for output in one["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in shown)
+    assert all(output["output_type"] in ("stream", "display_data") for output in shown)
+
+
+def test_what_cells_print_and_show_is_kept() -> None:
+    notebook = {
+        "cells": [
+            cell("x = 6\nprint(x * 7)"),
+            {"cell_type": "markdown", "source": ["words"]},
+            cell("import pandas as pd\npd.DataFrame({'a': [x]})"),
+        ]
+    }
+    first, words, last = runner().run_notebook(notebook)["cells"]
+    assert "".join(first["outputs"][0]["text"]) == "42\n"
+    assert words == notebook["cells"][1]
+    assert "text/html" in last["outputs"][0]["data"]
+    assert last["execution_count"] == 2
+
+
+def test_a_cell_that_fails_says_which(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="cell 2 of the notebook failed: division by zero"):
+        runner().run_notebook({"cells": [cell("x = 0"), cell("1 / x")]})
+    capsys.readouterr()
+
+
+def test_by_hand_and_library_agree() -> None:
+    """The third notebook needs no study: it is run here."""
+    path = FOLDER / "3_nulls_and_intervals.ipynb"
+    cells = runner().run_notebook(json.loads(path.read_text()))["cells"]
+    lines = [
+        line.strip()
+        for one in cells
+        for output in one.get("outputs", ())
+        for line in output.get("text", ())
+    ]
+    by_hand, library = (
+        [line.removeprefix(who).strip() for line in lines if line.startswith(f"{who} ")]
+        for who in ("by hand", "library")
+    )
+    assert len(by_hand) == 2
+    assert by_hand == library
