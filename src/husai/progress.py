@@ -187,11 +187,11 @@ class Heartbeat:
     def _beat(self) -> None:
         began, last = time.monotonic(), ""
         while not self._ended.wait(SILENCE_SECONDS / 8):
-            now = ", ".join(_LIFE.steps)
-            if now != last:
-                began, last = time.monotonic(), now
-            if now and _LIFE.silent():
-                logger.info("%s … %.0f s", now, time.monotonic() - began)
+            steps = list(_LIFE.steps)
+            if steps and steps[0] != last:  # the time is that of the whole, not of its part
+                began, last = time.monotonic(), steps[0]
+            if steps and _LIFE.silent():
+                logger.info("%s … %.0f s", ", ".join(steps), time.monotonic() - began)
 
 
 @contextmanager

@@ -169,6 +169,7 @@ def test_the_structure_of_dictionaries_is_a_pipeline_of_its_own(study):
 def test_notebooks_run_over_a_study(study, path):
     """They show something of any study, this one included."""
     spec = importlib.util.spec_from_file_location("run_notebooks", path.with_name("run.py"))
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     with module.study_at(study):

@@ -18,6 +18,7 @@ from husai.hooks.order import (
     unread_parameters,
 )
 from husai.memory import check_memory
+from husai.progress import heartbeat
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -72,8 +73,9 @@ class StudyChecks:
             if name.startswith("params:")
         }
         try:
-            check_study(groups)
-            check_inputs(pipeline, catalog, pipelines, run_params.get("env"))
+            with heartbeat("checking the parameters and inputs"):  # which imports the libraries
+                check_study(groups)
+                check_inputs(pipeline, catalog, pipelines, run_params.get("env"))
         except InputError as error:
             raise StudyError(str(error)) from error
 

@@ -23,6 +23,7 @@ from husai.consistency.inference.nulls import covariance_root, random_dictionary
 from husai.consistency.scores.codes import code_blocks
 from husai.consistency.scores.rows import row_cosines
 from husai.consistency.study.record import SAERecord, group_settings, live_codes, live_sae
+from husai.progress import step
 from husai.threads import worker_pool
 
 Row = dict[str, Any]
@@ -112,7 +113,7 @@ def geometry_table(
 
     rows: list[Row] = []
     for name, records in members.items():
-        with worker_pool(config.workers) as pool:
+        with step(f"geometry of {name}"), worker_pool(config.workers) as pool:
             measured = pd.DataFrame(list(pool.map(one, records)))
         head = group_settings(name, records)
         for measure, bounds in _MEASURES.items():
@@ -228,7 +229,7 @@ def symmetry_table(
             return pd.concat([table, pd.DataFrame([best])], ignore_index=True)
 
         for kind, which in pairs.items():
-            with worker_pool(config.workers) as pool:
+            with step(f"symmetries of {name} ({kind})"), worker_pool(config.workers) as pool:
                 tables = pd.concat(list(pool.map(one, which)), ignore_index=True)
             for symmetry, part in tables.groupby("symmetry", sort=False):
                 rows.append(

@@ -36,6 +36,7 @@ from husai.consistency.study.groups import group_head, null_columns
 from husai.consistency.study.pairs import Row
 from husai.consistency.study.record import LiveSAE
 from husai.errors import InputError
+from husai.progress import step
 from husai.tasks.modular import Vocabulary, compute_answers
 from husai.threads import worker_pool
 
@@ -126,7 +127,7 @@ def label_tables(live: Groups, labelled: LabelledRows, config: ConsistencyConfig
     """
     members = [one for group in live.values() for one in group if one.codes is not None]
     members = [one for one in members if len(one.index)]
-    with worker_pool(config.workers) as pool:
+    with step("labels of every feature"), worker_pool(config.workers) as pool:
         found = dict(
             zip(
                 [one.record.id for one in members],
@@ -147,9 +148,10 @@ def label_tables(live: Groups, labelled: LabelledRows, config: ConsistencyConfig
         if any(one.record.id not in found for one in group):
             continue
         reference = permuted([one.decoder for one in group])
-        rows += _coverage_rows(name, group, found, labelled, reference, config)
-        if len(group) > 1:
-            kinds.append(_kinds_of(name, group, found, reference, config))
+        with step(f"coverage and kinds of {name}"):
+            rows += _coverage_rows(name, group, found, labelled, reference, config)
+            if len(group) > 1:
+                kinds.append(_kinds_of(name, group, found, reference, config))
     return LabelTables(
         pd.concat(tables, ignore_index=True),
         pd.DataFrame(rows),

@@ -46,6 +46,7 @@ from husai.consistency.study.summary import SCHEMA_NAME, SCHEMA_VERSION, plain_r
 from husai.consistency.study.truth import feature_planes, plane_columns, truth_tables
 from husai.consistency.study.untrained import live_group, score_within, untrained_columns
 from husai.errors import InputError
+from husai.progress import step
 from husai.threads import worker_pool
 
 
@@ -144,7 +145,8 @@ def consistency_report(
                 for name, group in members.items()
             }
         for name, group in live.items():
-            gathered.add_group(name, group, space)
+            with step(f"scores of {name} ({space} space)"):
+                gathered.add_group(name, group, space)
         if config.across_groups:
             gathered.add_across(live, space)
     groups = pd.DataFrame(gathered.groups)
