@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# The suite takes all cores by processes (pytest -n auto); read when torch is imported.
+# The suite takes all cores by processes (make test); read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FIRST = ("pipelines", "tracking", "campaign")
