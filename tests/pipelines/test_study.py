@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from tests.pipelines.conftest import client_of, run, runs_of
+from tests.pipelines.conftest import PROJECT, client_of, run, runs_of
 
 from husai.consistency import ConsistencyConfig
 from husai.consistency.study.summary import summary_schema

@@ -1,4 +1,4 @@
-"""The plan of a campaign, partitions that are read once, and those that there should be."""
+"""The plan of a campaign, partitions that are read once, and those that a plan asks for."""
 
 from __future__ import annotations
 
