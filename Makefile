@@ -25,7 +25,7 @@ run: $(READY)    ## the whole home study: kedro run
 	$(BIN)/kedro run
 
 test: $(READY)   ## the test suite, the whole chain on a tiny study included
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## ruff and mypy strict
 	$(BIN)/ruff check .

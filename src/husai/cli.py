@@ -10,32 +10,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import click
 
 import husai
-
-if TYPE_CHECKING:
-    from husai.sae.formats import Format, WrittenFormat
+from husai.sae.format_names import Format, WrittenFormat
 
 OK, BELOW, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
-FORMATS = (
-    "husai",
-    "saelens",
-    "dictionary_learning",
-    "sparsify",
-    "gemma_scope",
-    "llama_scope",
-    "qwen_scope",
-    "openai",
-    "goodfire",
-    "safetensors",
-    "npy",
-    "npz",
-    "pt",
-)
 
 cli = click.Group("husai")  # Kedro adds the commands of this group to its own: there are none
 
@@ -97,7 +79,7 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(FORMATS),
+    type=click.Choice(get_args(Format)),
     help="The format of all the files; detected by default.",
 )
 @click.option(
@@ -274,13 +256,13 @@ def compare(
 @click.option(
     "--to",
     required=True,
-    type=click.Choice(["saelens", "dictionary_learning", "sparsify", "husai"]),
+    type=click.Choice(get_args(WrittenFormat)),
     help="The format to write.",
 )
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(FORMATS),
+    type=click.Choice(get_args(Format)),
     help="The format of SAE; detected by default.",
 )
 @with_hints

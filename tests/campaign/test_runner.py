@@ -51,11 +51,6 @@ def test_started_again_does_nothing(campaign, undisturbed):
     assert not any(campaign.folders.checkpoints.iterdir())
 
 
-def test_processes_train_the_same_weights(campaign, undisturbed):
-    campaign.start(make_config(**PROCESSES))
-    assert_same_weights(campaign.saes(), undisturbed)
-
-
 @pytest.mark.parametrize("stop_after", [1, 4, 11, 12])
 def test_interrupted_between_two_saes_continues(campaign, undisturbed, stop_after):
     first = campaign.start(stop_after=stop_after)
@@ -95,7 +90,9 @@ def test_an_interrupted_bank_continues_from_its_checkpoint(campaign, undisturbed
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-def test_a_killed_worker_costs_one_attempt_of_its_bank(campaign, undisturbed, monkeypatch):
+def test_processes_train_the_same_weights_and_a_killed_one_costs_one_attempt_of_its_bank(
+    campaign, undisturbed, monkeypatch
+):
     from husai.campaign.executors import local
 
     killed: list[int] = []

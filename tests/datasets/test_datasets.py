@@ -81,6 +81,20 @@ def test_partitions_exist_only_when_the_whole_plan_does(tmp_path):
     assert set(dataset.load()) == {"a", "b", "stale"}
 
 
+def test_a_partition_is_read_once_until_it_is_written_or_let_go(tmp_path):
+    dataset = make_partitions(tmp_path)
+    dataset.save({"a": make_file(1.0), "b": make_file(2.0)})
+    first = dataset.load()["a"]()
+    (tmp_path / "saes" / "a.safetensors").write_bytes(make_file(5.0).to_bytes())
+    assert dataset.load()["a"]() is first
+    dataset.save({"a": make_file(3.0)})
+    second = dataset.load()["a"]()
+    assert second.tensors["w"][0, 0] == 3.0
+    assert dataset.load()["b"]().tensors["w"][0, 0] == 2.0
+    dataset.release()
+    assert dataset.load()["a"]() is not second
+
+
 def test_a_handle_gives_a_folder_and_takes_nothing(tmp_path):
     handle = DirectoryHandle(path=str(tmp_path / "x" / "y"))
     assert handle.load().is_dir()

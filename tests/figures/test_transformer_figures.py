@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from husai.errors import InputError
-from husai.figures.transformer import fourier_figure, progress_figure
-from husai.transformer import FourierStructure
+from husai.figures.transformer import progress_figure
 from husai.transformer.measures import MEASURES
 from husai.transformer.training import HISTORY_COLUMNS
 
@@ -76,25 +75,3 @@ def test_progress_figure_of_a_run_that_did_not_grok() -> None:
 def test_progress_figure_needs_rows() -> None:
     with pytest.raises(InputError, match="at least one row"):
         progress_figure(history().iloc[:0], measures())
-
-
-def test_fourier_figure_marks_the_key_frequencies() -> None:
-    p = 13
-    rng = np.random.default_rng(0)
-    norms = rng.uniform(1, 2, size=p)
-    structure = FourierStructure(
-        modulus=p,
-        operation="addition",
-        key_frequencies=(2, 5),
-        W_E_norms=norms,
-        W_L_norms=3 * norms,
-        explained={"W_E": 0.614, "W_L": 0.92},
-    )
-    figure = fourier_figure(structure)
-    for axis, scale in zip(figure.axes, (1, 3), strict=True):
-        assert [text.get_text() for text in axis.texts] == ["2", "5"]
-        cos, sin = ([bar.get_height() for bar in group] for group in axis.containers)
-        np.testing.assert_allclose(cos, scale * norms[[1, 3, 5, 7, 9, 11]])
-        np.testing.assert_allclose(sin, scale * norms[[2, 4, 6, 8, 10, 12]])
-    assert "61%" in figure.axes[0].get_title()
-    assert png(figure)

@@ -15,38 +15,12 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from kedro.framework.session import KedroSession
-from kedro.framework.startup import bootstrap_project
+from tests.pipelines.conftest import PROJECT, client_of, run, runs_of
 
 from husai.consistency import ConsistencyConfig
 from husai.consistency.study.summary import summary_schema
 from husai.hooks.checks import StudyError
 from husai.storage import read_header, read_tensors, tensors_digest
-
-PROJECT = Path(__file__).parents[2]
-
-
-def run(data_dir: Path, params: dict[str, Any] | None = None, **options: Any) -> Any:
-    """Run a pipeline in the test environment with all data below ``data_dir``."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HUSAI_DATA_DIR", str(data_dir))
-        bootstrap_project(PROJECT)
-        with KedroSession.create(PROJECT, env="test", runtime_params=params) as session:
-            return session.run(**options)
-
-
-def client_of(data_dir: Path) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(f"sqlite:///{data_dir / 'mlflow.db'}")
-
-
-def runs_of(data_dir: Path, parent: bool) -> list[Any]:
-    """Give the tracked runs, newest first: sessions' own, or the SAEs'."""
-    client = client_of(data_dir)
-    experiment = client.get_experiment_by_name("husai-test")
-    if experiment is None:
-        return []
-    runs = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])
-    return [r for r in runs if ("mlflow.parentRunId" not in r.data.tags) == parent]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from tests.pipelines.conftest import run
 
 from husai.campaign import plan_saes
 from husai.hooks.checks import StudyError
@@ -24,20 +25,11 @@ sys.path.insert(0, str(PROJECT / "benchmarks"))
 from transformers_study import Leg, measure, shipped_legs, study  # noqa: E402
 
 ENTRY = shipped_transformers()[0]
-STARTS = ("data_generation", "transformer_training", "activation_extraction")
-
-
-def run(data_dir: Path, params: dict[str, Any], pipelines: tuple[str, ...] = STARTS) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HUSAI_DATA_DIR", str(data_dir))
-        bootstrap_project(PROJECT)
-        session: Any
-        with KedroSession.create(PROJECT, env="transformers", runtime_params=params) as session:
-            session.run(pipeline_names=list(pipelines))
+STARTS = ["data_generation", "transformer_training", "activation_extraction"]
 
 
 def test_a_study_starts_from_the_shipped_transformer(tmp_path: Path) -> None:
-    run(tmp_path, {})
+    run(tmp_path, env="transformers", pipeline_names=STARTS)
     used = {"name": ENTRY.name, "seed": ENTRY.seed, "fingerprint": ENTRY.fingerprint}
     rows = tmp_path / "activations" / "blocks.0.hook_resid_post@-1.safetensors"
     assert read_header(rows)["model"]["transformer"] == used
@@ -57,7 +49,7 @@ def test_a_study_starts_from_the_shipped_transformer(tmp_path: Path) -> None:
 
 def test_a_shipped_transformer_of_another_task_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"task\.modulus is 97 here, 113 there.*start to train"):
-        run(tmp_path, {"task": {"modulus": 97}})
+        run(tmp_path, {"task": {"modulus": 97}}, "transformers", pipeline_names=STARTS)
     assert not (tmp_path / "dataset").exists()
 
 

@@ -71,18 +71,9 @@ class Store:
         return [(point.value, point.step) for point in points]
 
 
-@pytest.fixture(scope="session")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables, which take seconds to make."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    client = Recorder(f"sqlite:///{path}", path.parent / "spool").client
-    client.search_registered_models()
-    return path
-
-
 @pytest.fixture
-def store(tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    shutil.copy(empty, tmp_path / "mlflow.db")
+def store(tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     return Store(tmp_path, monkeypatch)
 
 

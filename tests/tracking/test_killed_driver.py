@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,15 +15,17 @@ import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from husai.activations import Activations
 from husai.storage import read_header, write_tensors
 from husai.tracking.sae_runs import ID_TAG, PARENT_TAG, find_saes, sae_params
+from husai.tracking.signals import ENDING
 
 PROJECT = Path(__file__).parents[2]
 PARAMS = "campaign.plan.untrained=none,campaign.plan.variants=null"
-KILL_AFTER = 4
-"""SAEs that are saved when the driver is killed."""
+TERMINATED_AFTER, KILLED_AFTER = 1, 4
+"""SAEs that are saved when the driver is ended by SIGTERM, and when the next one is killed."""
 
 
 def drive(data_dir: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -47,42 +50,55 @@ def write_rows(data_dir: Path) -> None:
     write_tensors(data_dir / "activations" / f"{rows.key}.safetensors", *rows.to_tensors())
 
 
-def test_a_killed_driver_leaves_one_run_for_every_sae(tmp_path):
+def test_an_ended_and_a_killed_driver_leave_one_run_for_every_sae(tmp_path, empty_mlflow):
     data_dir, log = tmp_path / "data", tmp_path / "log"
     write_rows(data_dir)
+    shutil.copy(empty_mlflow, data_dir / "mlflow.db")
     trained = data_dir / "saes" / "trained"
+    client = MlflowClient(f"sqlite:///{data_dir / 'mlflow.db'}")
 
-    driver = drive(data_dir, log)
-    while len(list(trained.glob("*.safetensors"))) < KILL_AFTER:
-        assert driver.poll() is None, log.read_text()
-        time.sleep(0.002)
+    def sessions() -> list[Run]:
+        experiment = client.get_experiment_by_name("husai-test").experiment_id
+        runs = client.search_runs([experiment], "attributes.run_name LIKE 'sae_training%'")
+        return sorted(runs, key=lambda run: run.info.start_time)
+
+    def drive_until(n_saes: int) -> subprocess.Popen[bytes]:
+        driver = drive(data_dir, log)
+        while len(list(trained.glob("*.safetensors"))) < n_saes:
+            assert driver.poll() is None, log.read_text()
+            time.sleep(0.002)
+        return driver
+
+    driver = drive_until(TERMINATED_AFTER)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=120) == 128 + signal.SIGTERM, log.read_text()
+    (ended,) = sessions()
+    assert ended.info.status == "KILLED"
+    assert ended.info.end_time is not None
+
+    driver = drive_until(len(list(trained.glob("*.safetensors"))) + KILLED_AFTER)
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL
-    client = MlflowClient(f"sqlite:///{data_dir / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("husai-test").experiment_id
     plan = pd.read_parquet(data_dir / "saes" / "plan.parquet")["sae_id"].tolist()
     saved = {path.stem: path.read_bytes() for path in trained.glob("*.safetensors")}
-    assert KILL_AFTER <= len(saved) < len(plan)
-    (killed,) = client.search_runs([experiment], "attributes.run_name LIKE 'sae_training%'")
+    assert TERMINATED_AFTER + KILLED_AFTER <= len(saved) < len(plan)
+    _, killed = sessions()
     assert killed.info.status == "RUNNING"
 
     again = drive(data_dir, log)
     assert again.wait(timeout=120) == 0, log.read_text()
     assert {name: (trained / f"{name}.safetensors").read_bytes() for name in saved} == saved
-    runs = client.search_runs([experiment])
-    sessions = {run.info.run_id: run for run in runs if PARENT_TAG not in run.data.tags}
+    *_, last = sessions()
+    assert [run.info.status for run in sessions()] == ["KILLED", "KILLED", "FINISHED"]
+    runs = client.search_runs([last.info.experiment_id])
     children = [run for run in runs if PARENT_TAG in run.data.tags]
+    assert len(runs) == 3 + len(children)
     assert len(plan) == 18
     assert sorted(run.data.tags[ID_TAG] for run in children) == sorted(plan)
-    assert len(find_saes(client, experiment)) == len(plan)
+    assert len(find_saes(client, last.info.experiment_id)) == len(plan)
     assert {run.info.status for run in children} == {"FINISHED"}
-    last = next(run_id for run_id in sessions if run_id != killed.info.run_id)
-    assert {run_id: run.info.status for run_id, run in sessions.items()} == {
-        killed.info.run_id: "KILLED",
-        last: "FINISHED",
-    }
     # those that the killed session had made are below the one that ended what it began
-    assert {run.data.tags[PARENT_TAG] for run in children} == {last}
+    assert {run.data.tags[PARENT_TAG] for run in children} == {last.info.run_id}
     for run in children:
         header = read_header(trained / f"{run.data.tags[ID_TAG]}.safetensors")
         planned = sae_params(header)
@@ -100,25 +116,24 @@ def test_a_killed_driver_leaves_one_run_for_every_sae(tmp_path):
         assert run.data.metrics["campaign.device_seconds"] > 0
     noted = (data_dir / "saes" / "campaign" / "runs.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["sae_id"] for line in noted) == sorted(plan)
-    total = sessions[last].data.metrics
+    total = last.data.metrics
     assert (total["campaign.saes"], total["campaign.failed"]) == (18, 0)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_driver_that_is_ended_by_a_signal_closes_its_run(tmp_path, name):
-    data_dir, log = tmp_path / "data", tmp_path / "log"
-    write_rows(data_dir)
-    driver = drive(data_dir, log)
-    trained = data_dir / "saes" / "trained"
-    while not list(trained.glob("*.safetensors")):
-        assert driver.poll() is None, log.read_text()
-        time.sleep(0.002)
-    number = getattr(signal, name)
-    driver.send_signal(number)
-    assert driver.wait(timeout=120) == 128 + number, log.read_text()
-    client = MlflowClient(f"sqlite:///{data_dir / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("husai-test").experiment_id
-    runs = client.search_runs([experiment], "attributes.run_name LIKE 'sae_training%'")
-    assert [run.info.status for run in runs] == ["KILLED"]
-    assert runs[0].info.end_time is not None
+WAIT = """
+import atexit, time
+from husai.tracking.signals import exit_on_signals
+atexit.register(print, "closed", flush=True)
+exit_on_signals()
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_process_that_is_ended_by_a_signal_closes_what_is_open(number):
+    with subprocess.Popen([sys.executable, "-c", WAIT], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.stdout.read() == b"closed\n"
+    assert process.returncode == 128 + number

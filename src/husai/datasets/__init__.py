@@ -2,7 +2,7 @@
 
 from husai.datasets.external import ExternalSAEs
 from husai.datasets.handles import DirectoryHandle
-from husai.datasets.partitions import PlanDataset, PlannedPartitionedDataset
+from husai.datasets.partitions import PlanDataset, PlannedPartitionedDataset, ReadOncePartitions
 from husai.datasets.previews import FigureDataset, PageDataset
 from husai.datasets.tensors import TensorDataset
 
@@ -13,5 +13,6 @@ __all__ = [
     "PageDataset",
     "PlanDataset",
     "PlannedPartitionedDataset",
+    "ReadOncePartitions",
     "TensorDataset",
 ]

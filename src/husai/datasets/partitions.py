@@ -1,7 +1,9 @@
-"""The plan of a campaign, and partitions that know from it which of them there should be."""
+"""The plan of a campaign, partitions that are read once, and those that a plan asks for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,38 @@ class PlanDataset(ParquetDataset):
             super().save(data)
 
 
-class PlannedPartitionedDataset(PartitionedDataset):
+class ReadOncePartitions(PartitionedDataset):
+    """Partitions whose files are read once in a run, whichever nodes ask for them.
+
+    What was read is kept until Kedro lets go of the dataset: after the last node that reads it, or
+    at the end of the run.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._kept: dict[str, Any] = {}
+
+    def load(self) -> dict[str, Callable[[], Any]]:
+        """Give a function for each partition, that reads it when it is first called."""
+        return {name: partial(self._once, name, read) for name, read in super().load().items()}
+
+    def save(self, data: dict[str, Any]) -> None:
+        """Write partitions; what was read of them before is forgotten."""
+        super().save(data)
+        for name in data:
+            self._kept.pop(name, None)
+
+    def _once(self, name: str, read: Callable[[], Any]) -> Any:
+        if name not in self._kept:
+            self._kept[name] = read()
+        return self._kept[name]
+
+    def _release(self) -> None:
+        self._kept.clear()
+        super()._release()
+
+
+class PlannedPartitionedDataset(ReadOncePartitions):
     """A partitioned dataset that exists only when every planned partition does.
 
     Kedro's own is taken to exist as soon as any partition is there, so that

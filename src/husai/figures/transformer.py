@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from husai.errors import InputError
 from husai.figures.style import COLOURS, FONT, GREY
-
-if TYPE_CHECKING:
-    from husai.transformer.measures import FourierStructure
 
 _BLUE, _ORANGE, _GREEN, _PURPLE = COLOURS[:4]
 _SPLIT_STYLE = {"train": (_BLUE, "-"), "val": (_GREEN, ":"), "test": (_ORANGE, "--")}
@@ -86,60 +80,6 @@ def progress_figure(history: pd.DataFrame, measures: pd.DataFrame) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("epoch", fontsize=FONT)
         axis.set_xlim(0, float(history["epoch"].max()))
-    return figure
-
-
-def fourier_figure(structure: FourierStructure) -> Figure:
-    """Fourier norms of the embedding and of the neuron-logit map, key frequencies marked.
-
-    Parameters
-    ----------
-    structure
-        From :func:`~husai.transformer.fourier_structure`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Two panels over all frequencies, cosine and sine side by side.
-    """
-    p = structure.modulus
-    order = len(structure.W_E_norms)
-    k = np.arange(1, order // 2 + 1)
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
-    panels = (
-        ("Embedding $W_E$", "W_E", structure.W_E_norms),
-        ("Neuron-logit map $W_L = W_U W_{out}$", "W_L", structure.W_L_norms),
-    )
-    for axis, (title, name, norms) in zip(axes, panels, strict=True):
-        for offset, rows, colour, label in (
-            (-0.2, norms[1::2], _BLUE, "cos"),
-            (0.2, norms[2::2], _ORANGE, "sin"),
-        ):
-            # for an even order the last frequency has no sine
-            axis.bar(k[: len(rows)] + offset, rows, 0.4, color=colour, label=label)
-        top = float(norms[1:].max())
-        for key in structure.key_frequencies:
-            height = float(norms[2 * key - 1 : 2 * key + 1].max())
-            axis.annotate(
-                str(key),
-                (key, height),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="center",
-                fontsize=FONT,
-                fontweight="bold",
-            )
-        share = structure.explained[name]
-        axis.set(ylim=(0, top * 1.18), ylabel="norm")
-        axis.set_title(f"{title}: key frequencies hold {share:.0%} of the variance")
-        _plain(axis)
-    axes[1].legend(fontsize=FONT, frameon=False, ncols=2, loc="upper center")
-    group = f"$\\mathbb{{Z}}_{{{p}}}$" + (
-        " (of discrete logarithms)" if structure.operation == "multiplication" else ""
-    )
-    axes[1].set_xlabel(f"frequency k of {group}", fontsize=FONT)
-    axes[1].set_xlim(0, k[-1] + 1)
     return figure
 
 

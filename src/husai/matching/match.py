@@ -153,7 +153,7 @@ def match_signed_and_absolute(
 
 
 class _Options(NamedTuple):
-    """The options of :func:`match_features`, but for the sign."""
+    """The options of :func:`match_features` except the sign."""
 
     method: Method
     candidates: int

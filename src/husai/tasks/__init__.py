@@ -1,33 +1,6 @@
 """What the data is: modular arithmetic and planted dictionaries."""
 
-from husai.tasks.modular import (
-    ModularDataset,
-    ModularTaskConfig,
-    Vocabulary,
-    decode,
-    label_distribution,
-    modular_dataset,
-)
-from husai.tasks.planted import (
-    PlantedConfig,
-    PlantedData,
-    osae_world,
-    planted_dictionary,
-    song_world,
-    synth_sae_bench_world,
-)
+import lazy_loader
 
-__all__ = [
-    "ModularDataset",
-    "ModularTaskConfig",
-    "PlantedConfig",
-    "PlantedData",
-    "Vocabulary",
-    "decode",
-    "label_distribution",
-    "modular_dataset",
-    "osae_world",
-    "planted_dictionary",
-    "song_world",
-    "synth_sae_bench_world",
-]
+# the names stand in __init__.pyi; each is imported when it is first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -45,7 +45,6 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from importlib import metadata
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,9 +209,7 @@ class MlflowHook:
                 _log_table(run, dataset_name, data)
                 _log_values(run, study_metrics(data), options)
             case "figure":
-                image = BytesIO()
-                data.savefig(image, format="png")
-                run.do("file", image.getvalue(), path=f"figures/{dataset_name}.png")
+                run.do("file", self._image(dataset_name), path=f"figures/{dataset_name}.png")
             case "text":
                 run.do("file", data.encode(), path=f"{dataset_name}.md")
             case "description":
@@ -264,6 +261,13 @@ class MlflowHook:
         if experiment is not None:
             return str(experiment.experiment_id)
         return str(recorder.client.create_experiment(self._tracking.experiment, artifacts))
+
+    def _image(self, dataset_name: str) -> bytes:
+        """Give the file that the catalog has just written of a figure: it is drawn once."""
+        assert self._catalog is not None
+        dataset: Any = self._catalog.get(dataset_name)
+        with dataset._fs.open(str(dataset._get_load_path()), "rb") as file:
+            return bytes(file.read())
 
     def _log_dataset(self, run: TrackedRun, name: str, data: Any, context: str) -> None:
         if name in self._inputs_logged:

@@ -105,14 +105,6 @@ def fourier_basis(modulus: int) -> Array:
     return basis
 
 
-def basis_names(modulus: int) -> list[str]:
-    """Name the rows of :func:`fourier_basis`: ``constant``, ``cos 1``, ``sin 1``, …"""
-    names = ["constant"]
-    for k in frequencies(modulus):
-        names += [f"cos {k}", f"sin {k}"]
-    return names[:modulus]
-
-
 def basis_norms(table: npt.ArrayLike) -> Array:
     """Norm of each Fourier component of a table, [p].
 

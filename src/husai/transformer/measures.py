@@ -65,11 +65,8 @@ class FourierStructure:
         waves are on.
     key_frequencies
         Frequencies that stand out in the neuron-logit map, ascending.
-    W_E_norms, W_L_norms
-        Norm of each row of :func:`husai.transformer.fourier.fourier_basis` in the embedding's
-        number rows and in ``W_L = W_U W_out``, [n].
     explained
-        Share of variance at the key frequencies: ``W_E``, ``W_L`` (tables over Z_p),
+        Share of variance at the key frequencies: ``W_E``, ``W_L = W_U W_out`` (tables over Z_p),
         ``logits`` (by ``cos 2πk(s-c)/n``, s the answer, c the class), ``mlp_post`` (by the
         products of waves of a and b, and by waves of the answer alone in ``mlp_post_answer``),
         ``resid_post`` (by waves of the answer).
@@ -78,8 +75,6 @@ class FourierStructure:
     modulus: int
     operation: Operation
     key_frequencies: tuple[int, ...]
-    W_E_norms: Array
-    W_L_norms: Array
     explained: dict[str, float]
 
 
@@ -129,8 +124,6 @@ def fourier_structure(
         modulus=p,
         operation=operation,
         key_frequencies=tuple(chosen),
-        W_E_norms=basis_norms(W_E),
-        W_L_norms=basis_norms(W_L),
         explained={
             "W_E": fraction_explained(W_E, chosen, order),
             "W_L": fraction_explained(W_L, chosen, order),

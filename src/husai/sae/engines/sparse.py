@@ -1,4 +1,4 @@
-"""The sparse engine: strings the kernels together, an SAE a thread."""
+"""The sparse engine: calls the kernels in order, one thread for each SAE."""
 
 from __future__ import annotations
 

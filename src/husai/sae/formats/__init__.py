@@ -4,12 +4,12 @@
 checks its tensors, and :mod:`~husai.sae.formats.reading` holds what was found.
 """
 
+from husai.sae.format_names import Format, WrittenFormat
 from husai.sae.formats.conversion import convert
 from husai.sae.formats.detect import detect_format, find_saes
 from husai.sae.formats.hub import is_remote
 from husai.sae.formats.inspection import inspect_sae, inspection_text
 from husai.sae.formats.loading import (
-    WrittenFormat,
     export_sae,
     load_dictionary,
     load_sae,
@@ -17,7 +17,7 @@ from husai.sae.formats.loading import (
     read_all,
     resolved,
 )
-from husai.sae.formats.reading import Contract, ForeignSAE, Format, Hints, Reading
+from husai.sae.formats.reading import Contract, ForeignSAE, Hints, Reading
 
 __all__ = [
     "Contract",

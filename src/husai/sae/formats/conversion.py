@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from husai.errors import InputError
-from husai.sae.formats.loading import WrittenFormat, export_sae, read
-from husai.sae.formats.reading import ForeignSAE, Format, Hints
+from husai.sae.format_names import Format, WrittenFormat
+from husai.sae.formats.loading import export_sae, read
+from husai.sae.formats.reading import ForeignSAE, Hints
 from husai.sae.trained import TrainedSAE
 
 _ROWS, _SEED = 64, 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from husai.boundary import check_file, read_pt, reading, safetensors_header
 from husai.errors import InputError
+from husai.sae.format_names import Format
 from husai.sae.formats import (
     dictionary_learning,
     gemma_scope,
@@ -18,7 +19,6 @@ from husai.sae.formats import (
     saelens,
     sparsify,
 )
-from husai.sae.formats.reading import Format
 from husai.sae.trained import FILE_KIND
 from husai.storage import read_header
 

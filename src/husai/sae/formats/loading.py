@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from husai.boundary import reading
 from husai.errors import InputError
+from husai.sae.format_names import PLAIN, Format, WrittenFormat
 from husai.sae.formats import (
     dictionary_learning,
     gemma_scope,
@@ -25,7 +26,7 @@ from husai.sae.formats import (
 )
 from husai.sae.formats.detect import detect_format, find_saes, only_sae
 from husai.sae.formats.hub import resolve
-from husai.sae.formats.reading import PLAIN, Format, Hints, Reading
+from husai.sae.formats.reading import Hints, Reading
 from husai.sae.formats.writing import refuse_foreign
 from husai.sae.trained import TrainedSAE, save_sae
 
@@ -41,8 +42,6 @@ READERS: dict[Format, Callable[[Path, Hints], Reading]] = {
     "goodfire": goodfire.read,
 }
 """The reader of each project."""
-
-WrittenFormat = Literal["husai", "saelens", "dictionary_learning", "sparsify"]
 
 
 def read(path: str | Path, format: Format | None = None, hints: Hints | None = None) -> Reading:

@@ -14,8 +14,9 @@ import torch
 
 from husai.boundary import read_npy, read_npz, read_pt, read_safetensors, real_tensor
 from husai.errors import InputError
+from husai.sae.format_names import Format
 from husai.sae.formats.declared import take
-from husai.sae.formats.reading import Contract, Format, Hints, Reading, decoder_only, layer_of
+from husai.sae.formats.reading import Contract, Hints, Reading, decoder_only, layer_of
 
 DECODERS = ("W_dec", "w_dec", "W_D", "decoder.weight", "dictionary", "features")
 """Names of the dictionary, in order of preference."""

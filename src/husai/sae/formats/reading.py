@@ -16,26 +16,8 @@ from pydantic import ValidationError
 from husai.config import problems
 from husai.errors import InputError
 from husai.sae.config import SAEConfig
+from husai.sae.format_names import Format
 from husai.sae.trained import TrainedSAE
-
-Format = Literal[
-    "husai",
-    "saelens",
-    "dictionary_learning",
-    "sparsify",
-    "gemma_scope",
-    "llama_scope",
-    "qwen_scope",
-    "openai",
-    "goodfire",
-    "safetensors",
-    "npy",
-    "npz",
-    "pt",
-]
-"""The kinds of files that are read; the last four are plain matrices."""
-
-PLAIN: tuple[Format, ...] = ("safetensors", "npy", "npz", "pt")
 
 Space = Literal["input", "output", "layers", "unknown"]
 InputNorm = Literal["none", "layer_norm", "unit_norm"]

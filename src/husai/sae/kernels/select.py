@@ -179,7 +179,7 @@ def _candidates(
     candidate_bits: I32,
     candidate: I32,
 ) -> int:
-    """List the values of a row above a level, skipping chunks whose maximum is not."""
+    """List the values of a row above a level, skipping chunks whose maximum is below it."""
     level32 = np.int32(level)
     n = 0
     if n_chunks == F:

@@ -10,76 +10,7 @@ with sparse coefficients c (the *codes*). Everything random is drawn from two se
 of its own, so that a stream of any batch size equals the same rows held in memory.
 """
 
-from husai.tasks.planted.config import (
-    BernoulliFiring,
-    CircularDictionary,
-    ConstantMagnitude,
-    Copula,
-    CorrelatedDictionary,
-    Dictionary,
-    ExclusiveLayout,
-    Firing,
-    GroupCopula,
-    HalfNormalMagnitude,
-    HierarchicalDictionary,
-    HierarchyConfig,
-    LogNormalMagnitude,
-    LowRankCopula,
-    Magnitude,
-    NearOrthogonalDictionary,
-    PlantedConfig,
-    RandomDictionary,
-    RectifiedNormalMagnitude,
-    UniformKFiring,
-    UniformMagnitude,
-    ZipfFiring,
-    ZipfKFiring,
-)
-from husai.tasks.planted.dictionaries import (
-    welch_bound,
-)
-from husai.tasks.planted.firing import (
-    BLOCK_ROWS,
-)
-from husai.tasks.planted.published import (
-    osae_world,
-    song_world,
-    synth_sae_bench_world,
-)
-from husai.tasks.planted.world import (
-    PlantedData,
-    planted_dictionary,
-)
+import lazy_loader
 
-__all__ = [
-    "BLOCK_ROWS",
-    "BernoulliFiring",
-    "CircularDictionary",
-    "ConstantMagnitude",
-    "Copula",
-    "CorrelatedDictionary",
-    "Dictionary",
-    "ExclusiveLayout",
-    "Firing",
-    "GroupCopula",
-    "HalfNormalMagnitude",
-    "HierarchicalDictionary",
-    "HierarchyConfig",
-    "LogNormalMagnitude",
-    "LowRankCopula",
-    "Magnitude",
-    "NearOrthogonalDictionary",
-    "PlantedConfig",
-    "PlantedData",
-    "RandomDictionary",
-    "RectifiedNormalMagnitude",
-    "UniformKFiring",
-    "UniformMagnitude",
-    "ZipfFiring",
-    "ZipfKFiring",
-    "osae_world",
-    "planted_dictionary",
-    "song_world",
-    "synth_sae_bench_world",
-    "welch_bound",
-]
+# the names stand in __init__.pyi; each is imported when it is first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

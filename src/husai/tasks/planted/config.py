@@ -122,11 +122,9 @@ class ZipfKFiring(Config):
     exponent: float = Field(1.2, ge=0, description="Zipf exponent")
 
 
-class BernoulliFiring(Config):
-    """Units fire with one probability, independently by default."""
+class _RateFiring(Config):
+    """Units that each fire at a rate of their own; who fires together can be chosen."""
 
-    kind: Literal["bernoulli"] = "bernoulli"
-    probability: float = Field(gt=0, le=1, description="chance that a unit fires in a row")
     copula: Copula | None = Field(None, description="co-occurrence; the rates stay as asked")
     exclusive_group_size: Latents | None = Field(
         None, ge=2, description="units of a group never fire together; the rates stay as asked"
@@ -139,7 +137,14 @@ class BernoulliFiring(Config):
     )
 
 
-class ZipfFiring(Config):
+class BernoulliFiring(_RateFiring):
+    """Units fire with one probability, independently by default."""
+
+    kind: Literal["bernoulli"] = "bernoulli"
+    probability: float = Field(gt=0, le=1, description="chance that a unit fires in a row")
+
+
+class ZipfFiring(_RateFiring):
     """Unit of rank r fires with a probability that falls from p_max to p_min as r^−exponent.
 
     p_r = p_min + (p_max − p_min)·(r^−a − n^−a)/(1 − n^−a), the law of SynthSAEBench
@@ -150,16 +155,6 @@ class ZipfFiring(Config):
     exponent: float = Field(0.5, gt=0, description="Zipf exponent a")
     p_max: float = Field(0.4, gt=0, le=1, description="probability of the commonest unit")
     p_min: float = Field(5e-4, gt=0, le=1, description="probability of the rarest unit")
-    copula: Copula | None = Field(None, description="co-occurrence; the rates stay as asked")
-    exclusive_group_size: Latents | None = Field(
-        None, ge=2, description="units of a group never fire together; the rates stay as asked"
-    )
-    exclusive_layout: ExclusiveLayout = Field(
-        "strided",
-        description="strided: unit i in group i mod n_groups, so that the commonest units are in "
-        "different groups; contiguous: unit i in group i // exclusive_group_size, as in correlated "
-        "dictionaries and group copulas",
-    )
 
     @model_validator(mode="after")
     def _ordered(self) -> ZipfFiring:

@@ -1,0 +1,73 @@
+from .config import (
+    BernoulliFiring,
+    CircularDictionary,
+    ConstantMagnitude,
+    Copula,
+    CorrelatedDictionary,
+    Dictionary,
+    ExclusiveLayout,
+    Firing,
+    GroupCopula,
+    HalfNormalMagnitude,
+    HierarchicalDictionary,
+    HierarchyConfig,
+    LogNormalMagnitude,
+    LowRankCopula,
+    Magnitude,
+    NearOrthogonalDictionary,
+    PlantedConfig,
+    RandomDictionary,
+    RectifiedNormalMagnitude,
+    UniformKFiring,
+    UniformMagnitude,
+    ZipfFiring,
+    ZipfKFiring,
+)
+from .dictionaries import (
+    welch_bound,
+)
+from .firing import (
+    BLOCK_ROWS,
+)
+from .published import (
+    osae_world,
+    song_world,
+    synth_sae_bench_world,
+)
+from .world import (
+    PlantedData,
+    planted_dictionary,
+)
+
+__all__ = [
+    "BLOCK_ROWS",
+    "BernoulliFiring",
+    "CircularDictionary",
+    "ConstantMagnitude",
+    "Copula",
+    "CorrelatedDictionary",
+    "Dictionary",
+    "ExclusiveLayout",
+    "Firing",
+    "GroupCopula",
+    "HalfNormalMagnitude",
+    "HierarchicalDictionary",
+    "HierarchyConfig",
+    "LogNormalMagnitude",
+    "LowRankCopula",
+    "Magnitude",
+    "NearOrthogonalDictionary",
+    "PlantedConfig",
+    "PlantedData",
+    "RandomDictionary",
+    "RectifiedNormalMagnitude",
+    "UniformKFiring",
+    "UniformMagnitude",
+    "ZipfFiring",
+    "ZipfKFiring",
+    "osae_world",
+    "planted_dictionary",
+    "song_world",
+    "synth_sae_bench_world",
+    "welch_bound",
+]

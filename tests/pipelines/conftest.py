@@ -1,0 +1,50 @@
+"""Kedro runs of the project with all data in a folder of the test, and what MLflow kept of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+
+from husai.tracking import sqlite
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def copied_mlflow(empty_mlflow: Path) -> Iterator[None]:
+    """Copy MLflow's empty file, which takes seconds to make, into every new data folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite, "_create", lambda path, artifacts: shutil.copy(empty_mlflow, path))
+        yield
+
+
+def run(data_dir: Path, params: dict[str, Any] | None = None, env: str = "test", **options: Any):
+    """Run a pipeline in an environment with all data below ``data_dir``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUSAI_DATA_DIR", str(data_dir))
+        bootstrap_project(PROJECT)
+        with KedroSession.create(PROJECT, env=env, runtime_params=params) as session:
+            return session.run(**options)
+
+
+def client_of(data_dir: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{data_dir / 'mlflow.db'}")
+
+
+def runs_of(data_dir: Path, parent: bool) -> list[Any]:
+    """Give the tracked runs, newest first: sessions' own, or the SAEs'."""
+    if not (data_dir / "mlflow.db").exists():
+        return []
+    client = client_of(data_dir)
+    experiment = client.get_experiment_by_name("husai-test")
+    if experiment is None:
+        return []
+    runs = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])
+    return [r for r in runs if ("mlflow.parentRunId" not in r.data.tags) == parent]
