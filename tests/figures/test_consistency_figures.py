@@ -128,7 +128,7 @@ def test_training_shows_score_nulls_and_cosine_to_init() -> None:
             "low": [0.25, 0.45, 0.85],
             "high": [0.35, 0.55, 0.95],
             "isotropic_mean": 0.31,
-            "data_aware_mean": 0.6,
+            "permuted_mean": 0.6,
             "cosine_to_init": [1.0, 0.7, 0.2],
         }
     )

@@ -203,7 +203,7 @@ def study_trajectories(
     nulls = {
         str(row["group"]): {
             kind: float(row[f"{kind}_mean"])
-            for kind in ("isotropic", "data_aware")
+            for kind in ("isotropic", "data_aware", "permuted")
             if pd.notna(row.get(f"{kind}_mean"))
         }
         for row in chosen.to_dict("records")

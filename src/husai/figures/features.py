@@ -18,6 +18,7 @@ from husai.figures.style import (
     GREY,
     SEQUENTIAL,
     dagger_note,
+    plain_log,
     require,
     tidy,
     unconverged_gate,
@@ -147,6 +148,8 @@ def reproducibility_figure(
         # silent features stand in a column of their own, which says so
         axes[0, 0].set_xticks([floor, *_decades(floor, rate.max())])
         axes[0, 0].set_xticklabels(["never", *(f"{x:g}" for x in _decades(floor, rate.max()))])
+    else:
+        plain_log(axes[0, 0])
     axes[0, 0].xaxis.set_minor_locator(NullLocator())
     figure.supxlabel(
         "firing rate (share of rows)" + ("\n† SAEs not converged" if any_open else ""),

@@ -89,8 +89,9 @@ def kinds_figure(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
         share = float((part["kind"] == lead).mean())
         hollow = any(unconverged_gate(flag) for flag in own["converged"])
         any_open |= hollow
-        setting = f"{first['architecture']}\nd_sae {first['d_sae']}"
-        labels.append(f"{setting}{' †' if hollow else ''}\n{share:.0%} {plural(lead)}")
+        kind = str(first["architecture"])
+        setting = f"{kind}\n{name.removeprefix(kind).strip()}{' †' if hollow else ''}"
+        labels.append(f"{setting}\n{share:.0%} {plural(lead)}")
     axis.set_xticks(range(len(names)), labels)
     axis.set(
         ylim=(0, 1.12),
@@ -101,8 +102,16 @@ def kinds_figure(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
     tidy(axis)
     figure.legend(
         handles=[
-            Line2D([], [], color=COLOURS[0], marker="o", ms=4, ls="", label=plural(lead)),
-            Line2D([], [], color=COLOURS[1], marker="o", ms=4, ls="", label="the rest"),
+            Line2D(
+                [],
+                [],
+                color=COLOURS[0],
+                marker="o",
+                ms=4,
+                ls="",
+                label=f"features that stand for one {lead}",
+            ),
+            Line2D([], [], color=COLOURS[1], marker="o", ms=4, ls="", label="all other features"),
             Line2D([], [], color="black", lw=1.4, label="mean"),
             Patch(color=GREY, alpha=0.25, label="by chance: 90 % of permuted features"),
         ],

@@ -150,7 +150,7 @@ def _score_panel(
         for kind, (_, mark, tone) in NULLS.items():
             value = row.get(f"{kind}_mean")
             if value is not None and not pd.isna(value):
-                axis.plot(x, value, mark, ms=8, color=tone, mew=1.3)
+                axis.plot(x, value, mark, ms=8, color=tone, mew=1.8 if kind == "permuted" else 1)
     axis.set_xlim(-0.6, len(place) - 0.4)
 
 

@@ -26,12 +26,12 @@ FONT = 8.0
 SEQUENTIAL = "cividis"
 DIVERGING = "PuOr_r"
 
+# The null to base a claim on is drawn strongest.
 NULLS = {
-    "isotropic": ("isotropic null", "_", "#000000"),
-    "data_aware": ("data-aware null", "x", "#CC79A7"),
-    "permuted": ("permuted null", "2", "#882255"),
-    "init": ("own initialisation", "1", "#666666"),
-    "untrained": ("untrained transformer", "+", "#E69F00"),
+    "permuted": ("permuted null", "_", "#000000"),
+    "isotropic": ("isotropic null", "_", "#AAAAAA"),
+    "data_aware": ("data-aware reference", "x", "#BBBBBB"),
+    "init": ("own initialisation", "1", "#AAAAAA"),
 }
 
 

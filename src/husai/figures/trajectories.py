@@ -59,7 +59,7 @@ def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figu
             hollow = any(unconverged_gate(v) for v in own["converged"])
             any_open |= hollow
             _trajectory(axes[:, column], own.sort_values("step"), colour, marker, stroke, hollow)
-        for kind, stroke in (("isotropic", ":"), ("data_aware", "--")):
+        for kind, stroke in (("isotropic", ":"), ("permuted", "--")):
             if f"{kind}_mean" in part and part[f"{kind}_mean"].notna().any():
                 level = float(part[f"{kind}_mean"].mean())
                 axes[0, column].axhline(level, color="black", ls=stroke, lw=0.9)
@@ -74,7 +74,7 @@ def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figu
     handles = [Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in look.items()]
     handles += [
         Line2D([], [], color="black", ls=":", lw=0.9, label="isotropic null"),
-        Line2D([], [], color="black", ls="--", lw=0.9, label="data-aware null"),
+        Line2D([], [], color="black", ls="--", lw=0.9, label="permuted null"),
     ]
     if any_open:
         handles.append(

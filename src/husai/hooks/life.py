@@ -32,11 +32,6 @@ class SignOfLife:
         self._doing(node.name.split(".")[-1])
 
     @hook_impl(trylast=True)
-    def after_node_run(self, node: Node) -> None:
-        """What it gave is saved."""
-        self._doing(f"saving what {node.name.split('.')[-1]} gave")
-
-    @hook_impl(trylast=True)
     def after_pipeline_run(self) -> None:
         """Stop."""
         self._stop()

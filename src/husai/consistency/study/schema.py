@@ -359,6 +359,7 @@ _LEVELS = tuple(
     number(f"{kind}_mean", f"null {kind}: mean", optional=True)
     for kind in ("isotropic", "data_aware")
 )
+_PERMUTED = number("permuted_mean", "null permuted: mean", optional=True)
 _SEEDS = count("n_seeds", "SAEs of the group", low=1, optional=True)
 _OF_GROUP = (
     GROUP,
@@ -378,10 +379,10 @@ BESIDE: dict[str, Table] = {
             (
                 *(GROUP, ARCHITECTURE, WIDTH, *SETTINGS, L0, SPACE, SCORE, SIGNED, *INTERVAL),
                 number("width_ratio", "d_sae over the effective rank of the rows", low=0),
-                *_LEVELS,
+                *(*_LEVELS, _PERMUTED),
                 *(
                     number(f"{kind}_corrected", f"null {kind}: corrected score", high=1.0)
-                    for kind in ("isotropic", "data_aware")
+                    for kind in ("isotropic", "data_aware", "permuted")
                 ),
                 number("untrained_mean", "null untrained: mean"),
                 *(_SEEDS, CONVERGED, REASON),
@@ -445,7 +446,7 @@ BESIDE: dict[str, Table] = {
             (
                 *(replace(_OF_GROUP[0], nullable=True), *_OF_GROUP[1:]),
                 count("step", "steps of training", optional=True),
-                *(*_MEAN, *_LEVELS),
+                *(*_MEAN, *_LEVELS, _PERMUTED),
                 share("cosine_to_init", "mean |cosine| to the initial rows", optional=True),
                 *(REASON, HOOK),
             ),

@@ -119,8 +119,8 @@ def settings_table(groups: pd.DataFrame, effective_rank: float) -> pd.DataFrame:
     columns = [
         *("group", "architecture", "d_sae", "width_ratio", "k", "l1_coefficient", "l0", "space"),
         *("score", "signed", "mean", "low", "high", "isotropic_mean", "data_aware_mean"),
-        *("isotropic_corrected", "data_aware_corrected", "untrained_mean", "n_seeds", "converged"),
-        "reason",
+        *("permuted_mean", "isotropic_corrected", "data_aware_corrected", "permuted_corrected"),
+        *("untrained_mean", "n_seeds", "converged", "reason"),
     ]
     table = against_width(wanted, effective_rank)
     return table.reindex(columns=columns).reset_index(drop=True)
