@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 
-from kedro.config import OmegaConfigLoader
-
 from husai.hooks.checks import StudyChecks
 from husai.hooks.ending import RunEnding
 from husai.hooks.errors import PlainErrors
@@ -14,6 +12,7 @@ from husai.hooks.life import SignOfLife
 from husai.hooks.lineage import Lineage
 from husai.hooks.origin import RunOrigin
 from husai.hooks.stages import StudyStages
+from husai.hooks.study import NamedStudy, StudyConfigLoader
 from husai.tracking.hook import MlflowHook
 
 # Kedro's own call of a function that OmegaConf will rename: nothing a user could fix
@@ -31,12 +30,13 @@ HOOKS = (
     RunOrigin(),
     Lineage(),
     MlflowHook(),
+    NamedStudy(),
     RunEnding(),
     SignOfLife(),
     PlainErrors(),
 )
 
-CONFIG_LOADER_CLASS = OmegaConfigLoader
+CONFIG_LOADER_CLASS = StudyConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",

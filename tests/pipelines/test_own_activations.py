@@ -12,6 +12,7 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
 from husai.hooks.checks import StudyError
+from husai.storage import read_header
 
 PROJECT = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
@@ -23,7 +24,7 @@ TINY: dict[str, Any] = {
         },
         "compute": {"processes": 0},
     },
-    "sae_training": {"steps": 40, "batch_size": 32, "eval_interval": 20, "snapshot_interval": 20},
+    "sae_training": {"steps": 40, "eval_interval": 20, "snapshot_interval": 20},
     "consistency": {"null_draws": 3, "code_null_draws": 2},
 }
 
@@ -41,7 +42,9 @@ def run(data_dir: Path, **params: Any) -> None:
 def study(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("own")
     rows = np.random.default_rng(0).normal(size=(60, 5, 12)).astype(np.float16)
-    np.savez(data_dir / "mine.npz", activations=rows, label=np.arange(300).reshape(60, 5))
+    tokens = np.arange(300).reshape(60, 5) % 7
+    depth = np.linspace(0, 1, 60).astype(np.float32)
+    np.savez(data_dir / "mine.npz", activations=rows, token=tokens, depth=depth)
     run(data_dir, activations=str(data_dir / "mine.npz"))
     return data_dir
 
@@ -61,7 +64,21 @@ def test_the_rows_are_read_whole_and_their_labels_with_them(study):
         {"hook_name": "rows", "rows": 300, "d_in": 12}
     ]
     labels = pd.read_parquet(study / "activations" / "labels.parquet")
-    assert labels["label"].tolist() == list(range(300))
+    assert labels["token"].tolist() == [n % 7 for n in range(300)]
+    assert labels["depth"].nunique() == 60
+
+
+def test_the_labels_are_candidates_for_what_a_feature_means(study):
+    features = pd.read_parquet(study / "consistency" / "features.parquet")
+    assert set(features["family"].dropna()) <= {"token", "depth"}
+    assert features["label"].notna().any()
+    coverage = pd.read_parquet(study / "consistency" / "coverage.parquet")
+    assert coverage["family"].unique().tolist() == ["token"]
+
+
+def test_fewer_rows_than_a_batch_are_all_in_it(study):
+    (path, *_) = (study / "saes" / "trained").glob("*.safetensors")
+    assert read_header(path)["provenance"]["training"]["batch_size"] == 270
 
 
 def test_the_saes_are_trained_on_them_and_compared(study):
