@@ -344,7 +344,7 @@ def studies(context: click.Context, data: Path | None, as_json: bool) -> int:
     """
     from husai.studies import data_folder, studies_table
 
-    context.obj = data or data_folder()
+    context.obj = data or Path(data_folder())
     if context.invoked_subcommand is not None:
         return OK
     table = studies_table(context.obj)
@@ -367,17 +367,12 @@ def delete(data: Path, name: str, yes: bool) -> int:
     """Delete a study: its files and its runs in MLflow."""
     from husai.errors import InputError
     from husai.studies import check_idle, delete_files, files_of_study, find_study, sae_run_ids
-    from husai.tracking.studies import delete_runs, store_below, study_runs
+    from husai.tracking.studies import client_below, delete_runs, study_runs
 
     found = find_study(data, name)
     check_idle(found)
-    store = store_below(found.root)
-    runs: list[str] = []
-    if store is not None:
-        from mlflow import MlflowClient
-
-        client = MlflowClient(store)
-        runs = study_runs(client, name, sae_run_ids(found))
+    client = client_below(found.root)
+    runs = [] if client is None else study_runs(client, name, sae_run_ids(found))
     files = files_of_study(found)
     click.echo(f"study '{name}': {len(runs)} MLflow runs, and")
     for path in files:
@@ -387,12 +382,14 @@ def delete(data: Path, name: str, yes: bool) -> int:
             click.confirm("Delete them?", abort=True)
         except click.Abort as error:
             raise InputError(f"study '{name}': nothing is deleted; --yes asks nothing") from error
-    if store is not None:  # the files last: they say what belongs to it, should this fail
+    if client is not None:  # the files last: they say what belongs to it, should this fail
         delete_runs(client, runs)
     delete_files(found)
     click.echo(f"deleted: study '{name}'")
-    if runs:
-        click.echo(f"MLflow keeps deleted runs until: mlflow gc --backend-store-uri {store}")
+    if client is not None and runs:
+        click.echo(
+            f"MLflow keeps deleted runs until: mlflow gc --backend-store-uri {client.tracking_uri}"
+        )
     return OK
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 
 from husai.hooks.checks import StudyChecks
@@ -13,15 +12,11 @@ from husai.hooks.lineage import Lineage
 from husai.hooks.origin import RunOrigin
 from husai.hooks.stages import StudyStages
 from husai.hooks.study import NamedStudy, StudyConfigLoader
+from husai.studies import data_folder
 from husai.tracking.hook import MlflowHook
 
 # Kedro's own call of a function that OmegaConf will rename: nothing a user could fix
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
-
-
-def data_dir(default: str) -> str:
-    """Give the folder of all data: ``HUSAI_DATA_DIR`` when set, or the environment's own."""
-    return os.environ.get("HUSAI_DATA_DIR", default)
 
 
 HOOKS = (
@@ -43,5 +38,5 @@ CONFIG_LOADER_ARGS = {
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**"], "study": ["study*"]},
     # an environment changes the fields it names; the rest of a group stays that of base
     "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
-    "custom_resolvers": {"data_dir": data_dir},
+    "custom_resolvers": {"data_dir": data_folder},
 }

@@ -106,9 +106,9 @@ def read_study(folder: Path) -> Study | None:
         ) from error
 
 
-def data_folder() -> Path:
-    """The folder of all data: ``HUSAI_DATA_DIR`` when set, else ``data`` here."""
-    return Path(os.environ.get("HUSAI_DATA_DIR", "data"))
+def data_folder(default: str = "data") -> str:
+    """Give the folder of all data: ``HUSAI_DATA_DIR`` when set, or the environment's own."""
+    return os.environ.get("HUSAI_DATA_DIR") or default
 
 
 def find_studies(root: Path) -> list[FoundStudy]:

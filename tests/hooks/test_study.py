@@ -15,7 +15,7 @@ from kedro_datasets.json import JSONDataset
 
 from husai.hooks.checks import StudyError
 from husai.hooks.selection import NamedPipeline
-from husai.hooks.study import NamedStudy, StudyConfigLoader
+from husai.hooks.study import NamedStudy, StudyConfigLoader, _check_writable
 from husai.settings import CONFIG_LOADER_ARGS
 from husai.studies import Study, delete_files, find_study, now, read_study, studies_table
 
@@ -55,6 +55,38 @@ def test_a_name_that_cannot_be_a_folders_is_refused(name):
     with pytest.raises(StudyError, match=r"^study = ") as error:
         StudyConfigLoader(PROJECT / "conf", None, {"study": name}, **CONFIG_LOADER_ARGS)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sae_training: [1, 2", r"configuration \(parameters\): .*parameters\.yml"),
+        ("sae_training: ${nothing}", "configuration .*nothing"),
+        ("sae_training:\n\tsteps: 3", "configuration .*parameters"),
+    ],
+)
+def test_a_file_of_configuration_that_does_not_read_is_one_line(tmp_path, text, message):
+    for env in ("base", "local"):
+        (tmp_path / env).mkdir()
+    (tmp_path / "base" / "parameters.yml").write_text(text)
+    loader = StudyConfigLoader(tmp_path, None, {}, **CONFIG_LOADER_ARGS)
+    with pytest.raises(StudyError, match=message) as error:
+        loader["parameters"]
+    assert "\n" not in str(error.value)
+    with pytest.raises(StudyError, match="no such folder of configuration"):
+        StudyConfigLoader(tmp_path / "nowhere", None, {}, **CONFIG_LOADER_ARGS)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match=r"cannot be written \(.*file is a file\)"):
+        _check_writable(tmp_path / "file" / "data" / "studies")
+    _check_writable(tmp_path / "not" / "there" / "yet")
+
+
+def test_an_empty_variable_is_no_folder(monkeypatch):
+    monkeypatch.setenv("HUSAI_DATA_DIR", "")
+    assert places(None, {}) == ("home", "data", "data")
 
 
 def node(name: str, inputs: list[str], output: str) -> Pipeline:
@@ -220,7 +252,7 @@ def test_what_a_user_can_do_wrong_is_one_line(tmp_path):
         ({"to_nodes": ["compra"]}, r"did you mean compare\.compare\?"),
         ({"node_names": ["write"]}, r"did you mean write\.write\?"),
         ({"tags": ["x"]}, r"tag 'x': there is none"),
-        ({"from_inputs": ["sea"]}, r"dataset 'sea': .*did you mean saes\?"),
+        ({"from_inputs": ["sae"]}, r"dataset 'sae': .*did you mean saes\?"),
         ({"to_outputs": ["scroes"]}, r"did you mean scores\?"),
         ({"node_namespaces": ["trane"]}, r"did you mean train\?"),
         (

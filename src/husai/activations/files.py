@@ -12,7 +12,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from husai.boundary import REAL_KINDS, read_npy, read_npz, read_pt, read_safetensors, reading
+from husai.boundary import (
+    REAL_KINDS,
+    read_json,
+    read_npy,
+    read_npz,
+    read_pt,
+    read_safetensors,
+    reading,
+)
 from husai.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,6 +112,11 @@ def _name_of_rows(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
     named = [name for name in ROW_NAMES if name in arrays]
     wide = [name for name, array in arrays.items() if array.ndim >= 2 and array.dtype.kind == "f"]
     chosen = named or (list(arrays) if len(arrays) == 1 else wide)
+    if not chosen:
+        raise InputError(
+            f"{path}: none of its arrays is a matrix of numbers ({', '.join(sorted(arrays))}); "
+            "rows are [n, d], in one array or in one column of vectors"
+        )
     if not named and len(chosen) != 1:
         raise InputError(
             f"{path}: {len(chosen)} of its arrays may be the rows ({', '.join(sorted(arrays))}); "
@@ -116,7 +129,7 @@ def _name_of_rows(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
 
 def _flat(array: NDArray[Any], leading: tuple[int, ...]) -> NDArray[Any] | None:
     """Give an array of labels one value per row; None where it is not one."""
-    if array.dtype.kind not in "fiubO":  # of objects, only words are read
+    if array.dtype.kind not in "fiubUO":  # of objects, only words are read
         return None
     if array.shape == leading or array.shape == (int(np.prod(leading)),):
         return array.reshape(-1)
@@ -132,7 +145,10 @@ def _check_finite(path: Path, values: NDArray[Any]) -> None:
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             row = start + int(np.flatnonzero(~finite)[0])
-            raise InputError(f"{path}: row {row} holds NaN or infinity; leave such rows out")
+            raise InputError(
+                f"{path}: row {row} holds NaN or infinity, or what float32 cannot hold; leave such "
+                "rows out"
+            )
 
 
 def _npy(path: Path) -> dict[str, NDArray[Any]]:
@@ -169,6 +185,10 @@ def _folder(path: Path) -> dict[str, NDArray[Any]]:
     import pyarrow as pa
 
     state = path / "state.json"
+    splits = path / "dataset_dict.json"
+    if splits.is_file():
+        names = [str(path / str(name)) for name in read_json(splits).get("splits") or ()]
+        raise InputError(f"{path}: holds several splits; give one: {', '.join(names)}")
     if not state.is_file():
         raise InputError(
             f"{path}: no state.json in it; give a folder written by Dataset.save_to_disk (of one "

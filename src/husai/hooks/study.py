@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kedro.config import OmegaConfigLoader
+from kedro.config import MissingConfigException, OmegaConfigLoader
 from kedro.framework.hooks import hook_impl
 from kedro.io import MemoryDataset
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
+from yaml import YAMLError
 
 from husai.config import Name, problems, short_text
 from husai.errors import InputError
@@ -58,15 +61,29 @@ class StudyConfigLoader(OmegaConfigLoader):
         runtime_params: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        if "://" not in str(conf_source) and not Path(conf_source).exists():
+            raise StudyError(f"{conf_source}: no such folder of configuration; check --conf-source")
         given = dict(runtime_params or {})
         self.study_name = _name_of(given.pop(PARAMETER, None), given)
         resolvers = dict(options.pop("custom_resolvers", None) or {})
         resolvers["study_folder"] = self._folder
+        OmegaConf.clear_resolver("study_folder")  # Kedro keeps that of the process's first session
         super().__init__(conf_source, env, given, custom_resolvers=resolvers, **options)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        """Read a kind of configuration."""
-        found = super().__getitem__(key)
+        """Read a kind of configuration.
+
+        Raises
+        ------
+        StudyError
+            In a line, where a file of it does not read.
+        """
+        try:
+            found = super().__getitem__(key)
+        except (MissingConfigException, KeyError):
+            raise
+        except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+            raise StudyError(f"configuration ({key}): {' '.join(str(error).split())}") from error
         campaign = found.get("campaign") if key == "parameters" else None
         if not isinstance(campaign, dict):
             return found
@@ -80,7 +97,8 @@ class StudyConfigLoader(OmegaConfigLoader):
 def _name_of(study: Any, params: Mapping[str, Any]) -> str | None:
     """Give the study's name where the command line has one: ``study``, or ``campaign.name``."""
     campaign = params.get("campaign")
-    name = study if study is not None else (campaign or {}).get("name")
+    in_campaign = campaign.get("name") if isinstance(campaign, Mapping) else None
+    name = study if study is not None else in_campaign
     if name is None:
         return None
     try:
@@ -106,6 +124,8 @@ class NamedStudy:
         self._root = _absolute(context.project_path / places["data_root"])
         self._name = str(context.config_loader["parameters"]["campaign"]["name"])
         self._study = None
+        for folder in (self._folder, self._root):
+            _check_writable(folder)
 
     @hook_impl(trylast=True)  # after all that may refuse the run
     def before_pipeline_run(
@@ -239,6 +259,16 @@ def _is_there(catalog: DataCatalog, name: str) -> bool:
 def _absolute(path: str | Path) -> Path:
     """Give an absolute path in which links stay as they are."""
     return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder of data that cannot be written, before anything is made."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise StudyError(
+            f"{folder}: cannot be written ({there} is {'read-only' if there.is_dir() else 'a file'}"
+            "); set HUSAI_DATA_DIR to another folder"
+        )
 
 
 def _plain(values: Any) -> Any:

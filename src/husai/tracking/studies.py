@@ -17,10 +17,12 @@ STUDY_TAG = "husai.study"
 RUN_TAGS = (STUDY_TAG, "husai.campaign")
 
 
-def store_below(root: Path) -> str | None:
-    """Give the URI of MLflow's file in a folder of data; None where there is none."""
+def client_below(root: Path) -> MlflowClient | None:
+    """Open MLflow's file in a folder of data; None where there is none."""
+    from mlflow import MlflowClient
+
     path = root / "mlflow.db"
-    return f"sqlite:///{path.resolve()}" if path.is_file() else None
+    return MlflowClient(f"sqlite:///{path.resolve()}") if path.is_file() else None
 
 
 def study_runs(client: MlflowClient, name: str, noted: Iterable[str] = ()) -> list[str]:

@@ -34,6 +34,7 @@ SAE = numbers(3)
 ROWS = SAE.rows
 RAW = pre(SAE, subtract=False)
 RELU = np.maximum(pre(SAE), 0)
+SIZE = norms(SAE)
 PLAIN = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 Must = Literal["codes", "decoder", "many", "warn", "refuse", "rows"]
@@ -42,7 +43,10 @@ refused in a line; rows of activations."""
 
 
 class Layout(NamedTuple):
-    """A path, what reading it must give, and the true codes where the files say enough."""
+    """A path, what reading it must give, and the true codes where the files say enough.
+
+    Codes are in units of unit decoder rows.
+    """
 
     name: str
     path: Path
@@ -76,7 +80,6 @@ def signed_topk(values: Array) -> Array:
 
 
 def of_saelens(folder: Path) -> Iterator[Layout]:
-    size = norms(SAE)
     kwargs = {"k": K}
     path = saelens(
         folder / "called standard",
@@ -84,12 +87,12 @@ def of_saelens(folder: Path) -> Iterator[Layout]:
         activation_fn_str="topk",
         activation_fn_kwargs=kwargs,
     )
-    yield Layout("a TopK whose config calls it standard", path, "codes", topk(pre(SAE)) * size)
+    yield Layout("a TopK whose config calls it standard", path, "codes", topk(pre(SAE)) * SIZE)
 
     old = {"hook_point": "blocks.7.attn.hook_z", "activation_fn": "relu"}
     content = tensors(SAE, *PLAIN) | {"scaling_factor": torch.ones(F)}
     path = saelens(folder / "v3", content, normalize_activations=False, **old)
-    yield Layout("a config from before architectures had names", path, "codes", RELU * size)
+    yield Layout("a config from before architectures had names", path, "codes", RELU * SIZE)
 
     path = saelens(
         folder / "unscaled",
@@ -99,7 +102,7 @@ def of_saelens(folder: Path) -> Iterator[Layout]:
     yield Layout("a checkpoint whose input scale is in no file", path, "decoder")
 
     content = tensors(SAE, *PLAIN) | {"topk_threshold": torch.tensor(0.5, dtype=torch.float64)}
-    weighed = pre(SAE) * size
+    weighed = pre(SAE) * SIZE
     path = saelens(
         folder / "batchtopk",
         content,
@@ -130,7 +133,7 @@ def of_saelens(folder: Path) -> Iterator[Layout]:
 
 def of_suites(folder: Path) -> Iterator[Layout]:
     arrays = {name: getattr(SAE, name).astype(np.float32) for name in (*PLAIN, "threshold")}
-    jumps = jump(RAW, SAE.threshold)
+    jumps = jump(RAW, SAE.threshold) * SIZE
     path = folder / "gemma-scope" / "layer_12" / "width_16k" / "average_l0_82"
     path.mkdir(parents=True)
     np.savez(path / "params.npz", **arrays)
@@ -161,7 +164,7 @@ def of_suites(folder: Path) -> Iterator[Layout]:
     path = folder / "llama"
     write(path, "hyperparams.json", told, "checkpoints/final.safetensors", content)
     scaled = pre(SAE, ROWS * np.sqrt(D) / norm, subtract=False)
-    yield Layout("Llama Scope", path, "codes", jump(scaled, 0.05))
+    yield Layout("Llama Scope", path, "codes", jump(scaled, 0.05) * SIZE)
 
     centred = ROWS - ROWS.mean(axis=1, keepdims=True)
     normed = centred / (ROWS.std(axis=1, ddof=1, keepdims=True) + 1e-5)
@@ -174,7 +177,7 @@ def of_suites(folder: Path) -> Iterator[Layout]:
     }
     del content["encoder.bias"]
     path = save_weights(folder / "openai" / "8.pt", content)
-    yield Layout("OpenAI's TopK", path, "codes", topk(pre(SAE, normed)))
+    yield Layout("OpenAI's TopK", path, "codes", topk(pre(SAE, normed)) * SIZE)
 
     turned = {"W_enc": tensor(SAE.W_enc.T), "W_dec": tensor(SAE.W_dec.T)}
     content = turned | tensors(SAE, "b_enc", "b_dec")
@@ -189,11 +192,11 @@ def of_trainers(folder: Path) -> Iterator[Layout]:
         "threshold": torch.tensor(-1.0),
     }
     path = dictionary_learning(folder / "buffer" / "trainer_0", "AutoEncoderTopK", content)
-    yield Layout("k in a buffer alone", path, "codes", topk(pre(SAE)))
+    yield Layout("k in a buffer alone", path, "codes", topk(pre(SAE)) * SIZE)
 
     content = {"decoder.bias": tensor(SAE.b_dec)}
     path = dictionary_learning(folder / "new" / "trainer_0", "AutoEncoderNew", content)
-    yield Layout("a bias that is not subtracted", path, "codes", np.maximum(RAW, 0) * norms(SAE))
+    yield Layout("a bias that is not subtracted", path, "codes", np.maximum(RAW, 0) * SIZE)
 
     for seed in (0, 1):
         turned = tensor(np.roll(SAE.W_dec, seed, axis=0))
@@ -201,7 +204,7 @@ def of_trainers(folder: Path) -> Iterator[Layout]:
     yield Layout("a run's folder of seeds", folder / "run", "many")
 
     path = sparsify(folder / "signed" / "layers.10", signed=True)
-    yield Layout("signed latents", path, "codes", signed_topk(pre(SAE)))
+    yield Layout("signed latents", path, "codes", signed_topk(pre(SAE)) * SIZE)
 
     path = sparsify(
         folder / "transcoder" / "layers.10.mlp",
