@@ -104,9 +104,9 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
     "--activations",
     type=Path,
     metavar="FILE",
-    help="An .npy, .npz, .safetensors or .pt file with activation rows [n, d] or [batch, position, "
-    "d]. It adds the chance level of directions drawn like the data, and how well the codes of the "
-    "SAEs agree on these rows.",
+    help="An .npy, .npz, .safetensors, .pt or .parquet file, or a folder saved by Hugging Face "
+    "datasets, with activation rows [n, d] or [batch, position, d]. It adds the chance level of "
+    "directions drawn like the data, and how well the codes of the SAEs agree on these rows.",
 )
 @click.option(
     "--json",

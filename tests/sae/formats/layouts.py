@@ -163,8 +163,10 @@ def of_suites(folder: Path) -> Iterator[Layout]:
     content = linear(SAE) | {"decoder.bias": tensor(SAE.b_dec)}
     path = folder / "llama"
     write(path, "hyperparams.json", told, "checkpoints/final.safetensors", content)
-    scaled = pre(SAE, ROWS * np.sqrt(D) / norm, subtract=False)
-    yield Layout("Llama Scope", path, "codes", jump(scaled, 0.05) * SIZE)
+    scale = np.sqrt(D) / norm
+    # what is selected is weighed by the decoder's norms; codes are those of rows as they come
+    weighed = pre(SAE, ROWS * scale, subtract=False) * SIZE
+    yield Layout("Llama Scope", path, "codes", jump(weighed, 0.05) / scale)
 
     centred = ROWS - ROWS.mean(axis=1, keepdims=True)
     normed = centred / (ROWS.std(axis=1, ddof=1, keepdims=True) + 1e-5)
