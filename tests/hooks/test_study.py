@@ -39,6 +39,7 @@ def places(env: str | None, params: dict[str, Any]) -> tuple[str, str, str]:
         (None, {"study": "a"}, ("a", "data/studies/a", "data/studies/a")),
         (None, {"campaign": {"name": "a"}}, ("a", "data/studies/a", "data/studies/a")),
         ("own", {}, ("own", "data/own", "data/own")),
+        ("team", {}, ("home", "data", "data")),  # tracked elsewhere, in the same folder
         ("own", {"study": "b"}, ("b", "data/own/studies/b", "data/own/studies/b")),
         # a campaign reads the activations of the home study
         ("campaign", {}, ("grid", "data/campaign", "data")),

@@ -10,9 +10,13 @@ import pandas as pd
 import pytest
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from mlflow import MlflowClient
 
 from husai.hooks.checks import StudyError
-from husai.storage import read_header
+from husai.provenance import fingerprint_files
+from husai.storage import read_header, read_tensors
+from husai.studies import find_studies, sae_run_ids, studies_table
+from husai.tracking.studies import study_runs
 
 PROJECT = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
@@ -29,13 +33,13 @@ TINY: dict[str, Any] = {
 }
 
 
-def run(data_dir: Path, **params: Any) -> None:
+def run(data_dir: Path, pipelines: list[str] | None = None, **params: Any) -> None:
     """Run ``kedro run --env=own`` with all data below ``data_dir``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUSAI_DATA_DIR", str(data_dir))
         bootstrap_project(PROJECT)
         with KedroSession.create(PROJECT, env="own", runtime_params={**TINY, **params}) as session:
-            session.run()
+            session.run(pipeline_names=pipelines)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,33 @@ def test_the_saes_are_trained_on_them_and_compared(study):
     scores = groups.query("score == 'pw_mcc' and not signed and space == 'full'")
     assert scores["mean"].between(0, 1).all()
     assert scores["hook"].tolist() == ["rows@-1"]
+
+
+def test_a_study_with_a_name_lies_beside_it(study, caplog):
+    np.save(study / "others.npy", np.random.default_rng(1).normal(size=(50, 4)))
+    before = fingerprint_files(sorted(study.glob("activations/*")))
+    run(study, ["own_activations"], activations=str(study / "others.npy"), study="others")
+    assert fingerprint_files(sorted(study.glob("activations/*"))) == before
+    (rows,) = study.glob("studies/others/activations/*.safetensors")
+    assert read_tensors(rows)[0]["activations"].shape == (50, 4)
+    listed = studies_table(study).set_index("name")
+    assert listed["folder"].to_dict() == {
+        "own": str(study),
+        "others": str(study / "studies" / "others"),
+    }
+    assert listed.loc["own", ["state", "saes", "planned"]].tolist() == ["finished", 2, 2]
+    assert listed.loc["own", "page"].endswith("home_study.md")
+    client = MlflowClient(f"sqlite:///{study / 'mlflow.db'}")
+    (own,) = find_studies(study)[1:]
+    # a session and two SAEs; a session
+    assert len(study_runs(client, "own", sae_run_ids(own))) == 3
+    assert len(study_runs(client, "others")) == 1
+    caplog.clear()
+    run(study, ["own_activations"], activations=str(study / "mine.npz"), study="others")
+    (said,) = [one.getMessage() for one in caplog.records if "changed since" in one.getMessage()]
+    assert "study 'others'" in said
+    assert "others.npy' -> " in said
+    assert "makes again: own_activations (" in said
 
 
 @pytest.mark.parametrize(

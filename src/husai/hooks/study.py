@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -13,14 +14,14 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import MemoryDataset
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from yaml import YAMLError
 
 from husai.config import Name, problems, short_text
 from husai.errors import InputError
 from husai.hooks.checks import StudyError
 from husai.processes import this_process
-from husai.provenance import command_line
+from husai.provenance import command_line, without_secrets
 from husai.studies import (
     FOLDER,
     PARAMETER,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HOME = "home"
-"""The study without a name or environment."""
+"""The study in the folder of all data."""
 
 SHOWN = 6
 """Changed parameters that are said one by one."""
@@ -51,7 +52,7 @@ class StudyConfigLoader(OmegaConfigLoader):
 
     In globals, ``${study_folder:FOLDER}`` is FOLDER, or ``FOLDER/studies/NAME`` for a study with a
     name. ``campaign.name`` is that name; without one it is what the environment calls it, or the
-    environment's own name.
+    name of the environment whose folder of data it lies in.
     """
 
     def __init__(
@@ -87,8 +88,13 @@ class StudyConfigLoader(OmegaConfigLoader):
         campaign = found.get("campaign") if key == "parameters" else None
         if not isinstance(campaign, dict):
             return found
-        name = self.study_name or campaign.get("name") or self.env or HOME
+        name = self.study_name or campaign.get("name") or self._home()
         return {**found, "campaign": {**campaign, "name": name}}
+
+    def _home(self) -> str:
+        """Name the study of this environment: its own, where it has a folder of data of its own."""
+        own = self.env and (Path(self.conf_source) / self.env / "globals.yml").is_file()
+        return str(self.env) if own else HOME
 
     def _folder(self, home: str) -> str:
         return os.path.join(home, FOLDER, self.study_name) if self.study_name else home  # noqa: PTH118
@@ -137,11 +143,13 @@ class NamedStudy:
         parts = self._parts(pipeline, catalog)
         if not parts:  # it writes nothing of the study's
             return
-        groups = {
-            name.removeprefix("params:"): _plain(catalog.load(name))
-            for name in sorted(pipeline.inputs())
-            if name.startswith("params:")
-        }
+        groups = _plain(
+            {
+                name.removeprefix("params:"): catalog.load(name)
+                for name in sorted(pipeline.inputs())
+                if name.startswith("params:")
+            }
+        )
         environment = str(run_params.get("env") or "base")
         try:
             before = read_study(self._folder)
@@ -174,7 +182,7 @@ class NamedStudy:
 
     def _check(self, environment: str, before: Study | None) -> None:
         """Refuse a name that belongs to another study."""
-        if before is not None and (before.name, before.environment) != (self._name, environment):
+        if before is not None and before.name != self._name:
             raise InputError(
                 f"{self._folder} holds study '{before.name}' of environment {before.environment}, "
                 f"this would be '{self._name}' of {environment}: give this one another name "
@@ -271,9 +279,14 @@ def _check_writable(folder: Path) -> None:
         )
 
 
-def _plain(values: Any) -> Any:
-    """Give a group of parameters as JSON has it."""
-    return values.model_dump(mode="json") if hasattr(values, "model_dump") else values
+def _plain(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Give groups of parameters as JSON has them, without secrets."""
+    values = {
+        name: group.model_dump(mode="json") if isinstance(group, BaseModel) else group
+        for name, group in groups.items()
+    }
+    plain: dict[str, Any] = json.loads(without_secrets(json.dumps(values, default=str)))
+    return plain
 
 
 def _short(value: Any) -> str:
