@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from kedro.framework.project import pipelines
+from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
@@ -49,6 +50,25 @@ def places(env: str | None, params: dict[str, Any]) -> tuple[str, str, str]:
 def test_a_name_gives_a_folder_of_its_own(monkeypatch, env, params, expected):
     monkeypatch.delenv("HUSAI_DATA_DIR", raising=False)
     assert places(env, params) == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "params", "folder"),
+    [
+        ("own", {}, "data/own"),
+        ("own", {"study": "b"}, "data/own/studies/b"),
+        ("campaign", {}, "data/campaign"),
+        ("test", {}, "data/test"),
+    ],
+)
+def test_a_session_reads_and_writes_in_that_folder(monkeypatch, env, params, folder):
+    """After all hooks, some of which read the configuration of other environments."""
+    monkeypatch.delenv("HUSAI_DATA_DIR", raising=False)
+    bootstrap_project(PROJECT)
+    with KedroSession.create(PROJECT, env=env, runtime_params=params) as session:
+        catalog = session.load_context().config_loader["catalog"]
+    assert catalog["study_report"]["filepath"] == f"{folder}/reporting/home_study.md"
+    assert catalog["sae_plan"]["filepath"] == f"{folder}/saes/plan.parquet"
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", 3, "x" * 65])

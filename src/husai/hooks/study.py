@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 HOME = "home"
 """The study in the folder of all data."""
 
+DRY_RUN = "campaign_dry_run"
+
 SHOWN = 6
 """Changed parameters that are said one by one."""
 
@@ -79,6 +81,8 @@ class StudyConfigLoader(OmegaConfigLoader):
         StudyError
             In a line, where a file of it does not read.
         """
+        # a resolver is the whole process's, and another loader may have put its own in its place
+        self._register_globals_resolver()
         try:
             found = super().__getitem__(key)
         except (MissingConfigException, KeyError):
@@ -141,7 +145,7 @@ class NamedStudy:
         from kedro.framework.project import pipelines
 
         parts = self._parts(pipeline, catalog)
-        if not parts:  # it writes nothing of the study's
+        if not parts or _stages(pipeline.nodes) == [DRY_RUN]:  # it makes nothing of the study's
             return
         groups = _plain(
             {
