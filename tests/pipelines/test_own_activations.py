@@ -38,6 +38,7 @@ def run(data_dir: Path, pipelines: list[str] | None = None, **params: Any) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUSAI_DATA_DIR", str(data_dir))
         bootstrap_project(PROJECT)
+        session: Any
         with KedroSession.create(PROJECT, env="own", runtime_params={**TINY, **params}) as session:
             session.run(pipeline_names=pipelines)
 
@@ -107,7 +108,7 @@ def test_a_study_with_a_name_lies_beside_it(study, caplog):
         "others": str(study / "studies" / "others"),
     }
     assert listed.loc["own", ["state", "saes", "planned"]].tolist() == ["finished", 2, 2]
-    assert listed.loc["own", "page"].endswith("home_study.md")
+    assert Path(str(listed.loc["own", "page"])).name == "home_study.md"
     client = MlflowClient(f"sqlite:///{study / 'mlflow.db'}")
     (own,) = find_studies(study)[1:]
     # a session and two SAEs; a session

@@ -35,7 +35,7 @@ class NamedPipeline(Pipeline):
         node_names: Iterable[str] | None = None,
         from_inputs: Iterable[str] | None = None,
         to_outputs: Iterable[str] | None = None,
-        node_namespaces: list[str] | None = None,
+        node_namespaces: Iterable[str] | None = None,
     ) -> Pipeline:
         """Give the part that the command line selects.
 

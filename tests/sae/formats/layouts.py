@@ -170,15 +170,15 @@ def of_suites(folder: Path) -> Iterator[Layout]:
 
     centred = ROWS - ROWS.mean(axis=1, keepdims=True)
     normed = centred / (ROWS.std(axis=1, ddof=1, keepdims=True) + 1e-5)
-    content = linear(SAE) | {
+    state: dict[str, Any] = linear(SAE) | {
         "pre_bias": tensor(SAE.b_dec),
         "latent_bias": tensor(SAE.b_enc),
         "stats_last_nonzero": torch.zeros(F, dtype=torch.long),
         "activation": "TopK",
         "activation_state_dict": {"k": K, "postact_fn": "ReLU"},
     }
-    del content["encoder.bias"]
-    path = save_weights(folder / "openai" / "8.pt", content)
+    del state["encoder.bias"]
+    path = save_weights(folder / "openai" / "8.pt", state)
     yield Layout("OpenAI's TopK", path, "codes", topk(pre(SAE, normed)) * SIZE)
 
     turned = {"W_enc": tensor(SAE.W_enc.T), "W_dec": tensor(SAE.W_dec.T)}
