@@ -187,6 +187,13 @@ def test_its_file_says_what_was_run_and_how_it_ended(runs):
     assert studies_table(runs.root)["state"].tolist() == ["interrupted"]
 
 
+def test_a_second_run_beside_the_first_does_not_end_it(runs, monkeypatch):
+    runs.run(WHOLE, "killed", training={"steps": 9}, consistency={"draws": 1})
+    monkeypatch.setattr("husai.hooks.study.this_process", lambda: "elsewhere:1:0")
+    runs.run(WHOLE, "failed", training={"steps": 9}, consistency={"draws": 1})
+    assert studies_table(runs.root)["state"].tolist() == ["running"]
+
+
 def test_the_same_parameters_again_say_nothing(runs, caplog):
     with caplog.at_level(logging.WARNING):
         runs.run(WHOLE, training={"steps": 9}, consistency={"draws": 1})

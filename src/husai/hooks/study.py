@@ -162,15 +162,23 @@ class NamedStudy:
             raise StudyError(str(error)) from error
         if before is not None:
             self._say_what_changed(before, groups, pipeline, pipelines["__default__"], catalog)
+        known = {
+            "parts": tuple(sorted({*parts, *(before.parts if before else ())})),
+            "parameters": {**(before.parameters if before else {}), **groups},
+        }
+        me = this_process()
+        if before is not None and before.how_it_stands == "running" and before.process != me:
+            # a second run beside the first one, which says how it ended
+            before.model_copy(update=known).write(self._folder)
+            return
         self._study = Study(
             name=self._name,
             environment=environment,
             root=os.path.relpath(self._root, self._folder),
             command=command_line(),
             started=now(),
-            process=this_process(),
-            parts=tuple(sorted({*parts, *(before.parts if before else ())})),
-            parameters={**(before.parameters if before else {}), **groups},
+            process=me,
+            **known,
         )
         self._study.write(self._folder)
 
