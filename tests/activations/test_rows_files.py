@@ -111,6 +111,7 @@ def save(path, content):
         ("r.npy", np.ones((1, 3)), "at least two"),
         ("r.npy", np.array([["a", "b"]]), "give real numbers"),
         ("r.npy", np.array([[object()]]), "holds Python objects"),
+        ("r.npy", np.ones((5, 1)), "rows of one number"),
         ("r.npy", np.full((2, 2), 1e300), "float32 cannot hold"),
         ("r.npz", {}, "none of its arrays is a matrix"),
         ("r.npz", {"p": np.ones((2, 2)), "q": np.ones((2, 2))}, "2 of its arrays may be the rows"),

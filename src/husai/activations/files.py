@@ -96,6 +96,8 @@ def read_rows(path: str | Path, width: int | None = None) -> RowsFile:
         values = values.reshape(-1, values.shape[-1])
         if len(values) < 2:
             raise InputError(f"{path}: {len(values)} row; give at least two")
+        if values.shape[1] < 2:
+            raise InputError(f"{path}: rows of one number have no directions; give [n, d], d > 1")
         _check_finite(path, values)
     labels = {other: _flat(array, leading) for other, array in arrays.items() if other != name}
     known = {other: column for other, column in labels.items() if column is not None}
