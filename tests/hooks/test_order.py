@@ -46,6 +46,14 @@ def test_the_command_makes_what_is_absent_in_the_order_it_is_needed(catalog):
     check_inputs(whole, catalog, PIPELINES, "")
 
 
+def test_of_two_pipelines_that_make_it_the_environments_own_is_named(catalog):
+    both = {**PIPELINES, "another": step("other", ["params:task"], "a")}
+    for own in ("first", "another"):
+        pipelines = {**both, "__default__": PIPELINES["second"] + both[own]}
+        with pytest.raises(InputError, match=rf"--pipelines={own}$"):
+            check_inputs(PIPELINES["second"], catalog, pipelines, "")
+
+
 def test_typos_are_named_with_the_nearest_name(tmp_path):
     for name in ("base", "test", "campaign"):
         (tmp_path / name).mkdir()

@@ -56,12 +56,15 @@ def unread_parameters(given: Iterable[str], pipeline: Pipeline) -> list[str]:
 
 
 def makers(dataset: str, pipelines: Mapping[str, Pipeline]) -> list[str]:
-    """Name the pipelines that make a dataset."""
-    return [
+    """Name the pipelines that make a dataset; of the study's own where there are any."""
+    found = [
         name
         for name, pipeline in pipelines.items()
         if name != "__default__" and dataset in pipeline.all_outputs()
     ]
+    # own_activations and activation_extraction make the same dataset, each in its environment
+    study = set(pipelines["__default__"].nodes) if "__default__" in pipelines else set()
+    return [name for name in found if study.issuperset(pipelines[name].nodes)] or found
 
 
 def check_inputs(
