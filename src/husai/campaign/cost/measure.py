@@ -73,12 +73,15 @@ def measure_banks(
     begun: dict[str, float] = {}
     losses: dict[str, int] = {}
     said: dict[str, ExitStack] = {}
-    with progress_bar(len(todo), "measure banks", "shape", disable=not todo) as bar:
+    with (
+        progress_bar(len(todo), "measure banks", "shape", disable=not todo) as bar,
+        ExitStack() as at_work,
+    ):
         while todo or out:
             while todo and executor.room > 0:
                 bank = todo.pop()
                 out[bank.name] = bank
-                said[bank.name] = ExitStack()
+                said[bank.name] = at_work.enter_context(ExitStack())
                 shape = f"{bank.configs[0].architecture} d{bank.configs[0].d_sae}"
                 said[bank.name].enter_context(step(f"measuring {shape}"))
                 executor.submit(bank, measure=True)
