@@ -1,10 +1,13 @@
 """Attack what is given to the project: configurations and files, each changed at random.
 
-    python benchmarks/attack.py [--configurations 2000] [--files 10000] [--seed 0]
+    python benchmarks/attack.py [--configurations 2000] [--files 10000] [--seed 0] [--minutes 4]
 
-Every case must end as something that is taken or as one line of an InputError: no other exception,
-nothing executed, no file written, no memory beyond the limit, no number that is not finite, and no
-weights other than those that were saved in a file of our own that keeps their digest. Writes
+It can be stopped at any time, or stops by itself after so many minutes: the same command continues
+with the next case (--afresh begins again). Every case must end as something that is taken or as one
+line of an InputError: no other exception, nothing executed, no file written, no memory beyond the
+limit, no number that is not finite, and no weights other than those that were saved in a file of
+our own that keeps their digest. Beside the changed files there are bombs: small files that claim,
+or unpack to, more than the memory limit; each must be refused. Writes
 benchmarks/results/attack.json and attack.md. The kill series of whole runs is kill_runs.py.
 """
 
@@ -21,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -98,8 +102,11 @@ SEARCH = {
 }
 
 
-def attack_configurations(n: int, seed: int) -> Counter[Outcome]:
-    """Change the shipped parameters; check them, and lay out the plan where they are taken."""
+def attack_configurations(numbers: range, seed: int, until: float) -> tuple[Counter[Outcome], int]:
+    """Change the shipped parameters; check them, and lay out the plan where they are taken.
+
+    Gives the outcomes and how many cases there were time for.
+    """
     import yaml
     from kedro.framework.project import pipelines
     from kedro.framework.startup import bootstrap_project
@@ -145,9 +152,11 @@ def attack_configurations(n: int, seed: int) -> Counter[Outcome]:
             done.append(f"{event} {arguments[0]}")
 
     sys.addaudithook(watch)
-    rng = random.Random(seed)
     outcomes: Counter[Outcome] = Counter()
-    for _ in range(n):
+    for number in numbers:
+        if time.monotonic() > until:
+            return outcomes, number - numbers.start
+        rng = random.Random(f"{seed} {number}")
         parameters = copy.deepcopy(shipped)
         # half of the changes go where text is read as a condition
         if rng.random() < 0.5:
@@ -157,7 +166,7 @@ def attack_configurations(n: int, seed: int) -> Counter[Outcome]:
         outcomes[check(parameters)] += 1
         outcomes.update(("executed", what) for what in done)
         done.clear()
-    return outcomes
+    return outcomes, len(numbers)
 
 
 REFUSED: Outcome = ("refused in a line", "")
@@ -265,26 +274,34 @@ def read_case(source: Path, number: int, seed: int) -> Outcome:
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
+def limit_memory() -> None:
+    """Take no more address space than there is in use, and the limit."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES,) * 2)
+
+
 def read_batch(source: Path, start: int, stop: int, seed: int) -> None:
     """Read some cases under the memory limit; print each outcome, so that a death shows where."""
     read_case(source, 0, seed)  # imports what is imported once
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES,) * 2)
+    limit_memory()
     for number in range(start, stop):
         print(json.dumps([number, *read_case(source, number, seed)]), flush=True)
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), flush=True)
 
 
-def attack_files(n: int, seed: int) -> tuple[Counter[Outcome], float]:
-    """Read changed files in processes of their own; give outcomes and the largest memory in MB."""
+def attack_files(numbers: range, seed: int, until: float) -> tuple[Counter[Outcome], int, float]:
+    """Read changed files in processes of their own.
+
+    Gives the outcomes, how many cases there were time for, and the largest memory in MB.
+    """
     outcomes: Counter[Outcome] = Counter()
     peak = 0.0
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary)
         make_sources(source)
-        start = 0
-        while start < n:
-            stop = min(n, start + BATCH)
+        start = numbers.start
+        while start < numbers.stop and time.monotonic() < until:
+            stop = min(numbers.stop, start + BATCH)
             command = [sys.executable, __file__, "--read", str(source), str(start), str(stop)]
             done = subprocess.run(
                 [*command, "--seed", str(seed)], capture_output=True, text=True, check=False
@@ -299,12 +316,85 @@ def attack_files(n: int, seed: int) -> tuple[Counter[Outcome], float]:
             if start < stop:  # the case after the last one that was told ended the process
                 outcomes["died", f"case {start}: {done.stderr[-200:]}"] += 1
                 start += 1
+    return outcomes, start - numbers.start, peak
+
+
+def make_bombs(folder: Path) -> None:
+    """Write small files that ask for more memory than there is."""
+    import torch
+
+    def npy_header(shape: str) -> bytes:
+        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+        return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+    strided = torch.zeros(1).expand(2**15, 2**20)
+    torch.save({"encoder.weight": strided, "decoder.weight": strided.T}, folder / "strided.pt")
+    plain = folder / "plain.pt"
+    torch.save({"W_dec": torch.zeros(2**26)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(folder / "packed.pt", "w") as packed:
+        for member in source.infolist():
+            packed.writestr(member.filename, source.read(member), zipfile.ZIP_DEFLATED)
+    plain.unlink()
+    (folder / "claims.npy").write_bytes(npy_header("(1048576, 1048576)") + b"\0" * 64)
+    with zipfile.ZipFile(folder / "claims.npz", "w") as archive:
+        archive.writestr("W_dec.npy", npy_header("(1048576, 1048576)") + b"\0" * 64)
+    with zipfile.ZipFile(folder / "zeros.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        content = npy_header("(16384, 16384)") + bytes(2**30)
+        archive.writestr("W_dec.npy", content)
+    header = json.dumps(
+        {"W_dec": {"dtype": "F32", "shape": [2**20, 2**20], "data_offsets": [0, 2**42]}}
+    ).encode()
+    (folder / "claims.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (folder / "header.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    deep = folder / "deep"
+    deep.mkdir()
+    (deep / "cfg.json").write_text("[" * 200_000)
+    wide = folder / "wide"
+    wide.mkdir()
+    (wide / "cfg.json").write_text(json.dumps({"d_sae": 10**18, "d_in": 10**18}))
+    (wide / "sae_weights.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+
+
+def read_bomb(path: Path) -> Outcome:
+    """Read a bomb by every reader: each must refuse it in a line."""
+    from husai.compare.files import load_activations
+    from husai.errors import InputError
+    from husai.sae import load_dictionary, load_sae
+
+    for load in (load_sae, load_dictionary, load_activations):
+        try:
+            load(path)
+            return ("taken", path.name)
+        except InputError as error:
+            if "\n" in str(error):
+                return ("several lines", path.name)
+        except Exception as error:
+            return ("traceback", f"{path.name}: {type(error).__name__}: {str(error)[:80]}")
+    return REFUSED
+
+
+def attack_with_bombs() -> tuple[Counter[Outcome], float]:
+    """Read each bomb in a process of its own; give outcomes and the largest memory in MB."""
+    outcomes: Counter[Outcome] = Counter()
+    peak = 0.0
+    with tempfile.TemporaryDirectory() as temporary:
+        make_bombs(Path(temporary))
+        for path in sorted(Path(temporary).iterdir()):
+            command = [sys.executable, __file__, "--bomb", str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                outcomes["died", f"{path.name}: {done.stderr[-200:]}"] += 1
+                continue
+            kind, what, memory = json.loads(done.stdout)
+            # one that is taken is a bomb that went off, whatever its size
+            outcomes["went off" if kind == "taken" else kind, what] += 1
+            peak = max(peak, memory / 1024)
     return outcomes, peak
 
 
 KINDS = (
     *("taken", "refused in a line", "traceback", "several lines", "executed", "other numbers"),
-    *("not finite", "died"),
+    *("not finite", "died", "went off"),
 )
 
 
@@ -313,44 +403,86 @@ def main() -> None:
     parser.add_argument("--configurations", type=int, default=2000)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--afresh", action="store_true", help="forget the cases there were")
     parser.add_argument("--read", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--bomb", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
         source, start, stop = options.read
         read_batch(Path(source), int(start), int(stop), options.seed)
         return
-    table: dict[str, Any] = {}
-    if options.configurations:
-        began = time.monotonic()
-        outcomes = attack_configurations(options.configurations, options.seed)
-        table["configurations"] = report(outcomes, options.configurations, began)
-    if options.files:
-        began = time.monotonic()
-        outcomes, peak = attack_files(options.files, options.seed)
-        table["files"] = {**report(outcomes, options.files, began), "peak_mb": round(peak)}
-    RESULTS.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
-    lines = [f"| what | cases | {' | '.join(KINDS)} |", f"|---|{'---:|' * (len(KINDS) + 1)}"]
+    if options.bomb:
+        import torch  # noqa: F401 - what is imported does not count
+
+        limit_memory()
+        outcome = read_bomb(Path(options.bomb))
+        print(json.dumps([*outcome, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+        return
+    until = time.monotonic() + 60 * options.minutes
+    state = RESULTS.with_suffix(".json")
+    table: dict[str, Any] = {"seed": options.seed}
+    if state.is_file() and not options.afresh:
+        before = json.loads(state.read_text())
+        table = before if before.get("seed") == options.seed else table
+    began = time.monotonic()
+    if "bombs" not in table:
+        outcomes, peak = attack_with_bombs()
+        table["bombs"] = added(None, outcomes, sum(outcomes.values()), began, peak)
+        write_table(table)
+    for what, wanted in (("configurations", options.configurations), ("files", options.files)):
+        done = table.get(what, {}).get("cases", 0)
+        while done < wanted and time.monotonic() < until:
+            began, peak = time.monotonic(), 0.0
+            numbers = range(done, min(wanted, done + BATCH))
+            if what == "files":
+                outcomes, cases, peak = attack_files(numbers, options.seed, until)
+            else:
+                outcomes, cases = attack_configurations(numbers, options.seed, until)
+            table[what] = added(table.get(what), outcomes, cases, began, peak)
+            done += cases
+            write_table(table)
+    print(RESULTS.with_suffix(".md").read_text())
     for what, row in table.items():
-        counts = " | ".join(str(row["outcomes"].get(kind, 0)) for kind in KINDS)
-        lines.append(f"| {what} | {row['cases']} | {counts} |")
-    text = "\n".join(lines) + "\n"
-    RESULTS.with_suffix(".md").write_text(f"# What an attack found\n\n{text}")
-    print(text)
-    for row in table.values():
-        for kind, whats in row["found"].items():
-            print(kind, json.dumps(whats, indent=1))
+        if what != "seed":
+            for kind, whats in row["found"].items():
+                print(what, kind, json.dumps(whats, indent=1))
 
 
-def report(outcomes: Counter[Outcome], cases: int, began: float) -> dict[str, Any]:
-    """Give the counts, and of what is not as it must be which it was."""
-    totals: Counter[str] = Counter()
-    found: dict[str, dict[str, int]] = {}
+def added(
+    before: dict[str, Any] | None,
+    outcomes: Counter[Outcome],
+    cases: int,
+    began: float,
+    peak: float,
+) -> dict[str, Any]:
+    """Add outcomes to those before: the counts, and of what is not as it must be which it was."""
+    row: dict[str, Any] = before or {"cases": 0, "outcomes": {}, "found": {}, "seconds": 0.0}
+    totals = Counter(row["outcomes"])
     for (kind, what), count in outcomes.items():
         totals[kind] += count
         if kind not in KINDS[:2]:
-            found.setdefault(kind, {})[what] = count
-    seconds = round(time.monotonic() - began, 1)
-    return {"cases": cases, "outcomes": dict(totals), "found": found, "seconds": seconds}
+            found = row["found"].setdefault(kind, {})
+            found[what] = found.get(what, 0) + count
+    return {
+        **row,
+        "cases": row["cases"] + cases,
+        "outcomes": dict(totals),
+        "seconds": round(row["seconds"] + time.monotonic() - began, 1),
+        **({"peak_mb": round(max(peak, row.get("peak_mb", 0)))} if peak else {}),
+    }
+
+
+def write_table(table: dict[str, Any]) -> None:
+    """Write the results, as JSON and as Markdown."""
+    RESULTS.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    lines = [f"| what | cases | {' | '.join(KINDS)} |", f"|---|{'---:|' * (len(KINDS) + 1)}"]
+    for what, row in table.items():
+        if what != "seed":
+            counts = " | ".join(str(row["outcomes"].get(kind, 0)) for kind in KINDS)
+            lines.append(f"| {what} | {row['cases']} | {counts} |")
+    text = "\n".join(lines) + "\n"
+    RESULTS.with_suffix(".md").write_text(f"# What an attack found\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,11 @@ drawn at random, by SIGKILL, SIGTERM and SIGHUP in turn, until the last one may 
 must be those of an undisturbed run, and none of its MLflow runs may be left open. One more trial
 starts two first runs at once.
 
-    python benchmarks/kill_runs.py --kills 30
+    python benchmarks/kill_runs.py --kills 30 [--minutes 4] [--folder FOLDER]
+
+It can be stopped at any time, or starts nothing new after so many minutes: with the same FOLDER,
+which keeps the undisturbed run's results, the same command continues with the next trial. The
+folder is removed after the last one.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -51,6 +56,17 @@ TIMED = ("seconds", "time", "started", "ended", "finished", "elapsed", "cost", "
 DIGITS = 10
 """Decimals that tables are compared in: the order of a sum, and so its last bit, may change from
 process to process. Weights and activations are compared bit by bit."""
+
+
+SEED = 0
+"""Of the moments of the kills."""
+
+
+class Undisturbed(NamedTuple):
+    """How long an undisturbed run takes, and what it leaves."""
+
+    seconds: float
+    results: dict[str, str]
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -181,45 +197,68 @@ def page(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def undisturbed(folder: Path) -> tuple[float, dict[str, str]]:
+    """Give the seconds and the results of an undisturbed run, made where it is not there."""
+    noted = folder / "undisturbed.json"
+    if not noted.is_file():
+        shutil.rmtree(folder / "undisturbed", ignore_errors=True)
+        began = time.monotonic()
+        assert finish(folder / "undisturbed") == 0, (folder / "undisturbed/log.txt").read_text()
+        seconds = time.monotonic() - began
+        content = {"seconds": seconds, "results": results(folder / "undisturbed")}
+        noted.write_text(json.dumps(content))
+    known = json.loads(noted.read_text())
+    return known["seconds"], known["results"]
+
+
+def trial(folder: Path, number: int, each: int, expected: Undisturbed) -> dict[str, Any]:
+    """Start two first runs at once (number 0), or kill one data folder's runs; then finish it."""
+    place = folder / str(number)
+    shutil.rmtree(place, ignore_errors=True)  # of a trial that was stopped
+    kills: list[dict[str, Any]] = []
+    what = ""
+    if number == 0:
+        codes = [process.wait(TIMEOUT) for process in (start(place), start(place))]
+        what = f"two at once (exit codes {codes})"
+    else:
+        kills = kill_series(place, each, expected.seconds, random.Random(f"{SEED} {number}"))
+    found = verdict(place, expected.results, finish(place))
+    shutil.rmtree(place)
+    return {"what": what, "kills": kills, **found}
+
+
 def main() -> None:
     """Run the trials and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--each", type=int, default=3, help="kills of one data folder")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--folder", type=Path, help="kept until the last trial has ended")
     options = parser.parse_args()
-    chance = random.Random(options.seed)
-    with tempfile.TemporaryDirectory(prefix="kill-runs-") as name:
-        root = Path(name)
-        began = time.monotonic()
-        assert finish(root / "undisturbed") == 0, (root / "undisturbed" / "log.txt").read_text()
-        longest = time.monotonic() - began
-        expected = results(root / "undisturbed")
-        trials = []
-
-        def note(trial: dict[str, Any]) -> None:
-            trials.append(trial)
-            document = {
-                "command": f"python benchmarks/kill_runs.py --kills {options.kills}",
-                "undisturbed_seconds": longest,
-                "files": len(expected),
-                "versions": versions(),
-                **git_commit(PROJECT),
-                "trials": trials,
-            }
-            OUTPUT.write_text(json.dumps(document, indent=1) + "\n")
-            OUTPUT.with_suffix(".md").write_text(page(document))
-            print(json.dumps(trial), flush=True)
-
-        folder = root / "two"
-        codes = [process.wait(TIMEOUT) for process in (start(folder), start(folder))]
-        found = verdict(folder, expected, finish(folder))
-        note({"what": f"two at once (exit codes {codes})", "kills": [], **found})
-        for number in range(-(-options.kills // options.each)):
-            folder = root / str(number)
-            kills = kill_series(folder, options.each, longest, chance)
-            code = finish(folder)
-            note({"what": "", "kills": kills, **verdict(folder, expected, code)})
+    until = time.monotonic() + 60 * options.minutes
+    temporary = options.folder or Path(tempfile.mkdtemp(prefix="kill-runs-"))
+    folder = temporary.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    expected = Undisturbed(*undisturbed(folder))
+    noted = folder / "trials.json"
+    trials = json.loads(noted.read_text()) if noted.is_file() else []
+    wanted = 1 + -(-options.kills // options.each)
+    while len(trials) < wanted and time.monotonic() < until:
+        trials.append(trial(folder, len(trials), options.each, expected))
+        noted.write_text(json.dumps(trials))
+        document = {
+            "command": f"python benchmarks/kill_runs.py --kills {options.kills}",
+            "undisturbed_seconds": expected.seconds,
+            "files": len(expected.results),
+            "versions": versions(),
+            **git_commit(PROJECT),
+            "trials": trials,
+        }
+        OUTPUT.write_text(json.dumps(document, indent=1) + "\n")
+        OUTPUT.with_suffix(".md").write_text(page(document))
+        print(json.dumps(trials[-1]), flush=True)
+    if len(trials) >= wanted:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "husai"
 
 # From the bottom up; rooms of one line are neighbours and do not import one another.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("config", "errors", "provenance", "progress", "threads"),
+    ("config", "errors", "provenance", "processes", "progress", "threads"),
     ("boundary", "memory", "storage"),
     ("tasks", "activations"),
     ("transformer", "sae", "matching"),
@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("features",),
     ("compare",),
     ("campaign",),
+    ("studies",),
     ("calibration",),
     ("figures",),
     ("reporting",),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ ALWAYS_UNPACKED = 64 * 2**20
 
 REAL_KINDS = "fiu"
 """Kinds of NumPy dtypes that are real numbers; timedelta64 and complex are not."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""What makes a terminal write in bold, as torch's errors do."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 
@@ -63,7 +67,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(_COLOURS.sub("", str(error)).split())
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 

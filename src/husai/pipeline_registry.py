@@ -8,6 +8,7 @@ from importlib import import_module
 from kedro.pipeline import Pipeline
 
 from husai import pipelines as package
+from husai.hooks.selection import NamedPipeline
 from husai.hooks.stages import STUDY
 
 
@@ -17,7 +18,8 @@ def register_pipelines() -> dict[str, Pipeline]:
     # of which parameters exist and what the study is; none of them is slow to import
     names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg]
     found: dict[str, Pipeline] = {
-        name: import_module(f"{package.__name__}.{name}").create_pipeline() for name in names
+        name: NamedPipeline(import_module(f"{package.__name__}.{name}").create_pipeline().nodes)
+        for name in names
     }
     found["__default__"] = sum((found[name] for name in STUDY), Pipeline([]))
     return found

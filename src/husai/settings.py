@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-
-from kedro.config import OmegaConfigLoader
 
 from husai.hooks.checks import StudyChecks
 from husai.hooks.ending import RunEnding
@@ -14,15 +11,12 @@ from husai.hooks.life import SignOfLife
 from husai.hooks.lineage import Lineage
 from husai.hooks.origin import RunOrigin
 from husai.hooks.stages import StudyStages
+from husai.hooks.study import NamedStudy, StudyConfigLoader
+from husai.studies import data_folder
 from husai.tracking.hook import MlflowHook
 
 # Kedro's own call of a function that OmegaConf will rename: nothing a user could fix
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
-
-
-def data_dir(default: str) -> str:
-    """Give the folder of all data: ``HUSAI_DATA_DIR`` when set, or the environment's own."""
-    return os.environ.get("HUSAI_DATA_DIR", default)
 
 
 HOOKS = (
@@ -31,17 +25,18 @@ HOOKS = (
     RunOrigin(),
     Lineage(),
     MlflowHook(),
+    NamedStudy(),
     RunEnding(),
     SignOfLife(),
     PlainErrors(),
 )
 
-CONFIG_LOADER_CLASS = OmegaConfigLoader
+CONFIG_LOADER_CLASS = StudyConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**"], "study": ["study*"]},
     # an environment changes the fields it names; the rest of a group stays that of base
     "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
-    "custom_resolvers": {"data_dir": data_dir},
+    "custom_resolvers": {"data_dir": data_folder},
 }

@@ -72,8 +72,10 @@ def test_every_format_gives_the_same_rows_and_labels(tmp_path, write):
     found = read_rows(write(tmp_path))
     np.testing.assert_array_equal(found.values, ROWS)
     expected = {} if write is write_npy else {"label": LABELS}
+    expected |= {"text": ["a"] * 6} if write is write_parquet else {}
     index = pd.RangeIndex(6)
-    pd.testing.assert_frame_equal(found.labels, pd.DataFrame(expected, index=index))
+    expected_frame = pd.DataFrame(expected, index=index)
+    pd.testing.assert_frame_equal(found.labels, expected_frame, check_dtype=False)
 
 
 def test_an_npy_file_is_not_read_into_memory(tmp_path):
@@ -109,6 +111,9 @@ def save(path, content):
         ("r.npy", np.ones((1, 3)), "at least two"),
         ("r.npy", np.array([["a", "b"]]), "give real numbers"),
         ("r.npy", np.array([[object()]]), "holds Python objects"),
+        ("r.npy", np.ones((5, 1)), "rows of one number"),
+        ("r.npy", np.full((2, 2), 1e300), "float32 cannot hold"),
+        ("r.npz", {}, "none of its arrays is a matrix"),
         ("r.npz", {"p": np.ones((2, 2)), "q": np.ones((2, 2))}, "2 of its arrays may be the rows"),
         ("r.npz", {"label": np.arange(3)}, r"label has shape \[3\]"),
         ("r.pt", [1, 2], "holds list"),
@@ -131,6 +136,10 @@ def test_missing_foreign_and_torn_files_are_named(tmp_path):
         read_rows(tmp_path / "r.csv")
     with pytest.raises(InputError, match=r"no state\.json"):
         read_rows(tmp_path)
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(InputError, match=r"give one: .*several/train, .*several/test"):
+        read_rows(tmp_path / "several")
     for path in (write_pt(tmp_path), write_safetensors(tmp_path), write_parquet(tmp_path)):
         path.write_bytes(path.read_bytes()[:60])
         with pytest.raises(InputError, match="not a whole file of its kind"):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import threading
 
 import pytest
 from tests.campaign.conftest import ACTIVATIONS, TRAINING, make_config
 
+from husai import progress
 from husai.campaign import estimate_campaign, read_ledger
 from husai.campaign.banks import Bank, RowsInfo, make_banks
+from husai.campaign.cost import measure
+from husai.campaign.cost.calibrations import Calibrations
 from husai.campaign.cost.dry_run import clock_seconds
+from husai.campaign.executors.base import Done
+from husai.campaign.executors.tasks import Calibration
 from husai.errors import InputError
 from husai.sae import BankTrainingConfig, SAEConfig
 
@@ -43,6 +50,45 @@ def test_what_banks_took_is_what_the_next_dry_run_says(campaign):
     table, _ = estimate_campaign(plan, ACTIVATIONS, TRAINING, config, campaign.folders)
     assert table["saes"].sum() == 12
     assert table["seconds"].sum() == pytest.approx(took, rel=0.05)
+
+
+class OneShape:
+    """An executor that says nothing until it has measured."""
+
+    room = 1
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.name = ""
+
+    def submit(self, bank: Bank, *, measure: bool) -> None:
+        self.room, self.name = 0, bank.name
+
+    def wait(self, timeout: float) -> list[Done]:
+        self.begun.wait(10)
+        return [Done(self.name, Calibration(0.0, 1.0, 0.0, 1), "here")]
+
+
+def test_measuring_one_shape_is_never_silent(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "SILENCE_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    executor = OneShape()
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "measuring topk d8" in record.getMessage():
+                executor.begun.set()  # the shape ends only after a sign of life
+
+    heard = Heard()
+    logging.getLogger("husai").addHandler(heard)
+    calibrations = Calibrations(tmp_path / "c.json", "local", 1.0)
+    try:
+        with caplog.at_level(logging.INFO), progress.heartbeat("dry run"):
+            measure.measure_banks(banks_of(configs(8, 2)), executor, calibrations, 0)  # type: ignore[arg-type]
+    finally:
+        logging.getLogger("husai").removeHandler(heard)
+    assert executor.begun.is_set()
+    assert not progress._LIFE.steps
 
 
 def test_clock_time_is_that_of_the_fullest_slot():

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from kedro.config import OmegaConfigLoader
 from pydantic import ValidationError
 from scipy.stats import kstest
 
@@ -26,6 +25,7 @@ from husai.campaign import (
 from husai.campaign.plan import UNTRAINED, plan_keys, records
 from husai.config import problems
 from husai.errors import InputError
+from husai.hooks.study import StudyConfigLoader
 from husai.sae import BankTrainingConfig
 from husai.settings import CONFIG_LOADER_ARGS
 
@@ -134,7 +134,7 @@ def test_one_sparsity_an_architecture():
 def shipped_plan(changes: dict[str, Any] | None = None) -> pd.DataFrame:
     """Give the plan of conf/campaign as Kedro reads it."""
     arguments: dict[str, Any] = dict(CONFIG_LOADER_ARGS)
-    loader = OmegaConfigLoader(
+    loader = StudyConfigLoader(
         str(PROJECT / "conf"),
         env="campaign",
         runtime_params={"campaign": {"plan": changes}} if changes else None,

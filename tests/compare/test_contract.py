@@ -56,6 +56,8 @@ def test_another_hook_is_a_loud_warning_and_strictly_an_error(
     contracts = [sae["contract"] for sae in document["saes"]]
     assert [c["layer"] for c in contracts] == [5, 9]
     assert {c["model"] for c in contracts} == {"gpt2"}
+    (mismatch,) = document["mismatches"]
+    assert mismatch in error
     code, _, error = run(capsys, "compare", a, b, "--strict")
     assert code == 2
     assert "hook differs" in error

@@ -63,6 +63,15 @@ def test_orderings_say_where_they_agree_and_whether_it_is_more_than_noise() -> N
     assert got[got["paper_higher"] == "gated"]["reason"].eq("not both measured here").all()
 
 
+def test_no_difference_is_a_tie() -> None:
+    table = at_matched_l0(points(), n_points=3).assign(mean=0.5, low=0.4, high=0.6)
+    got = orderings_beside_published({"pw_mcc": table})
+    measured = got[got["reason"] == ""]
+    assert len(measured)
+    assert measured["difference"].eq(0).all()
+    assert measured["agrees"].isna().all()
+
+
 def test_published_numbers_carry_their_source_and_nothing_is_like_for_like() -> None:
     printed = published_numbers()
     assert printed["source"].str.contains("arXiv").all()

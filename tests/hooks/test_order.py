@@ -34,16 +34,24 @@ def catalog(tmp_path: Path) -> DataCatalog:
 
 def test_the_command_makes_what_is_absent_in_the_order_it_is_needed(catalog):
     with pytest.raises(InputError, match=r"^a, b: not there yet; .*--pipelines=first,second --env"):
-        check_inputs(PIPELINES["third"], catalog, PIPELINES, "test")
+        check_inputs(PIPELINES["third"], catalog, PIPELINES, " --env=test")
     catalog.save("a", 1)
     with pytest.raises(InputError, match=r"^b: not there yet; make it .*--pipelines=second$"):
-        check_inputs(PIPELINES["third"], catalog, PIPELINES, None)
+        check_inputs(PIPELINES["third"], catalog, PIPELINES, "")
     catalog.save("b", 1)
-    check_inputs(PIPELINES["third"], catalog, PIPELINES, None)
+    check_inputs(PIPELINES["third"], catalog, PIPELINES, "")
     # what no pipeline makes is the user's to give, or optional
-    check_inputs(PIPELINES["second"], catalog, PIPELINES, None)
+    check_inputs(PIPELINES["second"], catalog, PIPELINES, "")
     whole = sum(PIPELINES.values(), Pipeline([]))
-    check_inputs(whole, catalog, PIPELINES, None)
+    check_inputs(whole, catalog, PIPELINES, "")
+
+
+def test_of_two_pipelines_that_make_it_the_environments_own_is_named(catalog):
+    both = {**PIPELINES, "another": step("other", ["params:task"], "a")}
+    for own in ("first", "another"):
+        pipelines = {**both, "__default__": PIPELINES["second"] + both[own]}
+        with pytest.raises(InputError, match=rf"--pipelines={own}$"):
+            check_inputs(PIPELINES["second"], catalog, pipelines, "")
 
 
 def test_typos_are_named_with_the_nearest_name(tmp_path):

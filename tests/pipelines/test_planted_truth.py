@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from kedro.config import OmegaConfigLoader
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 from kedro_datasets.json import JSONDataset
@@ -23,10 +22,11 @@ from husai.calibration.config import PlantedTruthConfig
 from husai.calibration.scores import SCORES, StudyTables, score_study
 from husai.calibration.study import plan_study, study_rows, train_study
 from husai.calibration.verdicts import TRUTHS, calibrate_study, gate_outcomes
-from husai.campaign import CampaignFolders
+from husai.campaign import CampaignFolders, results
 from husai.consistency import pw_mcc
 from husai.datasets import DirectoryHandle, PlannedPartitionedDataset
 from husai.errors import InputError
+from husai.hooks.study import StudyConfigLoader
 from husai.pipelines.planted_truth import create_pipeline
 from husai.sae.trained import read_sae
 from husai.settings import CONFIG_LOADER_ARGS
@@ -113,6 +113,17 @@ def study(folder):
 @pytest.fixture(scope="module")
 def trained(study, folder):
     return {i: read_sae(folder / "trained" / f"{i}.safetensors") for i in study["plan"]["sae_id"]}
+
+
+def test_the_results_table_reads_its_folder_as_that_of_any_campaign(study, folder):
+    table = results(folder)
+    assert table["sae_id"].tolist() == sorted(study["plan"]["sae_id"])
+    assert (table["status"] == "done").all()
+    assert (table["attempts"] == 1).all()
+    planned = study["plan"].set_index("sae_id").loc[table["sae_id"]]
+    assert table["group"].tolist() == planned["group"].tolist()
+    assert table["training.steps"].tolist() == planned["steps"].tolist()
+    assert table["metric.fvu"].notna().all()
 
 
 def test_the_plan_has_every_combination_once():
@@ -463,14 +474,14 @@ def test_base_configuration():
 
 def test_test_environment_is_small():
     options: dict[str, Any] = {**CONFIG_LOADER_ARGS}
-    loader = OmegaConfigLoader(str(ROOT / "conf"), env="test", **options)
+    loader = StudyConfigLoader(str(ROOT / "conf"), env="test", **options)
     plan = plan_study(PlantedTruthConfig(**loader["parameters"]["planted_truth"]))
     assert plan["steps"].sum() < 50_000
 
 
 def test_the_full_benchmark_is_a_configuration():
     options: dict[str, Any] = {**CONFIG_LOADER_ARGS}
-    loader = OmegaConfigLoader(str(ROOT / "conf"), env="synthsaebench", **options)
+    loader = StudyConfigLoader(str(ROOT / "conf"), env="synthsaebench", **options)
     config = PlantedTruthConfig(**loader["parameters"]["planted_truth"])
     assert list(config.worlds) == ["synth_sae_bench_16k"]
     assert config.worlds["synth_sae_bench_16k"].world == synth_sae_bench_world()

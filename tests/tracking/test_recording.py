@@ -21,10 +21,11 @@ from requests.exceptions import ConnectionError as NoConnection
 from requests.exceptions import HTTPError
 from tests.tracking.conftest import ROWS, Store
 
+from husai.processes import is_gone, this_process
 from husai.storage import TensorFile, append_line, tensors_to_bytes
 from husai.tracking import recorder as recording
 from husai.tracking import sae_runs
-from husai.tracking.processes import PROCESS_TAG, end_abandoned, is_gone, this_process
+from husai.tracking.processes import PROCESS_TAG, end_abandoned
 from husai.tracking.recorder import Recorder
 from husai.tracking.sae_runs import find_saes
 from husai.tracking.servers import http_status, is_away
@@ -484,10 +485,9 @@ def test_what_is_found_about_an_sae_is_the_means_over_its_live_latents(store, sa
         | {"kind.operand several": 1.0, "reproducibility.operand several": 0.3}
     )
     store.record_sae(store.parent, sae_file)
-    ((_, known),) = find_saes(store.recorder.client, store.experiment)
-    results = [
-        {"sae_id": name, "identity": known, "metrics": found[name]} for name in ("alone", "s")
-    ]
+    ((_, known, study),) = find_saes(store.recorder.client, store.experiment)
+    about = {"identity": known, "study": study}
+    results = [{"sae_id": name, **about, "metrics": found[name]} for name in ("alone", "s")]
     store.recorder.do(
         "sae_results", store.parent, results=results, experiment=store.experiment, at=9
     )

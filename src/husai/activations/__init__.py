@@ -2,6 +2,7 @@
 
 from husai.activations.extraction import OWN_HOOK, ExtractionConfig, extract_activations
 from husai.activations.files import RowsFile, read_rows
+from husai.activations.labels import prepare_labels
 from husai.activations.rows import (
     Activations,
     activation_key,
@@ -22,6 +23,7 @@ __all__ = [
     "extract_activations",
     "load_activations",
     "load_all",
+    "prepare_labels",
     "read_rows",
     "statistics_table",
 ]

@@ -53,6 +53,8 @@ class ExtractionConfig(Config):
     def _path_alone(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"file": value, "hook_names": (OWN_HOOK,)}
+        if isinstance(value, int | float | list | tuple):
+            raise ValueError("give the path of a file with your rows")
         return value
 
     @field_validator("hook_names", "positions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,11 +12,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from husai.boundary import REAL_KINDS, read_npy, read_npz, read_pt, read_safetensors, reading
+from husai.boundary import (
+    REAL_KINDS,
+    read_json,
+    read_npy,
+    read_npz,
+    read_pt,
+    read_safetensors,
+    reading,
+)
 from husai.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 ROW_NAMES = ("activations", "rows", "acts", "x", "hidden_states", "embeddings", "vectors")
 """Names of the rows in a file that holds several arrays, in order of preference."""
@@ -32,8 +43,8 @@ class RowsFile(NamedTuple):
     values
         ``[n, d]``, float32, float16 or float64, finite; memory-mapped where the format allows it.
     labels
-        ``n`` rows: the integer and float columns (labels, token ids) that the file holds beside
-        them; without columns where it holds none.
+        ``n`` rows: the numbers, truth values and words (labels, token ids) that the file holds
+        beside them; without columns where it holds none.
     """
 
     values: NDArray[Any]
@@ -48,7 +59,8 @@ def read_rows(path: str | Path, width: int | None = None) -> RowsFile:
     path
         An ``.npy``, ``.npz``, ``.safetensors``, ``.pt`` or ``.parquet`` file, or a folder that
         Hugging Face ``datasets`` saved. Rows are ``[n, d]``; of ``[batch, position, d]`` the
-        leading axes are flattened, and so are those of the labels.
+        leading axes are flattened, and so are those of the labels. What is neither rows nor a
+        label of each is left out with a warning.
     width
         Of the SAEs: rows of heads side by side, ``[..., heads, d_head]``, are joined where
         ``heads · d_head`` is this and ``d_head`` is not. None leaves them as they are.
@@ -84,9 +96,17 @@ def read_rows(path: str | Path, width: int | None = None) -> RowsFile:
         values = values.reshape(-1, values.shape[-1])
         if len(values) < 2:
             raise InputError(f"{path}: {len(values)} row; give at least two")
+        if values.shape[1] < 2:
+            raise InputError(f"{path}: rows of one number have no directions; give [n, d], d > 1")
         _check_finite(path, values)
     labels = {other: _flat(array, leading) for other, array in arrays.items() if other != name}
     known = {other: column for other, column in labels.items() if column is not None}
+    for other in sorted(labels.keys() - known.keys()):
+        array = arrays[other]
+        logger.warning(
+            "%s: %s (%s %s) is no label of the %d rows; left out",
+            *(path, other, array.dtype, list(array.shape), len(values)),
+        )
     return RowsFile(values, pd.DataFrame(known, index=pd.RangeIndex(len(values))))
 
 
@@ -94,6 +114,11 @@ def _name_of_rows(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
     named = [name for name in ROW_NAMES if name in arrays]
     wide = [name for name, array in arrays.items() if array.ndim >= 2 and array.dtype.kind == "f"]
     chosen = named or (list(arrays) if len(arrays) == 1 else wide)
+    if not chosen:
+        raise InputError(
+            f"{path}: none of its arrays is a matrix of numbers ({', '.join(sorted(arrays))}); "
+            "rows are [n, d], in one array or in one column of vectors"
+        )
     if not named and len(chosen) != 1:
         raise InputError(
             f"{path}: {len(chosen)} of its arrays may be the rows ({', '.join(sorted(arrays))}); "
@@ -106,7 +131,7 @@ def _name_of_rows(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
 
 def _flat(array: NDArray[Any], leading: tuple[int, ...]) -> NDArray[Any] | None:
     """Give an array of labels one value per row; None where it is not one."""
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiubUO":  # of objects, only words are read
         return None
     if array.shape == leading or array.shape == (int(np.prod(leading)),):
         return array.reshape(-1)
@@ -122,7 +147,10 @@ def _check_finite(path: Path, values: NDArray[Any]) -> None:
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             row = start + int(np.flatnonzero(~finite)[0])
-            raise InputError(f"{path}: row {row} holds NaN or infinity; leave such rows out")
+            raise InputError(
+                f"{path}: row {row} holds NaN or infinity, or what float32 cannot hold; leave such "
+                "rows out"
+            )
 
 
 def _npy(path: Path) -> dict[str, NDArray[Any]]:
@@ -159,6 +187,10 @@ def _folder(path: Path) -> dict[str, NDArray[Any]]:
     import pyarrow as pa
 
     state = path / "state.json"
+    splits = path / "dataset_dict.json"
+    if splits.is_file():
+        names = [str(path / str(name)) for name in read_json(splits).get("splits") or ()]
+        raise InputError(f"{path}: holds several splits; give one: {', '.join(names)}")
     if not state.is_file():
         raise InputError(
             f"{path}: no state.json in it; give a folder written by Dataset.save_to_disk (of one "
@@ -172,8 +204,15 @@ def _folder(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """Give numeric columns, and lists of equal length as matrices."""
+    """Give columns of numbers, truth values and words, and lists of equal length as matrices."""
     import pyarrow as pa
+    import pyarrow.compute as pc
+
+    types = pa.types
+    readable: tuple[Callable[[pa.DataType], bool], ...] = (
+        *(types.is_integer, types.is_floating, types.is_boolean),
+        *(types.is_string, types.is_large_string),
+    )
 
     found = {}
     for name in table.column_names:
@@ -188,8 +227,14 @@ def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
                 raise InputError(f"column {name}: its lists have {len(lengths)} lengths; give one")
             shape.append(lengths.pop())
             column = inner
-        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        if pa.types.is_dictionary(column.type):  # a category
+            column = column.dictionary_decode()
+        if pa.types.is_integer(column.type) and column.null_count:
+            column = pc.fill_null(column.cast(pa.int64()), -1)  # no class
+        if any(test(column.type) for test in readable):
             found[name] = column.to_numpy(zero_copy_only=False).reshape(shape)
+        else:
+            logger.warning("column %s holds %s: left out", name, column.type)
     return found
 
 

@@ -71,6 +71,7 @@ def planned_banks(
         group = (key, own.model_dump_json())
         if group not in groups:
             values = activations[key].values
+            own = fitting_batch(own, len(values), key)
             rows = RowsInfo(
                 key, len(values), values.shape[1], prepare_rows(values, None, own).fingerprint
             )
@@ -80,6 +81,20 @@ def planned_banks(
             bank, ids=(*bank.ids, row["sae_id"]), configs=(*bank.configs, row_config(row))
         )
     return list(groups.values())
+
+
+def fitting_batch(training: BankTrainingConfig, n_rows: int, key: str) -> BankTrainingConfig:
+    """Take all training rows for a batch, where there are fewer than it asks for."""
+    from husai.sae.rows import count_held_out
+
+    there = n_rows - count_held_out(n_rows, training)
+    if not 0 < there < training.batch_size:
+        return training
+    logger.warning(
+        "%s has %d rows to train on: a batch takes all of them, not sae_training.batch_size = %d",
+        *(key, there, training.batch_size),
+    )
+    return training.model_copy(update={"batch_size": there})
 
 
 @dataclass(frozen=True)

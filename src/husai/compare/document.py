@@ -14,6 +14,7 @@ from husai.compare.comparison import (
     PairComparison,
     threshold_counts,
 )
+from husai.compare.contract import check_contracts
 from husai.compare.schema import (
     SCHEMA_NAME,
     SCHEMA_VERSION,
@@ -96,6 +97,7 @@ def result_document(comparison: Comparison, matching_file: str | None = None) ->
             )
             for sae in comparison.saes
         ],
+        mismatches=check_contracts([sae.record for sae in comparison.saes], any_space=True),
         pairs=[
             PairEntry(
                 a=pair.a,

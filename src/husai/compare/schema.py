@@ -10,7 +10,7 @@ from husai.consistency.inference.nulls import NULL_KINDS
 from husai.consistency.scores.registry import of_pairs
 
 SCHEMA_NAME = "husai.compare"
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 ScoreName = Annotated[
     str,
@@ -178,7 +178,7 @@ class Document(Entry):
 
     A change that old readers would misread raises the first number of schema_version, an addition
     the second. 1.1 added scores to those of 1.0, and the null of shared_fraction is that of the
-    fraction itself.
+    fraction itself. 1.2 added mismatches.
     """
 
     model_config = ConfigDict(title="husai compare")
@@ -192,6 +192,11 @@ class Document(Entry):
         description="The activation rows, when there were any"
     )
     saes: list[SAEEntry] = Field(min_length=2)
+    mismatches: list[str] = Field(
+        default_factory=list,
+        description="Where the SAEs contradict one another about what they read: a sentence for "
+        "each field of their contracts",
+    )
     pairs: list[PairEntry] = Field(min_length=1)
     overall: list[OverallEntry]
     matching_file: str | None = Field(

@@ -15,10 +15,12 @@ from husai.hooks.order import (
     check_environment,
     check_inputs,
     check_known,
+    typed_options,
     unread_parameters,
 )
 from husai.memory import check_memory
 from husai.progress import heartbeat
+from husai.studies import PARAMETER
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -64,7 +66,8 @@ class StudyChecks:
         """Check what involves more than one group, and that the inputs of this run are there."""
         from kedro.framework.project import pipelines
 
-        unread = unread_parameters(run_params.get("runtime_params") or (), pipeline)
+        given = set(run_params.get("runtime_params") or ()) - {PARAMETER}
+        unread = unread_parameters(given, pipeline)
         if unread:
             logger.warning("--params: this run reads nothing of %s", ", ".join(unread))
         groups = {
@@ -75,7 +78,7 @@ class StudyChecks:
         try:
             with heartbeat("checking the parameters and inputs"):  # which imports the libraries
                 check_study(groups)
-                check_inputs(pipeline, catalog, pipelines, run_params.get("env"))
+                check_inputs(pipeline, catalog, pipelines, typed_options(run_params))
         except InputError as error:
             raise StudyError(str(error)) from error
 

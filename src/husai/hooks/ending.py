@@ -25,13 +25,15 @@ class RunEnding:
         """Print it, when the run wrote the page."""
         if PAGE not in pipeline.all_outputs():
             return
+        from husai.hooks.order import typed_options
+
         dataset: Any = catalog.get(PAGE)
         page = Path(dataset._filepath)
         sentence = catalog.load(SENTENCE)
-        environment = f" --env={run_params['env']}" if run_params.get("env") else ""
+        options = typed_options(run_params)
         click.echo(f"\n{sentence}\n")
         click.echo(f"The page: {shortened(page)}")
-        click.echo(f"Figures, tables and pipelines in the browser: kedro viz run{environment}")
+        click.echo(f"Figures, tables and pipelines in the browser: kedro viz run{options}")
         click.echo("Every run and SAE in the browser: make ui")
 
 

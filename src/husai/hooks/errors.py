@@ -9,7 +9,7 @@ from kedro.io import DatasetError
 
 from husai.errors import CampaignStopped, InputError
 from husai.hooks.checks import StudyError
-from husai.hooks.order import command, makers
+from husai.hooks.order import command, makers, typed_options
 from husai.provenance import hide_secrets_in_logs, without_secrets
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class PlainErrors:
         path = getattr(dataset, "_filepath", None) or getattr(dataset, "_path", name)
         reason = next(iter(str(cause).strip().splitlines()), "")
         again = (
-            f"make it again with: {command(found[:1], pipelines, run_params.get('env'))}"
+            f"make it again with: {command(found[:1], pipelines, typed_options(run_params))}"
             if found
             else "give it again"
         )

@@ -18,16 +18,15 @@ from kedro.io import AbstractVersionedDataset
 from kedro_datasets.partitions import PartitionedDataset
 
 from husai.hooks.checks import StudyError
+from husai.hooks.order import typed_options
 from husai.provenance import fingerprint_files
 from husai.storage import atomic_path
+from husai.studies import LINEAGE
 
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
-
-FOLDER = ".made"
-"""Folder of the records, beside the files that they are about."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,16 @@ class Lineage:
 
     def __init__(self) -> None:
         self._catalog: DataCatalog | None = None
+        self._options = ""
         self._made_here: set[str] = set()
         self._ended: list[tuple[Node, dict[str, str]]] = []
 
     @hook_impl(tryfirst=True)  # before a run is opened for it in MLflow
-    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
         """Check what the run reads and does not make."""
+        self._options = typed_options(run_params)
         self._catalog = catalog
         self._made_here = {name for node in pipeline.nodes for name in node.outputs}
         self._ended = []
@@ -119,10 +122,12 @@ class Lineage:
             again = dict.fromkeys([*replaced.values(), *again])
             raise StudyError(
                 f"{message}to continue with what is there now: kedro run "
-                f"--from-inputs={','.join(replaced)}; to overwrite it: kedro run "
-                f"--pipelines={','.join(again)}"
+                f"--from-inputs={','.join(replaced)}{self._options}; to overwrite it: kedro run "
+                f"--pipelines={','.join(again)}{self._options}"
             )
-        raise StudyError(f"{message}make it again: kedro run --pipelines={','.join(again)}")
+        raise StudyError(
+            f"{message}make it again: kedro run --pipelines={','.join(again)}{self._options}"
+        )
 
     def _follow(
         self,
@@ -172,7 +177,7 @@ class Lineage:
 
     def _record(self, name: str) -> Path | None:
         place = self._location(name)
-        return None if place is None else place.parent / FOLDER / f"{name}.json"
+        return None if place is None else place.parent / LINEAGE / f"{name}.json"
 
     def _location(self, name: str) -> Path | None:
         """Give where a dataset lies on disk."""

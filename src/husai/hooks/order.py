@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from husai.config import flatten
 from husai.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +26,11 @@ def check_known(what: str, given: Iterable[str], known: Collection[str]) -> None
     """
     for name in given:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
+            # nodes have the name of their pipeline in front
+            last = {entry.rsplit(".", 1)[-1]: entry for entry in known}
+            near = get_close_matches(name, known, n=1) or [
+                last[found] for found in get_close_matches(name, last, n=1)
+            ]
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
             raise InputError(f"{what} '{name}': there is none; {hint}")
 
@@ -50,21 +56,31 @@ def unread_parameters(given: Iterable[str], pipeline: Pipeline) -> list[str]:
 
 
 def makers(dataset: str, pipelines: Mapping[str, Pipeline]) -> list[str]:
-    """Name the pipelines that make a dataset."""
-    return [
+    """Name the pipelines that make a dataset; of the study's own where there are any."""
+    found = [
         name
         for name, pipeline in pipelines.items()
         if name != "__default__" and dataset in pipeline.all_outputs()
     ]
+    # own_activations and activation_extraction make the same dataset, each in its environment
+    study = set(pipelines["__default__"].nodes) if "__default__" in pipelines else set()
+    return [name for name in found if study.issuperset(pipelines[name].nodes)] or found
 
 
 def check_inputs(
     pipeline: Pipeline,
     catalog: DataCatalog,
     pipelines: Mapping[str, Pipeline],
-    env: str | None,
+    options: str,
 ) -> None:
     """Refuse a run whose inputs are not there yet, where another pipeline makes them.
+
+    Parameters
+    ----------
+    pipeline, catalog, pipelines
+        What runs, what it reads from, and all pipelines by name.
+    options
+        Of this run, for the command: see :func:`typed_options`.
 
     Raises
     ------
@@ -84,11 +100,24 @@ def check_inputs(
     shown = sorted(absent)[:3] + ([f"{len(absent) - 3} more"] if len(absent) > 3 else [])
     raise InputError(
         f"{', '.join(shown)}: not there yet; make "
-        f"{'it' if len(absent) == 1 else 'them'} with: {command(needed, pipelines, env)}"
+        f"{'it' if len(absent) == 1 else 'them'} with: {command(needed, pipelines, options)}"
     )
 
 
-def command(needed: Collection[str], pipelines: Mapping[str, Pipeline], env: str | None) -> str:
+def typed_options(run_params: Mapping[str, Any]) -> str:
+    """Give a run's environment and parameters as they are typed after ``kedro run``."""
+    env, given = run_params.get("env"), run_params.get("runtime_params") or {}
+    params = ",".join(f"{name}={_typed(value)}" for name, value in flatten(given))
+    return (f" --env={env}" if env else "") + (f" --params {shlex.quote(params)}" if params else "")
+
+
+def _typed(value: Any) -> str:
+    if value is None:
+        return "null"
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def command(needed: Collection[str], pipelines: Mapping[str, Pipeline], options: str) -> str:
     """Give the command that runs some pipelines, in an order in which each finds its inputs."""
     ordered: list[str] = []
     left = sorted(needed)
@@ -103,7 +132,7 @@ def command(needed: Collection[str], pipelines: Mapping[str, Pipeline], env: str
         ]
         ordered += ready or left
         left = [name for name in left if name not in ordered]
-    return f"kedro run --pipelines={','.join(ordered)}" + (f" --env={env}" if env else "")
+    return f"kedro run --pipelines={','.join(ordered)}{options}"
 
 
 def _absent(

@@ -52,6 +52,11 @@ def as_matrix(rows: Any, name: str) -> torch.Tensor:
     return values
 
 
+def count_held_out(n_rows: int, training: BankTrainingConfig) -> int:
+    """Rows of so many that are held out."""
+    return max(1, round(training.eval_fraction * n_rows)) if training.eval_fraction > 0 else 0
+
+
 def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig) -> Rows:
     """Check the rows, hold some out when asked to, and scale the others.
 
@@ -70,7 +75,7 @@ def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig)
     elif training.eval_fraction > 0:
         # the same rows for all seeds of the SAEs, so that their metrics can be compared
         order = torch.from_numpy(np.random.default_rng(len(values)).permutation(len(values)))
-        n_held_out = max(1, round(training.eval_fraction * len(values)))
+        n_held_out = count_held_out(len(values), training)
         train = values[order[n_held_out:].sort().values]
         held_out = values[order[:n_held_out].sort().values]
     else:

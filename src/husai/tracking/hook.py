@@ -52,17 +52,19 @@ from kedro.framework.hooks import hook_impl
 
 from husai.config import flatten
 from husai.hooks.checks import StudyError
+from husai.processes import this_process
 from husai.progress import heartbeat
 from husai.provenance import command_line, git_commit, without_secrets
 from husai.storage import TensorFile
 from husai.tracking.config import TrackingConfig
 from husai.tracking.load import MachineLoad
-from husai.tracking.processes import PROCESS_TAG, end_abandoned, this_process
+from husai.tracking.processes import PROCESS_TAG, end_abandoned
 from husai.tracking.recorder import Recorder, now
 from husai.tracking.servers import is_away, use_credentials, what_it_said
 from husai.tracking.session import TrackedRun
 from husai.tracking.signals import exit_on_signals, restore_signals
 from husai.tracking.sqlite import prepare_sqlite
+from husai.tracking.studies import STUDY_TAG
 from husai.tracking.study_saes import SAEFolders, StudySAEs, study_metrics
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ class MlflowHook:
     def __init__(self) -> None:
         self._tracking = TrackingConfig(enabled=False)
         self._project_path = Path()
+        self._study = ""
         self._server: str | None = None
         self._catalog: DataCatalog | None = None
         self._run: TrackedRun | None = None
@@ -106,6 +109,7 @@ class MlflowHook:
             if variable is not None:
                 os.environ[variable] = self._server
         self._project_path = Path(context.project_path)
+        self._study = str(context.config_loader["parameters"]["campaign"]["name"])
 
     @hook_impl
     def before_pipeline_run(
@@ -123,6 +127,7 @@ class MlflowHook:
         name = "-".join(names).replace("__default__", "study")
         tags = {
             "kedro.run_id": str(run_params["run_id"]),
+            STUDY_TAG: self._study,
             "kedro.env": str(run_params["env"] or "base"),
             "kedro.pipeline": ",".join(names),
             "kedro.version": str(run_params["kedro_version"]),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from husai.activations.rows import activation_key
 from husai.config import flatten
+from husai.processes import is_gone, this_process
 from husai.storage import TensorFile, append_line
 from husai.tracking.operations import (
     end_run,
@@ -21,7 +22,7 @@ from husai.tracking.operations import (
     log_params,
     set_tags,
 )
-from husai.tracking.processes import PROCESS_TAG, is_gone, search_runs, this_process
+from husai.tracking.processes import PROCESS_TAG, search_runs
 from husai.tracking.servers import http_status
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PARENT_TAG = "mlflow.parentRunId"
-ID_TAG, IDENTITY_TAG = "husai.sae_id", "husai.identity"
+ID_TAG, IDENTITY_TAG, CAMPAIGN_TAG = "husai.sae_id", "husai.identity", "husai.campaign"
 COSTS = ("cost", "device_seconds", "attempts", "peak_bytes")
 """Costs stated in an SAE's file; each becomes a metric ``campaign.NAME`` of its run."""
 SETTINGS = ("architecture", "d_sae", "k", "l0_coefficient", "l1_coefficient")
@@ -84,7 +85,7 @@ def log_sae(
     if sae_file is None:
         return
     header = sae_file.header
-    found = find_saes(recorder.client, experiment, sae_id).get((sae_id, identity))
+    found = find_saes(recorder.client, experiment, sae_id).get(run_key(sae_id, header))
     if found is not None:
         adopt(recorder, found, run_id)
         if found.info.status in ("FINISHED", "FAILED"):
@@ -237,7 +238,8 @@ def log_results(
     recorder, run_id, payload
         The session's run; nothing.
     results
-        ``sae_id``, ``identity`` and ``metrics`` of each; those that have no run are skipped.
+        ``sae_id``, ``identity``, ``study`` and ``metrics`` of each; those without a run are
+        skipped.
     experiment
         Id of the experiment.
     at
@@ -245,7 +247,7 @@ def log_results(
     """
     runs = find_saes(recorder.client, experiment)
     for one in results:
-        run = runs.get((one["sae_id"], one["identity"]))
+        run = runs.get((one["sae_id"], one["identity"], one["study"]))
         if run is None:
             logger.warning("%s has no run: what was found about it is not recorded", one["sae_id"])
             continue
@@ -264,14 +266,15 @@ def register_sae(
     model: str,
 ) -> None:
     """Make an SAE that has a run a version of a registered model."""
-    run = find_saes(recorder.client, experiment, sae_id).get((sae_id, identity))
+    sae_file = _read(file, sae_id, identity)
+    if sae_file is None:
+        return
+    run = find_saes(recorder.client, experiment, sae_id).get(run_key(sae_id, sae_file.header))
     if run is None:
         logger.warning("%s has no run: it is not registered", sae_id)
         return
     child = run.info.run_id
-    if recorder.client.search_model_versions(f"run_id = '{child}'"):
-        return
-    if _read(file, sae_id, identity) is not None:
+    if not recorder.client.search_model_versions(f"run_id = '{child}'"):
         content = Path(file).read_bytes()
         log_model(recorder, child, content, "sae", "served/sae.py", register=model)
 
@@ -292,22 +295,34 @@ def sae_tags(sae_id: str, header: Mapping[str, Any]) -> dict[str, str]:
     }
     for name in ("name", "group", "variant", "seed", "hook_name", "position", "model", "worker"):
         if about.get(name) is not None:
-            tags["husai.campaign" if name == "name" else f"husai.{name}"] = str(about[name])
+            tags[CAMPAIGN_TAG if name == "name" else f"husai.{name}"] = str(about[name])
     for name, value in header["config"].items():
         if value is not None and not isinstance(value, list):
             tags[f"sae.{name}"] = str(value)
     return tags
 
 
+RunKey = tuple[str, str, str]
+"""Name, identity and study of an SAE: two studies that train the same SAE have a run of it each."""
+
+
+def run_key(sae_id: str, header: Mapping[str, Any]) -> RunKey:
+    """Give the key of an SAE's run from the header of its file."""
+    from husai.campaign.store import identity
+
+    about = header["provenance"].get("campaign") or {}
+    return sae_id, identity(header), str(about.get("name", ""))
+
+
 def find_saes(
     client: MlflowClient, experiment: str, sae_id: str | None = None
-) -> dict[tuple[str, str], Any]:
-    """Give the runs of the SAEs of an experiment, or of one, by name and identity."""
+) -> dict[RunKey, Any]:
+    """Give the runs of the SAEs of an experiment, or of one, by name, identity and study."""
     condition = f"= '{sae_id}'" if sae_id else "LIKE '%'"
     found = {}
     for run in search_runs(client, experiment, f"tags.`{ID_TAG}` {condition}"):
         tags = run.data.tags
-        found[tags[ID_TAG], tags.get(IDENTITY_TAG, "")] = run
+        found[tags[ID_TAG], tags.get(IDENTITY_TAG, ""), tags.get(CAMPAIGN_TAG, "")] = run
     return found
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from husai.activations.rows import activation_key
 from husai.storage import TensorFile, read_header
 from husai.tracking.recorder import now
-from husai.tracking.sae_runs import find_saes, found_about_saes
+from husai.tracking.sae_runs import find_saes, found_about_saes, run_key
 from husai.tracking.session import TrackedRun
 
 logger = logging.getLogger(__name__)
@@ -110,8 +110,6 @@ class StudySAEs:
         A driver that is killed between saving an SAE and logging it leaves such ones. Those of
         interrupted sessions come below this one.
         """
-        from husai.campaign.store import identity
-
         unknown = [name for name in planned if name in partitions and name not in self._known]
         if not unknown:
             return
@@ -123,7 +121,7 @@ class StudySAEs:
             runs = {}
         for name in unknown:
             header = partitions[name]().header
-            run = runs.get((name, identity(header)))
+            run = runs.get(run_key(name, header))
             if run is None or run.info.status not in ("FINISHED", "FAILED"):
                 self.log(name, header, folders)
                 continue
@@ -132,14 +130,13 @@ class StudySAEs:
 
     def log_found(self, features: pd.DataFrame, folders: SAEFolders, label_f1: float) -> None:
         """Add to the SAEs' runs what the comparison found about them."""
-        from husai.campaign.store import identity
-
         results = []
         for sae_id, metrics in found_about_saes(features, label_f1).items():
             path = folders.file(sae_id)
             if path.is_file():  # one from elsewhere has no run
-                known = identity(read_header(path))
-                results.append({"sae_id": sae_id, "identity": known, "metrics": metrics})
+                _, identity, study = run_key(sae_id, read_header(path))
+                about = {"sae_id": sae_id, "identity": identity, "study": study}
+                results.append({**about, "metrics": metrics})
         self._run.do("sae_results", results=results, experiment=self._run.experiment, at=now())
 
     def log_totals(self) -> None:

@@ -16,6 +16,9 @@ from safetensors.torch import save_file
 
 D, F, N, K = 6, 12, 40, 3
 
+LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123\n"
+"""A file of weights of which git downloaded the pointer alone."""
+
 Array = NDArray[np.float64]
 
 

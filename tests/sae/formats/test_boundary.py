@@ -14,7 +14,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.sae.formats.made import D, F, K, linear, numbers, save_weights, tensor, tensors, write
+from tests.sae.formats.made import (
+    LFS,
+    D,
+    F,
+    K,
+    linear,
+    numbers,
+    save_weights,
+    tensor,
+    tensors,
+    write,
+)
 
 from husai.compare.files import load_activations
 from husai.errors import InputError
@@ -24,7 +35,6 @@ from husai.sae.formats import load_dictionary, load_sae, read
 
 SAE = numbers()
 PLAIN = ("W_enc", "b_enc", "W_dec", "b_dec")
-LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123\n"
 SPARE = 64 * 2**20
 """Bytes by which memory may grow while a bomb is refused."""
 

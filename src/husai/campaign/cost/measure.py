@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from husai.campaign.banks import Bank
@@ -14,7 +15,7 @@ from husai.campaign.executors import POLL_SECONDS, Lost, Progress
 from husai.campaign.executors.tasks import Broken, Calibration
 from husai.campaign.folders import CALIBRATIONS, CampaignFolders
 from husai.errors import CampaignStopped
-from husai.progress import progress_bar
+from husai.progress import progress_bar, step
 
 if TYPE_CHECKING:
     from husai.campaign.executors import Executor
@@ -71,11 +72,18 @@ def measure_banks(
     out: dict[str, Bank] = {}
     begun: dict[str, float] = {}
     losses: dict[str, int] = {}
-    with progress_bar(len(todo), "measure banks", "shape", disable=not todo) as bar:
+    said: dict[str, ExitStack] = {}
+    with (
+        progress_bar(len(todo), "measure banks", "shape", disable=not todo) as bar,
+        ExitStack() as at_work,
+    ):
         while todo or out:
             while todo and executor.room > 0:
                 bank = todo.pop()
                 out[bank.name] = bank
+                said[bank.name] = at_work.enter_context(ExitStack())
+                shape = f"{bank.configs[0].architecture} d{bank.configs[0].d_sae}"
+                said[bank.name].enter_context(step(f"measuring {shape}"))
                 executor.submit(bank, measure=True)
             for event in executor.wait(POLL_SECONDS):
                 if event.name not in out:
@@ -84,6 +92,7 @@ def measure_banks(
                     begun.setdefault(event.name, time.monotonic())
                     continue
                 bank = out.pop(event.name)
+                said.pop(event.name).close()
                 since = begun.pop(event.name, None)
                 reason = None
                 if isinstance(event, Lost):

@@ -314,8 +314,9 @@ def orderings_beside_published(
     -------
     pandas.DataFrame
         A row per paper, score, L0 and pair of architectures it orders: ``paper_higher``,
-        ``paper_lower``, ``difference`` (ours, first minus second), ``agrees``, ``separated``
-        (our intervals do not overlap: only then is the order more than noise), ``reason``.
+        ``paper_lower``, ``difference`` (ours, first minus second), ``agrees`` (None in a tie),
+        ``separated`` (our intervals do not overlap: only then is the order more than noise),
+        ``reason``.
     """
     rows: list[dict[str, Any]] = []
     for paper in _published()["orderings"]:
@@ -341,11 +342,12 @@ def orderings_beside_published(
                 known = not any(
                     pd.isna(v) for v in (*one[["low", "high"]], *other[["low", "high"]])
                 )
+                difference = float(one["mean"] - other["mean"])
                 rows.append(
                     {
                         **line,
-                        "difference": float(one["mean"] - other["mean"]),
-                        "agrees": bool(one["mean"] > other["mean"]),
+                        "difference": difference,
+                        "agrees": difference > 0 if difference else None,
                         "separated": bool(one["low"] > other["high"] or other["low"] > one["high"])
                         if known
                         else None,

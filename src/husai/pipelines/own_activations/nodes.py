@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from husai.activations import OWN_HOOK, Activations, ExtractionConfig, read_rows
+from husai.activations import (
+    OWN_HOOK,
+    Activations,
+    ExtractionConfig,
+    prepare_labels,
+    read_rows,
+)
 from husai.errors import InputError
 from husai.storage import TensorFile
 
@@ -29,4 +35,4 @@ def read_own_rows(activations: ExtractionConfig) -> tuple[dict[str, TensorFile],
         position=-1,
         model={"file": Path(activations.file).name},
     )
-    return {rows.key: TensorFile(*rows.to_tensors())}, found.labels
+    return {rows.key: TensorFile(*rows.to_tensors())}, prepare_labels(found.labels)
