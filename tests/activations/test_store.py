@@ -39,6 +39,7 @@ def test_rows_come_back_across_shards(tmp_path, rows, dtype):
     for start, stop in ((0, 6500), (0, 1), (699, 701), (650, 2200), (6499, 6500), (10, 10)):
         assert torch.equal(store.rows(start, stop), kept[start:stop])
     assert store.mean_square == pytest.approx(float(kept.double().square().sum(1).mean()))
+    assert torch.allclose(store.mean, kept.double().mean(0))
     store.verify()
 
 
@@ -176,6 +177,9 @@ def test_rows_that_fit_are_held_and_train_as_a_matrix_does(tmp_path, rows):
     training = TRAINING.model_copy(update={"rows_memory_gb": 1.0})
     held = prepare_rows(store, None, training)
     assert isinstance(held, HeldRows)
+    as_matrix = prepare_rows(rows[:6000], rows[:6000], training)
+    # of all rows, the held-out ones included
+    assert held.scale == pytest.approx(as_matrix.scale, rel=0.01)
     assert torch.equal(held.held_out, rows[6000:])
     (from_store,) = train_bank(
         store, [SAEConfig(d_sae=16, k=2)], training.model_copy(update={"normalize": "none"})

@@ -25,7 +25,6 @@ def parameters(model: Path, text: Path) -> dict[str, Any]:
         "text": {
             "source": str(text),
             "column": "text",
-            "label": "label",
             "n_tokens": 3000,
             "held_out_tokens": 600,
             "context": 16,
@@ -48,6 +47,7 @@ def parameters(model: Path, text: Path) -> dict[str, Any]:
             "snapshot_interval": 20,
         },
         "evaluation": {"contexts": 20},
+        "probe_text": {"source": str(text), "column": "text", "label": "label"},
         "probes": {"documents": 60, "context": 16, "k": "1 2"},
         "consistency": {"null_draws": 3, "code_null_draws": 2},
     }
@@ -86,9 +86,32 @@ def test_saes_are_trained_on_the_store_and_compared_on_its_held_out_rows(study):
     assert groups["hook"].unique().tolist() == [f"{HOOK}@all"]
 
 
-def test_the_page_names_the_hook(study):
+def test_the_pages_name_the_hook(study):
     page = (study / "reporting" / "home_study.md").read_text()
     assert f"`{HOOK}@all`" in page
+    page = (study / "reporting" / "language_model.md").read_text()
+    assert f"At `{HOOK}@all`" in page
+    assert "there is no cross-entropy" in page
+    assert "nan" not in page.lower()
+
+
+def test_every_sae_is_measured_probed_and_described(study):
+    folder = study / "language"
+    plan = pd.read_parquet(study / "saes" / "plan.parquet")
+    metrics = pd.read_parquet(folder / "metrics.parquet")
+    assert sorted(metrics["sae_id"]) == sorted(plan["sae_id"])
+    trained = metrics[metrics["model"] == "trained"]
+    assert trained["output_change_score"].notna().all()
+    assert (metrics["explained_variance"] < 1).all()
+    assert {path.stem for path in (folder / "saebench").glob("*.json")} == set(plan["sae_id"])
+    probes = pd.read_parquet(folder / "probes.parquet")
+    assert sorted(probes["k"].unique()) == [0, 1, 2]
+    assert set(probes["sae_id"]) == {"", *plan["sae_id"]}
+    stability = pd.read_parquet(folder / "probe_stability.parquet")
+    assert stability["stability"].between(-1, 1).all()
+    contexts = pd.read_parquet(folder / "contexts.parquet")
+    assert set(contexts["sae_id"]) == set(plan.loc[plan["model"] == "trained", "sae_id"])
+    assert contexts["text"].str.contains("«").all()
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,13 @@ class RowsReader(Protocol):
         ...
 
     @property
+    def mean(self) -> torch.Tensor:
+        """Mean of the rows ``[d_in]`` float64."""
+        ...
+
+    @property
     def mean_square(self) -> float:
-        """Mean squared norm of the training rows."""
+        """Mean squared norm of the rows."""
         ...
 
     def read(self, start: int, stop: int, out: torch.Tensor) -> None:
@@ -187,6 +192,7 @@ class ActivationStore:
         wide = kept.double()
         header = {
             "rows": len(kept),
+            "sum": wide.sum(0).tolist(),
             "square_sum": float(wide.square().sum()),
             "digest": hashlib.sha256(kept.view(torch.uint8).numpy().tobytes()).hexdigest(),
         }
@@ -213,7 +219,12 @@ class ActivationStore:
             header = read_header(path)
             self._check_size(path, int(header["rows"]))
             shards.append(header)
-        content = {"shards": shards, "held_out": n_held_out}
+        content = {
+            "shards": [{name: shard[name] for name in ("rows", "digest")} for shard in shards],
+            "sum": np.sum([shard["sum"] for shard in shards], axis=0).tolist(),
+            "square_sum": sum(shard["square_sum"] for shard in shards),
+            "held_out": n_held_out,
+        }
         if sum(int(shard["rows"]) for shard in shards) <= n_held_out:
             raise InputError(f"{self.folder}: no rows to train on; read more text")
         with atomic_path(self.folder / INDEX) as temporary:
@@ -260,10 +271,16 @@ class ActivationStore:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
+    def mean(self) -> torch.Tensor:
+        """Mean of the rows ``[d_in]`` float64, the held-out ones included."""
+        import torch
+
+        return torch.tensor(self._index["sum"], dtype=torch.float64) / self._starts[-1]
+
+    @property
     def mean_square(self) -> float:
         """Mean squared norm of the rows, the held-out ones included."""
-        total = sum(float(shard["square_sum"]) for shard in self._index["shards"])
-        return total / self._starts[-1]
+        return float(self._index["square_sum"]) / self._starts[-1]
 
     def read(self, start: int, stop: int, out: torch.Tensor) -> None:
         """Copy rows ``start … stop − 1`` to ``out [stop − start, d_in]``, as its type.

@@ -93,7 +93,7 @@ def probe_tasks(
         When a set that is named has too few documents of two labels.
     """
     if text.label is None:
-        raise InputError("text.label: probes need the labels' column; name it")
+        raise InputError("probe_text.label: probes need the labels' column; name it")
     found: dict[str, list[tuple[str, str]]] = {}
     source = text.model_copy(update={"files": config.files, "shuffle_documents": 0})
     for document in read_documents(source):

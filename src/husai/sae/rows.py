@@ -155,8 +155,9 @@ def _read_rows(rows: RowsReader, training: BankTrainingConfig) -> Rows:
     rows.read(n_train, n_train + n_held_out, held_out)
     _check_varied(held_out, "the held-out rows")
     scale = 1.0
-    if training.normalize == "rms":
-        scale = math.sqrt(rows.d_in / rows.mean_square)
+    if training.normalize != "none":
+        offset = float(rows.mean.square().sum()) if training.normalize == "centred" else 0.0
+        scale = math.sqrt(rows.d_in / (rows.mean_square - offset))
     fingerprint = _reader_fingerprint(rows, training)
     if fits(rows, training):
         train = torch.empty(n_train, rows.d_in)

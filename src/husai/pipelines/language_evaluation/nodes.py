@@ -35,7 +35,7 @@ def probe(
     sae_plan: pd.DataFrame,
     saes: TensorFiles,
     activations: TensorFiles,
-    text: TextConfig,
+    probe_text: TextConfig,
     language_model: LanguageModelConfig,
     reading: ReadingConfig,
     probes: ProbesConfig,
@@ -45,7 +45,14 @@ def probe(
     from husai.language.study import probe_plan
 
     found = probe_plan(
-        sae_plan, saes, activations, text, language_model, reading, probes, consistency.level
+        sae_plan,
+        saes,
+        activations,
+        probe_text,
+        language_model,
+        reading,
+        probes,
+        consistency.level,
     )
     return found.probes, found.summary, found.stability
 

@@ -24,7 +24,7 @@ def create_pipeline() -> Pipeline:
                 probe,
                 inputs=[
                     *PLANNED,
-                    "params:text",
+                    "params:probe_text",
                     *MODEL,
                     "params:probes",
                     "params:consistency",
