@@ -5,11 +5,13 @@ from .extraction import (
     held_out_activations,
     row_places,
 )
+from .live import LiveRows
 from .model import LanguageModel, check_hooks, load_language_model, load_tokenizer
 
 __all__ = [
     "LanguageModel",
     "LanguageModelConfig",
+    "LiveRows",
     "ReadingConfig",
     "RowPlaces",
     "check_hooks",

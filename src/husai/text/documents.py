@@ -82,8 +82,8 @@ def find_path(name: str, field: str) -> Path:
         found = importlib.util.find_spec(package)
         if found is None or not found.submodule_search_locations:
             raise InputError(
-                f"{field}: the package {package} is not installed; pip install "
-                f"--no-deps {package.replace('_', '-')}"
+                f"{field}: the package {package} is not installed; run "
+                f"pip install --no-deps {package.replace('_', '-')}"
             )
         path = Path(next(iter(found.submodule_search_locations))) / inside
     else:
