@@ -9,7 +9,7 @@ export KEDRO_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check bench results campaign-results planted-results transformers viz ui lock clean help
+.PHONY: run test check bench results campaign-results planted-results transformers lm viz ui lock clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -56,6 +56,10 @@ transformers: $(READY) ## train the shipped transformers again (hours; other wei
 
 bench: $(READY)  ## the benchmarks that need no peers' packages
 	$(BIN)/python benchmarks/transformer_step.py
+
+lm: $(READY)     ## the study of a small language model: kedro run --env=lm
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-lm.txt
+	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env=lm
 
 viz: $(READY)    ## the pipelines in the browser
 	$(BIN)/kedro viz run --host 127.0.0.1

@@ -17,10 +17,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "husai"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "errors", "provenance", "processes", "progress", "threads"),
     ("boundary", "memory", "storage"),
-    ("tasks", "activations"),
+    ("tasks", "activations", "text"),
     ("transformer", "sae", "matching"),
     ("consistency",),
-    ("features",),
+    ("features", "language"),
     ("compare",),
     ("campaign",),
     ("studies",),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 T = TypeVar("T")
+
+
+MANY_POSITIONS = ("all", "mean")
 
 
 def _as_list(value: Any) -> Any:
@@ -21,6 +24,13 @@ def _no_truth_value(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("give a number, not true or false")
     return value
+
+
+def _a_position(value: Any) -> Any:
+    # before pydantic tries it against the words: they fail on an integer of thousands of digits
+    if value in MANY_POSITIONS or (type(value) is int and abs(value) <= 10**6):
+        return value
+    raise ValueError("give a token position, negative from the end; or all, or mean")
 
 
 def check_name(name: str) -> str:
@@ -40,8 +50,8 @@ def check_name(name: str) -> str:
 
 def _check_hook(hook: str) -> str:
     name, at, position = hook.partition("@")
-    if at and not re.fullmatch(r"-?\d{1,6}", position):
-        raise ValueError("after '@' comes a token position, e.g. hook_embed@0")
+    if at and position not in MANY_POSITIONS and not re.fullmatch(r"-?\d{1,6}", position):
+        raise ValueError("after '@' comes a token position, e.g. hook_embed@0; or all, or mean")
     check_name(name)
     return hook
 
@@ -70,11 +80,21 @@ ModelWidth = Annotated[_Whole, Field(ge=1, le=2**16)]
 Threads = Annotated[_Whole, Field(ge=1, le=1024)]
 """Threads or processes of one machine."""
 
+Position = Annotated[int | Literal["all", "mean"], BeforeValidator(_a_position)]
+"""A token position, negative from the end; or all of a context, or their mean."""
+
 Name = Annotated[str, AfterValidator(check_name)]
 """A name that becomes part of file names and tags."""
 
 Hook = Annotated[str, AfterValidator(_check_hook)]
 """A hook as TransformerLens names it, with a token position behind ``@`` or without."""
+
+
+def as_position(value: Any) -> Position:
+    """Give a position back from a table or a header, where it may have become another type."""
+    if value == "all":
+        return "all"
+    return "mean" if value == "mean" else int(value)
 
 
 class Config(BaseModel):

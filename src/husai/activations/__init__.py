@@ -11,9 +11,11 @@ from husai.activations.rows import (
     load_all,
 )
 from husai.activations.statistics import activation_statistics, statistics_table
+from husai.activations.store import ActivationStore
 
 __all__ = [
     "OWN_HOOK",
+    "ActivationStore",
     "Activations",
     "ExtractionConfig",
     "RowsFile",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from husai.activations.store import ActivationStore
+from husai.config import Position, as_position
 from husai.errors import InputError
 from husai.storage import TensorFiles
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 
 
-def activation_key(hook_name: str, position: int, model: str = "trained") -> str:
+def activation_key(hook_name: str, position: Position, model: str = "trained") -> str:
     """Name a hook and position as one word: ``blocks.0.hook_resid_post@-1``.
 
     Those of the model at its initial weights end in ``@untrained``.
@@ -48,16 +51,24 @@ class Activations:
         Their names.
     trained
         False for those of the model at its initial weights.
+    store
+        Where SAEs are trained on more rows than these: ``values`` are its held-out rows then.
     """
 
     values: torch.Tensor
     split: torch.Tensor
     hook_name: str
-    position: int
+    position: Position
     model: Mapping[str, Any] = field(default_factory=dict)
     planes: torch.Tensor | None = None
     plane_names: tuple[str, ...] = ()
     trained: bool = True
+    store: ActivationStore | None = None
+
+    @property
+    def training_rows(self) -> torch.Tensor | ActivationStore:
+        """Rows that SAEs are trained on: those of the store, where there is one."""
+        return self.values if self.store is None else self.store
 
     @property
     def key(self) -> str:
@@ -74,7 +85,7 @@ class Activations:
     def to_tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Give the tensors and the header that a file of these activations holds."""
         counts = {name: int((self.split == index).sum()) for index, name in enumerate(SPLITS)}
-        header = {
+        header: dict[str, Any] = {
             "kind": "activations",
             "hook_name": self.hook_name,
             "position": self.position,
@@ -84,6 +95,8 @@ class Activations:
             "model": dict(self.model),
             "trained": self.trained,
         }
+        if self.store is not None:
+            header["store"] = self.store.fingerprint
         import torch
 
         tensors = {"activations": self.values, "split": self.split.to(torch.uint8)}
@@ -126,7 +139,7 @@ class Activations:
             values=values,
             split=split.to(torch.int64),
             hook_name=str(header.get("hook_name", origin)),
-            position=int(header.get("position", -1)),
+            position=as_position(header.get("position", -1)),
             model=header.get("model", {}),
             planes=tensors.get("planes"),
             plane_names=tuple(header.get("plane_names", ())),
@@ -171,18 +184,35 @@ def check_activations(activations: Activations, origin: str) -> Activations:
     return activations
 
 
-def load_activations(files: TensorFiles, key: str) -> Activations:
+def load_activations(files: TensorFiles, key: str, stores: Path | None = None) -> Activations:
     """Load the activations of one hook.
+
+    Parameters
+    ----------
+    files, key
+        The files, and which of them.
+    stores
+        Folder of the stores, by key; without it a store's held-out rows alone are given.
 
     Raises
     ------
     InputError
-        When there are none of that name, saying which there are.
+        When there are none of that name, saying which there are; or the store is another one than
+        that whose held-out rows these are.
     """
     if key not in files:
         raise InputError(f"no activations of '{key}'; there are: {', '.join(sorted(files))}")
     file = files[key]()
-    return Activations.from_tensors(file.tensors, file.header, key)
+    rows = Activations.from_tensors(file.tensors, file.header, key)
+    if "store" not in file.header or stores is None:
+        return rows
+    store = ActivationStore(stores / key)
+    if store.fingerprint != file.header["store"]:
+        raise InputError(
+            f"{store.folder}: holds other rows than those whose held-out part is there; run the "
+            "extraction again"
+        )
+    return replace(rows, store=store)
 
 
 def load_all(files: TensorFiles) -> list[Activations]:

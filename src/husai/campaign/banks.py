@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from husai import __version__
 from husai.errors import InputError
@@ -21,12 +22,16 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class RowsInfo:
-    """Properties of the training rows on which a bank's cost and identity depend."""
+    """Properties of the training rows on which a bank's cost and identity depend.
+
+    ``buffered_gb`` is the size of the buffer, in 10⁹ bytes, of rows that do not fit in memory.
+    """
 
     key: str
     n_rows: int
     d_in: int
     fingerprint: str
+    buffered_gb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,10 @@ class Bank:
     @property
     def bytes(self) -> int:
         """Estimate of the state and working memory, in bytes."""
-        return sum(
+        saes = sum(
             sae_bytes(config, self.rows.d_in, self.training.batch_size) for config in self.configs
         )
+        return saes + round(self.rows.buffered_gb * 1e9)
 
     @property
     def work(self) -> float:
@@ -129,7 +135,10 @@ def make_banks(
     groups: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
         # SAEs of one bank share their batches where their data seeds agree
-        key = json.dumps([config.shape_key, trainings[index].model_dump(), rows[index].key])
+        part: list[Any] = [config.shape_key, trainings[index].model_dump(), rows[index].key]
+        if rows[index].buffered_gb:  # a buffer is of one order of the rows
+            part.append(config.data_seed)
+        key = json.dumps(part)
         groups.setdefault(key, []).append(index)
     banks = [
         Bank(

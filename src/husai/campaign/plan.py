@@ -13,7 +13,18 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from husai.activations.rows import activation_key
 from husai.campaign.random_search import RandomSearch, draw_samples
-from husai.config import Config, Hook, Latents, Listed, Name, Seed, problems, short_text
+from husai.config import (
+    Config,
+    Hook,
+    Latents,
+    Listed,
+    Name,
+    Position,
+    Seed,
+    as_position,
+    problems,
+    short_text,
+)
 from husai.errors import InputError
 from husai.sae.config import BankTrainingConfig, SAEConfig
 
@@ -72,7 +83,9 @@ class Variant(Config):
     d_sae: Latents = Field(description="width")
     vary: Vary | None = Field(default=None, description="what the seeds change; unset: the plan's")
     hook_name: Hook | None = Field(default=None, description="activations; left out: the plan's")
-    position: int | None = Field(default=None, description="token position; left out: the plan's")
+    position: Position | None = Field(
+        default=None, description="token position; left out: the plan's"
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="its sparsity and further SAEConfig fields"
     )
@@ -87,7 +100,7 @@ class PlanConfig(Config):
     hook_name: Hook = Field(
         default="blocks.0.hook_resid_post", description="activations trained on"
     )
-    position: int = Field(default=-1, description="their token position")
+    position: Position = Field(default=-1, description="their token position, all or mean")
     architectures: dict[Name, ArchitectureGrid] = Field(
         default_factory=dict, description="of the grid; a null removes one"
     )
@@ -151,7 +164,7 @@ class _Setting:
     training: Mapping[str, Any] = field(default_factory=dict)
     model: Model = "trained"
     hook_name: str | None = None
-    position: int | None = None
+    position: Position | None = None
 
 
 def plan_saes(config: PlanConfig) -> pd.DataFrame:
@@ -194,7 +207,7 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
 def plan_keys(plan: pd.DataFrame) -> list[str]:
     """Name the activations that each row of a plan is trained on."""
     places = zip(plan["hook_name"], plan["position"], plan["model"], strict=True)
-    return [activation_key(hook, int(position), model) for hook, position, model in places]
+    return [activation_key(hook, as_position(at), model) for hook, at, model in places]
 
 
 def _check_size(config: PlanConfig) -> None:

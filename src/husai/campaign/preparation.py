@@ -57,7 +57,7 @@ def planned_banks(
     InputError
         When rows are missing or cannot be trained on.
     """
-    from husai.sae.rows import prepare_rows
+    from husai.sae.rows import fits, rows_fingerprint
 
     groups: dict[tuple[str, str], Bank] = {}
     for row in records(plan):
@@ -70,10 +70,15 @@ def planned_banks(
         own = row_training(row, training)
         group = (key, own.model_dump_json())
         if group not in groups:
-            values = activations[key].values
+            found = activations[key]
+            values, store = found.training_rows, found.store
             own = fitting_batch(own, len(values), key)
             rows = RowsInfo(
-                key, len(values), values.shape[1], prepare_rows(values, None, own).fingerprint
+                key,
+                len(values),
+                found.values.shape[1],
+                rows_fingerprint(values, own),
+                buffered_gb=0.0 if store is None or fits(store, own) else own.rows_memory_gb,
             )
             groups[group] = Bank((), (), own, rows)
         bank = groups[group]
@@ -219,7 +224,7 @@ def put_rows(banks: list[Bank], executor: Executor, activations: Mapping[str, Ac
     """
     for key in sorted({bank.rows.key for bank in banks}):
         try:
-            executor.put(key, activations[key].values)
+            executor.put(key, activations[key].training_rows)
         except OSError as error:
             # numpy's own says how much of an array was written, and has no errno
             raise CampaignStopped(

@@ -168,22 +168,17 @@ def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
                 f"sae_training.batch_size = {batch_size}",
                 "lower one of them",
             )
+    if "reading" in groups:
+        _check_places(table, groups["reading"].places(), "reading")
+        if plan.untrained != "none" and not groups["reading"].untrained:
+            raise InputError(
+                f"campaign.plan.untrained: '{plan.untrained}', but reading.untrained is false: set "
+                "it to true, or the plan's to none"
+            )
     if "activations" in groups:
         extraction = groups["activations"]
         hook_positions = extraction.hook_positions()
-        for hook_name, position in dict.fromkeys(
-            zip(table["hook_name"], table["position"], strict=True)
-        ):
-            if hook_name not in {name for name, _ in hook_positions}:
-                raise InputError(
-                    f"campaign.plan.hook_name: '{hook_name}' is not extracted; "
-                    f"activations.hook_names has: {', '.join(extraction.hook_names)}"
-                )
-            if (hook_name, position) not in hook_positions:
-                raise InputError(
-                    f"campaign.plan.position: {position} of '{hook_name}' is not extracted; "
-                    f"there are: {', '.join(f'{name}@{at}' for name, at in hook_positions)}"
-                )
+        _check_places(table, hook_positions, "activations")
         if plan.untrained != "none" and not extraction.untrained:
             raise InputError(
                 f"campaign.plan.untrained: '{plan.untrained}', but activations.untrained is false: "
@@ -196,6 +191,24 @@ def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
             raise InputError(
                 f"sae_training.batch_size: {training.batch_size} is more than the {train_rows} "
                 f"rows that {len(table)} SAEs would be trained on; lower it"
+            )
+
+
+def _check_places(table: Any, extracted: Any, group: str) -> None:
+    """Refuse SAEs of hooks and positions that are not read."""
+    for hook_name, position in dict.fromkeys(
+        zip(table["hook_name"], table["position"], strict=True)
+    ):
+        names = list(dict.fromkeys(name for name, _ in extracted))
+        if hook_name not in names:
+            raise InputError(
+                f"campaign.plan.hook_name: '{hook_name}' is not extracted; "
+                f"{group}.hook_names has: {', '.join(names)}"
+            )
+        if (hook_name, position) not in extracted:
+            raise InputError(
+                f"campaign.plan.position: {position} of '{hook_name}' is not extracted; "
+                f"there are: {', '.join(f'{name}@{at}' for name, at in extracted)}"
             )
 
 

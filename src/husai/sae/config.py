@@ -198,6 +198,12 @@ class BankTrainingConfig(Config):
         0.6, gt=0, le=1, description="No resampling after this part of the steps."
     )
 
+    rows_memory_gb: float = Field(
+        2.0,
+        gt=0,
+        description="Memory for the rows of a store, in 10⁹ bytes of float32: rows that fit are "
+        "held, more of them are read in a shuffled order through a buffer of this size.",
+    )
     eval_fraction: float = Field(
         0.1,
         ge=0,

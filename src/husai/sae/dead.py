@@ -20,7 +20,11 @@ ROWS = 8192
 
 
 def resample_dead_latents(
-    bank: SAEBank, rows: torch.Tensor, training: BankTrainingConfig, step: int
+    bank: SAEBank,
+    rows: torch.Tensor,
+    training: BankTrainingConfig,
+    step: int,
+    n_rows: int | None = None,
 ) -> list[int]:
     """Restart dead latents at rows that the SAE reconstructs badly.
 
@@ -35,11 +39,13 @@ def resample_dead_latents(
     bank
         Changed in place.
     rows
-        Scaled training rows ``[n, d]``.
+        Scaled training rows ``[n, d]``, or a sample of many.
     training
         Dead window and whether decoder rows have norm 1.
     step
         Steps done.
+    n_rows
+        Rows of a pass, where ``rows`` are a sample.
 
     Returns
     -------
@@ -47,7 +53,7 @@ def resample_dead_latents(
         Latents resampled, per SAE.
     """
     counts = [0] * len(bank)
-    dead_all = bank.since_fired >= training.dead_after_passes * len(rows)
+    dead_all = bank.since_fired >= training.dead_after_passes * (n_rows or len(rows))
     for index in bank.active():
         dead = torch.nonzero(dead_all[index]).flatten()
         config = bank.configs[index]

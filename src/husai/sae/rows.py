@@ -1,27 +1,102 @@
-"""Rows before training: checked, partly held out, and scaled."""
+"""Rows before training: checked, partly held out, scaled, and given to the engine."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from husai.activations.store import RowsReader
 from husai.errors import InputError
+from husai.sae.buffered import BufferedRows, is_reader
 from husai.sae.config import BankTrainingConfig
+from husai.sae.schedule import batch_rows
+
+FLOAT_BYTES = 4
+
+
+class Rows(Protocol):
+    """What a bank is trained on."""
+
+    @property
+    def held_out(self) -> torch.Tensor:
+        """Rows for the metrics, in their own space ``[n, d_in]``."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """Factor that the training rows were scaled by."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of all rows."""
+        ...
+
+    @property
+    def n_train(self) -> int:
+        """Training rows."""
+        ...
+
+    @property
+    def sample(self) -> torch.Tensor:
+        """Scaled training rows for initial weights and resampling: all, or some of many."""
+        ...
+
+    def memory(self, seeds: Collection[int], device: torch.device) -> torch.Tensor:
+        """Scaled rows ``[m, d_in]`` that the engine holds; the batches' numbers are theirs."""
+        ...
+
+    def batches(
+        self, seeds: Collection[int], first: int, last: int
+    ) -> tuple[int, dict[int, torch.Tensor]]:
+        """Give the batches of steps ``first … until − 1`` and ``until``, at most ``last``.
+
+        For every data seed the numbers ``[n_steps, batch_size]`` of rows in :meth:`memory`, which
+        holds them until the next call.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Scaled training rows, held-out rows in their own space, and how they were scaled."""
+class HeldRows:
+    """Rows in memory, all of them; see :class:`Rows`."""
 
     train: torch.Tensor
     held_out: torch.Tensor
     scale: float
     fingerprint: str
+    batch_size: int
+
+    @property
+    def n_train(self) -> int:
+        """Training rows."""
+        return len(self.train)
+
+    @property
+    def sample(self) -> torch.Tensor:
+        """All training rows."""
+        return self.train
+
+    def memory(self, seeds: Collection[int], device: torch.device) -> torch.Tensor:
+        """All training rows."""
+        return self.train
+
+    def batches(
+        self, seeds: Collection[int], first: int, last: int
+    ) -> tuple[int, dict[int, torch.Tensor]]:
+        """Give the batches of all the steps asked for."""
+        size = self.batch_size
+        found = {
+            seed: torch.from_numpy(batch_rows(seed, len(self.train), size, first, last))
+            for seed in seeds
+        }
+        return last, found
 
 
 def as_matrix(rows: Any, name: str) -> torch.Tensor:
@@ -57,14 +132,75 @@ def count_held_out(n_rows: int, training: BankTrainingConfig) -> int:
     return max(1, round(training.eval_fraction * n_rows)) if training.eval_fraction > 0 else 0
 
 
+def rows_fingerprint(rows: Any, training: BankTrainingConfig) -> str:
+    """Give the fingerprint that :func:`prepare_rows` would, without reading a store."""
+    if is_reader(rows):
+        return _reader_fingerprint(rows, training)
+    return prepare_rows(rows, None, training).fingerprint
+
+
+def fits(rows: RowsReader, training: BankTrainingConfig) -> bool:
+    """Whether the rows of a store are held in memory rather than read through a buffer."""
+    return FLOAT_BYTES * rows.n_rows * rows.d_in <= training.rows_memory_gb * 1e9
+
+
+def _reader_fingerprint(rows: RowsReader, training: BankTrainingConfig) -> str:
+    # the order of the rows depends on the buffer
+    buffer = None if fits(rows, training) else training.rows_memory_gb
+    held_out = None if rows.n_held_out else training.eval_fraction
+    content = f"{rows.fingerprint} {buffer} {held_out}"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _read_rows(rows: RowsReader, training: BankTrainingConfig) -> Rows:
+    """Hold the rows of a store where they fit, or read them through a buffer."""
+    n_held_out = rows.n_held_out or max(1, round(training.eval_fraction * rows.n_rows))
+    n_train = rows.n_rows + rows.n_held_out - n_held_out
+    held_out = torch.empty(n_held_out, rows.d_in)
+    rows.read(n_train, n_train + n_held_out, held_out)
+    _check_varied(held_out, "the held-out rows")
+    scale = 1.0
+    if training.normalize != "none":
+        offset = float(rows.mean.square().sum()) if training.normalize == "centred" else 0.0
+        scale = math.sqrt(rows.d_in / (rows.mean_square - offset))
+    fingerprint = _reader_fingerprint(rows, training)
+    if fits(rows, training):
+        train = torch.empty(n_train, rows.d_in)
+        rows.read(0, n_train, train)
+        _check_batch(training, n_train)
+        return HeldRows(train.mul_(scale), held_out, scale, fingerprint, training.batch_size)
+    return BufferedRows(
+        rows, n_train, held_out, scale, fingerprint, training.batch_size, training.rows_memory_gb
+    )
+
+
+def _check_varied(rows: torch.Tensor, name: str) -> None:
+    if bool((rows == rows[0]).all()):
+        raise InputError(f"{name}: all {len(rows)} are equal; give rows that vary")
+
+
+def _check_batch(training: BankTrainingConfig, n_train: int) -> None:
+    if training.batch_size > n_train:
+        raise InputError(
+            f"batch_size: {training.batch_size} is more than the {n_train} training rows; lower it"
+        )
+
+
 def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig) -> Rows:
     """Check the rows, hold some out when asked to, and scale the others.
+
+    Rows of a store are held in memory where they fit into ``training.rows_memory_gb``, and read
+    through a buffer of that size where they do not; its own held-out rows are used.
 
     Raises
     ------
     InputError
         When rows are not finite, do not vary, are fewer than a batch, or differ in width.
     """
+    if is_reader(rows):
+        if eval_rows is not None:
+            raise InputError("eval_rows: a store holds its own; leave them out")
+        return _read_rows(rows, training)
     values = as_matrix(rows, "rows")
     if eval_rows is not None:
         train, held_out = values, as_matrix(eval_rows, "eval_rows")
@@ -80,11 +216,7 @@ def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig)
         held_out = values[order[:n_held_out].sort().values]
     else:
         train = held_out = values
-    if training.batch_size > len(train):
-        raise InputError(
-            f"batch_size: {training.batch_size} is more than the {len(train)} training rows; "
-            "lower it"
-        )
+    _check_batch(training, len(train))
     if bool((train == train[0]).all()):
         raise InputError(f"rows: all {len(train)} training rows are equal; nothing to learn")
     if bool((held_out == held_out[0]).all()):
@@ -97,4 +229,5 @@ def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig)
         scale = math.sqrt(train.shape[1] / float(measured.square().sum(1).mean()))
     digest = hashlib.sha256(train.numpy().tobytes())
     digest.update(held_out.numpy().tobytes())
-    return Rows(train * scale, held_out, scale, digest.hexdigest()[:16])
+    fingerprint = digest.hexdigest()[:16]
+    return HeldRows(train * scale, held_out, scale, fingerprint, training.batch_size)

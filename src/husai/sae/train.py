@@ -22,7 +22,7 @@ from husai.sae.engines.dense import DenseEngine
 from husai.sae.engines.sparse import SparseEngine, one_thread
 from husai.sae.metrics import LossWith, evaluate
 from husai.sae.rows import Rows, prepare_rows
-from husai.sae.schedule import StepTable, batch_rows, step_table
+from husai.sae.schedule import StepTable, step_table
 from husai.sae.trained import TrainedSAE
 
 OnFinish = Callable[[int, TrainedSAE], None]
@@ -105,8 +105,9 @@ class _Run:
         self.device = choose_device(training)
         # on one thread, because sums depend on how many share them
         with one_thread():
-            self.bank = build_bank(configs, rows.train, initial_b_dec(rows.train, training))
+            self.bank = build_bank(configs, rows.sample, initial_b_dec(rows.sample, training))
         self.bank = self.bank.to(self.device)
+        self.seeds = {config.data_seed for config in configs}
         self.step = 0
         self.seconds = 0.0
         self.records: list[list[dict[str, float]]] = [[] for _ in configs]
@@ -126,7 +127,7 @@ class _Run:
             "training": self.training.model_dump(mode="json"),
             "rows": {
                 "fingerprint": self.rows.fingerprint,
-                "n_train": len(self.rows.train),
+                "n_train": self.rows.n_train,
                 "n_held_out": len(self.rows.held_out),
                 "scale": self.rows.scale,
             },
@@ -193,7 +194,7 @@ class _Run:
 
     def dead_fraction(self, index: int) -> float:
         """Latents that have not fired for as long as makes them dead."""
-        dead_rows = self.training.dead_after_passes * len(self.rows.train)
+        dead_rows = self.training.dead_after_passes * self.rows.n_train
         return float((self.bank.since_fired[index] >= dead_rows).double().mean())
 
     def record(self, means: dict[str, torch.Tensor], trained: list[int]) -> None:
@@ -234,9 +235,11 @@ class _Run:
 
     def engine(self) -> Engine:
         """Choose the engine: kernels on the CPU, stacked products elsewhere."""
+        rows = self.rows.memory(self.seeds, self.device)
+        n_rows = self.rows.n_train
         if self.training.engine == "dense" or self.device.type != "cpu":
-            return DenseEngine(self.bank, self.rows.train, self.training, self.device)
-        return SparseEngine(self.bank, self.rows.train, self.training)
+            return DenseEngine(self.bank, rows, self.training, self.device, n_rows)
+        return SparseEngine(self.bank, rows, self.training, n_rows)
 
     def boundaries(self) -> list[int]:
         """Steps at which training pauses, ascending."""
@@ -252,7 +255,7 @@ class _Run:
     def resample_interval(self) -> int:
         """Steps between two resamplings."""
         passes = self.training.resample_every_passes
-        return max(1, round(passes * len(self.rows.train) / self.training.batch_size))
+        return max(1, round(passes * self.rows.n_train / self.training.batch_size))
 
     def take_snapshots(self) -> None:
         """Keep a copy of every decoder."""
@@ -264,7 +267,6 @@ class _Run:
         """Train to the end."""
         training, bank = self.training, self.bank
         engine = self.engine()
-        seeds = {config.data_seed for config in bank.configs}
         bar = progress_bar(
             training.steps * len(bank),
             f"SAEs {bank.configs[0].architecture} {bank.d_sae} × {len(bank)}",
@@ -279,14 +281,7 @@ class _Run:
             while self.step < boundary and bank.active():
                 until = min(boundary, self.step + CHUNK_STEPS)
                 started = time.perf_counter()
-                batches = {
-                    seed: torch.from_numpy(
-                        batch_rows(
-                            seed, len(self.rows.train), training.batch_size, self.step, until
-                        )
-                    )
-                    for seed in seeds
-                }
+                until, batches = self.rows.batches(self.seeds, self.step, until)
                 table = step_table(bank.configs, training, self.step, until)
                 means = engine.run(table, batches)
                 self.seconds += time.perf_counter() - started
@@ -323,7 +318,9 @@ class _Run:
         due = self.step % self.resample_interval() == 0
         if due and self.step <= self.training.resample_until_fraction * self.training.steps:
             with one_thread():
-                resample_dead_latents(self.bank, self.rows.train, self.training, self.step)
+                resample_dead_latents(
+                    self.bank, self.rows.sample, self.training, self.step, self.rows.n_train
+                )
 
 
 def train_bank(
@@ -345,7 +342,8 @@ def train_bank(
     Parameters
     ----------
     rows
-        Training activations ``[n, d_in]``: a tensor, an array, or an object with ``values``.
+        Training activations ``[n, d_in]``: a tensor, an array, an object with ``values``, or a
+        store of them (:class:`husai.activations.ActivationStore`), which memory need not hold.
     configs
         One SAE each; architecture, d_sae and prefixes must agree (:func:`group_into_banks`).
     training

@@ -11,6 +11,9 @@ from husai.campaign.executors.tasks import Broken, Calibration, Trained
 if TYPE_CHECKING:
     import torch
 
+    from husai.activations import ActivationStore
+
+    BankRows = torch.Tensor | ActivationStore
 
 POLL_SECONDS = 0.5
 """Longest time that a driver waits for events before it checks budget and ledger again."""
@@ -62,8 +65,8 @@ class Executor(Protocol):
         """Banks that may be submitted now."""
         ...
 
-    def put(self, key: str, rows: torch.Tensor) -> None:
-        """Make rows known to every worker, once."""
+    def put(self, key: str, rows: BankRows) -> None:
+        """Make rows, or a store of them, known to every worker, once."""
         ...
 
     def submit(self, bank: Bank, *, measure: bool = False) -> None:

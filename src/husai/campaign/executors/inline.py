@@ -11,7 +11,7 @@ from husai.campaign.executors.base import Done, Event, Progress
 from husai.campaign.executors.tasks import calibrate, train_task
 
 if TYPE_CHECKING:
-    import torch
+    from husai.campaign.executors.base import BankRows
 
 WORKER = "this process"
 
@@ -47,7 +47,7 @@ class InlineExecutor:
         self.devices = 1.0 if on_gpu else float(torch.get_num_threads())
         self._checkpoints = checkpoints
         self._on_progress = on_progress
-        self._rows: dict[str, torch.Tensor] = {}
+        self._rows: dict[str, BankRows] = {}
         self._next: tuple[Bank, bool] | None = None
 
     @property
@@ -55,7 +55,7 @@ class InlineExecutor:
         """One bank at a time."""
         return int(self._next is None)
 
-    def put(self, key: str, rows: torch.Tensor) -> None:
+    def put(self, key: str, rows: BankRows) -> None:
         """Keep the rows."""
         self._rows[key] = rows
 

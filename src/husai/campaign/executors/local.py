@@ -21,7 +21,7 @@ from husai.campaign.executors.rows import RowsFolder
 from husai.campaign.executors.tasks import Broken
 
 if TYPE_CHECKING:
-    import torch
+    from husai.campaign.executors.base import BankRows
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -79,16 +79,22 @@ class ProcessExecutor:
         self._numbers: Iterator[int] = count()
         self._workers: list[_Worker] = []
         self._rows = RowsFolder()
+        self._stores: dict[str, Path] = {}
 
     @property
     def room(self) -> int:
         """Workers that have nothing to do."""
         return self.slots - sum(worker.bank is not None for worker in self._workers)
 
-    def put(self, key: str, rows: torch.Tensor) -> None:
-        """Write the rows where every worker maps them into its memory."""
+    def put(self, key: str, rows: BankRows) -> None:
+        """Write the rows where every worker reads them; those of a store stay where they are."""
         import numpy as np
 
+        from husai.activations import ActivationStore
+
+        if isinstance(rows, ActivationStore):
+            self._stores[key] = rows.folder.resolve()
+            return
         np.save(self._path(key), rows.numpy())
 
     def submit(self, bank: Bank, *, measure: bool = False) -> None:
@@ -147,7 +153,7 @@ class ProcessExecutor:
         return worker.process.wait()
 
     def _path(self, key: str) -> Path:
-        return self._rows.path / f"{key}.npy"
+        return self._stores.get(key, self._rows.path / f"{key}.npy")
 
     def _start(self) -> _Worker:
         number = next(self._numbers)

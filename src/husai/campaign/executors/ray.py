@@ -18,7 +18,7 @@ from husai.campaign.executors.tasks import broken
 from husai.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
+    from husai.campaign.executors.base import BankRows
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,17 @@ class RayExecutor:
         """Banks that may be handed over: some more than can run, so that no node waits."""
         return self.slots + self._compute.queued_banks - len(self._running)
 
-    def put(self, key: str, rows: torch.Tensor) -> None:
-        """Put the rows into Ray's store."""
-        self._rows[key] = self._ray.put(rows.numpy())
+    def put(self, key: str, rows: BankRows) -> None:
+        """Put the rows into Ray's store; those of a store on disk stay in its folder.
+
+        Every node must see that folder under the same path.
+        """
+        from husai.activations import ActivationStore
+
+        if isinstance(rows, ActivationStore):
+            self._rows[key] = self._ray.put(str(rows.folder.resolve()))
+        else:
+            self._rows[key] = self._ray.put(rows.numpy())
 
     def submit(self, bank: Bank, *, measure: bool = False) -> None:
         """Hand the bank to Ray."""
@@ -236,14 +244,15 @@ def _carry_out(
     import ray
     import torch
 
-    from husai.campaign.executors.tasks import calibrate, train_task
+    from husai.campaign.executors.tasks import calibrate, read_bank_rows, train_task
 
     torch.set_num_threads(threads)
     context = ray.get_runtime_context()
     worker = f"node {context.get_node_id()[:8]} process {os.getpid()}"
     board.tell.remote(bank.name, 0.0, worker)
     # Ray's arrays may not be written to, which torch has no way of knowing
-    values = torch.from_numpy(rows.copy())
+    stored = isinstance(rows, str)
+    values = read_bank_rows(Path(rows)) if stored else torch.from_numpy(rows.copy())
     if measure:
         return calibrate(bank, values), worker
     result = train_task(

@@ -22,7 +22,7 @@ from husai.errors import InputError
 from husai.progress import progress_to
 
 if TYPE_CHECKING:
-    import torch
+    from husai.campaign.executors.base import BankRows
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,18 @@ class Calibration:
         )
 
 
+def read_bank_rows(path: Path) -> BankRows:
+    """Read rows from the file that an executor wrote, or open the store in a folder."""
+    import numpy as np
+    import torch
+
+    from husai.activations import ActivationStore
+
+    return ActivationStore(path) if path.is_dir() else torch.from_numpy(np.load(path))
+
+
 def train_task(
-    bank: Bank, rows: torch.Tensor, checkpoints: Path | None, report: Report
+    bank: Bank, rows: BankRows, checkpoints: Path | None, report: Report
 ) -> Trained | Broken:
     """Train a bank, from its checkpoint where there is one; an exception becomes ``Broken``."""
     from husai import __version__
@@ -142,7 +152,7 @@ def broken(error: BaseException) -> Broken:
     return Broken(f"{type(error).__name__}: {message[0] if message else ''}", text, kind)
 
 
-def calibrate(bank: Bank, rows: torch.Tensor) -> Calibration | Broken:
+def calibrate(bank: Bank, rows: BankRows) -> Calibration | Broken:
     """Measure what a bank's training takes, with runs of a few steps.
 
     There are three runs: of one step; of enough steps to take clearly longer; and of the same

@@ -28,10 +28,7 @@ def main(descriptor: int, checkpoints: Path | None) -> None:
                 os._exit(0)  # the driver is gone: no one would receive the result
 
     threading.Thread(target=listen, daemon=True).start()
-    import numpy as np
-    import torch
-
-    from husai.campaign.executors.tasks import calibrate, train_task
+    from husai.campaign.executors.tasks import calibrate, read_bank_rows, train_task
 
     sending = threading.Lock()
 
@@ -44,7 +41,7 @@ def main(descriptor: int, checkpoints: Path | None) -> None:
 
     while True:
         bank, path, measure = work.get()
-        rows = torch.from_numpy(np.load(path))
+        rows = read_bank_rows(Path(path))
         send("progress", 0.0)
         if measure:
             send("done", calibrate(bank, rows))

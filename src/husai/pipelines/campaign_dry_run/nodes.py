@@ -21,10 +21,11 @@ def estimate(
     training: BankTrainingConfig,
     campaign: CampaignConfig,
     folder: Path,
+    stores: Path,
 ) -> tuple[pd.DataFrame, str]:
     """Measure every shape of bank for a moment, and add up what the campaign would take."""
     plan = plan_saes(campaign.plan)
-    rows = {key: load_activations(activations, key) for key in sorted(set(plan_keys(plan)))}
+    rows = {key: load_activations(activations, key, stores) for key in sorted(set(plan_keys(plan)))}
     folders = CampaignFolders.below(folder)
     table, text = estimate_campaign(plan, rows, training, campaign, folders)
     logger.info("\n%s", text)

@@ -18,6 +18,7 @@ def create_pipeline() -> Pipeline:
                     "training": "params:sae_training",
                     "campaign": "params:campaign",
                     "folder": "campaign_folder",
+                    "stores": "activation_stores",
                 },
                 outputs=["campaign_estimate", "campaign_estimate_text"],
                 name="estimate_campaign",

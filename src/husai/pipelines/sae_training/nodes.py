@@ -33,11 +33,14 @@ def train(
     training: BankTrainingConfig,
     campaign: CampaignConfig,
     folder: Path,
+    stores: Path,
 ) -> Iterator[dict[str, TensorFile]]:
     """Train every planned SAE that is not there yet; each is saved once its bank has ended."""
     from husai.sae import to_tensors
 
-    rows = {key: load_activations(activations, key) for key in sorted(set(plan_keys(sae_plan)))}
+    rows = {
+        key: load_activations(activations, key, stores) for key in sorted(set(plan_keys(sae_plan)))
+    }
     folders = CampaignFolders.below(folder)
     for sae_id, sae in run_campaign(sae_plan, rows, training, campaign, folders):
         yield {sae_id: TensorFile(*to_tensors(sae))}

@@ -20,6 +20,7 @@ def create_pipeline() -> Pipeline:
                     "training": "params:sae_training",
                     "campaign": "params:campaign",
                     "folder": "campaign_folder",
+                    "stores": "activation_stores",
                 },
                 outputs="saes",
                 name="train_saes",

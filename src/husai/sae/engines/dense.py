@@ -260,13 +260,19 @@ class DenseEngine:
     """Trains a bank step by step with :func:`dense_loss` and :func:`adam_step`."""
 
     def __init__(
-        self, bank: SAEBank, rows: torch.Tensor, training: BankTrainingConfig, device: torch.device
+        self,
+        bank: SAEBank,
+        rows: torch.Tensor,
+        training: BankTrainingConfig,
+        device: torch.device,
+        n_rows: int | None = None,
     ) -> None:
         self.bank = bank
         self.rows = rows.to(device)
         self.training = training
         self.device = device
-        self.dead_rows = training.dead_after_passes * len(rows)
+        # rows may be a buffer for more of them
+        self.dead_rows = training.dead_after_passes * (n_rows or len(rows))
         self.bandwidth = torch.tensor(
             [c.jumprelu_bandwidth for c in bank.configs], device=device, dtype=torch.float64
         )

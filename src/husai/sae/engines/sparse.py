@@ -376,7 +376,13 @@ def by_sae(
 class SparseEngine:
     """Trains a bank on the CPU with the kernels."""
 
-    def __init__(self, bank: SAEBank, rows: torch.Tensor, training: BankTrainingConfig) -> None:
+    def __init__(
+        self,
+        bank: SAEBank,
+        rows: torch.Tensor,
+        training: BankTrainingConfig,
+        n_rows: int | None = None,
+    ) -> None:
         self.bank = bank
         self.training = training
         self.d_sae = bank.d_sae
@@ -386,7 +392,8 @@ class SparseEngine:
         self.selection = bank.architecture.selection
         self.method = training.dead_latent_method(bank.architecture.name)
         self.prefixes: I64 = np.array(bank.prefixes, dtype=np.int64)
-        self.dead_rows = float(training.dead_after_passes * len(rows))
+        # rows may be a buffer for more of them
+        self.dead_rows = float(training.dead_after_passes * (n_rows or len(rows)))
         self.k_aux = min(training.aux_k or max(1, bank.d_in // 2), bank.d_sae)
         self.bandwidth: F64 = np.array([c.jumprelu_bandwidth for c in bank.configs])
         # arrays that share the tensors' memory

@@ -1,0 +1,204 @@
+"""A latent in words: the contexts that activate it most, and the tokens that it makes likely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field
+
+from husai.config import Config, Count, Position
+from husai.errors import InputError
+from husai.language.config import ReadingConfig
+from husai.language.extraction import ALL_OF_A_CONTEXT, row_places
+from husai.language.model import LanguageModel
+from husai.progress import progress_bar
+from husai.sae import TrainedSAE
+from husai.text import Tokens
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 2048
+OPEN, CLOSE = "«", "»"
+
+
+class ContextsConfig(Config):
+    """How many contexts describe a latent, and how long they are."""
+
+    contexts: Count = Field(default=5, description="of each latent, those that activate it most")
+    before: Count = Field(default=8, description="tokens shown before the one that activates it")
+    after: Count = Field(default=4, description="tokens shown after it")
+    tokens: Count = Field(
+        default=5, description="that a latent makes most and least likely, through the unembedding"
+    )
+
+
+def top_rows(
+    sae: TrainedSAE, rows: torch.Tensor, n: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Find the rows that activate each latent most.
+
+    Returns
+    -------
+    activations, numbers
+        ``[n, d_sae]`` descending, and the rows' numbers; 0 where a latent fires on fewer rows.
+        Of equal activations the earlier row comes first.
+    """
+    import torch
+
+    n = min(n, len(rows))
+    best = torch.zeros(n, sae.config.d_sae)
+    numbers = torch.zeros(n, sae.config.d_sae, dtype=torch.int64)
+    for begin in range(0, len(rows), CHUNK):
+        codes = sae.encode(rows[begin : begin + CHUNK].float())
+        together = torch.cat([best, codes])
+        own = torch.arange(begin, begin + len(codes))[:, None].expand(codes.shape)
+        all_numbers = torch.cat([numbers, own])
+        order = together.sort(dim=0, descending=True, stable=True).indices[:n]
+        best, numbers = together.gather(0, order), all_numbers.gather(0, order)
+    return best.numpy(), numbers.numpy()
+
+
+def contexts_table(
+    model: LanguageModel,
+    tokens: Tokens,
+    documents: pd.DataFrame,
+    saes: Mapping[str, TrainedSAE],
+    rows: torch.Tensor,
+    place: tuple[str, Position],
+    reading: ReadingConfig,
+    config: ContextsConfig,
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Tabulate the contexts that activate every latent most, among the held-out ones.
+
+    Parameters
+    ----------
+    model
+        For the words of its tokens.
+    tokens, documents
+        The text.
+    saes
+        By name, those of one hook.
+    rows
+        Its held-out rows ``[n, d]``.
+    place, reading
+        Where they were read.
+    config
+        How many, and how long.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        A row for each SAE, latent and ``rank`` from 0: ``activation``, ``row`` among the held-out
+        ones, ``token``, ``text`` with the token in « », ``source`` and ``document_row``.
+
+    Raises
+    ------
+    InputError
+        When the rows are not those of the tokens.
+    """
+    places = row_places(tokens, place[1], reading)
+    held_out = places.context >= len(tokens) - tokens.n_held_out
+    context, at = places.context[held_out], places.place[held_out]
+    if len(context) != len(rows):
+        raise InputError(
+            f"contexts: {len(rows)} held-out rows, but the tokens give {len(context)}; run the "
+            "extraction again"
+        )
+    words = _Words(model, int(tokens.ids[tokens.ordinary][0]))
+    found = []
+    with progress_bar(len(saes), "find contexts", "SAE", disable=not progress) as bar:
+        for sae_id, sae in saes.items():
+            best, numbers = top_rows(sae, rows, config.contexts)
+            rank, latent = np.nonzero(best > 0)
+            row = numbers[rank, latent]
+            table = pd.DataFrame({"sae_id": sae_id, "latent": latent, "rank": rank})
+            table["activation"], table["row"] = best[rank, latent], row
+            shown = [words.shown(tokens, context[one], at[one], config) for one in row]
+            table["token"], table["text"] = zip(*shown, strict=True) if shown else ([], [])
+            document = tokens.document[context[row], np.maximum(at[row], 0)]
+            # of a mean the first ordinary token tells the document
+            document = np.where(at[row] < 0, tokens.document[context[row]].max(1), document)
+            table["source"] = documents["source"].to_numpy()[document]
+            table["document_row"] = documents["row"].to_numpy()[document]
+            found.append(table.sort_values(["latent", "rank"], ignore_index=True))
+            bar.update(1)
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+class _Words:
+    """The text of tokens as it stands behind another, with the space before it if there is one."""
+
+    def __init__(self, model: LanguageModel, before: int) -> None:
+        self.tokenizer = model.tokenizer
+        self.before = before
+        self.skipped = len(self.tokenizer.decode([before]))
+        self.known: dict[int, str] = {}
+
+    def of(self, token: int) -> str:
+        """Text of one token."""
+        if token not in self.known:
+            self.known[token] = self.tokenizer.decode([self.before, token])[self.skipped :]
+        return self.known[token]
+
+    def shown(
+        self, tokens: Tokens, context: int, place: int, config: ContextsConfig
+    ) -> tuple[str, str]:
+        """Give a token and its surroundings on one line, with the token marked."""
+        length = int(tokens.length[context])
+        words = [self.of(one) for one in tokens.ids[context, :length].tolist()]
+        if place == ALL_OF_A_CONTEXT:
+            return "", " ".join("".join(words[: config.before + config.after]).split())
+        before = "".join(words[max(0, place - config.before) : place])
+        after = "".join(words[place + 1 : place + 1 + config.after])
+        token = words[place]
+        bare = token.lstrip(" ")
+        space = token[: len(token) - len(bare)]
+        marked = f"{before}{space}{OPEN}{bare}{CLOSE}{after}"
+        return " ".join(bare.split()) or token, " ".join(marked.split())
+
+
+def logit_effects(
+    model: LanguageModel, saes: Mapping[str, TrainedSAE], config: ContextsConfig
+) -> pd.DataFrame:
+    """Tabulate the tokens that each latent's decoder row makes most and least likely.
+
+    The row goes through the unembedding directly (the logit lens of nostalgebraist, 2020): what
+    layers after the hook make of it is left out, and so is the last normalisation.
+
+    Returns
+    -------
+    DataFrame
+        A row for each SAE and latent: ``promoted`` and ``suppressed``, lists of tokens, and
+        ``promoted_effect``, ``suppressed_effect``, their logits for one unit of the latent. Empty
+        where the model has no head, or the hook is not as wide as the residual stream.
+    """
+    head = model.bridge.original_model.get_output_embeddings()
+    if model.kind == "encoder" or head is None:
+        return pd.DataFrame()
+    W_U = head.weight.detach().float().cpu()
+    found: list[dict[str, Any]] = []
+    for sae_id, sae in saes.items():
+        if sae.d_in != W_U.shape[1]:
+            continue
+        for begin in range(0, sae.config.d_sae, CHUNK):
+            effect = sae.W_dec[begin : begin + CHUNK].float() @ W_U.T
+            effect = effect - effect.mean(1, keepdim=True)  # softmax does not see a constant
+            n = min(config.tokens, effect.shape[1])
+            best, worst = effect.topk(n, dim=1), effect.topk(n, dim=1, largest=False)
+            for offset in range(len(effect)):
+                row: dict[str, Any] = {"sae_id": sae_id, "latent": begin + offset}
+                for name, top in (("promoted", best), ("suppressed", worst)):
+                    ids = top.indices[offset].tolist()
+                    row[name] = [model.tokenizer.decode([token]).strip() for token in ids]
+                    row[f"{name}_effect"] = top.values[offset].tolist()
+                found.append(row)
+    return pd.DataFrame(found)

@@ -1,0 +1,424 @@
+"""What an SAE does to a language model, under the names of SAEBench's core evaluation.
+
+Karvonen et al., "SAEBench" (arXiv 2503.09532).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from husai.config import Config, Count, Position, Seed
+from husai.errors import InputError
+from husai.language.config import ReadingConfig
+from husai.language.extraction import batches, kept_tokens, row_places
+from husai.language.model import LanguageModel
+from husai.progress import progress_bar
+from husai.sae import TrainedSAE
+from husai.text import Tokens
+
+if TYPE_CHECKING:
+    import torch
+
+    Reconstruct = Callable[[torch.Tensor], torch.Tensor]
+
+CHUNK = 2048
+DENSITY_EDGES = tuple(float(edge) for edge in np.arange(-6.0, 0.51, 0.5))
+"""Edges of the density histogram's bins, log10 of the fraction of rows; the first bin is open."""
+
+CATEGORIES: Mapping[str, tuple[str, ...]] = {
+    "model_behavior_preservation": ("kl_div_score", "kl_div_with_ablation", "kl_div_with_sae"),
+    "model_performance_preservation": (
+        "ce_loss_score",
+        "ce_loss_with_ablation",
+        "ce_loss_with_sae",
+        "ce_loss_without_sae",
+    ),
+    "reconstruction_quality": ("explained_variance", "mse", "cossim"),
+    "shrinkage": ("l2_norm_in", "l2_norm_out", "l2_ratio", "relative_reconstruction_bias"),
+    "sparsity": ("l0", "l1"),
+    "token_stats": (
+        "total_tokens_eval_reconstruction",
+        "total_tokens_eval_sparsity_variance",
+    ),
+    "misc_metrics": ("freq_over_1_percent", "freq_over_10_percent", "frac_alive"),
+}
+"""SAEBench's categories of core metrics, and the names in each."""
+
+
+class EvaluationConfig(Config):
+    """How SAEs are measured inside the model that they read."""
+
+    contexts: Count = Field(
+        default=256, description="held-out contexts that reconstructions are spliced into"
+    )
+    measure: Literal["auto", "cross_entropy", "output_change"] = Field(
+        default="auto",
+        description="auto: the loss of a model with a head for tokens, and the change of an "
+        "encoder's output embedding",
+    )
+    batch_tokens: Count = Field(default=1024, description="tokens of one forward pass")
+    masked_fraction: float = Field(
+        default=0.15, gt=0, lt=1, description="tokens that a masked model has to tell"
+    )
+    seed: Seed = Field(default=0, description="of the choice of masked tokens")
+
+
+def reconstruction_metrics(sae: TrainedSAE, rows: torch.Tensor) -> dict[str, float]:
+    """Measure an SAE on rows of its activations ``[n, d]``, in float64.
+
+    Returns
+    -------
+    dict
+        ``explained_variance``: 1 − Σ var(x − x̂) / Σ var(x). ``mse``: mean over rows and elements.
+        ``cossim``: mean cosine of x and x̂. ``l2_norm_in``, ``l2_norm_out``, ``l2_ratio``: mean
+        norms, and the mean of their ratio. ``relative_reconstruction_bias``: E‖x̂‖² / E⟨x, x̂⟩
+        (arXiv 2404.16014, eq. 10), 1 where nothing shrinks. ``l0``, ``l1``: active latents, and
+        the sum of activations, of a row. ``frac_alive``: latents that fire on a row or more.
+        ``freq_over_1_percent``, ``freq_over_10_percent``: latents that fire more often.
+        ``total_tokens_eval_sparsity_variance``: rows.
+    """
+    import torch
+
+    total: dict[str, float] = dict.fromkeys(
+        ("error", "cossim", "in", "out", "ratio", "out_square", "dot", "l0", "l1"), 0.0
+    )
+    sums = torch.zeros(2, sae.d_in, dtype=torch.float64)
+    square = 0.0
+    fired = torch.zeros(sae.config.d_sae, dtype=torch.float64)
+    for chunk in torch.split(rows, CHUNK):
+        x = chunk.double()
+        f = sae.encode(x)
+        x_hat = sae.decode(f)
+        residual = x - x_hat
+        norm_in, norm_out, dot = x.norm(dim=1), x_hat.norm(dim=1), (x * x_hat).sum(1)
+        total["error"] += float(residual.square().sum())
+        total["cossim"] += float((dot / (norm_in * norm_out).clamp_min(1e-30)).sum())
+        total["in"] += float(norm_in.sum())
+        total["out"] += float(norm_out.sum())
+        total["ratio"] += float((norm_out / norm_in.clamp_min(1e-30)).sum())
+        total["out_square"] += float(norm_out.square().sum())
+        total["dot"] += float(dot.sum())
+        total["l0"] += float((f > 0).sum())
+        total["l1"] += float(f.sum())
+        fired += (f > 0).sum(0)
+        sums += torch.stack([x.sum(0), residual.sum(0)])
+        square += float(x.square().sum())
+    n = len(rows)
+    variance = square - float(sums[0].square().sum()) / n
+    unexplained = total["error"] - float(sums[1].square().sum()) / n
+    density = fired / n
+    return {
+        "explained_variance": 1 - unexplained / variance,
+        "mse": total["error"] / (n * sae.d_in),
+        "cossim": total["cossim"] / n,
+        "l2_norm_in": total["in"] / n,
+        "l2_norm_out": total["out"] / n,
+        "l2_ratio": total["ratio"] / n,
+        "relative_reconstruction_bias": total["out_square"] / total["dot"],
+        "l0": total["l0"] / n,
+        "l1": total["l1"] / n,
+        "frac_alive": float((density > 0).double().mean()),
+        "freq_over_1_percent": float((density > 0.01).double().mean()),
+        "freq_over_10_percent": float((density > 0.1).double().mean()),
+        "total_tokens_eval_sparsity_variance": float(n),
+    }
+
+
+def density_histogram(densities: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+    """Count latents by how often they fire.
+
+    Parameters
+    ----------
+    densities
+        By SAE, the fraction of rows on which each latent fires ``[d_sae]``.
+
+    Returns
+    -------
+    DataFrame
+        A row for each SAE and bin: ``sae_id``, ``low`` and ``high`` (log10 of the fraction; both
+        NaN for the latents that never fire), ``latents``.
+    """
+    found = []
+    edges = [-np.inf, *DENSITY_EDGES]
+    for sae_id, density in densities.items():
+        values = density.double().numpy()
+        found.append((sae_id, math.nan, math.nan, int((values == 0).sum())))
+        logs = np.log10(values[values > 0])
+        for low, high in pairwise(edges):
+            found.append((sae_id, low, high, int(((logs > low) & (logs <= high)).sum())))
+    return pd.DataFrame(found, columns=pd.Index(["sae_id", "low", "high", "latents"]))
+
+
+class _Batch(NamedTuple):
+    """Some contexts: what goes in, where activations are changed, and what is asked."""
+
+    ids: torch.Tensor
+    attention: torch.Tensor
+    changed: torch.Tensor
+    asked: torch.Tensor
+    answers: torch.Tensor
+
+
+@dataclass
+class _Sums:
+    """Sums over the tokens that are asked, or the contexts of an encoder."""
+
+    loss: float = 0.0
+    divergence: float = 0.0
+    n: int = 0
+
+
+def model_metrics(
+    model: LanguageModel,
+    tokens: Tokens,
+    place: tuple[str, Position],
+    saes: Mapping[str, TrainedSAE],
+    reading: ReadingConfig,
+    config: EvaluationConfig,
+    mean: torch.Tensor,
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Measure what the model loses when an SAE's reconstruction takes the activations' place.
+
+    Only the positions that SAEs are trained on are changed. A causal model tells the next token,
+    where that is an ordinary one; a masked model the tokens of which a part is masked.
+
+    Parameters
+    ----------
+    model, tokens
+        The model, and the text: its held-out contexts are used.
+    place
+        Hook and position that the SAEs read.
+    saes
+        By name.
+    reading, config
+        Which tokens are rows; how many contexts are measured.
+    mean
+        Mean of the activations ``[d]``, for the mean ablation.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        A row for each SAE: ``ce_loss_without_sae``, ``ce_loss_with_sae``,
+        ``ce_loss_with_ablation`` (zeros) and ``ce_loss_with_mean_ablation``; ``ce_loss_score`` =
+        (ablated − with SAE) / (ablated − without); the same of the KL divergence from the whole
+        model, ``kl_div_score`` = 1 − with SAE / ablated; in nats a token. For an encoder
+        ``output_change_with_sae``, ``…_ablation`` and ``…_mean_ablation``: 1 − cosine of the mean
+        output embeddings of a context, and ``output_change_score`` = 1 − with SAE / ablated.
+
+    Raises
+    ------
+    InputError
+        When the rows are means of contexts, which cannot be put back.
+    """
+    import torch
+
+    name, position = place
+    if position == "mean":
+        raise InputError(
+            f"evaluation: {name}@mean is the mean of a context, which cannot be put back in the "
+            "model; evaluate SAEs of all positions"
+        )
+    headless = model.kind == "encoder"
+    if config.measure == "cross_entropy" and headless:
+        raise InputError(
+            f"evaluation.measure: {model.about['name']} has no head for tokens, so that there is "
+            "no cross-entropy; choose output_change, or a model with a head"
+        )
+    by_change = headless or config.measure == "output_change"
+    ways: dict[str, Reconstruct | None] = {
+        "": None,
+        "ablation": torch.zeros_like,
+        "mean_ablation": lambda x: mean.to(x).expand_as(x),
+    }
+    ways |= {f"sae {sae_id}": _reconstruction(sae) for sae_id, sae in saes.items()}
+    sums = {way: _Sums() for way in ways}
+    first = len(tokens) - tokens.n_held_out
+    span = slice(first, min(len(tokens), first + config.contexts))
+    with progress_bar(
+        (span.stop - span.start) * len(ways), "evaluate", "context", disable=not progress
+    ) as bar:
+        for batch in _batches(model, tokens, place, reading, config, span):
+            clean = model.outputs(batch.ids, batch.attention, embedding=by_change)
+            for way, reconstruct in ways.items():
+                out = clean
+                if reconstruct is not None:
+                    change = _changing(batch.changed, reconstruct)
+                    out = model.outputs(
+                        batch.ids, batch.attention, name, change, embedding=by_change
+                    )
+                add = _add_change if by_change else _add_loss
+                add(sums[way], clean, out, batch)
+                bar.update(len(batch.ids))
+    if not sums[""].n:
+        raise InputError("evaluation.contexts: no token to tell in them; raise it")
+    found = [{"sae_id": sae_id, **_scores(by_change, sums, f"sae {sae_id}")} for sae_id in saes]
+    return pd.DataFrame(found).assign(total_tokens_eval_reconstruction=sums[""].n)
+
+
+def _reconstruction(sae: TrainedSAE) -> Reconstruct:
+    return lambda x: sae.decode(sae.encode(x.float())).to(x.dtype)
+
+
+def _changing(changed: torch.Tensor, reconstruct: Reconstruct) -> Reconstruct:
+    def change(values: torch.Tensor) -> torch.Tensor:
+        out = values.clone()
+        where = changed.to(values.device)
+        out[where] = reconstruct(values[where])
+        return out
+
+    return change
+
+
+def _batches(
+    model: LanguageModel,
+    tokens: Tokens,
+    place: tuple[str, Position],
+    reading: ReadingConfig,
+    config: EvaluationConfig,
+    span: slice,
+) -> Iterator[_Batch]:
+    import torch
+
+    changed = np.zeros(tokens.ids.shape, bool)
+    rows = row_places(tokens, place[1], reading)
+    changed[rows.context, rows.place] = True
+    ordinary = tokens.ordinary
+    kept = kept_tokens(tokens, reading) & ordinary
+    generator = np.random.default_rng(config.seed)
+    masked = kept & (generator.random(kept.shape) < config.masked_fraction)
+    for chosen, ids, attention in batches(tokens, span, config.batch_tokens):
+        numbers = chosen.numpy() + span.start
+        at = slice(0, ids.shape[1])
+        answers = ids.clone()
+        asked = torch.from_numpy(ordinary[numbers, at])
+        if model.kind == "masked":
+            asked = torch.from_numpy(masked[numbers, at])
+            token = model.tokenizer.mask_token_id
+            if token is None:
+                raise InputError("language_model.tokenizer: it has no mask token; give the model's")
+            ids = ids.masked_fill(asked, token)
+        elif model.kind == "causal":
+            # the logits at a place tell the token after it
+            answers, asked = answers.roll(-1, 1), asked.roll(-1, 1)
+            asked[:, -1] = False
+        yield _Batch(ids, attention, torch.from_numpy(changed[numbers, at]), asked, answers)
+
+
+def _add_loss(sums: _Sums, clean: torch.Tensor, out: torch.Tensor, batch: _Batch) -> None:
+    """Add the loss at the tokens asked, and the divergence from the whole model there."""
+    import torch
+
+    asked = batch.asked.to(out.device)
+    answers = batch.answers.to(out.device)[asked]
+    log_p, log_q = (torch.log_softmax(x[asked].float(), dim=1) for x in (clean, out))
+    sums.loss -= float(log_q.gather(1, answers[:, None]).double().sum())
+    sums.divergence += float((log_p.exp() * (log_p - log_q)).double().sum())
+    sums.n += len(answers)
+
+
+def _add_change(sums: _Sums, clean: torch.Tensor, out: torch.Tensor, batch: _Batch) -> None:
+    """Add 1 − cosine of every context's mean output."""
+    import torch
+
+    weight = batch.attention.to(out.device)[..., None].to(out.dtype)
+    one, other = ((x * weight).sum(1).double() for x in (clean, out))
+    sums.divergence += float((1 - torch.cosine_similarity(one, other)).sum())
+    sums.n += len(one)
+
+
+def _scores(by_change: bool, sums: Mapping[str, _Sums], way: str) -> dict[str, float]:
+    n = sums[""].n
+    change = {
+        name: sums[one].divergence / n
+        for name, one in (("sae", way), ("ablation", "ablation"), ("mean", "mean_ablation"))
+    }
+    preserved = 1 - change["sae"] / change["ablation"] if change["ablation"] > 0 else math.nan
+    if by_change:
+        return {
+            "output_change_score": preserved,
+            "output_change_with_sae": change["sae"],
+            "output_change_with_ablation": change["ablation"],
+            "output_change_with_mean_ablation": change["mean"],
+        }
+    loss = {name: sums[name].loss / n for name in ("", "ablation", "mean_ablation", way)}
+    gap = loss["ablation"] - loss[""]
+    return {
+        "kl_div_score": preserved,
+        "kl_div_with_sae": change["sae"],
+        "kl_div_with_ablation": change["ablation"],
+        "kl_div_with_mean_ablation": change["mean"],
+        "ce_loss_score": (loss["ablation"] - loss[way]) / gap if gap else math.nan,
+        "ce_loss_with_sae": loss[way],
+        "ce_loss_without_sae": loss[""],
+        "ce_loss_with_ablation": loss["ablation"],
+        "ce_loss_with_mean_ablation": loss["mean_ablation"],
+    }
+
+
+def saebench_results(
+    sae: TrainedSAE, metrics: Mapping[str, Any], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Give an SAE's core evaluation in the layout of SAEBench's JSON files.
+
+    A metric that was not measured (the losses of an encoder without a head) is null. What
+    SAEBench's own files say of its code and of SAELens is null too: neither was used.
+
+    Parameters
+    ----------
+    sae
+        The SAE, for what is known of each latent.
+    metrics
+        Its row of the evaluation's table.
+    about
+        ``sae_id``, model, hook, and the evaluation's configuration.
+    """
+    import torch
+
+    cosine = torch.cosine_similarity(sae.W_enc.T.double(), sae.W_dec.double())
+    details = [
+        {
+            "index": index,
+            "feature_density": float(density),
+            "encoder_bias": float(bias),
+            "encoder_norm": float(norm),
+            "encoder_decoder_cosine_sim": float(cos),
+        }
+        for index, (density, bias, norm, cos) in enumerate(
+            zip(sae.density, sae.b_enc, sae.W_enc.norm(dim=0), cosine, strict=True)
+        )
+    ]
+
+    def known(name: str) -> float | None:
+        value = metrics.get(name)
+        return None if value is None or not np.isfinite(value) else float(value)
+
+    content = json.dumps(dict(about), sort_keys=True)
+    return {
+        "eval_type_id": "core",
+        "eval_config": dict(about),
+        "eval_id": hashlib.sha256(content.encode()).hexdigest()[:32],
+        "eval_result_metrics": {
+            category: {name: known(name) for name in names}
+            for category, names in CATEGORIES.items()
+        },
+        "eval_result_details": details,
+        "sae_bench_commit_hash": None,
+        "sae_lens_id": about.get("sae_id"),
+        "sae_lens_release_id": None,
+        "sae_lens_version": None,
+        "sae_cfg_dict": sae.config.model_dump(mode="json"),
+    }

@@ -1,0 +1,348 @@
+"""A language model: booted from a folder or the hub, run up to the last hook that is read."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from husai.errors import InputError
+from husai.language.config import LanguageModelConfig
+from husai.text import find_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["causal", "masked", "encoder"]
+Change = Callable[["torch.Tensor"], "torch.Tensor"]
+
+HEAD = re.compile(r"(.+)\.head(\d+)")
+
+
+class _Enough(Exception):
+    """Everything that was asked for has been read: the rest of the model need not run."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model with its tokenizer.
+
+    Attributes
+    ----------
+    bridge
+        TransformerLens's.
+    tokenizer
+        Hugging Face's.
+    kind
+        ``causal`` and ``masked`` have a head for tokens; an ``encoder`` has none.
+    about
+        Name, revision, kind and a fingerprint of the weights: JSON data.
+    """
+
+    bridge: TransformerBridge
+    tokenizer: Any
+    kind: Kind
+    about: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.bridge.parameters()).device
+
+    @property
+    def d_vocab(self) -> int:
+        """Tokens that it knows."""
+        return int(self.bridge.cfg.d_vocab)
+
+    @property
+    def context(self) -> int:
+        """Most tokens that it reads at once."""
+        return int(self.bridge.cfg.n_ctx)
+
+    def values(
+        self, ids: torch.Tensor, attention: torch.Tensor, hooks: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Read hooks in one pass, which ends at the last of them.
+
+        Parameters
+        ----------
+        ids, attention
+            Token ids and whether each is no padding, ``[batch, position]``.
+        hooks
+            Names, with a head or without.
+
+        Returns
+        -------
+        dict
+            By hook ``[batch, position, d]``; heads side by side.
+
+        Raises
+        ------
+        InputError
+            When a hook does not fire, or has no position axis.
+        """
+        import torch
+
+        wanted = {name: _base(name) for name in hooks}
+        waiting = set(wanted.values())
+        found: dict[str, torch.Tensor] = {}
+
+        def keep(base: str) -> Callable[..., None]:
+            def hook(value: torch.Tensor, hook: Any = None) -> None:
+                found[base] = value.detach()
+                waiting.discard(base)
+                if not waiting:
+                    raise _Enough
+
+            return hook
+
+        with torch.no_grad(), suppress(_Enough):
+            self.bridge.run_with_hooks(
+                ids.to(self.device),
+                attention_mask=attention.to(self.device),
+                fwd_hooks=[(base, keep(base)) for base in sorted(waiting)],
+            )
+        if waiting:
+            raise InputError(
+                f"reading.hook_names: '{min(waiting)}' exists in the model but does not fire in "
+                "this configuration"
+            )
+        return {
+            name: _rows_of(found[base], name, tuple(ids.shape)) for name, base in wanted.items()
+        }
+
+    def outputs(
+        self,
+        ids: torch.Tensor,
+        attention: torch.Tensor,
+        hook: str | None = None,
+        change: Change | None = None,
+        *,
+        embedding: bool = False,
+    ) -> torch.Tensor:
+        """Give logits ``[batch, position, d_vocab]``, or the last block's output.
+
+        Parameters
+        ----------
+        ids, attention
+            As for :meth:`values`.
+        hook, change
+            A hook, and what becomes of its values ``[batch, position, d]``.
+        embedding
+            Give the last block's output ``[batch, position, d_model]``; an encoder has no logits.
+        """
+        import torch
+
+        hooks: list[tuple[str, Callable[..., Any]]] = []
+        if hook is not None and change is not None:
+            apply = change
+
+            def splice(value: torch.Tensor, hook_point: Any = None, **_: Any) -> torch.Tensor:
+                return _put_back(value, hook, apply(_rows_of(value, hook, tuple(ids.shape))))
+
+            hooks.append((_base(hook), lambda value, hook: splice(value)))
+        last: list[torch.Tensor] = []
+        if embedding:
+
+            def read(value: torch.Tensor, hook: Any = None) -> None:
+                last.append(value.detach())
+                raise _Enough
+
+            # after the splice, where both are at one hook
+            hooks.append((f"blocks.{int(self.bridge.cfg.n_layers) - 1}.hook_out", read))
+        with torch.no_grad(), suppress(_Enough):
+            last.append(
+                self.bridge.run_with_hooks(
+                    ids.to(self.device), attention_mask=attention.to(self.device), fwd_hooks=hooks
+                )
+            )
+        return last[0]
+
+
+def _base(name: str) -> str:
+    match = HEAD.fullmatch(name)
+    return match.group(1) if match else name
+
+
+def _rows_of(value: torch.Tensor, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Values of a hook as ``[batch, position, d]``: one head of them, or all side by side."""
+    if value.dim() < 3 or tuple(value.shape[:2]) != shape:
+        raise InputError(
+            f"reading.hook_names: '{name}' gives shape {list(value.shape)}, which has no [batch, "
+            "position] axes in front; choose a hook on the residual stream, the attention output "
+            "or the MLP"
+        )
+    match = HEAD.fullmatch(name)
+    if match is None:
+        return value.flatten(2)
+    head = int(match.group(2))
+    if value.dim() != 4 or head >= value.shape[2]:
+        heads = f"{value.shape[2]} heads" if value.dim() == 4 else "no heads"
+        raise InputError(f"reading.hook_names: '{name}': the hook has {heads}")
+    return value[:, :, head]
+
+
+def _put_back(value: torch.Tensor, name: str, rows: torch.Tensor) -> torch.Tensor:
+    match = HEAD.fullmatch(name)
+    if match is None:
+        return rows.reshape(value.shape).to(value.dtype)
+    changed = value.clone()
+    changed[:, :, int(match.group(2))] = rows.to(value.dtype)
+    return changed
+
+
+def load_language_model(config: LanguageModelConfig, *, trained: bool = True) -> LanguageModel:
+    """Boot a model, with its weights or new ones drawn from ``config.untrained_seed``.
+
+    Raises
+    ------
+    InputError
+        When it is not there, or TransformerLens does not know its architecture.
+    """
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    if config.device == "cuda" and not on_gpu:
+        raise InputError("language_model.device: cuda, but this machine has none; use auto or cpu")
+    source = _source(config.name)
+    dtype = getattr(torch, config.dtype)
+    hub, tokenizer = _described(config)
+    # of an architecture without a head, the head that is booted has no weights in the file
+    kind = _kind(list(hub.architectures or ()))
+    device = "cuda" if on_gpu else "cpu"
+    with _boundary(config.name), torch.random.fork_rng():
+        torch.manual_seed(config.untrained_seed)
+        bridge = TransformerBridge.boot_transformers(
+            source,
+            device=device,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            revision=config.revision,
+            load_weights=trained,
+        )
+        bridge = bridge.to(device=device, dtype=dtype).eval()
+    if len(tokenizer) > int(bridge.cfg.d_vocab):
+        raise InputError(
+            f"language_model.tokenizer: it has {len(tokenizer)} tokens, and the model knows "
+            f"{bridge.cfg.d_vocab}; give the model's own"
+        )
+    about = {
+        "name": config.name,
+        "revision": config.revision or getattr(hub, "_commit_hash", None),
+        "kind": kind,
+        "dtype": config.dtype,
+        "weights": _fingerprint(bridge),
+    }
+    return LanguageModel(bridge, tokenizer, kind, about)
+
+
+def load_tokenizer(config: LanguageModelConfig) -> tuple[Any, int]:
+    """Load a model's tokenizer alone; beside it how many tokens the model knows.
+
+    Raises
+    ------
+    InputError
+        When it is not there.
+    """
+    hub, tokenizer = _described(config)
+    return tokenizer, int(hub.get_text_config().vocab_size)
+
+
+def _described(config: LanguageModelConfig) -> tuple[Any, Any]:
+    """Give a model's configuration and its tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    source = _source(config.name)
+    with _boundary(config.name):
+        hub = AutoConfig.from_pretrained(source, revision=config.revision)
+    with _boundary(config.tokenizer or config.name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source if config.tokenizer is None else _source(config.tokenizer),
+            revision=config.revision if config.tokenizer is None else None,
+        )
+    return hub, tokenizer
+
+
+def _source(name: str) -> str:
+    package, colon, _ = name.partition(":")
+    local = Path(name).exists() or (colon and package.isidentifier())
+    looks_local = name.startswith((".", "/", "~"))
+    return str(find_path(name, "language_model.name")) if local or looks_local else name
+
+
+@contextmanager
+def _boundary(name: str) -> Iterator[None]:
+    """Turn what the model's libraries raise about a name into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"language_model.name: {name} cannot be loaded ({type(error).__name__}: {reason}); "
+            "check the name, or give a folder"
+        ) from error
+
+
+def _kind(architectures: list[str]) -> Kind:
+    if any(name.endswith("ForMaskedLM") for name in architectures):
+        return "masked"
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        return "causal"
+    return "encoder"
+
+
+def _fingerprint(bridge: TransformerBridge) -> str:
+    """Sixteen hex digits of the weights: names, shapes, some values and the sum of each."""
+    content = hashlib.sha256()
+    for name, parameter in sorted(bridge.original_model.named_parameters()):
+        flat = parameter.detach().flatten()
+        values = flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes()
+        content.update(f"{name} {list(parameter.shape)} ".encode() + values)
+    return content.hexdigest()[:16]
+
+
+def check_hooks(model: LanguageModel, hooks: Sequence[str]) -> None:
+    """Check that every hook exists.
+
+    Raises
+    ------
+    InputError
+        Naming those that are most like it.
+    """
+    known = sorted({str(name) for name in model.bridge.hook_dict})
+    aliases = getattr(model.bridge, "hook_aliases", {}) or {}
+    for name in hooks:
+        base = _base(name)
+        if base in model.bridge.hook_dict or base in aliases or _resolves(model.bridge, base):
+            continue
+        last = base.split(".")[-1]
+        alike = get_close_matches(base, known, n=4, cutoff=0.0)
+        same = [hook for hook in known if hook.split(".")[-1] == last]
+        close = list(dict.fromkeys([*get_close_matches(base, same, n=3, cutoff=0.0), *alike]))
+        raise InputError(
+            f"reading.hook_names: no hook '{base}' in {model.about['name']}; close ones are: "
+            f"{', '.join(close[:6])}"
+        )
+
+
+def _resolves(bridge: TransformerBridge, name: str) -> bool:
+    """Whether a name that is no hook's own, such as hook_resid_pre, stands for one."""
+    target: Any = bridge
+    try:
+        for part in name.split("."):
+            target = target[int(part)] if part.isdigit() else getattr(target, part)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return False
+    return hasattr(target, "add_hook")

@@ -1,0 +1,184 @@
+"""All SAEs of a plan, measured in the language model that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from husai.activations import Activations, activation_key, load_activations
+from husai.config import Position, as_position
+from husai.language.config import LanguageModelConfig, ReadingConfig
+from husai.language.contexts import ContextsConfig, contexts_table, logit_effects
+from husai.language.evaluation import (
+    EvaluationConfig,
+    density_histogram,
+    model_metrics,
+    reconstruction_metrics,
+    saebench_results,
+)
+from husai.language.model import LanguageModel, load_language_model
+from husai.language.probes import ProbesConfig, ProbeTables, probe_saes, probe_tasks
+from husai.sae import TrainedSAE, load_trained
+from husai.storage import TensorFiles
+from husai.text import TextConfig, Tokens
+
+
+class HookSAEs(NamedTuple):
+    """The SAEs of one hook of one model: their rows of the plan, the SAEs, and what they read."""
+
+    plan: pd.DataFrame
+    saes: dict[str, TrainedSAE]
+    rows: Activations
+    place: tuple[str, Position]
+
+
+def saes_by_hook(
+    plan: pd.DataFrame, saes: TensorFiles, activations: TensorFiles, model: str
+) -> Iterator[HookSAEs]:
+    """Yield the SAEs that were trained without failing, hook by hook.
+
+    Parameters
+    ----------
+    plan, saes, activations
+        Of the study.
+    model
+        ``trained`` or ``untrained``: whose activations.
+    """
+    own = plan[plan["model"] == model]
+    for (hook, position), part in own.groupby(["hook_name", "position"], sort=False):
+        loaded = load_trained(saes, part["sae_id"].tolist())
+        whole = {sae_id: sae for sae_id, sae in loaded.items() if sae.failure is None}
+        place = (str(hook), as_position(position))
+        rows = load_activations(activations, activation_key(*place, model))
+        yield HookSAEs(part[part["sae_id"].isin(list(whole))], whole, rows, place)
+
+
+def evaluate_plan(
+    plan: pd.DataFrame,
+    saes: TensorFiles,
+    activations: TensorFiles,
+    tokens: Tokens,
+    language_model: LanguageModelConfig,
+    reading: ReadingConfig,
+    config: EvaluationConfig,
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[str, Any]]]:
+    """Measure every SAE under the names of SAEBench's core evaluation.
+
+    Returns
+    -------
+    metrics
+        A row for each SAE. What splicing does is measured on the trained model.
+    densities
+        Their histograms.
+    saebench
+        By SAE, what its SAEBench file holds.
+    """
+    found, files = [], {}
+    densities = {}
+    model = load_language_model(language_model)
+    for which in ("trained", "untrained"):
+        for hook in saes_by_hook(plan, saes, activations, which):
+            values = hook.rows.values
+            metrics = {one: reconstruction_metrics(sae, values) for one, sae in hook.saes.items()}
+            table = pd.DataFrame(metrics).T.rename_axis("sae_id").reset_index()
+            if which == "trained" and hook.place[1] != "mean":
+                spliced = model_metrics(
+                    model, tokens, hook.place, hook.saes, reading, config, values.mean(0)
+                )
+                table = table.merge(spliced, on="sae_id")
+            named = hook.plan[["sae_id", "group", "architecture", "d_sae", "seed", "model"]]
+            found.append(named.merge(table, on="sae_id"))
+            densities |= {one: sae.density for one, sae in hook.saes.items()}
+            for row in table.to_dict("records"):
+                sae_id = str(row["sae_id"])
+                about = {
+                    "sae_id": sae_id,
+                    "model": dict(model.about),
+                    "hook": f"{hook.place[0]}@{hook.place[1]}",
+                    "trained": which == "trained",
+                    "evaluation": config.model_dump(mode="json"),
+                }
+                known = {str(name): value for name, value in row.items()}
+                files[sae_id] = saebench_results(hook.saes[sae_id], known, about)
+    return pd.concat(found, ignore_index=True), density_histogram(densities), files
+
+
+def probe_plan(
+    plan: pd.DataFrame,
+    saes: TensorFiles,
+    activations: TensorFiles,
+    text: TextConfig,
+    language_model: LanguageModelConfig,
+    reading: ReadingConfig,
+    config: ProbesConfig,
+    level: float,
+) -> ProbeTables:
+    """Probe labelled texts with every SAE, each in the model that it reads."""
+    found: list[ProbeTables] = []
+    for which in ("trained", "untrained"):
+        model: LanguageModel | None = None
+        for hook in saes_by_hook(plan, saes, activations, which):
+            model = model or load_language_model(language_model, trained=which == "trained")
+            tasks = list(probe_tasks(text, config, model))
+            tables = probe_saes(
+                model, tasks, hook.plan, hook.saes, hook.place, reading, config, level=level
+            )
+            at = {"hook": f"{hook.place[0]}@{hook.place[1]}", "model": which}
+            found.append(
+                ProbeTables(
+                    *(t.assign(**at) for t in (tables.probes, tables.summary, tables.stability))
+                )
+            )
+    return ProbeTables(
+        *(
+            pd.concat([getattr(one, name) for one in found], ignore_index=True)
+            for name in ("probes", "summary", "stability")
+        )
+    )
+
+
+def describe_plan(
+    plan: pd.DataFrame,
+    saes: TensorFiles,
+    activations: TensorFiles,
+    tokens: Tokens,
+    documents: pd.DataFrame,
+    language_model: LanguageModelConfig,
+    reading: ReadingConfig,
+    config: ContextsConfig,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Find the contexts of every latent, and its effect on the logits where there are any."""
+    model = load_language_model(language_model)
+    contexts, effects = [], []
+    for hook in saes_by_hook(plan, saes, activations, "trained"):
+        contexts.append(
+            contexts_table(
+                model,
+                tokens,
+                documents,
+                hook.saes,
+                hook.rows.values,
+                hook.place,
+                reading,
+                config,
+            )
+        )
+        effects.append(logit_effects(model, hook.saes, config))
+    densities = _densities(plan, saes)
+    table = pd.concat(contexts, ignore_index=True).merge(densities, on=["sae_id", "latent"])
+    return table, pd.concat(effects, ignore_index=True)
+
+
+def _densities(plan: pd.DataFrame, saes: TensorFiles) -> pd.DataFrame:
+    loaded: Mapping[str, TrainedSAE] = load_trained(saes, plan["sae_id"].tolist())
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {"sae_id": one, "latent": range(sae.config.d_sae), "density": sae.density.numpy()}
+            )
+            for one, sae in loaded.items()
+        ],
+        ignore_index=True,
+    )

@@ -1,0 +1,36 @@
+"""The pipeline that writes the page of a language model's study."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from husai.pipelines.language_reporting.nodes import write_language_page
+
+
+def create_pipeline() -> Pipeline:
+    """Comparison, metrics and probes in; a page of Markdown out."""
+    return Pipeline(
+        [
+            Node(
+                write_language_page,
+                inputs={
+                    "origin": "run_origin",
+                    "text_tokens": "text_tokens",
+                    "language_model": "params:language_model",
+                    "consistency": "params:consistency",
+                    "consistency_summary": "consistency_summary",
+                    "statistics": "activation_statistics",
+                    "groups": "consistency_groups",
+                    "features": "consistency_features",
+                    "metrics": "language_metrics",
+                    "probes": "probe_results",
+                    "probe_summary": "probe_summary",
+                },
+                outputs="language_page",
+                name="write_language_page",
+            ),
+        ],
+        namespace="language_reporting",  # one box in Kedro-Viz until it is opened
+        prefix_datasets_with_namespace=False,
+        tags="reporting",
+    )

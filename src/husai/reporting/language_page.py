@@ -1,0 +1,179 @@
+"""What the page of a language model's study needs, gathered from the run's own tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from husai.campaign.plan import records
+from husai.consistency import mean_interval
+from husai.reporting.render import made_by, render
+
+DENSITIES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Edges of the classes of features by how often they fire."""
+
+PROBED = 16
+"""Latents that a probe chooses, for the features that probes choose; or the most there were."""
+
+
+@dataclass(frozen=True)
+class LanguageTables:
+    """The tables of a language model's study.
+
+    Attributes
+    ----------
+    statistics
+        Of the activations, a row per hook.
+    groups, features
+        Of the comparison of seeds.
+    metrics, probes, probe_summary
+        Of :mod:`husai.language`.
+    """
+
+    statistics: pd.DataFrame
+    groups: pd.DataFrame
+    features: pd.DataFrame
+    metrics: pd.DataFrame
+    probes: pd.DataFrame
+    probe_summary: pd.DataFrame
+
+
+def language_page(
+    origin: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    about: Mapping[str, Any],
+    tables: LanguageTables,
+    *,
+    threshold: float,
+    level: float,
+) -> str:
+    """Write what a study of a language model found.
+
+    Parameters
+    ----------
+    origin, provenance
+        The command, the commit and the versions.
+    about
+        ``model``, ``text`` and ``counts`` of its tokens.
+    tables
+        The study's tables.
+    threshold
+        Similarity from which a feature counts as found in another seed.
+    level
+        Of the intervals, which are over seeds.
+    """
+    hook = str(tables.groups["hook"].iloc[0])
+    features = own_features(tables.features, hook)
+    chosen, k = chosen_latents(tables.probes)
+    metrics = metrics_by_group(tables.metrics, level)
+    return render(
+        "language_study.md.j2",
+        origin=origin,
+        made_by=made_by(provenance),
+        about=about,
+        hook=hook,
+        threshold=threshold,
+        level=level,
+        statistics=records(tables.statistics),
+        groups=_group_rows(tables.groups, features, hook, level),
+        by_density=records(by_density(features, level)),
+        by_probe=records(by_probe(features, chosen, level)),
+        probed=k,
+        metrics=metrics,
+        by_change=any("output_change_score" in row for row in metrics),
+        probes=records(tables.probe_summary),
+        n_tasks=int(tables.probes["task"].nunique()),
+    )
+
+
+def own_features(features: pd.DataFrame, hook: str) -> pd.DataFrame:
+    """Features of one hook's SAEs in all dimensions, with whether every other seed has them."""
+    own = features[(features["space"] == "full") & (features["hook"] == hook)]
+    own = own[own["n_other_seeds"] > 0]
+    return own.assign(everywhere=own["n_seeds_found"] == own["n_other_seeds"])
+
+
+def chosen_latents(probes: pd.DataFrame) -> tuple[set[tuple[str, int]], int]:
+    """Latents that a probe of some task chose, as (SAE, latent), and how many each probe chose."""
+    sparse = probes[(probes["k"] > 0) & (probes["model"] == "trained")]
+    k = int(min(sparse["k"], key=lambda value: abs(int(value) - PROBED)))
+    own = sparse[sparse["k"] == k]
+    return {
+        (str(sae_id), latent)
+        for sae_id, selected in zip(own["sae_id"], own["selected"], strict=True)
+        for latent in json.loads(selected)
+    }, k
+
+
+def by_density(features: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Reproducibility of a group's features by how often they fire, with intervals over seeds."""
+    edges = list(DENSITIES)
+    labels = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    density = pd.cut(features["firing_rate"], edges, labels=labels)
+    return _over_seeds(features.assign(density=density.astype(str)), "density", labels, level)
+
+
+def by_probe(features: pd.DataFrame, chosen: set[tuple[str, int]], level: float) -> pd.DataFrame:
+    """Reproducibility of the features that probes choose, and of the others."""
+    is_chosen = [
+        (str(sae_id), int(latent)) in chosen
+        for sae_id, latent in zip(features["id"], features["latent"], strict=True)
+    ]
+    kinds = np.where(is_chosen, "chosen by a probe", "others")
+    return _over_seeds(features.assign(kind=kinds), "kind", ["chosen by a probe", "others"], level)
+
+
+def _over_seeds(features: pd.DataFrame, kind: str, kinds: list[str], level: float) -> pd.DataFrame:
+    found = []
+    for group, own in features.groupby("group", sort=False):
+        for name in kinds:
+            part = own[own[kind] == name].groupby("id")
+            if not len(part):
+                continue
+            row: dict[str, Any] = {"group": group, kind: name, "features": part.size().mean()}
+            for column in ("reproducibility", "everywhere"):
+                interval = mean_interval(part[column].mean(), level=level, bounds=(0.0, 1.0))
+                row |= {
+                    column: interval.mean,
+                    f"{column}_low": interval.low,
+                    f"{column}_high": interval.high,
+                }
+            found.append(row)
+    return pd.DataFrame(found)
+
+
+def _group_rows(
+    groups: pd.DataFrame, features: pd.DataFrame, hook: str, level: float
+) -> list[dict[str, Any]]:
+    scores = groups[(groups["hook"] == hook) & (groups["score"] == "pw_mcc")]
+    scores = scores[~scores["signed"].astype(bool) & (scores["space"] == "full")]
+    shares = _over_seeds(features.assign(all="all"), "all", ["all"], level)
+    if shares.empty:
+        return []
+    kept = [c for c in shares.columns if c.startswith(("group", "features", "every"))]
+    return records(scores.merge(shares[kept], on="group", how="left"))
+
+
+def metrics_by_group(metrics: pd.DataFrame, level: float) -> list[dict[str, Any]]:
+    """Mean of every metric over a group's seeds, with its interval: ``name``, ``name_low``, ….
+
+    A metric that was not measured is left out.
+    """
+    found = []
+    known = metrics.drop(columns=["sae_id", "seed", "d_sae"]).select_dtypes("number").columns
+    for (group, model), part in metrics.groupby(["group", "model"], sort=False):
+        row: dict[str, Any] = {"group": group, "model": model}
+        for name in known:
+            values = part[name].dropna()
+            if len(values):
+                interval = mean_interval(values, level=level)
+                row |= {name: interval.mean, f"{name}_low": interval.low}
+                row |= {f"{name}_high": interval.high}
+        found.append(row)
+    return found

@@ -1,0 +1,15 @@
+"""Text: documents from files and data sets, as tokens in contexts."""
+
+from husai.text.config import TextConfig
+from husai.text.documents import Document, find_path, read_documents
+from husai.text.tokens import Tokens, tokenise, tokenise_documents
+
+__all__ = [
+    "Document",
+    "TextConfig",
+    "Tokens",
+    "find_path",
+    "read_documents",
+    "tokenise",
+    "tokenise_documents",
+]

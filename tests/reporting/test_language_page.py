@@ -1,0 +1,82 @@
+"""The page of a language model's study: what its tables say, from small tables."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from husai.reporting.language_page import (
+    by_density,
+    by_probe,
+    chosen_latents,
+    metrics_by_group,
+    own_features,
+)
+
+
+def features():
+    rows = [
+        {
+            "hook": hook, "space": space, "group": "g", "id": f"s{seed}", "latent": latent,
+            "n_other_seeds": 2, "n_seeds_found": latent % 3, "firing_rate": 10.0 ** -(latent + 1),
+            "reproducibility": latent / 4 + seed / 100,
+        }
+        for hook in ("h@all", "other@all")
+        for space in ("full", "data")
+        for seed in range(3)
+        for latent in range(4)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_features_are_those_of_the_hook_in_all_dimensions():
+    own = own_features(features(), "h@all")
+    assert len(own) == 12
+    assert own["everywhere"].tolist() == [False, False, True, False] * 3
+
+
+def test_classes_of_density_hold_every_feature_that_fires():
+    table = by_density(own_features(features(), "h@all"), 0.95)
+    assert table["features"].sum() == pytest.approx(4)
+    row = table[table["density"] == "0.001 to 0.01"].iloc[0]
+    assert row["features"] == 1
+    # latent 1 fires on 0.01 of the tokens
+    assert row["reproducibility"] == pytest.approx(0.26)
+    assert row["reproducibility_low"] < 0.26 < row["reproducibility_high"]
+
+
+def test_chosen_latents_are_those_of_the_probes_of_the_trained_model():
+    probes = pd.DataFrame(
+        [
+            {"sae_id": "s0", "k": 5, "model": "trained", "selected": json.dumps([1])},
+            {"sae_id": "s0", "k": 16, "model": "trained", "selected": json.dumps([1, 2])},
+            {"sae_id": "s1", "k": 16, "model": "trained", "selected": json.dumps([3])},
+            {"sae_id": "u0", "k": 16, "model": "untrained", "selected": json.dumps([0])},
+            {"sae_id": "s0", "k": 0, "model": "trained", "selected": "[]"},
+        ]
+    )
+    chosen, k = chosen_latents(probes)
+    assert k == 16
+    assert chosen == {("s0", 1), ("s0", 2), ("s1", 3)}
+    table = by_probe(own_features(features(), "h@all"), chosen, 0.95).set_index("kind")
+    assert table.loc["chosen by a probe", "reproducibility"] == pytest.approx(
+        np.mean([(0.25 + 0.5) / 2, 0.75 + 0.01])
+    )
+    assert table.loc["chosen by a probe", "everywhere"] == pytest.approx(np.mean([0.5, 0]))
+
+
+def test_metrics_that_were_not_measured_are_left_out():
+    metrics = pd.DataFrame(
+        {
+            "sae_id": list("abcd"), "group": ["g", "g", "u", "u"], "seed": [0, 1, 0, 1],
+            "d_sae": 4, "model": ["trained", "trained", "untrained", "untrained"],
+            "l0": [2.0, 4.0, 1.0, 1.0], "ce_loss_score": [0.8, 1.0, np.nan, np.nan],
+        }
+    )  # fmt: skip
+    trained, untrained = metrics_by_group(metrics, 0.95)
+    assert trained["ce_loss_score"] == pytest.approx(0.9)
+    assert trained["l0_low"] < 3 < trained["l0_high"]
+    assert "ce_loss_score" not in untrained
