@@ -274,3 +274,38 @@ def test_an_interrupted_comparison_is_resumed_and_cleans_up(
     assert code == 0
     assert "PW-MCC" in out
     assert [p.name for p in (folder / "state").iterdir()] == ["mine.txt"]
+
+
+def test_features_writes_a_page_and_a_table(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, table = tmp_path / "page.html", tmp_path / "features.csv"
+    saes = [folder / f"s{s}.npy" for s in range(3)]
+    code, out, err = run(capsys, "features", *saes, "--out", page, "--table", table)
+    assert (code, err) == (0, "")
+    assert "120 features of 3 SAEs: 50.0% are found in every other SAE" in out
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert len(table.read_text(encoding="utf-8").splitlines()) == 121
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--modulus", "7"], "give --activations"),
+        (["--table", "features.txt"], ".parquet or .csv"),
+        (["--activations", "nothing.npy"], "no such file"),
+    ],
+)
+def test_features_refuses_what_does_not_fit(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    reason: str,
+) -> None:
+    saes = [folder / f"s{s}.npy" for s in range(2)]
+    code, _, err = run(capsys, "features", *saes, "--out", tmp_path / "page.html", *options)
+    assert code == 2
+    assert reason in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()

@@ -375,13 +375,107 @@ def delete(data: Path, name: str, yes: bool) -> int:
     return OK
 
 
+@commands.command(
+    epilog="""\
+\b
+Examples:
+  husai features seed_0/ seed_1/ seed_2/ --activations rows.npy --out page.html
+  husai features seed_*/ --activations rows.npy --contexts tokens.parquet --out page.html
+""",
+)
+@click.argument("saes", metavar="SAE SAE...", nargs=-1, required=True)
+@click.option(
+    "--activations",
+    type=Path,
+    metavar="FILE",
+    help="Rows that the SAEs read, as for husai compare; whole numbers beside them are labels. "
+    "Without rows a page shows cosines alone.",
+)
+@click.option(
+    "--contexts",
+    type=Path,
+    metavar="FILE",
+    help="A .parquet or .csv table with a row for each activation row: token (its text) and "
+    "document.",
+)
+@click.option(
+    "--modulus",
+    type=click.IntRange(min=2),
+    metavar="P",
+    help="The rows are all pairs (a, b) modulo P, a slowest: draw maps.",
+)
+@click.option("--out", type=Path, required=True, metavar="PAGE", help="The HTML file to write.")
+@click.option(
+    "--table", type=Path, metavar="FILE", help="Write the features to this .parquet or .csv too."
+)
+@click.option(
+    "--threshold",
+    type=float,
+    default=0.7,
+    show_default=True,
+    metavar="C",
+    help="|cosine| from which a feature counts as found in another SAE.",
+)
+@click.option(
+    "--max-features",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    metavar="N",
+    help="Features on the page; of more a random part is shown.",
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(FORMATS),
+    help="The format of all the files; detected by default.",
+)
+@with_hints
+def features(
+    saes: tuple[str, ...],
+    activations: Path | None,
+    contexts: Path | None,
+    modulus: int | None,
+    out: Path,
+    table: Path | None,
+    file_format: Format | None,
+    k: int | None,
+    input_scale: float | None,
+    **settings: Any,
+) -> int:
+    """Show every feature of two or more SAEs beside its partners in the others.
+
+    Writes one HTML file that works offline: a list to sort and search, and a card for each
+    feature with its reproducibility, its label, and where it and its partners are active.
+    """
+    from husai.compare.pages import FeatureSources, page_of_files
+    from husai.features import FeaturesConfig
+    from husai.sae.formats import Hints
+
+    for path in (out, table):
+        if path is not None:
+            _check_writable(path)
+    sources = FeatureSources(saes, activations, contexts, modulus, file_format)
+    cards = page_of_files(
+        sources, out, FeaturesConfig(**settings), hints=Hints(k, input_scale), table=table
+    )
+    found = cards.features
+    everywhere = (found["n_seeds_found"] == found["n_other_seeds"]).mean()
+    click.echo(
+        f"{len(found)} features of {len(cards.group.live)} SAEs: {everywhere:.1%} are found in "
+        f"every other SAE, mean |cosine| {found['reproducibility'].mean():.3f}"
+    )
+    click.echo("written: " + ", ".join(str(path) for path in (out, table) if path is not None))
+    return OK
+
+
 def _check_writable(path: Path) -> None:
     """Refuse a result file that cannot be written before the work, not after it."""
     from husai.errors import InputError
 
     folder = path.parent
     if path.is_dir():
-        raise InputError(f"{path}: a directory; name the JSON file to write")
+        raise InputError(f"{path}: a directory; name the file to write")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such directory; make it before writing {path.name} there")
     if not os.access(folder, os.W_OK):

@@ -18,6 +18,7 @@ STUDY = (
     "sae_training",
     "loss_recovery",
     "consistency_analysis",
+    "feature_pages",
     "reporting",
 )
 """The home study in its order; other pipelines run by name."""

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from husai.campaign.features import StudyFeatures
     from husai.campaign.records import StudyRecords
     from husai.consistency import SAERecord
+    from husai.features import FeatureCards
 else:
-    Figure = SAERecord = StudyRecords = object
+    FeatureCards = Figure = SAERecord = StudyFeatures = StudyRecords = object
 
-__all__ = ["Figure", "SAERecord", "StudyRecords"]
+__all__ = ["FeatureCards", "Figure", "SAERecord", "StudyFeatures", "StudyRecords"]

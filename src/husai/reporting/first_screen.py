@@ -10,7 +10,7 @@ import pandas as pd
 
 from husai.campaign.plan import records
 from husai.consistency.config import ConsistencyConfig
-from husai.consistency.study.labels import leading_kind, plural
+from husai.consistency.study.labels import main_group, plural
 from husai.reporting.config import ReportingConfig
 from husai.reporting.render import all_converged, render
 
@@ -94,18 +94,15 @@ def _at(table: pd.DataFrame, hook: str) -> pd.DataFrame:
 
 def _by_kind(own: FirstTables) -> dict[str, Any]:
     """The group in which most classes of the leading kind have a latent; others follow by width."""
-    lead = leading_kind(own.kinds) if len(own.kinds) else None
-    if lead is None:
+    found = main_group(own.coverage, own.kinds)
+    if found is None:
         return {}
+    lead, best = found
     covered = own.coverage
-    if len(covered):  # one kind may hold several families of classes: operands are a, b and tokens
+    if len(covered):
         covered = covered[covered["group"].isin(own.kinds["group"])]
         covered = covered[covered["family"] == lead]
     parts = own.kinds[own.kinds["kind"] == lead]
-    if len(covered) and covered["mean"].max() > 0:
-        best = str(covered.sort_values(["mean", "d_sae"])["group"].iloc[-1])
-    else:
-        best = str(parts.sort_values(["found_everywhere", "d_sae"])["group"].iloc[-1])
     parts = parts[parts["group"] == best]
     if parts.empty:
         return {}

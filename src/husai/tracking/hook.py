@@ -11,8 +11,8 @@ What a dataset means to MLflow stands beside it in the catalog, under ``metadata
     Logged as artifacts that the UI shows.
 ``kind: groups``
     The table of groups: an artifact, and its means over groups are metrics.
-``kind: text``
-    A page of Markdown, logged as an artifact too.
+``kind: text``, ``kind: html``
+    A page of Markdown or HTML, logged as an artifact too; MLflow opens HTML.
 ``kind: description``
     A sentence that becomes the run's description.
 ``kind: dataset``
@@ -219,6 +219,8 @@ class MlflowHook:
                 run.do("file", data.encode(), path=f"{dataset_name}.md")
             case "description":
                 run.do("tags", values={"mlflow.note.content": data})
+            case "html":
+                run.do("file", data.encode(), path=f"{dataset_name}.html")
             case "dataset":
                 self._log_dataset(run, dataset_name, data, context="output")
             case "model":

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from husai.errors import InputError
 from husai.tasks.modular import Vocabulary
 from husai.transformer.config import TransformerConfig
 
@@ -168,13 +169,49 @@ def answer_activations(
     block = "blocks.0."
     attn_out = F.linear(z, parameters[block + "attn.o.weight"], parameters[block + "attn.o.bias"])
     resid_mid = terms.resid_pre + attn_out
-    pre = F.linear(
-        resid_mid, parameters[block + "mlp.in.weight"], parameters[block + "mlp.in.bias"]
-    )
-    post = ACTIVATIONS[config.act_fn](pre)
-    mlp_out = F.linear(
-        post, parameters[block + "mlp.out.weight"], parameters[block + "mlp.out.bias"]
-    )
-    resid_post = resid_mid + mlp_out
+    post, resid_post = after_attention(parameters, resid_mid, config)
     logits = F.linear(resid_post, parameters["unembed.weight"])
     return AnswerActivations(resid_mid, post, resid_post, logits)
+
+
+def after_attention(
+    parameters: Mapping[str, Tensor], resid_mid: Tensor, config: TransformerConfig
+) -> tuple[Tensor, Tensor]:
+    """Neurons ``[n, d_mlp]`` and the residual stream after the MLP, from that before it."""
+    mlp = "blocks.0.mlp."
+    pre = F.linear(resid_mid, parameters[mlp + "in.weight"], parameters[mlp + "in.bias"])
+    post = ACTIVATIONS[config.act_fn](pre)
+    out = F.linear(post, parameters[mlp + "out.weight"], parameters[mlp + "out.bias"])
+    return post, resid_mid + out
+
+
+LOGITS_FROM = ("blocks.0.hook_resid_mid", "blocks.0.hook_resid_post")
+"""Hooks from whose activations at the answer position alone the logits follow."""
+
+
+def logits_from(
+    parameters: Mapping[str, Tensor], hook_name: str, rows: Tensor, config: TransformerConfig
+) -> Tensor:
+    """Answer logits ``[n, d_vocab]`` of the one-layer model, from activations at one hook.
+
+    Parameters
+    ----------
+    parameters
+        The model's parameters under the names of its ``state_dict``.
+    hook_name
+        One of :data:`LOGITS_FROM`.
+    rows
+        ``[n, d_model]`` activations there, at the answer position; changed ones too.
+    config
+        Shape of the model.
+
+    Raises
+    ------
+    InputError
+        When the logits do not follow from the activations of this hook.
+    """
+    if hook_name not in LOGITS_FROM or not has_functional_form(config):
+        raise InputError(f"hook_name: the logits do not follow from {hook_name} alone")
+    if hook_name == "blocks.0.hook_resid_mid":
+        _, rows = after_attention(parameters, rows, config)
+    return F.linear(rows, parameters["unembed.weight"])

@@ -357,6 +357,29 @@ def leading_kind(kinds: pd.DataFrame) -> str | None:
     return str(found.groupby(named["kind"]).sum().idxmax())
 
 
+def main_group(coverage: pd.DataFrame, kinds: pd.DataFrame) -> tuple[str, str] | None:
+    """Name the leading kind, and the group that shows it best; None without labels.
+
+    It is the group in which most classes of the kind have a latent of their own, the widest of
+    several; for a kind without classes, the one whose features are most often found in every seed.
+
+    Parameters
+    ----------
+    coverage, kinds
+        Of a report, of one hook.
+    """
+    lead = leading_kind(kinds)
+    if lead is None:
+        return None
+    covered = coverage
+    if len(covered):  # one kind may hold several families of classes: operands are a, b and tokens
+        covered = covered[covered["group"].isin(kinds["group"]) & (covered["family"] == lead)]
+    if len(covered) and covered["mean"].max() > 0:
+        return lead, str(covered.sort_values(["mean", "d_sae"])["group"].iloc[-1])
+    parts = kinds[kinds["kind"] == lead]
+    return lead, str(parts.sort_values(["found_everywhere", "d_sae"])["group"].iloc[-1])
+
+
 def plural(kind: str) -> str:
     """Write a kind in the plural: answers, operands."""
     return kind if kind.endswith("s") else f"{kind}s"

@@ -1,0 +1,155 @@
+"""What ``husai features`` makes: the page of the features of SAEs from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from husai.activations import read_rows
+from husai.compare.files import load_saes
+from husai.consistency.analyses.labels import Labels, modular_labels, table_labels
+from husai.consistency.study.record import check_records, with_codes
+from husai.errors import InputError
+from husai.features import (
+    FeatureCards,
+    FeaturesConfig,
+    RowFacts,
+    ambiguity_tables,
+    feature_cards,
+    feature_group,
+    features_page,
+)
+from husai.storage import atomic_path
+
+if TYPE_CHECKING:
+    from husai.sae.formats import Format, Hints
+
+
+@dataclass(frozen=True)
+class FeatureSources:
+    """Where SAEs and what they read lie.
+
+    Attributes
+    ----------
+    saes
+        As :func:`husai.compare.files.load_saes` takes them.
+    activations
+        File of rows, with labels beside them; or None.
+    contexts
+        Table of the text around each row; or None.
+    modulus
+        p where the rows are all pairs (a, b) modulo p, or None.
+    format
+        Of the SAEs; detected when None.
+    """
+
+    saes: Sequence[str | Path]
+    activations: Path | None = None
+    contexts: Path | None = None
+    modulus: int | None = None
+    format: Format | None = None
+
+
+def page_of_files(
+    sources: FeatureSources,
+    out: Path,
+    config: FeaturesConfig | None = None,
+    *,
+    hints: Hints | None = None,
+    table: Path | None = None,
+) -> FeatureCards:
+    """Match the features of SAEs in files, and write their page.
+
+    Parameters
+    ----------
+    sources
+        SAEs, rows, and what is known of them.
+    out
+        The HTML file.
+    config
+        What is shown.
+    hints
+        What the files of the SAEs leave out.
+    table
+        A .parquet or .csv file for the features, or None.
+
+    Raises
+    ------
+    InputError
+        When a file cannot be read or does not fit the others.
+    """
+    config = config or FeaturesConfig()
+    if table is not None and table.suffix not in (".parquet", ".csv"):
+        raise InputError(f"{table}: give a name that ends in .parquet or .csv")
+    records = load_saes(sources.saes, sources.format, hints)
+    check_records(records)
+    families: list[Labels] = []
+    facts = RowFacts()
+    if sources.activations is not None:
+        rows = read_rows(sources.activations, records[0].W_dec.shape[1])
+        if rows.values.shape[1] != records[0].W_dec.shape[1]:
+            raise InputError(
+                f"{sources.activations}: rows of {rows.values.shape[1]} numbers; the SAEs read "
+                f"{records[0].W_dec.shape[1]}"
+            )
+        contexts = None if sources.contexts is None else _read_table(sources.contexts)
+        labels = rows.labels if len(rows.labels.columns) else None
+        facts = RowFacts(sources.modulus, labels, contexts)
+        families = known_labels(len(rows.values), facts)
+        # without an encoder there is nothing to show on rows
+        if all(one.encode is not None for one in records):
+            records = [with_codes(one, rows.values) for one in records]
+        else:
+            families, facts = [], RowFacts()
+    elif sources.contexts is not None or sources.modulus is not None:
+        raise InputError("--contexts and --modulus describe rows: give --activations too")
+    group = feature_group(records, name=f"{len(records)} SAEs")
+    cards = feature_cards(group, families, config)
+    found, partners, note = ambiguity_tables(cards, config)
+    cards = cards.join(found, partners, [note])
+    names = ", ".join(group.ids)
+    page = features_page(cards, facts, config, title=f"Features of {names}")
+    with atomic_path(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    if table is not None:
+        with atomic_path(table) as temporary:
+            if table.suffix == ".csv":
+                cards.features.to_csv(temporary, index=False)
+            else:
+                cards.features.to_parquet(temporary, index=False)
+    return cards
+
+
+def known_labels(n_rows: int, facts: RowFacts) -> list[Labels]:
+    """Candidates for what a latent means, from what is known of the rows.
+
+    Raises
+    ------
+    InputError
+        When the rows are not all pairs of the modulus.
+    """
+    families: list[Labels] = []
+    if facts.modulus is not None:
+        if n_rows != facts.modulus**2:
+            raise InputError(f"--modulus: {facts.modulus}² pairs (a, b), but {n_rows} rows")
+        a, b = np.divmod(np.arange(n_rows), facts.modulus)
+        families += modular_labels(a, b, (a + b) % facts.modulus, facts.modulus)
+    if facts.labels is not None:
+        families += table_labels(facts.labels)
+    return families
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
+    if path.suffix not in readers or not path.is_file():
+        raise InputError(f"{path}: no .parquet or .csv file; give a table of contexts")
+    try:
+        table: pd.DataFrame = readers[path.suffix](path)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: it cannot be read ({' '.join(str(error).split())})") from error
+    return table

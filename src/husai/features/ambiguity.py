@@ -1,0 +1,204 @@
+"""How ambiguous a match is, certified: which partners could be exchanged at almost no loss.
+
+The best one-to-one match has prices (dual variables) with ``u_i + v_j >= s_ij`` for every pair and
+equality on the match, so every other pair has a *reduced cost* ``u_i + v_j - s_ij >= 0``. Giving
+feature i the partner j costs the sum of all similarities exactly the reduced cost of (i, j) plus
+the cheapest way to find a new partner for whoever had j: a shortest path over reduced costs
+(Hungarian method; the exchange argument of Lawler 1976, chapter 5). So the partners within ε of
+optimal are found without enumerating any matching, and the count is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse.csgraph import dijkstra
+
+from husai.errors import InputError
+from husai.features.cards import FeatureCards, unit_decoder
+from husai.features.config import FeaturesConfig
+
+Floats = NDArray[np.float64]
+
+_MOST_FEATURES = 4096  # [n, n] float64 in memory
+# Reduced costs of pairs that tie exactly come out at some 1e-16.
+_TIE = 1e-12
+
+
+@dataclass(frozen=True)
+class Ambiguity:
+    """Partners that cost at most ε, for the rows and the columns of a similarity matrix.
+
+    Attributes
+    ----------
+    cost
+        ``[n_a, n_b]`` sparse: what the sum of similarities loses when i is matched with j, for
+        the pairs for which that is at most ε (stored + 1e-12, so that a loss of 0 is not absent).
+    partner
+        ``[n_a]`` the best match, -1 for none.
+    epsilon
+        As given.
+    """
+
+    cost: sparse.csr_array
+    partner: NDArray[np.int64]
+    epsilon: float
+
+    def table(self, similarity: ArrayLike) -> pd.DataFrame:
+        """Say for each row how many partners are exchangeable and how far its similarity can move.
+
+        Parameters
+        ----------
+        similarity
+            ``[n_a, n_b]`` that the match maximised.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``n_exchangeable`` (partners within ε, its own included), ``margin`` (least loss when
+            it takes another partner; NaN when that is more than ε), ``least`` and ``most``
+            (similarity over those partners).
+        """
+        s = np.asarray(similarity, dtype=np.float64)
+        entries = self.cost.tocoo()
+        value = s[entries.row, entries.col]
+        n = self.cost.shape[0]
+        least, most = np.full(n, np.inf), np.full(n, -np.inf)
+        np.minimum.at(least, entries.row, value)
+        np.maximum.at(most, entries.row, value)
+        margin = np.full(n, np.inf)
+        other = entries.col != self.partner[entries.row]
+        np.minimum.at(margin, entries.row[other], entries.data[other] - _TIE)
+        known = np.isfinite(least)
+        return pd.DataFrame(
+            {
+                "n_exchangeable": np.bincount(entries.row, minlength=n),
+                "margin": np.where(np.isfinite(margin), np.maximum(margin, 0.0), np.nan),
+                "least": np.where(known, least, np.nan),
+                "most": np.where(known, most, np.nan),
+            }
+        )
+
+
+def prices(similarity: ArrayLike, partner: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Find prices ``u`` and ``v`` that prove a square assignment optimal.
+
+    ``v_j >= s_ij - s_i,p(i) + v_p(i)`` for all i is a system of differences; its least solution
+    from 0 is a longest path, which ends because no cycle of an optimal assignment gains.
+
+    Parameters
+    ----------
+    similarity
+        ``[n, n]``.
+    partner
+        ``[n]`` the best assignment.
+
+    Raises
+    ------
+    InputError
+        When the assignment is not the best one.
+    """
+    s = np.asarray(similarity, dtype=np.float64)
+    n = len(s)
+    gain = s - s[np.arange(n), partner][:, None]
+    v = np.zeros(n)
+    for _ in range(n + 1):
+        raised = np.maximum(v, (gain + v[partner][:, None]).max(axis=0))
+        if np.allclose(raised, v, rtol=0, atol=1e-13):
+            break
+        v = raised
+    else:
+        raise InputError("partner: another assignment is better; give the best one")
+    return s[np.arange(n), partner] - v[partner], v
+
+
+def match_ambiguity(similarity: ArrayLike, epsilon: float) -> Ambiguity:
+    """Find every pair that some matching within ε of the best one contains.
+
+    Parameters
+    ----------
+    similarity
+        ``[n_a, n_b]``, never negative: |cosine|, or cosines of which only the positive ones
+        count. A feature may stay without a partner, at a similarity of 0.
+    epsilon
+        Most that the *sum* of similarities may lose.
+
+    Raises
+    ------
+    InputError
+        When the matrix is too large to be held, not finite or negative.
+    """
+    s = np.asarray(similarity, dtype=np.float64)
+    if s.ndim != 2 or not s.size or max(s.shape) > _MOST_FEATURES:
+        raise InputError(f"similarity: shape {s.shape}; give up to {_MOST_FEATURES} features each")
+    if not np.isfinite(s).all() or s.min() < 0 or epsilon <= 0:
+        raise InputError("similarity: give finite numbers from 0 up, and a positive epsilon")
+    n_a, n_b = s.shape
+    n = max(n_a, n_b)
+    square = np.zeros((n, n))
+    square[:n_a, :n_b] = s
+    _, partner = linear_sum_assignment(square, maximize=True)
+    u, v = prices(square, partner)
+    reduced = np.maximum(u[:, None] + v[None, :] - square, 0.0)
+    near = np.nonzero(reduced <= epsilon)
+    # i takes j from its holder, who needs a column in turn: an edge i -> holder of j
+    holder = np.empty(n, dtype=np.int64)
+    holder[partner] = np.arange(n)
+    to = holder[near[1]]
+    moves = near[0] != to
+    step = sparse.csr_array(
+        (reduced[near][moves] + _TIE, (near[0][moves], to[moves])), shape=(n, n)
+    )
+    back = dijkstra(step, limit=epsilon + n * _TIE)
+    # whoever had j ends with the column that i gave up
+    cost = reduced[near] + np.where(moves, back[to, near[0]], 0.0)
+    inside = (cost <= epsilon + n * _TIE) & (near[0] < n_a) & (near[1] < n_b)
+    row, column = near[0][inside], near[1][inside]
+    found = sparse.csr_array((cost[inside] + _TIE, (row, column)), shape=(n_a, n_b))
+    own = partner[:n_a]
+    return Ambiguity(found, np.where(own < n_b, own, -1), epsilon)
+
+
+def ambiguity_tables(
+    cards: FeatureCards, config: FeaturesConfig | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Say for each feature, and each of its partners, how ambiguous the match is.
+
+    Returns
+    -------
+    features
+        ``id``, ``latent``, ``n_exchangeable`` (mean over the other seeds).
+    partners
+        ``id``, ``latent``, ``other_id``, ``n_exchangeable``, ``margin``, ``least``, ``most``: see
+        :meth:`Ambiguity.table`.
+    note
+        What it means for the scores.
+    """
+    config = config or FeaturesConfig()
+    group, tables = cards.group, []
+    unit = [unit_decoder(group, s) for s in range(len(group.live))]
+    for s, one in enumerate(group.live):
+        for t, other in enumerate(group.live):
+            if s == t:
+                continue
+            similarity = np.abs(unit[s] @ unit[t].T)
+            found = match_ambiguity(similarity, config.epsilon).table(similarity)
+            tables.append(
+                found.assign(id=one.record.id, latent=one.index, other_id=other.record.id)
+            )
+    partners = pd.concat(tables, ignore_index=True)
+    features = partners.groupby(["id", "latent"], sort=False)["n_exchangeable"].mean()
+    share = float((partners["n_exchangeable"] > 1).mean())
+    widest = float((partners["most"] - partners["least"]).max())
+    note = (
+        f"{share:.0%} of the matched pairs are ambiguous: the feature could take another partner "
+        f"at a loss of at most {config.epsilon:g} in the sum of all similarities. That moves the "
+        f"mean similarity of two SAEs by at most {config.epsilon / min(map(len, unit)):.1g}, and "
+        f"the similarity of one feature by up to {widest:.2f}."
+    )
+    return features.reset_index(), partners, note

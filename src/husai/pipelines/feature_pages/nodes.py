@@ -1,0 +1,63 @@
+"""Nodes that measure single features and write their page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from husai.features.config import FeaturesConfig
+from husai.pipelines.hints import FeatureCards, StudyFeatures
+from husai.storage import TensorFile, TensorFiles
+
+
+def gather_features(
+    sae_plan: pd.DataFrame,
+    saes: TensorFiles,
+    activations: TensorFiles,
+    consistency_coverage: pd.DataFrame,
+    consistency_kinds: pd.DataFrame,
+    activation_labels: pd.DataFrame | Mapping[str, Any],
+    activation_contexts: pd.DataFrame | Mapping[str, Any],
+) -> StudyFeatures:
+    """Read the main group's SAEs and rows, and match their features."""
+    from husai.campaign.features import chosen_group, study_features
+
+    contexts = pd.DataFrame(activation_contexts)
+    return study_features(
+        sae_plan,
+        saes,
+        activations,
+        chosen_group(sae_plan, consistency_coverage, consistency_kinds),
+        labels=pd.DataFrame(activation_labels),
+        contexts=contexts if len(contexts) else None,
+    )
+
+
+def measure_features(
+    study_features: StudyFeatures,
+    transformer: TensorFile | Mapping[str, Any],
+    features: FeaturesConfig,
+) -> tuple[FeatureCards, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Say of every feature how it comes back, what it means and does, and who its partners are."""
+    from husai.campaign.features import measured_cards, study_readout
+
+    known = transformer if isinstance(transformer, TensorFile) else None
+    cards, function = measured_cards(study_features, study_readout(study_features, known), features)
+    return cards, cards.features, cards.partners, function
+
+
+def write_page(cards: FeatureCards, study_features: StudyFeatures, features: FeaturesConfig) -> str:
+    """Write the page: one file that works from disk."""
+    from husai.features import features_page
+
+    group, rows = study_features.group, study_features.rows
+    return features_page(
+        cards,
+        study_features.facts,
+        features,
+        title=f"Features of {group.name}",
+        note=f"{len(group.live)} SAEs that differ in their seed, on {len(rows.values)} rows of "
+        f"{rows.key}.",
+    )

@@ -1,0 +1,44 @@
+"""The pipeline that shows single features."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from husai.pipelines.feature_pages.nodes import gather_features, measure_features, write_page
+
+
+def create_pipeline() -> Pipeline:
+    """SAEs and rows in; tables of features and one page out."""
+    return Pipeline(
+        [
+            Node(
+                gather_features,
+                inputs=[
+                    "sae_plan",
+                    "saes",
+                    "activations",
+                    "consistency_coverage",
+                    "consistency_kinds",
+                    "activation_labels",
+                    "activation_contexts",
+                ],
+                outputs="study_features",
+                name="gather_features",
+            ),
+            Node(
+                measure_features,
+                inputs=["study_features", "transformer", "params:features"],
+                outputs=["cards", "feature_cards", "feature_partners", "feature_function"],
+                name="measure_features",
+            ),
+            Node(
+                write_page,
+                inputs=["cards", "study_features", "params:features"],
+                outputs="features_page",
+                name="write_features_page",
+            ),
+        ],
+        namespace="feature_pages",  # one box in Kedro-Viz until it is opened
+        prefix_datasets_with_namespace=False,
+        tags="features",
+    )
