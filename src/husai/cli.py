@@ -427,7 +427,7 @@ Examples:
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(FORMATS),
+    type=click.Choice(get_args(Format)),
     help="The format of all the files; detected by default.",
 )
 @with_hints
