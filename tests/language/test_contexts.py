@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from husai.language import ReadingConfig, extract_stores
-from husai.language.contexts import ContextsConfig, contexts_table, logit_effects, top_rows
+from husai.language.config import ContextsConfig
+from husai.language.contexts import contexts_table, logit_effects, top_rows
 
 HOOK = "blocks.1.hook_out"
 READING = ReadingConfig(hook_names=(HOOK,), dtype="float32")

@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from husai.consistency.analyses.labels import Labels, explain_latents
+from husai.consistency.analyses.explanation import explain_latents
+from husai.consistency.analyses.labels import Labels
 from husai.consistency.config import ConsistencyConfig
 from husai.consistency.inference.seeds import Matches, match_all
 from husai.consistency.scores.codes import whole_codes

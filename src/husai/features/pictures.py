@@ -69,7 +69,7 @@ def activation_map(codes: sparse.csc_array, latent: int, modulus: int) -> bytes:
     """Draw a latent's code on all pairs (a, b): a downwards, b to the right, as PNG.
 
     Shades go from 0 to the largest activation; every row on which it fires is at least one shade
-    above 0, so that faint firings can be told from none.
+    above 0, so that a faint firing differs from none.
 
     Parameters
     ----------

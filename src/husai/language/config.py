@@ -7,7 +7,17 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from husai.activations.store import StoreDtype
-from husai.config import Config, Count, Hook, Position, Seed, as_position
+from husai.config import (
+    Config,
+    Count,
+    CountFromZero,
+    Hook,
+    Listed,
+    Name,
+    Position,
+    Seed,
+    as_position,
+)
 
 
 class LanguageModelConfig(Config):
@@ -63,3 +73,48 @@ class ReadingConfig(Config):
             name, at, position = entry.partition("@")
             found.append((name, as_position(position) if at else self.position))
         return found
+
+
+class ContextsConfig(Config):
+    """How many contexts describe a latent, and how long they are."""
+
+    contexts: Count = Field(default=5, description="of each latent, those that activate it most")
+    before: Count = Field(default=8, description="tokens shown before the one that activates it")
+    after: Count = Field(default=4, description="tokens shown after it")
+    tokens: Count = Field(
+        default=5, description="that a latent makes most and least likely, through the unembedding"
+    )
+
+
+class EvaluationConfig(Config):
+    """How SAEs are measured inside the model that they read."""
+
+    contexts: Count = Field(
+        default=256, description="held-out contexts that reconstructions are spliced into"
+    )
+    measure: Literal["auto", "cross_entropy", "output_change"] = Field(
+        default="auto",
+        description="auto: the loss of a model with a head for tokens, and the change of an "
+        "encoder's output embedding",
+    )
+    batch_tokens: Count = Field(default=1024, description="tokens of one forward pass")
+    masked_fraction: float = Field(
+        default=0.15, gt=0, lt=1, description="tokens that a masked model has to tell"
+    )
+    seed: Seed = Field(default=0, description="of the choice of masked tokens")
+
+
+class ProbesConfig(Config):
+    """Which labelled texts are probed, and with how many latents."""
+
+    files: Listed[Name] = Field(
+        default=(),
+        description="sets of labelled documents: names of files of text.source; left out: the "
+        "first n_tasks that have documents enough. The two most frequent labels are compared",
+    )
+    n_tasks: CountFromZero = Field(default=20, description="sets probed when files is empty")
+    documents: Count = Field(default=200, ge=20, description="of a set, as many of either label")
+    context: Count = Field(default=64, description="tokens of a document that are read, at most")
+    k: Listed[Count] = Field(default=(1, 2, 5, 16), description="latents of a sparse probe")
+    test_fraction: float = Field(default=0.5, gt=0, lt=1, description="documents that test it")
+    seed: Seed = Field(default=0, description="of the choice of documents and of those that test")

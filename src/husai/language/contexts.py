@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field
 
-from husai.config import Config, Count, Position
+from husai.config import Position
 from husai.errors import InputError
-from husai.language.config import ReadingConfig
+from husai.language.config import ContextsConfig, ReadingConfig
 from husai.language.extraction import ALL_OF_A_CONTEXT, row_places
 from husai.language.model import LanguageModel
 from husai.progress import progress_bar
@@ -24,17 +23,6 @@ if TYPE_CHECKING:
 
 CHUNK = 2048
 OPEN, CLOSE = "«", "»"
-
-
-class ContextsConfig(Config):
-    """How many contexts describe a latent, and how long they are."""
-
-    contexts: Count = Field(default=5, description="of each latent, those that activate it most")
-    before: Count = Field(default=8, description="tokens shown before the one that activates it")
-    after: Count = Field(default=4, description="tokens shown after it")
-    tokens: Count = Field(
-        default=5, description="that a latent makes most and least likely, through the unembedding"
-    )
 
 
 def top_rows(

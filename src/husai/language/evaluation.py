@@ -11,15 +11,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
-from husai.config import Config, Count, Position, Seed
+from husai.config import Position
 from husai.errors import InputError
-from husai.language.config import ReadingConfig
+from husai.language.config import EvaluationConfig, ReadingConfig
 from husai.language.extraction import batches, kept_tokens, row_places
 from husai.language.model import LanguageModel
 from husai.progress import progress_bar
@@ -53,24 +52,6 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "misc_metrics": ("freq_over_1_percent", "freq_over_10_percent", "frac_alive"),
 }
 """SAEBench's categories of core metrics, and the names in each."""
-
-
-class EvaluationConfig(Config):
-    """How SAEs are measured inside the model that they read."""
-
-    contexts: Count = Field(
-        default=256, description="held-out contexts that reconstructions are spliced into"
-    )
-    measure: Literal["auto", "cross_entropy", "output_change"] = Field(
-        default="auto",
-        description="auto: the loss of a model with a head for tokens, and the change of an "
-        "encoder's output embedding",
-    )
-    batch_tokens: Count = Field(default=1024, description="tokens of one forward pass")
-    masked_fraction: float = Field(
-        default=0.15, gt=0, lt=1, description="tokens that a masked model has to tell"
-    )
-    seed: Seed = Field(default=0, description="of the choice of masked tokens")
 
 
 def reconstruction_metrics(sae: TrainedSAE, rows: torch.Tensor) -> dict[str, float]:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field
 from scipy import stats
 
-from husai.config import Config, Count, CountFromZero, Listed, Name, Position, Seed
+from husai.config import Position
 from husai.consistency import mean_interval, seed_interval
 from husai.errors import InputError
-from husai.language.config import ReadingConfig
+from husai.language.config import ProbesConfig, ReadingConfig
 from husai.language.extraction import contexts_values, kept_tokens
 from husai.language.model import LanguageModel
 from husai.matching.match import match_features
@@ -39,22 +38,6 @@ RIDGES = tuple(float(10.0**power) for power in range(-3, 4))
 """Penalties tried, as multiples of the features' mean squared norm."""
 
 ENCODED_ROWS = 4096
-
-
-class ProbesConfig(Config):
-    """Which labelled texts are probed, and with how many latents."""
-
-    files: Listed[Name] = Field(
-        default=(),
-        description="sets of labelled documents: names of files of text.source; left out: the "
-        "first n_tasks that have documents enough. The two most frequent labels are told apart",
-    )
-    n_tasks: CountFromZero = Field(default=20, description="sets probed when files is empty")
-    documents: Count = Field(default=200, ge=20, description="of a set, as many of either label")
-    context: Count = Field(default=64, description="tokens of a document that are read, at most")
-    k: Listed[Count] = Field(default=(1, 2, 5, 16), description="latents of a sparse probe")
-    test_fraction: float = Field(default=0.5, gt=0, lt=1, description="documents that test it")
-    seed: Seed = Field(default=0, description="of the choice of documents and of those that test")
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,22 @@ import pandas as pd
 
 from husai.activations import Activations, activation_key, load_activations
 from husai.config import Position, as_position
-from husai.language.config import LanguageModelConfig, ReadingConfig
-from husai.language.contexts import ContextsConfig, contexts_table, logit_effects
-from husai.language.evaluation import (
+from husai.language.config import (
+    ContextsConfig,
     EvaluationConfig,
+    LanguageModelConfig,
+    ProbesConfig,
+    ReadingConfig,
+)
+from husai.language.contexts import contexts_table, logit_effects
+from husai.language.evaluation import (
     density_histogram,
     model_metrics,
     reconstruction_metrics,
     saebench_results,
 )
 from husai.language.model import LanguageModel, load_language_model
-from husai.language.probes import ProbesConfig, ProbeTables, probe_saes, probe_tasks
+from husai.language.probes import ProbeTables, probe_saes, probe_tasks
 from husai.sae import TrainedSAE, load_trained
 from husai.storage import TensorFiles
 from husai.text import TextConfig, Tokens

@@ -7,10 +7,13 @@ from typing import Any
 import pandas as pd
 
 from husai.consistency.config import ConsistencyConfig
-from husai.language.config import LanguageModelConfig, ReadingConfig
-from husai.language.contexts import ContextsConfig
-from husai.language.evaluation import EvaluationConfig
-from husai.language.probes import ProbesConfig
+from husai.language.config import (
+    ContextsConfig,
+    EvaluationConfig,
+    LanguageModelConfig,
+    ProbesConfig,
+    ReadingConfig,
+)
 from husai.storage import TensorFile, TensorFiles
 from husai.text import TextConfig, Tokens
 
