@@ -60,12 +60,13 @@ def activation_figure(
         l0 = np.flatnonzero(pattern.l0_counts)
         counts.plot(l0, pattern.l0_counts[l0] / pattern.n_rows, ls=stroke, marker=".", color=colour)
     sizes.set(xlabel="activation, where it fires", ylabel="share of activations")
-    rates.set(yscale="log", xlabel="latent, most frequent first", ylabel="firing rate")
+    rates.set(xlabel="latent, most frequent first", ylabel="firing rate")
     counts.set(xlabel="L0 of a row", ylabel="share of rows")
     counts.set_ylim(bottom=0)
     counts.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain_log(sizes)
     plain_log(rates)
+    plain_log(rates, "y")
     for axis in (sizes, rates, counts):
         tidy(axis)
     figure.legend(
@@ -228,9 +229,8 @@ def geometry_figure(
             aligned.stairs(
                 np.histogram(cosine, edges)[0] / len(cosine), edges, color=colour, ls=stroke
             )
-    spectrum.set(
-        xscale="log", xlabel="directions", ylabel="share of dictionary's variance", ylim=(0, 1.03)
-    )
+    plain_log(spectrum)
+    spectrum.set(xlabel="directions", ylabel="share of dictionary's variance", ylim=(0, 1.03))
     nearest.set(xlabel="|cosine| to nearest own feature", ylabel="share of features")
     aligned.set(xlabel="cosine of decoder and encoder", ylabel="share of latents")
     for axis in (spectrum, nearest, aligned):

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from husai.errors import InputError
-from husai.figures.style import COLOURS
+from husai.figures.style import COLOURS, plain_log
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ def learning_curves(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
                 _band(axis, histories[name], column, name + mark, number)
         for axis, (_, label, logarithmic) in zip(row, PANELS, strict=True):
             if logarithmic:
-                axis.set_yscale("log")
+                plain_log(axis, "y")
             else:
                 axis.set_ylim(bottom=0)
             axis.tick_params(labelsize=8, which="both")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -62,14 +62,19 @@ def tidy(axis: Axes) -> None:
     axis.title.set_fontsize(FONT + 1)
 
 
-def plain_log(axis: Axes) -> None:
-    """Give a logarithmic x axis plain numbers, few enough to read."""
-    axis.set_xscale("log")
-    low, high = axis.get_xlim()
+def plain_log(axis: Axes, which: Literal["x", "y"] = "x") -> None:
+    """Give a logarithmic axis plain numbers, few enough to read."""
+    if which == "x":
+        axis.set_xscale("log")
+        low, high = axis.get_xlim()
+    else:
+        axis.set_yscale("log")
+        low, high = axis.get_ylim()
+    ticks = axis.xaxis if which == "x" else axis.yaxis
     steps = (1, 2, 5) if high / low < 200 else (1,)
-    axis.xaxis.set_major_locator(LogLocator(10, subs=steps))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ticks.set_major_locator(LogLocator(10, subs=steps, numticks=6))
+    ticks.set_minor_locator(NullLocator())
+    ticks.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
 def require(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
