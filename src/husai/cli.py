@@ -469,6 +469,105 @@ def features(
     return OK
 
 
+@commands.command(
+    epilog="""\
+\b
+Example:
+  husai consensus seed_*/ --activations rows.npy --out consensus/
+""",
+)
+@click.argument("saes", metavar="SAE SAE...", nargs=-1, required=True)
+@click.option(
+    "--activations",
+    type=Path,
+    required=True,
+    metavar="FILE",
+    help="Rows that the SAEs read, as for husai compare. The encoder is fitted to most of them; on "
+    "the others the dictionaries are measured.",
+)
+@click.option("--out", type=Path, required=True, metavar="DIR", help="The new folder to write.")
+@click.option(
+    "--to",
+    "formats",
+    multiple=True,
+    type=click.Choice(["husai", "saelens", "dictionary_learning", "sparsify"]),
+    default=("husai", "saelens", "dictionary_learning", "sparsify"),
+    help="A format to write; may be repeated. All of them by default.",
+)
+@click.option(
+    "--threshold",
+    type=float,
+    default=0.7,
+    show_default=True,
+    metavar="C",
+    help="|cosine| from which a feature counts as found in another SAE.",
+)
+@click.option(
+    "--min-share",
+    type=float,
+    default=0.75,
+    show_default=True,
+    metavar="S",
+    help="Share of the SAEs in which a feature must be found.",
+)
+@click.option(
+    "--direction",
+    type=click.Choice(["mean", "medoid"]),
+    default="mean",
+    show_default=True,
+    help="What stands for the features found.",
+)
+@click.option(
+    "--active",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Active latents per row of the consensus.  [default: as many as the SAEs have]",
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=600, show_default=True, help="Steps of the fit."
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(FORMATS),
+    help="The format of all the files; detected by default.",
+)
+@with_hints
+def consensus(
+    saes: tuple[str, ...],
+    activations: Path,
+    out: Path,
+    formats: tuple[WrittenFormat, ...],
+    active: int | None,
+    file_format: Format | None,
+    k: int | None,
+    input_scale: float | None,
+    **settings: Any,
+) -> int:
+    """Make one SAE of the features that come back in several.
+
+    Features are followed from SAE to SAE; those found in enough of them become one direction each.
+    An encoder is fitted to the rows, and the result is written as an SAE, with a table of what it
+    keeps beside as many latents of one SAE.
+    """
+    from husai.compare.consensus import consensus_of_files
+    from husai.features import ConsensusConfig
+    from husai.sae.formats import Hints
+
+    result = consensus_of_files(
+        saes,
+        activations,
+        out,
+        ConsensusConfig(k=active, **settings),
+        formats=formats,
+        format=file_format,
+        hints=Hints(k, input_scale),
+    )
+    click.echo(result.table.round(3).to_string(index=False, na_rep="-"))
+    click.echo(f"written: {out}")
+    return OK
+
+
 def _check_writable(path: Path) -> None:
     """Refuse a result file that cannot be written before the work, not after it."""
     from husai.errors import InputError

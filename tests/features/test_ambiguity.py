@@ -65,7 +65,7 @@ def test_prices_prove_the_optimum_and_refuse_another():
 
 def test_planted_features_are_not_ambiguous_and_the_rest_may_be(planted):
     cards = feature_cards(planted.group)
-    features, partners, note = ambiguity_tables(cards)
+    features, partners, (note,) = ambiguity_tables(cards)
     truth = {one.record.id: planted.truth[s] for s, one in enumerate(planted.group.live)}
     is_shared = [truth[i][j] >= 0 for i, j in features[["id", "latent"]].to_numpy()]
     # two of a kind may each do for the other, where their own likenesses are close as well

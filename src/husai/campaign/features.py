@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -18,11 +20,20 @@ from husai.features import (
     FeatureGroup,
     FeaturesConfig,
     RowFacts,
-    ambiguity_tables,
-    feature_cards,
+    code_identifiability,
+    combination_table,
     feature_group,
     functional_consistency,
+    known_cards,
     modular_readout,
+    single_class,
+)
+from husai.features.config import ConsensusConfig
+from husai.features.consensus import (
+    ConsensusResult,
+    build_consensus,
+    consensus_recurrence,
+    yardsticks,
 )
 from husai.features.readouts import Readout
 from husai.sae.trained import TrainedSAE
@@ -79,8 +90,8 @@ def study_features(
     activations: TensorFiles,
     group: str,
     *,
-    labels: pd.DataFrame | None = None,
-    contexts: pd.DataFrame | None = None,
+    labels: pd.DataFrame | Mapping[str, Any] | None = None,
+    contexts: pd.DataFrame | Mapping[str, Any] | None = None,
 ) -> StudyFeatures:
     """Read one group's SAEs and rows, encode the rows, and match the features.
 
@@ -91,9 +102,10 @@ def study_features(
     group
         Its name in the plan.
     labels
-        Labels of the rows that the user brought, a column each.
+        Labels of the rows that the user brought, a column each; none when empty.
     contexts
-        The text around each row, see :func:`husai.features.pictures.check_contexts`.
+        The text around each row, see :func:`husai.features.pictures.check_contexts`; none when
+        empty.
 
     Raises
     ------
@@ -104,7 +116,10 @@ def study_features(
     own = study.first
     if len(own.records) < 2:
         raise InputError(f"{group}: {len(own.records)} SAE trained; features need two to compare")
-    labels = labels if labels is not None and len(labels.columns) else None
+    labels, contexts = (
+        None if table is None or not len(table) else pd.DataFrame(table)
+        for table in (labels, contexts)
+    )
     labelled = candidate_labels(own.rows, labels)
     return StudyFeatures(
         feature_group(own.records, name=group),
@@ -126,22 +141,78 @@ def study_readout(study: StudyFeatures, transformer: TensorFile | None) -> Reado
         return f"Function is not measured: {error}."
 
 
-def measured_cards(
-    study: StudyFeatures, readout: Readout | str, config: FeaturesConfig
-) -> tuple[FeatureCards, pd.DataFrame]:
-    """Give the cards of a study's main group with all that is measured of its features.
+@dataclass(frozen=True)
+class MeasuredFeatures:
+    """All that is measured of the features of a study's main group.
 
-    Returns
-    -------
+    Attributes
+    ----------
     cards
         What is known of each feature.
     function
         Strata of :class:`husai.features.FunctionTables`; empty without a readout.
+    reliability
+        Of the probability that a new seed has a feature; empty below four SAEs.
+    combinations
+        Of a few latents together: :func:`husai.features.combination_table`.
+    identifiability
+        Of the codes: the second table of :func:`husai.features.code_identifiability`.
     """
-    cards = feature_cards(study.group, study.families, config)
-    features, partners, note = ambiguity_tables(cards, config)
-    cards = cards.join(features, partners, [note])
+
+    cards: FeatureCards
+    function: pd.DataFrame
+    reliability: pd.DataFrame
+    combinations: pd.DataFrame
+    identifiability: pd.DataFrame
+
+
+def measured_features(
+    study: StudyFeatures, readout: Readout | str, config: FeaturesConfig
+) -> MeasuredFeatures:
+    """Measure everything of the features of a study's main group.
+
+    Parameters
+    ----------
+    study
+        From :func:`study_features`.
+    readout
+        From :func:`study_readout`.
+    config
+        What is measured.
+    """
+    values = study.rows.values.numpy()
+    cards, reliability = known_cards(study.group, study.families, config)
+    function = pd.DataFrame()
     if isinstance(readout, str):
-        return cards.join(notes=[readout]), pd.DataFrame()
-    found = functional_consistency(cards, study.rows.values.numpy(), readout, config)
-    return cards.join(found.features, found.partners, [found.note]), found.strata
+        cards = cards.join(notes=[readout])
+    else:
+        found = functional_consistency(cards, values, readout, config)
+        function = found.strata
+        cards = cards.join(found.features, found.partners, [found.note])
+    agreement, saes = code_identifiability(cards, values, seed=config.seed)
+    combined = combination_table(study.group, least_r2=config.label_r2, seed=config.seed)
+    return MeasuredFeatures(cards.join(agreement), function, reliability, combined, saes)
+
+
+def study_consensus(
+    study: StudyFeatures, readout: Readout | str, config: ConsensusConfig
+) -> tuple[ConsensusResult, pd.DataFrame]:
+    """Make the consensus of a study's main group, measure it, and ask whether it recurs.
+
+    Returns
+    -------
+    result
+        The consensus SAE, its directions, and what it keeps beside dictionaries as large.
+    recurrence
+        One row, of the consensus of half of the seeds in that of the others; empty below four.
+    """
+    by = yardsticks(
+        study.rows.values.numpy(),
+        config,
+        None if isinstance(readout, str) else readout,
+        single_class(study.families),
+    )
+    result = build_consensus(study.group, by, config)
+    decoders = [one.decoder for one in study.group.live]
+    recurrence = [consensus_recurrence(decoders, config)] if len(decoders) >= 4 else []
+    return result, pd.DataFrame(recurrence)

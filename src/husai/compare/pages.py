@@ -19,10 +19,9 @@ from husai.features import (
     FeatureCards,
     FeaturesConfig,
     RowFacts,
-    ambiguity_tables,
-    feature_cards,
     feature_group,
     features_page,
+    known_cards,
 )
 from husai.storage import atomic_path
 
@@ -109,9 +108,7 @@ def page_of_files(
     elif sources.contexts is not None or sources.modulus is not None:
         raise InputError("--contexts and --modulus describe rows: give --activations too")
     group = feature_group(records, name=f"{len(records)} SAEs")
-    cards = feature_cards(group, families, config)
-    found, partners, note = ambiguity_tables(cards, config)
-    cards = cards.join(found, partners, [note])
+    cards, _ = known_cards(group, families, config)
     names = ", ".join(group.ids)
     page = features_page(cards, facts, config, title=f"Features of {names}")
     with atomic_path(out) as temporary:

@@ -166,7 +166,7 @@ def match_ambiguity(similarity: ArrayLike, epsilon: float) -> Ambiguity:
 
 def ambiguity_tables(
     cards: FeatureCards, config: FeaturesConfig | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Say for each feature, and each of its partners, how ambiguous the match is.
 
     Returns
@@ -176,7 +176,7 @@ def ambiguity_tables(
     partners
         ``id``, ``latent``, ``other_id``, ``n_exchangeable``, ``margin``, ``least``, ``most``: see
         :meth:`Ambiguity.table`.
-    note
+    notes
         What it means for the scores.
     """
     config = config or FeaturesConfig()
@@ -201,4 +201,4 @@ def ambiguity_tables(
         f"mean similarity of two SAEs by at most {config.epsilon / min(map(len, unit)):.1g}, and "
         f"the similarity of one feature by up to {widest:.2f}."
     )
-    return features.reset_index(), partners, note
+    return features.reset_index(), partners, [note]

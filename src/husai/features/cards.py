@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 
 from husai.consistency.analyses.explanation import explain_latents
-from husai.consistency.analyses.labels import Labels
+from husai.consistency.analyses.labels import Classes, Labels
 from husai.consistency.config import ConsistencyConfig
 from husai.consistency.inference.seeds import Matches, match_all
 from husai.consistency.scores.codes import whole_codes
@@ -256,3 +256,13 @@ def _activity(codes: Sequence[sparse.csc_array]) -> pd.DataFrame:
 def unit_decoder(group: FeatureGroup, s: int) -> Floats:
     """``[n_live, d]`` decoder rows of SAE s, in float64 and of unit norm."""
     return unit_rows(group.live[s].record.W_dec[group.live[s].index])
+
+
+def single_class(families: Sequence[Labels]) -> NDArray[np.int64] | None:
+    """Class of each row by the first family in which every row has exactly one; None if none."""
+    for family in families:
+        if isinstance(family, Classes) and len(family.names) > 1:
+            counts = np.diff(family.members.indptr)
+            if (counts == 1).all():
+                return np.asarray(family.members.indices, dtype=np.int64)
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from husai.config import Config, Count, Seed, Threads
@@ -50,3 +52,27 @@ class FeaturesConfig(Config):
     )
     seed: Seed = Field(default=0, description="of the random partners and samples")
     workers: Threads = Field(default=1, description="threads")
+
+
+class ConsensusConfig(Config):
+    """Which features enter the consensus, and how its encoder is fitted."""
+
+    threshold: float = Field(
+        default=0.7, gt=0, le=1, description="least |cosine| of a member to the medoid of its track"
+    )
+    min_share: float = Field(
+        default=0.75, gt=0, le=1, description="share of the SAEs in which a feature must be found"
+    )
+    direction: Literal["mean", "medoid"] = Field(
+        default="mean", description="what stands for the members of a track"
+    )
+    k: Count | None = Field(
+        default=None, description="active latents a row; None takes the SAEs' mean L0"
+    )
+    steps: Count = Field(default=600, description="of fitting the encoder")
+    batch_size: Count = Field(default=1024, description="rows a step")
+    learning_rate: float = Field(default=2e-3, gt=0, description="Adam's")
+    held_out: float = Field(
+        default=0.2, gt=0, lt=1, description="share of the rows on which dictionaries are measured"
+    )
+    seed: Seed = Field(default=0, description="of the order of rows, and of random subsets")

@@ -24,14 +24,9 @@ def gather_features(
     """Read the main group's SAEs and rows, and match their features."""
     from husai.campaign.features import chosen_group, study_features
 
-    contexts = pd.DataFrame(activation_contexts)
+    group = chosen_group(sae_plan, consistency_coverage, consistency_kinds)
     return study_features(
-        sae_plan,
-        saes,
-        activations,
-        chosen_group(sae_plan, consistency_coverage, consistency_kinds),
-        labels=pd.DataFrame(activation_labels),
-        contexts=contexts if len(contexts) else None,
+        sae_plan, saes, activations, group, labels=activation_labels, contexts=activation_contexts
     )
 
 
@@ -39,13 +34,22 @@ def measure_features(
     study_features: StudyFeatures,
     transformer: TensorFile | Mapping[str, Any],
     features: FeaturesConfig,
-) -> tuple[FeatureCards, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+) -> tuple[
+    FeatureCards,
+    pd.DataFrame,
+    pd.DataFrame,
+    pd.DataFrame,
+    pd.DataFrame,
+    pd.DataFrame,
+    pd.DataFrame,
+]:
     """Say of every feature how it comes back, what it means and does, and who its partners are."""
-    from husai.campaign.features import measured_cards, study_readout
+    from husai.campaign.features import measured_features, study_readout
 
     known = transformer if isinstance(transformer, TensorFile) else None
-    cards, function = measured_cards(study_features, study_readout(study_features, known), features)
-    return cards, cards.features, cards.partners, function
+    found = measured_features(study_features, study_readout(study_features, known), features)
+    beside = found.function, found.reliability, found.combinations, found.identifiability
+    return found.cards, found.cards.features, found.cards.partners, *beside
 
 
 def write_page(cards: FeatureCards, study_features: StudyFeatures, features: FeaturesConfig) -> str:

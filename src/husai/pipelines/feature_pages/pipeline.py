@@ -28,7 +28,15 @@ def create_pipeline() -> Pipeline:
             Node(
                 measure_features,
                 inputs=["study_features", "transformer", "params:features"],
-                outputs=["cards", "feature_cards", "feature_partners", "feature_function"],
+                outputs=[
+                    "cards",
+                    "feature_cards",
+                    "feature_partners",
+                    "feature_function",
+                    "feature_reliability",
+                    "feature_combinations",
+                    "feature_identifiability",
+                ],
                 name="measure_features",
             ),
             Node(

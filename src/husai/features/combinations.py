@@ -1,0 +1,197 @@
+"""Features that no single latent matches: best combination of a few latents of the other SAE.
+
+Each latent's activation is regressed on those of a few latents of another SAE, chosen by
+orthogonal matching pursuit on half of the rows and measured on the other half. The null does the
+same with the other SAE's rows in random order, which keeps how often and how strongly its latents
+fire. A latent that one latent explains is matched; one that only several explain together is
+*split* in the other SAE; several latents that one and the same latent explains together are
+*merged* in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import permutations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from husai.errors import InputError
+from husai.features.cards import FeatureGroup
+
+Floats = NDArray[np.float64]
+
+VERDICTS = ("matched", "split", "merged", "alone")
+
+
+class Moments(NamedTuple):
+    """Centred sums over rows: of the targets' squares, the sources' gram, and their product."""
+
+    scatter: Floats
+    gram: Floats
+    product: Floats
+
+
+class Combination(NamedTuple):
+    """How a few sources explain each target.
+
+    Attributes
+    ----------
+    members
+        ``[n, k]`` the sources chosen, in order; -1 where fewer help.
+    r2
+        ``[n, k]`` share of the variance on the other rows that the first 1 … k explain.
+    """
+
+    members: NDArray[np.int64]
+    r2: Floats
+
+
+def _moments(targets: sparse.csr_array, sources: sparse.csr_array) -> Moments:
+    n = targets.shape[0]
+    total_a, total_b = (np.asarray(x.sum(axis=0)).ravel() for x in (targets, sources))
+    return Moments(
+        np.asarray(targets.power(2).sum(axis=0)).ravel() - total_a**2 / n,
+        (sources.T @ sources).toarray() - np.outer(total_b, total_b) / n,
+        (targets.T @ sources).toarray() - np.outer(total_a, total_b) / n,
+    )
+
+
+def combine(
+    targets: sparse.csr_array,
+    sources: sparse.csr_array,
+    *,
+    k: int = 4,
+    order: NDArray[np.int64] | None = None,
+    seed: int = 0,
+) -> Combination:
+    """Explain each target by a few sources, by orthogonal matching pursuit.
+
+    Parameters
+    ----------
+    targets, sources
+        ``[n_rows, n]`` and ``[n_rows, m]`` codes of the same rows.
+    k
+        Most sources for one target.
+    order
+        Rows of the sources are taken in this order: the null. None leaves them.
+    seed
+        Of the halves of the rows.
+
+    Raises
+    ------
+    InputError
+        When rows do not correspond or are fewer than four.
+    """
+    a, b = (sparse.csr_array(x).astype(np.float64) for x in (targets, sources))
+    if a.shape[0] != b.shape[0] or a.shape[0] < 4:
+        raise InputError(f"codes: {a.shape[0]} rows and {b.shape[0]}; give the same, four or more")
+    if order is not None:
+        b = b[order]
+    mixed = np.random.default_rng(seed).permutation(a.shape[0])
+    half = len(mixed) // 2
+    fit, test = (_moments(a[part], b[part]) for part in (mixed[:half], mixed[half:]))
+    n, m = fit.product.shape
+    k = min(k, m)
+    members, r2 = np.full((n, k), -1, dtype=np.int64), np.zeros((n, k))
+    spread = np.sqrt(np.clip(np.diag(fit.gram), 0.0, None))
+    usable = spread > 1e-9
+    for i in range(n):
+        if fit.scatter[i] <= 1e-12 or test.scatter[i] <= 1e-12:
+            continue
+        chosen: list[int] = []
+        residual = fit.product[i].copy()
+        for step in range(k):
+            gain = np.where(usable, np.abs(residual), 0.0) / np.where(usable, spread, 1.0)
+            gain[chosen] = 0.0
+            best = int(gain.argmax())
+            if gain[best] <= 1e-9:
+                r2[i, step:] = r2[i, step - 1] if step else 0.0
+                break
+            chosen.append(best)
+            own = fit.gram[np.ix_(chosen, chosen)]
+            weights = np.linalg.lstsq(own, fit.product[i, chosen], rcond=1e-10)[0]
+            residual = fit.product[i] - fit.gram[:, chosen] @ weights
+            left = (
+                test.scatter[i]
+                - 2 * weights @ test.product[i, chosen]
+                + weights @ test.gram[np.ix_(chosen, chosen)] @ weights
+            )
+            members[i, step] = best
+            r2[i, step] = 1 - left / test.scatter[i]
+    return Combination(members, r2)
+
+
+def combination_table(
+    group: FeatureGroup, *, k: int = 4, least_r2: float = 0.5, seed: int = 0
+) -> pd.DataFrame:
+    """Say of each feature and other SAE whether one latent, a few together, or none explain it.
+
+    Widths may differ: that is how splitting and merging across widths is seen.
+
+    Parameters
+    ----------
+    group
+        With codes.
+    k
+        Most latents of the other SAE together.
+    least_r2
+        Share of the variance, on rows that were not fitted, that counts as explained.
+    seed
+        Of the halves of rows and the null's order.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``id``, ``latent``, ``other_id``, ``r2_one``, ``r2_few`` (of up to k latents), ``r2_null``
+        (the same with rows in random order), ``members`` (latents of the other SAE, the best
+        first, as text) and ``verdict``: ``matched`` (one latent explains it), ``split`` (only
+        several do), ``merged`` (none does, but it is one of several that a latent of the other SAE
+        is the sum of), or ``alone``.
+
+    Raises
+    ------
+    InputError
+        When the group has no codes.
+    """
+    if group.codes is None:
+        raise InputError("combinations: the SAEs have no codes; give rows of activations")
+    codes: Sequence[sparse.csr_array] = [sparse.csr_array(one) for one in group.codes]
+    order = np.random.default_rng([seed, 1]).permutation(codes[0].shape[0])
+    n = len(codes)
+    found = {
+        (s, t): combine(codes[s], codes[t], k=k, seed=seed) for s, t in permutations(range(n), 2)
+    }
+    tables = []
+    for (s, t), own in found.items():
+        null = combine(codes[s], codes[t], k=k, order=order, seed=seed)
+        back = found[t, s]
+        one, few = own.r2[:, 0], own.r2.max(axis=1)
+        # parts of what only several latents of this SAE explain in the other
+        parts = back.members[(back.r2[:, 0] < least_r2) & (back.r2.max(axis=1) >= least_r2)]
+        part = np.zeros(len(one), dtype=bool)
+        part[parts[parts >= 0]] = True
+        verdict = np.select(
+            [one >= least_r2, few >= least_r2, part], VERDICTS[:3], default=VERDICTS[3]
+        )
+        index = group.live[t].index
+        tables.append(
+            pd.DataFrame(
+                {
+                    "id": group.live[s].record.id,
+                    "latent": group.live[s].index,
+                    "other_id": group.live[t].record.id,
+                    "r2_one": one,
+                    "r2_few": few,
+                    "r2_null": null.r2.max(axis=1),
+                    "members": [
+                        " ".join(str(index[j]) for j in row if j >= 0) for row in own.members
+                    ],
+                    "verdict": verdict,
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,377 @@
+"""The consensus dictionary: what comes back across seeds, as one SAE.
+
+The seeds are aligned along the maximum spanning tree of their agreement. Each track holds a
+feature of every seed; tracks whose members are found in enough seeds become one direction each,
+the mean (or the medoid) of their members. The decoder is then held, and an encoder with its biases
+is fitted to the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
+
+from husai.consistency.inference.seeds import align_seeds, match_all
+from husai.errors import InputError
+from husai.features.cards import FeatureGroup, unit_decoder
+from husai.features.config import ConsensusConfig
+from husai.features.readouts import Readout
+from husai.matching.match import match_features, unit_rows
+
+if TYPE_CHECKING:
+    import torch
+
+    from husai.sae.trained import TrainedSAE
+
+Floats = NDArray[np.float64]
+
+_PROBE_RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """Directions that come back.
+
+    Attributes
+    ----------
+    directions
+        ``[m, d]`` unit rows.
+    tracks
+        A row per direction: ``n_seeds`` (SAEs in which it is found), ``cohesion`` (mean |cosine|
+        of the members to one another), and ``latent_<s>``, the member in SAE s (-1 for none).
+    """
+
+    directions: Floats
+    tracks: pd.DataFrame
+
+
+def consensus_directions(
+    decoders: Sequence[ArrayLike], config: ConsensusConfig | None = None
+) -> Consensus:
+    """Pool what comes back across dictionaries.
+
+    Parameters
+    ----------
+    decoders
+        Two or more ``[n_s, d]``; rows are features.
+    config
+        Threshold, share of seeds, mean or medoid.
+
+    Raises
+    ------
+    InputError
+        With fewer than two dictionaries, or when nothing comes back.
+    """
+    config = config or ConsensusConfig()
+    unit = [unit_rows(one, f"decoder {s}") for s, one in enumerate(decoders)]
+    if len(unit) < 2:
+        raise InputError(f"decoders: {len(unit)} given; a consensus needs at least two")
+    index = align_seeds(match_all(unit), threshold=config.threshold).index
+    needed = max(2, int(np.ceil(config.min_share * len(unit) - 1e-9)))
+    directions, rows = [], []
+    for track in index:
+        there = np.flatnonzero(track >= 0)
+        members = np.stack([unit[s][track[s]] for s in there])
+        cosine = members @ members.T
+        medoid = int(np.abs(cosine).sum(axis=1).argmax())
+        close = np.abs(cosine[medoid]) >= config.threshold
+        if close.sum() < needed:
+            continue
+        aligned = members[close] * np.sign(cosine[medoid, close])[:, None]
+        mean = aligned.mean(axis=0) if config.direction == "mean" else members[medoid]
+        # latents fire one way: the direction is that of the medoid, not its reverse
+        directions.append(mean / np.linalg.norm(mean))
+        kept = there[close]
+        pairs = np.abs(cosine[np.ix_(close, close)])
+        n = len(kept)
+        member = dict.fromkeys((f"latent_{s}" for s in range(len(unit))), -1)
+        member |= {f"latent_{s}": int(track[s]) for s in kept}
+        rows.append({"n_seeds": n, "cohesion": float((pairs.sum() - n) / (n * (n - 1))), **member})
+    if not directions:
+        raise InputError(
+            f"consensus: no feature is found in {needed} of {len(unit)} SAEs at |cosine| "
+            f"{config.threshold:g}; lower the threshold or the share of SAEs"
+        )
+    return Consensus(np.stack(directions), pd.DataFrame(rows))
+
+
+def fit_encoder(
+    directions: ArrayLike, rows: ArrayLike, k: int, config: ConsensusConfig | None = None
+) -> TrainedSAE:
+    """Fit a TopK encoder and the biases to rows, with the decoder held.
+
+    Parameters
+    ----------
+    directions
+        ``[m, d]`` unit rows: the decoder.
+    rows
+        ``[n, d]`` to fit.
+    k
+        Active latents a row; at most m.
+    config
+        Steps, batch size, learning rate, seed.
+
+    Returns
+    -------
+    TrainedSAE
+        In the activations' own space.
+
+    Raises
+    ------
+    InputError
+        When widths differ or there are fewer than two rows.
+    """
+    import torch
+
+    from husai.sae.config import SAEConfig
+    from husai.sae.selection import active_latents
+    from husai.sae.trained import TrainedSAE
+
+    config = config or ConsensusConfig()
+    W_dec = torch.from_numpy(unit_rows(directions, "directions").astype(np.float32))
+    x = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
+    if x.ndim != 2 or len(x) < 2 or x.shape[1] != W_dec.shape[1]:
+        raise InputError(f"rows: shape {tuple(x.shape)}; give [n, {W_dec.shape[1]}], two or more")
+    k = min(k, len(W_dec))
+    centre = x.mean(dim=0)
+    scale = float((x - centre).square().sum(dim=1).mean().sqrt() / x.shape[1] ** 0.5)
+    scale = scale if scale > 0 else 1.0
+    z = (x - centre) / scale  # a learning rate for rows of any size
+    W_enc = W_dec.T.clone().requires_grad_()
+    b_enc = torch.zeros(len(W_dec), requires_grad=True)
+    b_dec = torch.zeros(x.shape[1], requires_grad=True)
+    adam = torch.optim.Adam([W_enc, b_enc, b_dec], lr=config.learning_rate, betas=(0.9, 0.99))
+    generator = torch.Generator().manual_seed(config.seed)
+    for step in range(config.steps):
+        batch = z[torch.randint(len(z), (min(config.batch_size, len(z)),), generator=generator)]
+        codes = active_latents("row", (batch - b_dec) @ W_enc + b_enc, k=k)
+        loss = (codes @ W_dec + b_dec - batch).square().sum(dim=1).mean()
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for entry in adam.param_groups:  # down to nothing over the last half
+            entry["lr"] = config.learning_rate * min(1.0, 2 * (1 - step / config.steps))
+        adam.step()
+    with torch.no_grad():
+        sae = TrainedSAE(
+            config=SAEConfig(architecture="topk", d_sae=len(W_dec), k=k),
+            W_enc=W_enc.detach().clone(),
+            b_enc=(scale * b_enc).detach(),
+            W_dec=W_dec,
+            b_dec=(centre + scale * b_dec).detach(),
+            threshold=None,
+            W_dec_init=W_dec.clone(),
+            metrics={},
+            history=pd.DataFrame(),
+            density=torch.zeros(len(W_dec)),
+            provenance={"made_by": "consensus", "fit": config.model_dump(mode="json")},
+        )
+        density = (sae.encode(x) > 0).float().mean(dim=0)
+    return replace(sae, density=density)
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """What dictionaries are measured by.
+
+    Attributes
+    ----------
+    train, held_out
+        Indices of rows.
+    values
+        ``[n_rows, d]`` activations.
+    readout
+        Of the model, for the loss recovered; or None.
+    classes
+        ``[n_rows]`` class of each row, for the probe; or None.
+    """
+
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    values: NDArray[Any]
+    readout: Readout | None = None
+    classes: NDArray[np.int64] | None = None
+
+
+def yardsticks(
+    values: NDArray[Any],
+    config: ConsensusConfig,
+    readout: Readout | None = None,
+    classes: NDArray[np.int64] | None = None,
+) -> Yardsticks:
+    """Hold some rows out, by the seed of the configuration."""
+    order = np.random.default_rng(config.seed).permutation(len(values))
+    n = max(1, round(config.held_out * len(values)))
+    return Yardsticks(np.sort(order[n:]), np.sort(order[:n]), values, readout, classes)
+
+
+def measure_sae(sae: TrainedSAE, by: Yardsticks) -> dict[str, float]:
+    """Say what an SAE keeps of held-out rows.
+
+    Returns
+    -------
+    dict
+        ``n_latents``, ``l0``, ``variance_kept`` (1 - FVU); with a readout of logits and targets
+        ``loss_recovered`` (1 is the model's own loss, 0 that of rows set to zero); with classes
+        ``probe_accuracy`` of a linear probe on the codes, fitted on the other rows.
+    """
+    import torch
+
+    from husai.sae.metrics import loss_recovered
+
+    x = np.asarray(by.values[by.held_out], dtype=np.float64)
+    with torch.no_grad():
+        given = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+        codes = sae.encode(given)
+        reconstruction = sae.decode(codes).numpy().astype(np.float64)
+    spread = np.square(x - x.mean(axis=0)).sum()
+    found = {
+        "n_latents": float(sae.config.d_sae),
+        "l0": float((codes > 0).sum(dim=1).double().mean()),
+        "variance_kept": float(1 - np.square(x - reconstruction).sum() / spread),
+    }
+    if by.readout is not None and by.readout.targets is not None:
+        readout = by.readout
+
+        def loss_with(apply: Callable[[torch.Tensor], torch.Tensor]) -> float:
+            return _loss(readout, by.held_out, apply(given).numpy())
+
+        with torch.no_grad():
+            found["loss_recovered"] = loss_recovered(sae, loss_with)["loss_recovered"]
+    if by.classes is not None:
+        with torch.no_grad():
+            train = torch.from_numpy(np.ascontiguousarray(by.values[by.train], dtype=np.float32))
+            fitted = sae.encode(train).numpy().astype(np.float64)
+        found["probe_accuracy"] = probe_accuracy(
+            (fitted, by.classes[by.train]), (codes.numpy(), by.classes[by.held_out])
+        )
+    return found
+
+
+def _loss(readout: Readout, index: NDArray[np.int64], rows: NDArray[Any]) -> float:
+    assert readout.targets is not None
+    log_p = log_softmax(np.asarray(readout.apply(index, rows), dtype=np.float64), axis=1)
+    return float(-log_p[np.arange(len(index)), readout.targets[index]].mean())
+
+
+def probe_accuracy(
+    train: tuple[ArrayLike, NDArray[np.int64]], test: tuple[ArrayLike, NDArray[np.int64]]
+) -> float:
+    """Accuracy on test rows of a linear probe: ridge regression on classes coded as 0 and 1."""
+    x = np.asarray(train[0], dtype=np.float64)
+    scale = x.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    x = np.column_stack([x / scale, np.ones(len(x))])
+    names, at = np.unique(train[1], return_inverse=True)
+    gram = x.T @ x + _PROBE_RIDGE * len(x) * np.eye(x.shape[1])
+    targets = np.zeros((len(x), len(names)))
+    targets[np.arange(len(x)), at] = 1.0
+    weights = np.linalg.solve(gram, x.T @ targets)
+    y = np.column_stack([np.asarray(test[0], dtype=np.float64) / scale, np.ones(len(test[1]))])
+    return float((names[(y @ weights).argmax(axis=1)] == test[1]).mean())
+
+
+@dataclass(frozen=True)
+class ConsensusResult:
+    """A consensus SAE and what it is worth.
+
+    Attributes
+    ----------
+    sae
+        The consensus with its fitted encoder.
+    consensus
+        Its directions and their members.
+    table
+        A row per dictionary (``consensus``, ``random subset``, ``most active subset``, ``one
+        seed``), all with encoders fitted alike: see :func:`measure_sae`.
+    """
+
+    sae: TrainedSAE
+    consensus: Consensus
+    table: pd.DataFrame
+
+
+def build_consensus(
+    group: FeatureGroup,
+    by: Yardsticks,
+    config: ConsensusConfig | None = None,
+) -> ConsensusResult:
+    """Make the consensus of a group of SAEs, and measure it beside dictionaries as large.
+
+    Each dictionary gets an encoder fitted in the same way on the same rows. The subsets are of
+    the first SAE: as many of its latents as the consensus has, at random or those that fire most.
+
+    Raises
+    ------
+    InputError
+        When the group has no codes, or nothing comes back.
+    """
+    config = config or ConsensusConfig()
+    if group.codes is None:
+        raise InputError("consensus: the SAEs have no codes; give rows of activations")
+    decoders = [unit_decoder(group, s) for s in range(len(group.live))]
+    consensus = consensus_directions(decoders, config)
+    n_rows = group.codes[0].shape[0]
+    k = config.k or max(1, round(float(np.mean([c.nnz for c in group.codes])) / n_rows))
+    m = min(len(consensus.directions), len(decoders[0]))
+    fires = np.diff(group.codes[0].indptr)
+    chosen = np.random.default_rng(config.seed).permutation(len(decoders[0]))[:m]
+    candidates: Mapping[str, Floats] = {
+        "consensus": consensus.directions,
+        "random subset": decoders[0][chosen],
+        "most active subset": decoders[0][np.argsort(-fires, kind="stable")[:m]],
+        "one seed": decoders[0],
+    }
+    rows, saes = [], {}
+    for name, directions in candidates.items():
+        saes[name] = fit_encoder(directions, by.values[by.train], k, config)
+        rows.append({"dictionary": name, **measure_sae(saes[name], by)})
+    return ConsensusResult(saes["consensus"], consensus, pd.DataFrame(rows))
+
+
+def consensus_recurrence(
+    decoders: Sequence[ArrayLike], config: ConsensusConfig | None = None
+) -> dict[str, float]:
+    """Ask whether the consensus of half of the seeds recurs in that of the other half.
+
+    Returns
+    -------
+    dict
+        ``n_first``, ``n_second``: sizes; ``pw_mcc``: mean |cosine| of their best match;
+        ``found``: share of the smaller that is found in the larger at the threshold;
+        ``single_pw_mcc``: mean PW-MCC of a seed of one half with a seed of the other, on as many
+        random latents as the consensus has on average.
+
+    Raises
+    ------
+    InputError
+        With fewer than four dictionaries, or when nothing comes back within a half.
+    """
+    config = config or ConsensusConfig()
+    if len(decoders) < 4:
+        raise InputError(f"decoders: {len(decoders)}; two halves need at least four")
+    unit = [unit_rows(one, f"decoder {s}") for s, one in enumerate(decoders)]
+    half = len(unit) // 2
+    first, second = (
+        consensus_directions(part, config).directions for part in (unit[:half], unit[half:])
+    )
+    match = match_features(first, second)
+    rng = np.random.default_rng(config.seed)
+    singles = []
+    for s in range(half):
+        for t in range(half, len(unit)):
+            n = min(len(first), len(second), len(unit[s]))
+            part = unit[s][rng.permutation(len(unit[s]))[:n]]
+            singles.append(match_features(part, unit[t]).mean)
+    return {
+        "n_first": float(len(first)),
+        "n_second": float(len(second)),
+        "pw_mcc": match.mean,
+        "found": float((match.similarity >= config.threshold).sum() / min(match.n_a, match.n_b)),
+        "single_pw_mcc": float(np.mean(singles)),
+    }

@@ -1,0 +1,132 @@
+"""The consensus of planted seeds recovers what was planted, and is a whole SAE."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from husai.consistency import SAERecord
+from husai.errors import InputError
+from husai.features import feature_group
+from husai.features.config import ConsensusConfig
+from husai.features.consensus import (
+    build_consensus,
+    consensus_directions,
+    consensus_recurrence,
+    fit_encoder,
+    measure_sae,
+    probe_accuracy,
+    yardsticks,
+)
+from husai.features.readouts import Readout
+from husai.matching.match import match_features, unit_rows
+
+N, OWN, D, K = 20, 30, 24, 3
+
+
+def world(n_seeds=6, seed=0, noise=0.25):
+    """Noisy copies of planted directions in every seed, and as many and more of its own."""
+    rng = np.random.default_rng(seed)
+    truth = unit_rows(rng.standard_normal((N, D)))
+    codes = np.zeros((3000, N))
+    for row in codes:
+        row[rng.choice(N, K, replace=False)] = rng.uniform(1, 2, K)
+    rows = codes @ truth + 0.05 * rng.standard_normal((3000, D)) + 1.0
+    decoders = []
+    for _ in range(n_seeds):
+        copies = unit_rows(truth + noise * rng.standard_normal((N, D)) / np.sqrt(D) * 2)
+        own = unit_rows(rng.standard_normal((OWN, D)))
+        decoders.append(np.concatenate([copies, own])[rng.permutation(N + OWN)])
+    return truth, decoders, rows.astype(np.float32), codes
+
+
+def test_consensus_recovers_the_planted_features_better_than_a_seed():
+    truth, decoders, _, _ = world()
+    found = consensus_directions(decoders)
+    assert N <= len(found.directions) <= N + 3
+    recovered = match_features(truth, found.directions).mean
+    single = [match_features(truth, one).mean for one in decoders]
+    assert recovered > max(single) + 0.05
+    assert recovered > 0.95
+    medoid = consensus_directions(decoders, ConsensusConfig(direction="medoid"))
+    assert max(single) - 0.02 < match_features(truth, medoid.directions).mean < recovered
+    assert found.tracks["n_seeds"].between(5, 6).all()
+    # members named in the table are those rows
+    latents = found.tracks.filter(like="latent_").to_numpy()[0]
+    members = [decoders[s][latent] for s, latent in enumerate(latents) if latent >= 0]
+    assert np.abs(np.array(members) @ found.directions[0]).min() > 0.7
+
+
+def test_a_reversed_copy_counts_and_does_not_cancel():
+    truth, _, _, _ = world()
+    found = consensus_directions([truth, -truth, truth])
+    assert np.allclose(np.abs(found.directions @ truth.T).max(axis=1), 1)
+
+
+def test_nothing_in_common_is_an_error():
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match="no feature is found in 3 of 3"):
+        consensus_directions([rng.standard_normal((5, 64)) for _ in range(3)])
+    with pytest.raises(InputError, match="at least two"):
+        consensus_directions([np.eye(3)])
+
+
+def test_the_fitted_encoder_holds_the_decoder_and_finds_the_codes():
+    truth, _, rows, codes = world()
+    sae = fit_encoder(truth, rows, K)
+    assert np.allclose(sae.W_dec.numpy(), truth, atol=1e-6)
+    by = yardsticks(rows, ConsensusConfig())
+    measured = measure_sae(sae, by)
+    assert measured["variance_kept"] > 0.85
+    assert measured["l0"] <= K
+    import torch
+
+    found = sae.encode(torch.from_numpy(rows)).numpy()
+    correlation = [np.corrcoef(found[:, j], codes[:, j])[0, 1] for j in range(N)]
+    assert np.mean(correlation) > 0.9
+
+
+def records(decoders, rows):
+    made = []
+    for s, one in enumerate(decoders):
+        pre = (rows - rows.mean(axis=0)) @ one.T
+        kept = np.where(pre >= np.sort(pre, axis=1)[:, [-K]], np.maximum(pre, 0), 0)
+        made.append(SAERecord(f"sae {s}", "topk", s, one, codes=kept))
+    return made
+
+
+def test_consensus_is_worth_more_than_subsets_as_large():
+    truth, decoders, rows, codes = world()
+    classes = codes.argmax(axis=1)
+    readout = Readout(
+        lambda index, x: 3 * (x - 1) @ truth.T, tuple(map(str, range(N))), "logits", classes
+    )
+    config = ConsensusConfig(steps=300)
+    result = build_consensus(
+        feature_group(records(decoders, rows)), yardsticks(rows, config, readout, classes), config
+    )
+    table = result.table.set_index("dictionary")
+    for subset in ("random subset", "most active subset"):
+        for column in ("variance_kept", "loss_recovered", "probe_accuracy"):
+            assert table.loc["consensus", column] > table.loc[subset, column], (subset, column)
+    assert table.loc["consensus", "n_latents"] < table.loc["one seed", "n_latents"]
+    assert (table["l0"] <= K).all()
+
+
+def test_consensus_recurs_in_other_seeds_more_than_single_seeds_do():
+    _, decoders, _, _ = world(n_seeds=8)
+    found = consensus_recurrence(decoders)
+    assert found["pw_mcc"] > found["single_pw_mcc"] + 0.05
+    assert found["found"] > 0.9
+    with pytest.raises(InputError, match="at least four"):
+        consensus_recurrence(decoders[:3])
+
+
+def test_probe_is_right_where_classes_are_linear_and_guesses_else():
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 4, 400)
+    codes = np.eye(4)[classes] + 0.1 * rng.standard_normal((400, 4))
+    half = slice(0, 200), slice(200, 400)
+    assert probe_accuracy(*((codes[h], classes[h]) for h in half)) == 1.0
+    guess = probe_accuracy(*((rng.standard_normal((200, 4)), classes[h]) for h in half))
+    assert guess < 0.45

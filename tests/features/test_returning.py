@@ -1,0 +1,89 @@
+"""The probability that a feature comes back, on features whose probability is planted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from husai.errors import InputError
+from husai.features import feature_cards
+from husai.features.returning import (
+    fit_return,
+    left_out_calibration,
+    reliability,
+    return_probabilities,
+)
+
+
+def similarities(chance, n_seeds, rng):
+    """Feature i is in each other seed with its own chance; there it is near .9, elsewhere .5."""
+    there = rng.random((len(chance), n_seeds - 1)) < chance[:, None]
+    noise = 0.05 * rng.standard_normal(there.shape)
+    return np.clip(np.where(there, 0.9, 0.5) + noise, 0, 1)
+
+
+def test_probabilities_are_calibrated_on_new_seeds():
+    rng = np.random.default_rng(0)
+    # three populations: nearly always, now and then, hardly ever
+    chance = rng.choice([0.97, 0.5, 0.05], 400)
+    known = [similarities(chance, 6, rng) for _ in range(6)]
+    model = fit_return(known, 0.7)
+    predicted = np.concatenate([model.probability(s) for s in known])
+    new = rng.random((6 * 400, 50)) < np.tile(chance, 6)[:, None]
+    table = reliability(np.repeat(predicted, 50), new.ravel())
+    assert (table["predicted"] - table["happened"]).abs().max() < 0.1
+    weight = table["n"] / table["n"].sum()
+    assert (weight * (table["predicted"] - table["happened"]).abs()).sum() < 0.03
+    # the least possible error is that of who knows each feature's chance
+    least = float(np.mean(chance * (1 - chance)))
+    assert least < table["brier"][0] < least + 0.03 < table["brier_of_base_rate"][0]
+
+
+def test_features_of_one_kind_get_the_base_rate():
+    rng = np.random.default_rng(1)
+    known = [similarities(np.full(300, 0.6), 8, rng) for _ in range(8)]
+    predicted = np.concatenate([fit_return(known, 0.7).probability(s) for s in known])
+    assert predicted.mean() == pytest.approx(0.6, abs=0.03)
+    assert predicted.std() < 0.08
+
+
+@pytest.mark.parametrize(("chance", "expected"), [(1.0, 1.0), (0.0, 0.0)])
+def test_what_always_or_never_happens_is_predicted_so(chance, expected):
+    rng = np.random.default_rng(2)
+    known = [similarities(np.full(100, chance), 4, rng) for _ in range(4)]
+    assert fit_return(known, 0.7).probability(known[0]) == pytest.approx(expected, abs=0.02)
+
+
+def test_seeds_left_out_are_those_of_the_columns():
+    """Seed 2 alone lacks the features: only predictions of seed 2 fail."""
+    n, rng = 50, np.random.default_rng(3)
+    known = []
+    for s in range(5):
+        own = 0.9 + 0.02 * rng.standard_normal((n, 4))
+        others = [t for t in range(5) if t != s]
+        if 2 in others:
+            own[:, others.index(2)] = 0.3
+        else:
+            own[:] = 0.3
+        known.append(np.clip(own, 0, 1))
+    table = left_out_calibration(known, 0.7)
+    # 20 ordered pairs of seeds, of which 8 have seed 2 in them
+    happened = (table["happened"] * table["n"]).sum() / table["n"].sum()
+    assert happened == pytest.approx(12 / 20)
+    assert table["n"].sum() == 20 * n
+
+
+def test_planted_features_are_sure_to_come_back_and_others_are_not(planted):
+    cards = feature_cards(planted.group)
+    features, calibration = return_probabilities(cards)
+    truth = {one.record.id: planted.truth[s] for s, one in enumerate(planted.group.live)}
+    is_shared = np.array([truth[i][j] >= 0 for i, j in features[["id", "latent"]].to_numpy()])
+    assert features.loc[is_shared, "probability"].min() > 0.9
+    assert features.loc[~is_shared, "probability"].mean() < 0.4
+    curve = features[[f"probability_{t}" for t in (0.5, 0.6, 0.7, 0.8, 0.9)]].to_numpy()
+    assert (np.diff(curve, axis=1) <= 1e-12).all()
+    assert calibration.empty  # three SAEs leave two, from which nothing is learned
+    with pytest.raises(InputError, match="at least three"):
+        fit_return([np.ones((3, 1))], 0.7)
+    with pytest.raises(InputError):
+        reliability([1.2], [True])
