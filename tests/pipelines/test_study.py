@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,27 @@ def test_tables_and_figures_are_there(study):
     assert set(waves["variable"]) <= {"answer", "a", "b"}
     measures = pd.read_parquet(study / "transformer" / "progress_measures.parquet")
     assert measures["epoch"].tolist() == [0, 20, 40, 60]
+
+
+def test_features_of_the_main_group_have_a_page(study):
+    page = (study / "features" / "features.html").read_text(encoding="utf-8")
+    cards = pd.read_parquet(study / "features" / "cards.parquet")
+    found = re.search(r'id="data">(.*?)</script>', page, re.S)
+    assert found
+    data = json.loads(found[1])
+    assert len(data["features"]) == len(cards) > 0
+    assert len(data["maps"]) == len(cards)
+    assert len(data["saes"]) == 3
+    # the logits follow from the residual stream, so function is known
+    assert cards["function"].between(-1, 1).all()
+    plan = pd.read_parquet(study / "saes" / "plan.parquet")
+    assert set(cards["id"]) <= set(plan.loc[plan["model"] == "trained", "sae_id"])
+    for name in ("partners", "function", "combinations", "identifiability"):
+        assert len(pd.read_parquet(study / "features" / f"{name}.parquet"))
+    assert "../features/features.html" in (study / "reporting" / "home_study.md").read_text()
+    session = runs_of(study, parent=False)[-1]
+    logged = [one.path for one in client_of(study).list_artifacts(session.info.run_id)]
+    assert "features_page.html" in logged
 
 
 @pytest.mark.parametrize(
