@@ -280,7 +280,7 @@ def test_features_writes_a_page_and_a_table(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, table = tmp_path / "page.html", tmp_path / "features.csv"
-    saes = [folder / f"s{s}.npy" for s in range(3)]
+    saes: list[str | Path] = [folder / f"s{s}.npy" for s in range(3)]
     code, out, err = run(capsys, "features", *saes, "--out", page, "--table", table)
     assert (code, err) == (0, "")
     assert "120 features of 3 SAEs" in out  # half of them planted
@@ -336,7 +336,8 @@ def test_consensus_is_written_in_every_format_and_read_back(
     from husai.sae import load_sae
 
     rows, out = tmp_path / "rows.npz", tmp_path / "made" / "consensus"
-    arguments = [*whole_saes, "--activations", rows, "--out", out, "--steps", "50"]
+    arguments: list[str | Path] = [*whole_saes, "--activations", rows, "--out", out]
+    arguments += ["--steps", "50"]
     code, text, err = run(capsys, "consensus", *arguments)
     assert (code, err) == (0, "")
     assert "probe_accuracy" in text
@@ -361,7 +362,8 @@ def test_consensus_refuses_dictionaries_without_an_encoder(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saes = [folder / f"s{s}.npy" for s in range(2)]
-    arguments = ["--activations", folder / "rows.npy", "--out", tmp_path / "new"]
+    arguments: list[str | Path] = ["--activations", folder / "rows.npy"]
+    arguments += ["--out", tmp_path / "new"]
     code, _, err = run(capsys, "consensus", *saes, *arguments)
     assert code == 2
     assert "cannot encode" in err

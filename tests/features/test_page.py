@@ -35,7 +35,8 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here to 
 def payload(page: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
     assert found
-    return json.loads(found[1])
+    data: dict[str, Any] = json.loads(found[1])
+    return data
 
 
 @pytest.fixture(scope="module")

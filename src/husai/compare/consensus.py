@@ -83,8 +83,8 @@ def consensus_of_files(
     sources = {"contract": contract, "saes": group.ids}
     sae = replace(result.sae, provenance={**result.sae.provenance, **sources})
     out.mkdir(parents=True)
-    for name in formats:
-        export_sae(sae, out / ("consensus.safetensors" if name == "husai" else name), name)
+    for to in formats:
+        export_sae(sae, out / ("consensus.safetensors" if to == "husai" else to), to)
     tracks = result.consensus.tracks
     named = tracks.rename(columns={f"latent_{s}": name for s, name in enumerate(group.ids)})
     for name, table in (("worth", result.table), ("tracks", named)):

@@ -142,11 +142,9 @@ def known_labels(n_rows: int, facts: RowFacts) -> list[Labels]:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
-    if path.suffix not in readers or not path.is_file():
+    if path.suffix not in (".parquet", ".csv") or not path.is_file():
         raise InputError(f"{path}: no .parquet or .csv file; give a table of contexts")
     try:
-        table: pd.DataFrame = readers[path.suffix](path)
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: it cannot be read ({' '.join(str(error).split())})") from error
-    return table

@@ -46,7 +46,7 @@ class Measured(NamedTuple):
 
     Attributes
     ----------
-    index
+    chosen
         ``[n]`` which rows of the codes, ascending.
     values
         ``[n, d]`` their activations.
@@ -56,7 +56,7 @@ class Measured(NamedTuple):
         Whether they are all rows.
     """
 
-    index: NDArray[np.int64]
+    chosen: NDArray[np.int64]
     values: NDArray[Any]
     outputs: Floats
     exact: bool
@@ -142,7 +142,7 @@ def ablation_fingerprints(
     scipy.sparse.csr_array
         ``[n, rows · m]`` float32; rows on which a latent does not fire are zeros.
     """
-    entries = sparse.coo_array(sparse.csr_array(codes)[rows.index])
+    entries = sparse.coo_array(sparse.csr_array(codes)[rows.chosen])
     order = np.lexsort((entries.row, entries.col))
     row, latent, value = entries.row[order], entries.col[order], entries.data[order]
     m, n = rows.outputs.shape[1], codes.shape[1]
@@ -151,10 +151,10 @@ def ablation_fingerprints(
         at = slice(start, start + _BLOCK)
         r, j = row[at], latent[at]
         changed = rows.values[r] - value[at, None] * W_dec[j]
-        deltas[at] = _outputs(readout, rows.index[r], changed) - rows.outputs[r]
+        deltas[at] = _outputs(readout, rows.chosen[r], changed) - rows.outputs[r]
     columns = (row.astype(np.int64)[:, None] * m + np.arange(m)).ravel()
     ends = np.concatenate([[0], np.cumsum(np.bincount(latent, minlength=n))]) * m
-    shape = (n, len(rows.index) * m)
+    shape = (n, len(rows.chosen) * m)
     return sparse.csr_array((deltas.ravel(), columns, ends), shape=shape)
 
 
@@ -231,22 +231,22 @@ def substitution(
     """
     assert group.codes is not None
     rng = np.random.default_rng([config.seed, s, t])
-    mine = sparse.csc_array(sparse.csr_array(group.codes[s])[rows.index])
-    other = sparse.csc_array(sparse.csr_array(group.codes[t])[rows.index])
+    mine = sparse.csc_array(sparse.csr_array(group.codes[s])[rows.chosen])
+    other = sparse.csc_array(sparse.csr_array(group.codes[t])[rows.chosen])
     decoders = [group.live[one].record.W_dec[group.live[one].index] for one in (s, t)]
     found = {}
     for role, partners in roles.items():
         owner, at = [], []
-        for j, k in enumerate(partners):
-            if k < 0:
+        for latent, partner in enumerate(partners):
+            if partner < 0:
                 continue
-            active = np.union1d(_rows_of(mine, j), _rows_of(other, k))
+            active = np.union1d(_rows_of(mine, latent), _rows_of(other, int(partner)))
             if len(active) > config.substitution_rows:
                 active = rng.choice(active, config.substitution_rows, replace=False)
-            owner.append(np.full(len(active), j))
-            at.append(active)
-        j = np.concatenate([*owner, np.zeros(0, np.int64)]).astype(np.int64)
-        r = np.concatenate([*at, np.zeros(0, np.int64)]).astype(np.int64)
+            owner.append(np.full(len(active), latent, dtype=np.int64))
+            at.append(active.astype(np.int64))
+        none = np.zeros(0, dtype=np.int64)
+        j, r = np.concatenate([*owner, none]), np.concatenate([*at, none])
         k = partners[j]
         own = _values_at(mine, r, j)[:, None] * decoders[0][j]
         theirs = _values_at(other, r, k)[:, None] * decoders[1][k]
@@ -285,7 +285,7 @@ def _divergence(
     for start in range(0, len(at), _BLOCK):
         part = slice(start, start + _BLOCK)
         r = at[part]
-        changed = _outputs(readout, rows.index[r], rows.values[r] + change[part])
+        changed = _outputs(readout, rows.chosen[r], rows.values[r] + change[part])
         if readout.kind == "logits":
             # KL = Σ p log p - Σ p z + log Σ exp z: one exponential a number
             top = changed.max(axis=1)
@@ -352,13 +352,13 @@ def functional_consistency(
             table[f"repaired{tail}"] = repaired[role]
         tables.append(table)
     partners = pd.concat(tables, ignore_index=True)
-    own = pd.concat(
+    effects = pd.concat(
         [_effects(group, s, prints[s], rows, readout) for s in range(n)], ignore_index=True
     )
     means = partners.groupby(["id", "latent"], sort=False)[["function", "repaired"]].mean()
-    features = own.merge(means.reset_index(), on=["id", "latent"])
+    features = effects.merge(means.reset_index(), on=["id", "latent"])
     total = group.codes[0].shape[0]
-    shown = f"all {total}" if rows.exact else f"a random {len(rows.index)} of {total}"
+    shown = f"all {total}" if rows.exact else f"a random {len(rows.chosen)} of {total}"
     what = "logits" if readout.kind == "logits" else "activations of the next hook"
     note = f"Function is the effect on the model's {what}, measured on {shown} rows."
     return FunctionTables(features, partners, _strata(cards, partners, config), note)
@@ -369,7 +369,7 @@ def _effects(
 ) -> pd.DataFrame:
     """What the ablation of each latent of one SAE does, on the rows where it fires."""
     m = rows.outputs.shape[1]
-    targets = None if readout.targets is None else readout.targets[rows.index]
+    targets = None if readout.targets is None else readout.targets[rows.chosen]
     ablation, loss, texts = [], [], []
     for j in range(prints.shape[0]):
         part = slice(prints.indptr[j], prints.indptr[j + 1])
@@ -415,9 +415,9 @@ def _strata(cards: FeatureCards, partners: pd.DataFrame, config: FeaturesConfig)
     features = cards.features
     keys = ["id", "latent", "other_id"]
     table = partners.merge(cards.partners[[*keys, "similarity"]], on=keys)
-    quarter = pd.qcut(
-        features["firing_rate"].rank(method="first"), config.strata, labels=False
-    ).astype(int)
+    n_strata = min(config.strata, len(features))
+    rank = features["firing_rate"].rank(method="first")
+    quarter = pd.qcut(rank, n_strata, labels=False).astype(int)
     strata: list[tuple[str, str, NDArray[np.bool_]]] = [
         ("all", "all", np.ones(len(features), dtype=bool))
     ]
@@ -426,7 +426,7 @@ def _strata(cards: FeatureCards, partners: pd.DataFrame, config: FeaturesConfig)
             ("kind", str(kind), (features["kind"] == kind).to_numpy())
             for kind in features["kind"].value_counts().index
         ]
-    for q in range(config.strata):
+    for q in range(n_strata):
         inside = (quarter == q).to_numpy()
         low, high = features.loc[inside, "firing_rate"].agg(["min", "max"])
         strata.append(("activity", f"fires on {low:.2g} to {high:.2g}", inside))

@@ -76,7 +76,12 @@ COLUMNS = (
     Column("function", "function", "correlation of what its ablation does with its partners'", 2),
     Column("repaired", "repaired", "share of its ablation's harm that its partners undo", 2),
     Column("probability", "new seed", "estimated probability that one more seed has it", 2),
-    Column("n_exchangeable", "exchangeable", "mean number of partners that are as good as its own"),
+    Column(
+        "n_exchangeable",
+        "exchangeable",
+        "mean number of partners that are about as good as its own, which is one of them",
+        1,
+    ),
 )
 """What the list shows, of the columns that the cards have."""
 
