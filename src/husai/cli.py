@@ -490,8 +490,8 @@ Example:
     "--to",
     "formats",
     multiple=True,
-    type=click.Choice(["husai", "saelens", "dictionary_learning", "sparsify"]),
-    default=("husai", "saelens", "dictionary_learning", "sparsify"),
+    type=click.Choice(get_args(WrittenFormat)),
+    default=get_args(WrittenFormat),
     help="A format to write; may be repeated. All of them by default.",
 )
 @click.option(
@@ -529,7 +529,7 @@ Example:
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(FORMATS),
+    type=click.Choice(get_args(Format)),
     help="The format of all the files; detected by default.",
 )
 @with_hints
