@@ -8,7 +8,7 @@ import torch
 
 from husai.language import ReadingConfig, extract_stores
 from husai.language.config import ContextsConfig
-from husai.language.contexts import contexts_table, logit_effects, top_rows
+from husai.language.contexts import contexts_table, logit_effects, row_words, top_rows
 
 HOOK = "blocks.1.hook_out"
 READING = ReadingConfig(hook_names=(HOOK,), dtype="float32")
@@ -50,6 +50,19 @@ def test_every_context_shows_the_token_of_its_row(tmp_path, models, tokens, kind
         assert float(codes[0, int(row["latent"])]) == pytest.approx(
             float(row["activation"]), abs=1e-5
         )
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_the_words_of_rows_are_those_of_the_held_out_tokens(models, tokens, kind):
+    model, (text, _) = models[kind], tokens[kind]
+    table = row_words(model.tokenizer, text, "all", READING)
+    places = np.argwhere(text.ordinary)
+    held = places[places[:, 0] >= len(text) - text.n_held_out]
+    assert table["document"].tolist() == held[:, 0].tolist()
+    for (context, place), word in zip(held.tolist(), table["token"], strict=True):
+        whole = model.tokenizer.convert_ids_to_tokens(int(text.ids[context, place]))
+        assert word.strip() == whole
+    assert row_words(model.tokenizer, text, "mean", READING).empty
 
 
 def test_logit_effects_are_those_of_the_unembedding(models, random_sae):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,20 @@ def test_the_pages_name_the_hook(study):
     assert f"At `{HOOK}@all`" in page
     assert "there is no cross-entropy" in page
     assert "nan" not in page.lower()
+
+
+def test_features_are_shown_in_their_contexts(study):
+    page = (study / "features" / "features.html").read_text(encoding="utf-8")
+    found = re.search(r'id="data">(.*?)</script>', page, re.S)
+    assert found
+    data = json.loads(found[1])
+    assert len(data["features"]) == len(data["rows"]) > 0
+    words = pd.read_parquet(study / "activations" / "contexts.parquet")
+    for row, about in data["facts"].items():
+        before, token, after = about["context"]
+        assert token == words["token"][int(row)]
+        assert before or after
+    assert "there is no transformer" in page
 
 
 def test_every_sae_is_measured_probed_and_described(study):

@@ -133,7 +133,7 @@ def study_features(
 def study_readout(study: StudyFeatures, transformer: TensorFile | None) -> Readout | str:
     """What the study's transformer makes of the rows, or why that is not known."""
     if transformer is None:
-        return "Function is not measured: there is no transformer."
+        return "Function is not measured: there is no transformer of a modular task."
     trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
     try:
         return modular_readout(trained, study.rows)

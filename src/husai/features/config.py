@@ -45,7 +45,7 @@ class FeaturesConfig(Config):
         description="rows on which ablations are measured; of more rows a random part",
     )
     substitution_rows: Count = Field(
-        default=48, description="rows a pair of features on which one is put in place of the other"
+        default=32, description="rows a pair of features on which one is put in place of the other"
     )
     strata: Count = Field(
         default=4, description="groups of equally many features by how often they fire"

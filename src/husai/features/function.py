@@ -38,6 +38,9 @@ _MOST_NUMBERS = 50_000_000
 # The random partner is drawn among so many that fire about as often.
 _NEIGHBOURS = 10
 
+# An ablation that does less than this share of the strongest one's harm does nothing but round.
+_NO_HARM = 1e-5
+
 ROLES = ("partner", "negative", "random")
 
 
@@ -256,7 +259,7 @@ def substitution(
         total = np.bincount(j, harm, minlength=n)
         kept = np.bincount(j, left, minlength=n)
         share = np.full(n, np.nan)
-        np.divide(kept, total, out=share, where=total > 1e-12)
+        np.divide(kept, total, out=share, where=total > _NO_HARM * total.max(initial=0.0))
         found[role] = np.clip(1 - share, -1, 1)
     return found
 
@@ -278,19 +281,22 @@ def _divergence(
 ) -> Floats:
     """``[n]`` divergence of the outputs from the model's own when rows are changed."""
     found = np.empty(len(at))
+    kind = rows.values.dtype
     if readout.kind == "logits":
         log_p = log_softmax(rows.outputs, axis=1)
         p = np.exp(log_p)
         negative_entropy = (p * log_p).sum(axis=1)
+        p = p.astype(kind)
     for start in range(0, len(at), _BLOCK):
         part = slice(start, start + _BLOCK)
         r = at[part]
-        changed = _outputs(readout, rows.chosen[r], rows.values[r] + change[part])
+        changed = readout.apply(rows.chosen[r], rows.values[r] + change[part].astype(kind))
         if readout.kind == "logits":
-            # KL = Σ p log p - Σ p z + log Σ exp z: one exponential a number
-            top = changed.max(axis=1)
-            log_sum = np.log(np.exp(changed - top[:, None]).sum(axis=1)) + top
-            found[part] = negative_entropy[r] - np.einsum("nm,nm->n", p[r], changed) + log_sum
+            # KL = Σ p log p - Σ p z + log Σ exp z, in the outputs' own precision: one exponential
+            # a number, and a constant added to all z changes nothing
+            z = changed - changed.max(axis=1, keepdims=True)
+            cross = np.einsum("nm,nm->n", p[r], z) - np.log(np.exp(z).sum(axis=1))
+            found[part] = negative_entropy[r] - cross
         else:
             found[part] = np.square(changed - rows.outputs[r]).sum(axis=1)
     return np.maximum(found, 0.0)

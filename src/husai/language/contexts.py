@@ -101,7 +101,7 @@ def contexts_table(
             f"contexts: {len(rows)} held-out rows, but the tokens give {len(context)}; run the "
             "extraction again"
         )
-    words = _Words(model, int(tokens.ids[tokens.ordinary][0]))
+    words = _Words(model.tokenizer, int(tokens.ids[tokens.ordinary][0]))
     found = []
     with progress_bar(len(saes), "find contexts", "SAE", disable=not progress) as bar:
         for sae_id, sae in saes.items():
@@ -122,11 +122,42 @@ def contexts_table(
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
+def row_words(
+    tokenizer: Any, tokens: Tokens, position: Position, reading: ReadingConfig
+) -> pd.DataFrame:
+    """Tabulate the word of every held-out row, in the rows' order, for the feature page.
+
+    Parameters
+    ----------
+    tokenizer
+        Of the model.
+    tokens
+        The text.
+    position, reading
+        Where the rows were read.
+
+    Returns
+    -------
+    DataFrame
+        ``token``, its text with the space before it, and ``document``, the number of the context
+        it stands in. Empty where a row is the mean of a context: it has no token of its own.
+    """
+    places = row_places(tokens, position, reading)
+    held_out = places.context >= len(tokens) - tokens.n_held_out
+    context, at = places.context[held_out], places.place[held_out]
+    if (at == ALL_OF_A_CONTEXT).any():
+        return pd.DataFrame()
+    words = _Words(tokenizer, int(tokens.ids[tokens.ordinary][0]))
+    return pd.DataFrame(
+        {"token": [words.of(int(one)) for one in tokens.ids[context, at]], "document": context}
+    )
+
+
 class _Words:
     """The text of tokens as it stands behind another, with the space before it if there is one."""
 
-    def __init__(self, model: LanguageModel, before: int) -> None:
-        self.tokenizer = model.tokenizer
+    def __init__(self, tokenizer: Any, before: int) -> None:
+        self.tokenizer = tokenizer
         self.before = before
         self.skipped = len(self.tokenizer.decode([before]))
         self.known: dict[int, str] = {}

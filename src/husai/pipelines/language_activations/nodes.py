@@ -44,3 +44,15 @@ def read_model(
         found = extract_stores(model, tokens, reading, stores, trained=trained)
         for rows in held_out_activations(found, reading, trained):
             yield {rows.key: TensorFile(*rows.to_tensors())}
+
+
+def name_rows(
+    text_tokens: TensorFile, language_model: LanguageModelConfig, reading: ReadingConfig
+) -> pd.DataFrame:
+    """Tabulate the word of each row of the first hook, which the feature page shows in context."""
+    from husai.language import load_tokenizer
+    from husai.language.contexts import row_words
+
+    tokenizer, _ = load_tokenizer(language_model)
+    _, position = reading.places()[0]
+    return row_words(tokenizer, Tokens.from_file(text_tokens), position, reading)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from husai.activations import statistics_table
-from husai.pipelines.language_activations.nodes import read_model, tokenise_text
+from husai.pipelines.language_activations.nodes import name_rows, read_model, tokenise_text
 
 
 def create_pipeline() -> Pipeline:
@@ -28,6 +28,12 @@ def create_pipeline() -> Pipeline:
                 ],
                 outputs="activations",
                 name="read_language_model",
+            ),
+            Node(
+                name_rows,
+                inputs=["text_tokens", "params:language_model", "params:reading"],
+                outputs="activation_contexts",
+                name="name_rows",
             ),
             Node(
                 statistics_table,
