@@ -191,7 +191,8 @@ def feature_cards(
     ends = partner_intervals(partners, config.level)
     features = features.merge(ends, on=["id", "latent"], how="left", validate="one_to_one")
     if group.codes is not None:
-        features = pd.concat([features, _activity(group.codes)], axis=1)
+        activity = _activity(group.codes)
+        features = pd.concat([features.drop(columns="firing_rate"), activity], axis=1)
     if families:
         if group.codes is None:
             raise InputError("labels: the SAEs have no codes to explain; give rows of activations")
@@ -242,14 +243,19 @@ def partner_intervals(partners: pd.DataFrame, level: float) -> pd.DataFrame:
 
 
 def _activity(codes: Sequence[sparse.csc_array]) -> pd.DataFrame:
-    """Mean where it fires, and largest activation, of every latent."""
-    means, largest = [], []
+    """Share of these rows on which every latent fires, mean there, and largest activation."""
+    rates, means, largest = [], [], []
     for one in codes:
         fires = np.maximum(np.diff(one.indptr), 1)
+        rates.append(np.diff(one.indptr) / one.shape[0])
         means.append(np.asarray(one.sum(axis=0)).ravel() / fires)
         largest.append(np.asarray(one.max(axis=0).todense()).ravel())
     return pd.DataFrame(
-        {"mean_activation": np.concatenate(means), "max_activation": np.concatenate(largest)}
+        {
+            "firing_rate": np.concatenate(rates),
+            "mean_activation": np.concatenate(means),
+            "max_activation": np.concatenate(largest),
+        }
     )
 
 
