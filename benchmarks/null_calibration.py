@@ -6,7 +6,8 @@ A null is right when it gives the score of *independent* dictionaries of the sam
 planted world: pairs of independent dictionaries (error of the null's mean, share of pairs called
 significant at .05), and pairs that share half of their features exactly (share of pairs that the
 null calls below chance, share called significant). And the joint null of the shared fraction,
-with encoders that are noisy copies of their decoders.
+with encoders that are noisy copies of their decoders. The trained baselines, SAEs with a decoder
+or an encoder that stays at its random start, are trained on the activations of the world.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from husai.consistency import pw_mcc, shared_fraction
 from husai.consistency.inference.nulls import NullDistribution
 from husai.consistency.inference.references import (
+    Reference,
     data_aware,
     data_rows,
+    given,
     isotropic,
     joint_null,
     kmeans,
@@ -32,6 +36,7 @@ from husai.consistency.inference.references import (
     score_reference,
 )
 from husai.matching.match import unit_rows
+from husai.sae import BankTrainingConfig, SAEConfig, train_bank
 from husai.tasks import PlantedConfig, planted_dictionary
 from husai.tasks.planted import (
     CircularDictionary,
@@ -44,6 +49,13 @@ from husai.tasks.planted import (
 RESULTS = Path(__file__).parent / "results"
 Rows = NDArray[np.float64]
 ROWS = 8000
+BASELINES: tuple[Literal["frozen_decoder", "soft_frozen_decoder", "frozen_encoder"], ...] = (
+    "frozen_decoder",
+    "soft_frozen_decoder",
+    "frozen_encoder",
+)
+BASELINE_K = 4
+BASELINE_TRAINING = BankTrainingConfig(steps=1500, batch_size=512, eval_interval=1500)
 SPREAD = ZipfFiring(exponent=1.0, p_max=0.5, p_min=1e-3)
 
 
@@ -95,9 +107,24 @@ def nulls_of(
     if every:
         references += [isotropic(d), data_aware(np.cov(rows.T)), data_rows(rows)]
         references.append(kmeans(rows, n, n_runs=4, iterations=8))
+        references += trained_baselines(rows, n)
     if len(planes):
         references.append(phase(pool, planes))
     return {one.kind: score_reference(one, (n, n), n_draws=n_draws)["pw_mcc"] for one in references}
+
+
+def trained_baselines(rows: Rows, n: int, n_seeds: int = 4) -> list[Reference]:
+    """SAEs of which a part stays at its random start (arXiv 2602.14111), trained on the rows."""
+    found = []
+    for baseline in BASELINES:
+        configs = [
+            SAEConfig(architecture="topk", d_sae=n, k=BASELINE_K, baseline=baseline, init_seed=seed)
+            for seed in range(n_seeds)
+        ]
+        saes = train_bank(torch.from_numpy(rows.astype(np.float32)), configs, BASELINE_TRAINING)
+        decoders = [sae.W_dec.double().numpy() for sae in saes]
+        found.append(given(decoders, baseline, "the data, and what training cannot move"))
+    return found
 
 
 def calibrate(world: World, n_pairs: int, n_draws: int) -> list[dict[str, Any]]:

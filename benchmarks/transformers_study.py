@@ -3,18 +3,24 @@
     python benchmarks/transformers_study.py                       # every shipped transformer
     python benchmarks/transformers_study.py --transformers seed0 seed0_clean
 
+    python benchmarks/transformers_study.py --conclude            # from the tables that are there
+
 For each transformer it runs `kedro run --env=transformers` in a folder of its own below
-data/transformers, and adds a row for each group of SAEs to docs/results/transformers/groups.csv.
-Started again, it continues where it was interrupted: SAEs that are trained stay, and a transformer
-whose rows are in its folder is done.
+data/transformers, and measures its SAEs. The tables of all are in docs/results/transformers, with
+what follows from them when the transformers are the sample. Started again, it continues where it
+was interrupted: SAEs that are trained stay, and a transformer whose tables are in its folder is
+done.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,22 +31,33 @@ from kedro.framework.startup import bootstrap_project
 
 from husai.campaign.records import RowsRecords, gather_records
 from husai.consistency import (
+    SCORES,
+    ConsistencyConfig,
     SAERecord,
-    class_gt_mcc,
-    class_labels,
-    class_means,
-    coverage,
-    gt_mcc,
-    label_chance,
-    pw_mcc,
+    joint_null,
+    mean_interval,
     score_reference,
-    seed_interval,
 )
-from husai.consistency.analyses.explanation import class_scores
-from husai.consistency.analyses.labels import Classes
+from husai.consistency.inference.hierarchy import (
+    association,
+    hierarchy_table,
+    score_hierarchy,
+    value_hierarchy,
+)
 from husai.consistency.inference.references import permuted
-from husai.consistency.study.record import group_members, live_latents
+from husai.consistency.scores.subspace import data_metric
+from husai.consistency.study import planning
+from husai.consistency.study.groups import (
+    found_everywhere,
+    group_head,
+    mean_score,
+    score_matrix,
+)
+from husai.consistency.study.labels import candidate_labels, label_tables
+from husai.consistency.study.pairs import score_pair
+from husai.consistency.study.record import group_members, live_group
 from husai.errors import InputError
+from husai.figures.transformers import transformers_figure
 from husai.storage import atomic_path
 from husai.transformer import (
     TrainedTransformer,
@@ -52,9 +69,28 @@ from husai.transformer import (
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "transformers"
-ROWS = "groups.csv"
-# of the permuted null of agreement, and of the labels' chance, which encodes all rows each time
-DRAWS, LABEL_DRAWS = 200, 3
+TABLES = ("pairs", "covered", "kinds", "groups")
+"""Of each transformer; it is done when it has all."""
+
+DRAWS = 200
+CONFIG = ConsistencyConfig(dead="drop", code_null_draws=0)
+MEASURED = (("pw_mcc", False), ("shared_fraction", True))
+"""Scores, with the sign conventions of the papers that they are from."""
+
+ANSWERS = {
+    "n_answers": "n_classes",
+    "answers": "mean",
+    "answers_low": "low",
+    "answers_high": "high",
+    "answers_by_precision": "by_average_precision",
+    "answers_by_chance": "chance",
+    "gt_mcc": "gt_mcc",
+    "gt_mcc_permuted": "permuted_mean",
+}
+"""Columns of the answers in the table of groups, and in that of coverage."""
+
+WIDTH = 256
+"""Drawn: wide enough for a latent of every answer."""
 
 
 class Leg(NamedTuple):
@@ -76,8 +112,8 @@ def shipped_legs(names: Sequence[str] = ()) -> list[Leg]:
     return [every[name] for name in names or every]
 
 
-def run(folder: Path, params: dict[str, Any]) -> tuple[RowsRecords, TrainedTransformer, Any]:
-    """Train what is missing in a leg's folder; give its SAEs with rows, its model and examples."""
+def run(folder: Path, params: dict[str, Any]) -> tuple[RowsRecords, TrainedTransformer]:
+    """Train what is missing in a leg's folder; give its SAEs with their rows, and its model."""
     os.environ["HUSAI_DATA_DIR"] = str(folder)
     bootstrap_project(ROOT)
     session: Any
@@ -85,17 +121,17 @@ def run(folder: Path, params: dict[str, Any]) -> tuple[RowsRecords, TrainedTrans
         session.run()
     with KedroSession.create(ROOT, env="transformers", runtime_params=params) as session:
         catalog = session.load_context().catalog
-        names = ("sae_plan", "saes", "activations", "transformer", "examples")
-        plan, saes, activations, transformer, examples = map(catalog.load, names)
+        names = ("sae_plan", "saes", "activations", "transformer")
+        plan, saes, activations, transformer = map(catalog.load, names)
     study = gather_records(plan, saes, {}, activations)
-    trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
-    return study.first, trained, examples
+    return study.first, TrainedTransformer.from_parts(transformer.tensors, transformer.header)
 
 
-def about(trained: TrainedTransformer) -> dict[str, Any]:
+def about(trained: TrainedTransformer, leg: Leg) -> dict[str, Any]:
     """Say which transformer it is and how evenly its key frequencies hold the variance."""
     parts = trained.state_dict, trained.vocabulary, trained.model_config
     row: dict[str, Any] = {
+        "stop": leg.params["transformer"].get("shipped", "early_stop"),
         "fingerprint": trained.fingerprint,
         "transformer_seed": trained.model_config.seed,
         "epochs": trained.summary["epochs"],
@@ -104,7 +140,7 @@ def about(trained: TrainedTransformer) -> dict[str, Any]:
     try:
         shares = frequency_shares(*parts, fourier_structure(*parts).key_frequencies)
     except InputError:  # it has not grokked: no frequency stands out
-        return {**row, "n_frequencies": 0}
+        return {**row, "n_frequencies": 0, "largest_share": None, "frequency_balance": None}
     return {
         **row,
         "n_frequencies": len(shares),
@@ -114,71 +150,137 @@ def about(trained: TrainedTransformer) -> dict[str, Any]:
 
 
 def measure(
-    records: Sequence[SAERecord],
-    rows: np.ndarray[Any, Any],
-    answers: Classes,
-    draws: int = DRAWS,
-    label_draws: int = LABEL_DRAWS,
-) -> dict[str, Any]:
-    """Measure a group: agreement beside its permuted null, and what it holds of the answers.
+    name: str, records: Sequence[SAERecord], covariance: np.ndarray[Any, Any], draws: int = DRAWS
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Measure a group: its scores beside their permuted nulls, and those of every pair.
 
-    Latents that never fire are left out.
+    Latents that never fire are left out; encoders are compared in the data's metric.
 
     Parameters
     ----------
-    records
-        The seeds' SAEs, with codes of the rows.
-    rows
-        ``[n_rows, d]`` activations.
-    answers
-        The answer of each row.
-    draws, label_draws
-        Of the permuted null, and of the chance of coverage.
+    name, records
+        The group, and the seeds' SAEs with codes of the rows.
+    covariance
+        ``[d, d]`` of the rows.
+    draws
+        Of the permuted null.
     """
-    live = [live_latents(record, "drop") for record in records]
-    row: dict[str, Any] = {
-        "n_seeds": len(records),
-        "converged": np.mean([bool(record.converged) for record in records]),
-        "live": np.mean([len(one) for one in live]),
-        "l0": np.mean([record.l0 for record in records]),
-        "fvu": np.mean([record.fvu for record in records]),
-        "n_answers": len(answers.names),
-    }
-    if len(records) < 2 or min(map(len, live)) < 2:
-        return row
-    decoders = [record.W_dec[one] for record, one in zip(records, live, strict=True)]
-    scores = np.eye(len(records))
-    for s, t in zip(*np.triu_indices(len(records), 1), strict=True):
-        scores[s, t] = scores[t, s] = pw_mcc(decoders[s], decoders[t])
-    found = seed_interval(scores, bounds=(0, 1))
-    reference = permuted(decoders)
-    sizes = len(decoders[0]), len(decoders[1])
-    null = score_reference(reference, sizes, n_draws=draws)["pw_mcc"]
-    assert found.mean is not None
+    live = live_group(records, CONFIG, data_metric(covariance))
+    row = group_head(name, live, "full")
     row |= {
-        "pw_mcc": found.mean,
-        "pw_mcc_low": found.low,
-        "pw_mcc_high": found.high,
-        "pw_mcc_permuted": null.mean,
-        "pw_mcc_corrected": null.corrected(found.mean),
-        "pw_mcc_p": null.p_value(found.mean),
+        "motion": _mean([record.motion for record in records]),
+        "plateau": records[0].plateau,
     }
-    means = class_means(rows, answers)
-    _, chance = class_gt_mcc(decoders[0], means, reference, n_draws=draws)
-    row["gt_mcc"] = np.mean([gt_mcc(decoder, means, signed=True) for decoder in decoders])
-    row["gt_mcc_permuted"] = chance.mean
-    covered = []
-    for record in records:
-        assert record.codes is not None
-        covered.append(coverage(class_scores(record.codes, answers)))
-    row["answers"] = np.mean([one.f1_best for one in covered])
-    row["answers_sd"] = np.std([one.f1_best for one in covered], ddof=1)
-    row["answers_by_precision"] = np.mean([one.average_precision for one in covered])
-    rates = records[0].firing_rate
-    assert rates is not None
-    by_chance = label_chance(reference, rows, rates[live[0]], answers, n_draws=label_draws)
-    row["answers_by_chance"] = by_chance.coverage["f1_best"].mean()
-    return row
+    if len(live) < 2 or min(len(one.index) for one in live) < 2:
+        return row, pd.DataFrame()
+    pairs = {
+        (s, t): score_pair(live[s], live[t], CONFIG, scores=[SCORES[name] for name, _ in MEASURED])
+        for s, t in combinations(range(len(live)), 2)
+    }
+    row["n_everywhere"] = found_everywhere(live, pairs, CONFIG.shared_threshold)
+    decoders = [one.decoder for one in live]
+    encoders = [one.encoder for one in live]
+    nulls = {
+        "pw_mcc": score_reference(
+            permuted(decoders), (len(decoders[0]), len(decoders[1])), n_draws=draws
+        )["pw_mcc"]
+    }
+    if all(encoder is not None for encoder in encoders):
+        nulls["shared_fraction"] = joint_null(decoders, encoders, n_draws=draws)  # type: ignore[arg-type]
+    for score, signed in MEASURED:
+        if score not in nulls:
+            continue
+        found = mean_score(pairs, len(live), SCORES[score], signed, CONFIG.level)
+        assert found is not None
+        assert found.mean is not None
+        null = nulls[score]
+        row |= {
+            score: found.mean,
+            f"{score}_low": found.low,
+            f"{score}_high": found.high,
+            f"{score}_permuted": null.mean,
+            f"{score}_corrected": null.corrected(found.mean),
+            f"{score}_p": null.p_value(found.mean),
+        }
+    table = pd.DataFrame(
+        [
+            {
+                "seed_a": records[s].seed,
+                "seed_b": records[t].seed,
+                **{
+                    score: pair.values[score, signed].value
+                    for score, signed in MEASURED
+                    if (score, signed) in pair.values
+                },
+            }
+            for (s, t), pair in pairs.items()
+        ]
+    )
+    return row, table
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def measure_leg(
+    here: RowsRecords, head: dict[str, Any], draws: int = DRAWS
+) -> dict[str, pd.DataFrame]:
+    """Measure all SAEs of one transformer.
+
+    Parameters
+    ----------
+    here
+        Its SAEs, with the rows that they read.
+    head
+        Columns that say which transformer it is.
+    draws
+        Of the permuted nulls.
+
+    Returns
+    -------
+    dict
+        The tables of :data:`TABLES`: groups, pairs of SAEs, SAEs and families of classes, and
+        groups and kinds of feature.
+    """
+    labelled = candidate_labels(here.rows)
+    members = group_members(here.records)
+    rows, pairs = [], []
+    for group, records in members.items():
+        row, table = measure(group, records, here.covariance, draws)
+        rows.append(row)
+        pairs.append(
+            table.assign(group=group, architecture=row["architecture"], d_sae=row["d_sae"])
+        )
+    groups = pd.DataFrame(rows)
+    found: dict[str, pd.DataFrame] = {"pairs": pd.concat(pairs, ignore_index=True)}
+    if labelled is not None:
+        config = CONFIG.model_copy(update={"null_draws": max(1, draws // 5)})
+        live = {group: live_group(records, CONFIG) for group, records in members.items()}
+        labels = label_tables(live, labelled, config)
+        answers = labels.coverage[labels.coverage["family"] == "answer"].set_index("group")
+        for column, source in ANSWERS.items():
+            groups[column] = groups["group"].map(answers[source])
+        found |= {"covered": labels.covered, "kinds": labels.kinds}
+        saes = pd.DataFrame(
+            [
+                {"id": one.record.id, "n_live": len(one.index)}
+                | {name: getattr(one.record, name) for name in ("l0", "fvu", "converged", "motion")}
+                for group in live.values()
+                for one in group
+            ]
+        )
+        settings = groups[["group", "architecture", "d_sae"]]
+        found["covered"] = found["covered"].merge(saes, on="id").merge(settings, on="group")
+        found["covered"] = found["covered"].drop(columns="id")
+    found["groups"] = groups
+    return {
+        name: table.assign(**{k: v for k, v in head.items() if k not in table})[
+            [*head, *(column for column in table if column not in head)]
+        ]
+        for name, table in found.items()
+    }
 
 
 def study(
@@ -187,8 +289,8 @@ def study(
     results: Path,
     params: dict[str, Any] | None = None,
     draws: int = DRAWS,
-) -> pd.DataFrame:
-    """Run every leg that is not done, and write the table of all.
+) -> dict[str, pd.DataFrame]:
+    """Run every leg that is not done, and write the tables of all.
 
     Parameters
     ----------
@@ -197,42 +299,148 @@ def study(
     folder
         Of the data, a folder below it for each leg.
     results
-        Folder of the table.
+        Folder of the tables.
     params
         Further parameters of every leg.
     draws
-        Of the permuted null.
+        Of the permuted nulls.
     """
-    tables = []
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
     for leg in legs:
         own = folder / leg.name
-        done = own / ROWS
-        if not done.is_file():
+        if not all((own / f"{name}.csv").is_file() for name in TABLES):
             started = time.perf_counter()
-            here, trained, examples = run(own.resolve(), merged(params or {}, leg.params))
-            answers = class_labels("answer", examples["answer"].to_numpy(dtype=np.int64))
-            rows = here.rows.values.numpy()
-            head = {"transformer": leg.name, **about(trained)}
-            table = pd.DataFrame(
-                [
-                    {
-                        **head,
-                        "group": group,
-                        "architecture": members[0].architecture,
-                        "d_sae": members[0].d_sae,
-                        **measure(members, rows, answers, draws),
-                    }
-                    for group, members in group_members(here.records).items()
-                ]
+            here, trained = run(own.resolve(), merged(params or {}, leg.params))
+            head = {"transformer": leg.name, **about(trained, leg)}
+            for name, table in measure_leg(here, head, draws).items():
+                with atomic_path(own / f"{name}.csv") as temporary:
+                    table.to_csv(temporary, index=False)
+            print(f"{leg.name}: {time.perf_counter() - started:.0f} s", flush=True)
+        for name in TABLES:
+            tables[name].append(pd.read_csv(own / f"{name}.csv"))
+    joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    for name, table in joined.items():
+        with atomic_path(results / f"{name}.csv") as temporary:
+            table.round(5).to_csv(temporary, index=False)
+    return joined
+
+
+def conclude(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Say what is universal: the transformers are the sample, the seeds lie below.
+
+    Transformers of one stop are analysed together; one that is cleaned up was trained on from the
+    early stop of the same seed, so that the two are no independent pair.
+
+    Parameters
+    ----------
+    tables
+        Of :func:`study`.
+
+    Returns
+    -------
+    dict
+        ``hierarchy``: a row per stop, architecture, width and measure, with the fields of
+        :class:`husai.consistency.inference.hierarchy.Hierarchy`. ``associations``: rank
+        correlation, over transformers, of answers with a latent and of agreement with the balance
+        of the key frequencies. ``changes``: what cleaning up changes, over seeds of transformers
+        that are there at both stops. ``pilot``: variances of seeds and pairs for planning.
+    """
+    by = ["stop", "architecture", "d_sae"]
+    parts = []
+    for score, signed in MEASURED:
+        pairs = tables["pairs"].dropna(subset=[score])
+        found = hierarchy_table(
+            pairs,
+            by,
+            partial(score_hierarchy, bounds=SCORES[score].bounds_of(signed)),
+            partial(_matrix, score=score),
+        )
+        parts.append(found.assign(measure=score))
+    covered = tables["covered"]
+    for family, own in covered.groupby("family"):
+        found = hierarchy_table(
+            own,
+            by,
+            partial(value_hierarchy, bounds=(0.0, float(own["n_classes"].max()))),
+            partial(_column, name="covered"),
+        )
+        parts.append(found.assign(measure=f"{family} covered"))
+    saes = covered.drop_duplicates([*by, "transformer", "seed"])
+    for name in ("l0", "fvu", "n_live"):
+        found = hierarchy_table(
+            saes, by, partial(value_hierarchy, bounds=(0.0, np.inf)), partial(_column, name=name)
+        )
+        parts.append(found.assign(measure=name))
+    kinds = tables["kinds"]
+    for kind, own in kinds.assign(
+        kind=np.where(kinds["kind"] == "answer", "answer", "rest")
+    ).groupby("kind"):
+        found = hierarchy_table(
+            own, by, partial(value_hierarchy, bounds=(0.0, 1.0)), _weighted_reproducibility
+        )
+        parts.append(found.assign(measure=f"reproducibility of {kind}"))
+    hierarchy = pd.concat(parts, ignore_index=True)
+    groups = tables["groups"]
+    rows = []
+    for key, own in groups.groupby(by, sort=True):
+        for measure_, axis in product(("answers", "pw_mcc", "gt_mcc"), ("frequency_balance",)):
+            known = own.dropna(subset=[measure_, axis])
+            if len(known):
+                together = association(known[axis], known[measure_])
+                head = dict(zip(by, key, strict=True))
+                rows.append({**head, "measure": measure_, "with": axis, **vars(together)})
+    changes = []
+    for (architecture, width), own in groups.groupby(["architecture", "d_sae"], sort=True):
+        for measure_ in ("answers", "pw_mcc", "largest_share"):
+            wide = own.pivot(index="transformer_seed", columns="stop", values=measure_).dropna()
+            if len(wide) < 2 or set(wide) != {"early_stop", "cleaned_up"}:
+                continue
+            change = mean_interval(wide["cleaned_up"] - wide["early_stop"])
+            changes.append(
+                {
+                    "architecture": architecture,
+                    "d_sae": width,
+                    "measure": measure_,
+                    "cleaned_up_minus_early_stop": change.mean,
+                    "low": change.low,
+                    "high": change.high,
+                    "n_transformers": change.n_seeds,
+                }
             )
-            with atomic_path(done) as temporary:
-                table.to_csv(temporary, index=False)
-            print(f"{leg.name}: {time.perf_counter() - started:.0f} s")
-        tables.append(pd.read_csv(done))
-    table = pd.concat(tables, ignore_index=True)
-    with atomic_path(results / ROWS) as temporary:
-        table.round(5).to_csv(temporary, index=False)
-    return table
+    first = [*by, "measure"]
+    return {
+        "hierarchy": hierarchy[[*first, *(c for c in hierarchy if c not in first)]],
+        "associations": pd.DataFrame(rows),
+        "changes": pd.DataFrame(changes),
+        "pilot": _pilot(hierarchy),
+    }
+
+
+def _matrix(pairs: pd.DataFrame, score: str) -> np.ndarray[Any, Any]:
+    seeds = sorted({*pairs["seed_a"], *pairs["seed_b"]})
+    at = {seed: place for place, seed in enumerate(seeds)}
+    values = {
+        (at[a], at[b]): float(value)
+        for a, b, value in zip(pairs["seed_a"], pairs["seed_b"], pairs[score], strict=True)
+    }
+    return score_matrix(values, len(seeds))
+
+
+def _column(rows: pd.DataFrame, name: str) -> np.ndarray[Any, Any]:
+    return rows[name].to_numpy(dtype=np.float64)
+
+
+def _weighted_reproducibility(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+    return np.array([np.average(rows["reproducibility"], weights=rows["n_features"])])
+
+
+def _pilot(hierarchy: pd.DataFrame) -> pd.DataFrame:
+    """Variances of seeds and pairs of PW-MCC at the early stop, as planning takes them."""
+    own = hierarchy[(hierarchy["measure"] == "pw_mcc") & (hierarchy["stop"] == "early_stop")]
+    own = own[own["seed_sd"].notna()]
+    return own.rename(columns={"mean": "pw_mcc"})[
+        ["architecture", "d_sae", "pw_mcc", "seed_sd", "pair_sd", "n_seeds", "n_transformers"]
+    ].reset_index(drop=True)
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -244,15 +452,35 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def write_conclusions(tables: Mapping[str, pd.DataFrame], results: Path) -> None:
+    """Write what follows from the tables: as CSV, as a picture, and as the pilot of plans."""
+    found = conclude(tables)
+    for name in ("hierarchy", "associations", "changes"):
+        with atomic_path(results / f"{name}.csv") as temporary:
+            found[name].round(5).to_csv(temporary, index=False)
+    figure = transformers_figure(tables["groups"], tables["kinds"], WIDTH)
+    with atomic_path(results / "transformers.png") as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    rows = found["pilot"].round(5).to_dict("records")
+    if rows:
+        with atomic_path(Path(planning.__file__).with_name(planning.PILOT)) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--transformers", nargs="+", default=[], help="names; all by default")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "transformers")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--conclude", action="store_true", help="train and measure nothing")
     given = parser.parse_args()
-    table = study(shipped_legs(given.transformers), given.data, given.results)
+    if given.conclude:
+        tables = {name: pd.read_csv(given.results / f"{name}.csv") for name in TABLES}
+    else:
+        tables = study(shipped_legs(given.transformers), given.data, given.results)
+    write_conclusions(tables, given.results)
     columns = ["transformer", "group", "pw_mcc", "pw_mcc_permuted", "gt_mcc", "answers"]
-    print(table[columns].to_string(index=False))
+    print(tables["groups"][columns].to_string(index=False))
 
 
 if __name__ == "__main__":

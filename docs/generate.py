@@ -13,7 +13,8 @@ from pathlib import Path
 from husai.compare.document import schema
 from husai.consistency.inference.nulls import NULL_KINDS
 from husai.consistency.scores.registry import SCORES
-from husai.consistency.study.schema import BESIDE, TABLES
+from husai.consistency.study.beside import BESIDE
+from husai.consistency.study.schema import TABLES
 from husai.consistency.study.summary import summary_schema
 
 FOLDER = Path(__file__).parent

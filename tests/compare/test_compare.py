@@ -307,7 +307,7 @@ def test_a_result_of_schema_1_0_stays_readable() -> None:
     assert Document.model_validate(old).schema_version == "1.0"
     jsonschema.validate(old, schema())
     with pytest.raises(ValueError, match="schema_version"):
-        Document.model_validate({**new, "schema_version": "2.0"})
+        Document.model_validate({**new, "schema_version": "3.0"})
 
 
 def test_the_table_is_plain_in_a_file_and_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,9 @@ def one_sae_in_all_formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saes")
     rows = torch.randn(400, 12, generator=torch.Generator().manual_seed(0))
     config = SAEConfig(architecture="topk", d_sae=24, k=3)
-    training = BankTrainingConfig(steps=20, batch_size=64, device="cpu", threads=1)
+    training = BankTrainingConfig(
+        steps=20, batch_size=64, warmup_steps=0, snapshot_interval=4, device="cpu", threads=1
+    )
     (sae,) = train_bank(rows, [config], training)
     for name in ("saelens", "dictionary_learning", "sparsify"):
         export_sae(sae, folder / name, name)
@@ -50,7 +52,8 @@ def test_one_sae_in_every_format_is_the_same_sae(
         "dictionary_learning",
         "sparsify",
     ]
-    assert document["saes"][0]["converged"] is not None
+    # only the own format keeps the decoders that the gate looks at
+    assert document["saes"][0]["converged"] is False
     assert document["saes"][1]["converged"] is None
     for pair in document["pairs"]:
         value = {(s["score"], s["signed"]): s["value"] for s in pair["scores"]}

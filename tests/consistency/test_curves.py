@@ -8,10 +8,8 @@ import pytest
 
 from husai.consistency import (
     against_width,
-    at_matched_l0,
     beside_published,
     consistency_over_training,
-    orderings_beside_published,
     published_numbers,
     pw_mcc,
 )
@@ -34,42 +32,6 @@ def points() -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-def test_scores_are_read_at_common_l0_within_what_was_measured() -> None:
-    got = at_matched_l0(points(), n_points=5)
-    assert got["l0"].min() == pytest.approx(4.0)
-    assert got["l0"].max() == pytest.approx(32.0)
-    wide = got.pivot(index="l0", columns="architecture", values="mean").astype(float)
-    np.testing.assert_allclose(wide["topk"] - wide["relu"], 0.1)
-    np.testing.assert_allclose(wide["relu"], 0.2 + 0.1 * np.log(wide.index.to_numpy()))
-    outside = at_matched_l0(points(), l0=[1.0, 40.0])
-    topk = outside[outside["architecture"] == "topk"]
-    assert topk["mean"].isna().all()
-    assert topk["reason"].str.contains("measured from L0 2 to 32").all()
-    assert outside.query("architecture == 'relu' and l0 == 40")["reason"].iloc[0] == ""
-
-
-def test_orderings_say_where_they_agree_and_whether_it_is_more_than_noise() -> None:
-    table = at_matched_l0(points(), n_points=3)
-    got = orderings_beside_published({"pw_mcc": table, "shared_fraction": table})
-    song = got.query(
-        "source.str.startswith('Song') and paper_lower == 'relu' and paper_higher == 'topk'"
-    )
-    assert song["agrees"].all()
-    assert song["separated"].all()
-    paulo = got[got["source"].str.startswith("Paulo")]
-    assert not paulo["agrees"].any()
-    assert got[got["paper_higher"] == "gated"]["reason"].eq("not both measured here").all()
-
-
-def test_no_difference_is_a_tie() -> None:
-    table = at_matched_l0(points(), n_points=3).assign(mean=0.5, low=0.4, high=0.6)
-    got = orderings_beside_published({"pw_mcc": table})
-    measured = got[got["reason"] == ""]
-    assert len(measured)
-    assert measured["difference"].eq(0).all()
-    assert measured["agrees"].isna().all()
 
 
 def test_published_numbers_carry_their_source_and_nothing_is_like_for_like() -> None:
@@ -123,12 +85,3 @@ def test_width_in_units_of_the_datas_rank() -> None:
     assert list(got["mean"]) == [0.3, 0.2, 0.1]
     with pytest.raises(InputError, match="effective_rank"):
         against_width(groups, 0.0)
-
-
-def test_curves_without_points_are_errors() -> None:
-    with pytest.raises(InputError, match="missing"):
-        at_matched_l0(points().drop(columns="l0"))
-    with pytest.raises(InputError, match="no row"):
-        at_matched_l0(points().assign(l0=np.nan))
-    with pytest.raises(InputError, match="not positive"):
-        at_matched_l0(points().assign(l0=0.0))

@@ -70,6 +70,15 @@ def test_what_is_not_known_is_none_with_a_reason() -> None:
         decay_start({"steps": 10})
 
 
+def test_a_dead_sae_says_nothing_and_does_not_spoil_its_group() -> None:
+    still = {step: turned(0.0) for step in (500, 1000, 1500, 2000)}
+    got = convergence_gate([still] * 3, 2000, live=[[True] * 4, [False] * 4, [True] * 4])
+    assert got.settled == (True, None, True)
+    assert got.motion == (0.0, None, 0.0)
+    assert got.plateau == pytest.approx(0.0)
+    assert "1 of 3" in got.reason
+
+
 @pytest.mark.parametrize(("steps", "fraction"), [(3000, 0.2), (1000, 0.0), (7, 0.5), (40, 0.3)])
 def test_the_decay_starts_where_the_schedule_says(steps: int, fraction: float) -> None:
     training = BankTrainingConfig(steps=steps, decay_fraction=fraction, warmup_steps=0)

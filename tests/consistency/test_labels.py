@@ -21,7 +21,7 @@ from husai.consistency.analyses.kinds import (
     class_gt_mcc,
     class_means,
     coverage,
-    label_chance,
+    covered_by_chance,
     reproducibility_by_kind,
     variance_explained,
 )
@@ -33,7 +33,7 @@ from husai.consistency.analyses.labels import (
     table_labels,
     wave_labels,
 )
-from husai.consistency.inference.references import isotropic, permuted
+from husai.consistency.inference.references import given, isotropic, permuted
 from husai.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -226,9 +226,31 @@ def test_a_dictionary_of_class_means_is_recognised_against_chance() -> None:
     rates = np.full(P, 1 / P)
     truth = coverage(class_scores(read_out(directions, rows, rates), labels))
     assert truth.f1_best == truth.average_precision == P
-    chance = label_chance(isotropic(30), rows, rates, labels, n_draws=4)
-    assert chance.coverage["f1_best"].mean() < P / 2  # ranks have a chance level of their own
-    assert chance.r2.shape == (4 * P,)
+    chance = covered_by_chance(isotropic(30), rows, rates, [labels], n_draws=4)
+    assert chance["answer"].shape == (4,)
+    assert chance["answer"].mean() < P / 2  # ranks have a chance level of their own
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
+def test_coverage_by_chance_is_that_of_the_full_scores(threshold: float) -> None:
+    """The short way gives what scoring every latent against every class gives."""
+    rows, labels, directions = planted_classes(6)
+    rng = np.random.default_rng(1)
+    other = class_labels("other", rng.integers(0, 3, len(rows)))
+    rates = rng.uniform(0.02, 0.6, P)
+    # half the truth and half noise, so that some classes are covered and some are not
+    reference = given([directions + 2 * rng.standard_normal((P, 30)) for _ in range(3)], "x", "y")
+    found = covered_by_chance(
+        reference, rows, rates, [labels, other], threshold=threshold, n_draws=5, seed=2
+    )
+    for family in (labels, other):
+        expected = []
+        for draw in range(5):
+            (drawn,) = reference.draw(np.random.default_rng([2, draw]), (P,))
+            scores = class_scores(read_out(drawn, rows, rates), family)
+            expected.append(coverage(scores, threshold=threshold).f1_best)
+        assert found[family.family].tolist() == expected
+        assert threshold > 0.3 or max(expected) > 0
 
 
 def test_read_out_fires_as_often_as_asked() -> None:

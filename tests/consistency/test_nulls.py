@@ -25,10 +25,10 @@ from husai.consistency.inference.nulls import (
     NullDistribution,
     NullKind,
     NullSource,
-    covariance_root,
     draw_nulls,
     random_dictionary,
 )
+from husai.consistency.scores.subspace import covariance_root
 from husai.errors import InputError
 from husai.matching.match import unit_rows
 
@@ -214,7 +214,7 @@ def test_a_fraction_and_its_null_follow_the_threshold() -> None:
     assert means[0] > means[1] > means[2]
 
 
-def test_nulls_are_drawn_once_for_a_shape_and_borrowed_where_the_law_is_the_same(
+def test_nulls_are_drawn_once_for_a_shape(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[str] = []
@@ -232,10 +232,25 @@ def test_nulls_are_drawn_once_for_a_shape_and_borrowed_where_the_law_is_the_same
     assert drawn == ["isotropic", "data_aware", "permuted"]
     assert first["pw_mcc", True]["isotropic"] is second["pw_mcc", True]["isotropic"]
     assert set(first["pw_mcc", True]) == {"isotropic", "data_aware", "permuted"}
-    # the covariance of the data says nothing about encoders
-    assert set(first["pw_mcc_encoder", True]) == {"isotropic"}
-    assert first["pw_mcc_encoder", True]["isotropic"] is first["pw_mcc", True]["isotropic"]
+    # the covariance of the data says nothing about which directions are read
+    assert set(first["pw_mcc_encoder", True]) == {"isotropic", "permuted"}
     assert ("shared_fraction", True) not in cache.pair(Side(rows), Side(rows))
+
+
+def test_random_encoders_are_seen_in_the_metric_that_encoders_are_compared_in() -> None:
+    """Data of two dimensions in twelve: in their metric random read-outs lie in a plane."""
+    covariance = np.diag([1.0, 1.0, *[0.0] * 10])
+    rows = unit_rows(np.random.default_rng(0).standard_normal((8, 12)))
+    sides = Side(rows, rows), Side(rows, rows)
+    chance = {}
+    for metric in ("data", "raw"):
+        config = ComparisonConfig(null_draws=20, encoder_metric=metric)
+        found = null_cache.NullCache(config, covariance).pair(*sides)
+        chance[metric] = found["pw_mcc_encoder", False]["isotropic"].mean
+    plane = null_scores(8, 8, 2, scores=("pw_mcc",), n_draws=40)["pw_mcc"].mean
+    full = null_scores(8, 8, 12, scores=("pw_mcc",), n_draws=40)["pw_mcc"].mean
+    assert chance["data"] == pytest.approx(plane, abs=0.03)
+    assert chance["raw"] == pytest.approx(full, abs=0.03)
 
 
 def test_the_permuted_null_is_drawn_from_all_seeds_of_the_group_encoders_with_decoders() -> None:

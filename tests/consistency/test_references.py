@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from husai.consistency import null_scores, pw_mcc, shared_fraction
+from husai.consistency import encoder_in_data_metric, null_scores, pw_mcc, shared_fraction
 from husai.consistency.inference.references import (
     Reference,
     data_aware,
     data_rows,
-    encoder_in_data_metric,
     given,
     isotropic,
     joint_null,

@@ -17,6 +17,7 @@ from husai.consistency import (
     adjust_p,
     code_consistency,
     consistency_report,
+    encoder_in_data_metric,
     match_features,
     pw_mcc,
     seed_interval,
@@ -67,7 +68,8 @@ def test_report_gathers_what_the_scores_say() -> None:
     a, b = records[0], records[1]
     assert a.W_enc is not None
     assert b.W_enc is not None
-    direct = shared_fraction(a.W_dec, a.W_enc.T, b.W_dec, b.W_enc.T).fraction
+    encoders = [encoder_in_data_metric(one.W_enc.T, covariance()) for one in (a, b)]
+    direct = shared_fraction(a.W_dec, encoders[0], b.W_dec, encoders[1]).fraction
     assert pairs["value"].iloc[0] == pytest.approx(direct)
     assert report.saes["share_in_data_span"].between(0, 1).all()
     assert set(report.groups["dimensions"]) == {5, D}
@@ -164,11 +166,11 @@ def codes_of(record: SAERecord, rows: NDArray[np.float64]) -> NDArray[np.float64
     return np.asarray(codes)
 
 
-def value(table: Any, column: str, **chosen: Any) -> float:
+def value(table: Any, column: str, **chosen: Any) -> Any:
     for name, wanted in chosen.items():
         table = table[table[name] == wanted]
     assert len(table) == 1, f"{len(table)} rows"
-    return float(table[column].iloc[0])
+    return table[column].iloc[0]
 
 
 def test_codes_are_read_on_the_decoders_match() -> None:
@@ -231,28 +233,37 @@ def test_planes_give_a_table_of_truth_beside_its_nulls() -> None:
     json.dumps(report.summary, allow_nan=False)
 
 
-def test_sparse_features_of_an_untrained_model_are_a_null() -> None:
-    trained = [planted(s, noise=0.05) for s in range(3)]
-    rng = np.random.default_rng(4)
-    random = [SAERecord(f"u{s}", "topk", s, rng.standard_normal((N, D)), k=4) for s in range(3)]
-    report = consistency_report(trained, ConsistencyConfig(null_draws=3), untrained=random)
-    chosen = {"score": "pw_mcc", "signed": False, "space": "full"}
-    mean = value(report.groups, "mean", **chosen)
-    null = value(report.groups, "untrained_mean", **chosen)
-    assert null == pytest.approx(value(report.groups, "isotropic_mean", **chosen), abs=0.05)
-    assert value(report.groups, "untrained_difference", **chosen) == pytest.approx(mean - null)
-    assert value(report.groups, "untrained_corrected", **chosen) == pytest.approx(
-        (mean - null) / (1 - null)
-    )
-    assert value(report.groups, "untrained_p", **chosen) < 0.05
-    with pytest.raises(InputError, match="same settings"):
-        consistency_report(trained, untrained=[planted(0, "relu")])
-    # SAEs that learnt nothing agree on nothing: no number, and the reason
-    silent = [replace(record, firing_rate=np.zeros(N)) for record in random]
-    report = consistency_report(trained, ConsistencyConfig(null_draws=3), untrained=silent)
-    row = report.groups.query("score == 'pw_mcc' and not signed and space == 'full'").iloc[0]
-    assert pd.isna(row["untrained_mean"])
-    assert row["untrained_reason"] == "3 of 3 SAEs of the untrained model never fire"
+def test_encoders_are_compared_as_the_data_see_them() -> None:
+    """What an encoder carries where the data do not vary is blind: it must not count."""
+    rng = np.random.default_rng(5)
+    cov = np.diag(np.r_[np.full(5, 1.0), np.full(D - 5, 1e-12)])
+
+    def moved(record: SAERecord) -> SAERecord:
+        assert record.W_enc is not None
+        W_enc = record.W_enc.copy()
+        W_enc[5:] = 30 * rng.standard_normal((D - 5, N))
+        return replace(record, W_enc=W_enc)
+
+    plain = [planted(s, noise=0.02, fvu=0.1 * s) for s in range(3)]
+    blind = [moved(record) for record in plain]
+    chosen = {"score": "shared_fraction", "signed": True, "space": "full"}
+    found = {}
+    for name, records in (("plain", plain), ("blind", blind)):
+        for metric in ("data", "raw"):
+            config = ConsistencyConfig(null_draws=2, encoder_metric=metric)
+            groups = consistency_report(records, config, covariance=cov).groups
+            assert value(groups, "encoder_metric", **chosen) == metric
+            found[name, metric] = value(groups, "mean", **chosen)
+    assert found["blind", "raw"] < 0.1 < 0.9 < found["blind", "data"]
+    assert found["blind", "data"] == pytest.approx(found["plain", "data"])
+    # without activations the raw rows are all there is, and the table says so
+    groups = consistency_report(plain, ConsistencyConfig(null_draws=2)).groups
+    assert value(groups, "encoder_metric", **chosen) == "raw"
+    assert pd.isna(value(groups, "encoder_metric", **{**chosen, "score": "pw_mcc"}))
+    # beside every mean: how many latents it is of, how many come back, how well they reconstruct
+    line = groups.query("score == 'pw_mcc'").iloc[0]
+    assert (line["n_live"], line["n_everywhere"]) == (N, N)
+    assert line["fvu"] == pytest.approx(0.1)
 
 
 def test_groups_are_compared_over_seeds() -> None:

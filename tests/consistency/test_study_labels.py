@@ -11,7 +11,8 @@ import torch
 
 from husai.activations.rows import Activations
 from husai.consistency import ConsistencyConfig, SAERecord, consistency_report, match_features
-from husai.consistency.study.labels import candidate_labels, partner_similarity
+from husai.consistency.inference.seeds import partner_similarity
+from husai.consistency.study.labels import candidate_labels
 from husai.errors import InputError
 from husai.tasks.modular import make_vocabulary
 

@@ -12,19 +12,20 @@ from scipy import stats
 
 from husai.consistency import (
     ConsistencyConfig,
+    ConsistencyReport,
     SAERecord,
     consistency_report,
     join_reports,
     match_features,
 )
 from husai.consistency.analyses.symmetry import best_translation
+from husai.consistency.study.beside import BESIDE
 from husai.consistency.study.columns import TableError
 from husai.consistency.study.geometry import directions_geometry, geometry_table, symmetry_table
+from husai.consistency.study.matched import matched_tables
 from husai.consistency.study.record import with_firing_rates
-from husai.consistency.study.schema import BESIDE
 from husai.consistency.study.tables import (
     correlates_table,
-    matched_l0_table,
     orderings_table,
     settings_table,
     trajectory_table,
@@ -155,14 +156,14 @@ def test_trajectories_end_at_the_report_and_say_when_nothing_was_kept() -> None:
     assert "one seed" in single["reason"].iloc[0]
 
 
-def study(l0: dict[str, tuple[float, ...]]) -> pd.DataFrame:
+def study(l0: dict[str, tuple[float, ...]], n_seeds: int = 4) -> ConsistencyReport:
     """Report groups of two architectures that share their features, each with its L0 values."""
     rng = np.random.default_rng(0)
     truth = rng.standard_normal((8, 6))
     records = []
     for architecture, noise in (("topk", 0.1), ("relu", 0.8)):
         for at, value in enumerate(l0[architecture]):
-            for s in range(3):
+            for s in range(n_seeds):
                 W = truth + noise * rng.standard_normal((8, 6))
                 records.append(
                     SAERecord(
@@ -173,39 +174,62 @@ def study(l0: dict[str, tuple[float, ...]]) -> pd.DataFrame:
                         W_enc=W.T,
                         k=at + 1,
                         l0=value,
+                        fvu=1 / value,
                         converged=architecture == "topk",
                     )
                 )
-    return consistency_report(records, CONFIG).groups
+    return consistency_report(records, CONFIG)
 
 
-def test_architectures_meet_at_one_l0_or_the_table_says_they_do_not() -> None:
-    groups = study({"topk": (2.0, 8.0), "relu": (4.0, 16.0)})
-    matched = matched_l0_table(groups)
-    part = matched.query("score == 'pw_mcc' and space == 'full'")
-    assert part["l0"].between(4, 8).all()
+def matched_of(report: ConsistencyReport) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return matched_tables(report.groups, report.pairs, report.saes)
+
+
+def test_architectures_meet_on_one_axis_or_the_table_says_they_do_not() -> None:
+    report = study({"topk": (2.0, 8.0), "relu": (4.0, 16.0)})
+    matched, contrasts = matched_of(report)
+    for name, table in (("matched", matched), ("contrasts", contrasts)):
+        BESIDE[name].check(table)
+    part = matched.query("score == 'pw_mcc' and space == 'full' and matched_on == 'l0'")
+    assert part["at"].between(4, 8).all()
     assert part["reason"].eq("").all()
+    np.testing.assert_allclose(part["l0"].astype(float), part["at"])
     gates = part.groupby("architecture")["converged"].first()
     assert gates["topk"]
     assert not gates["relu"]
-    order = orderings_table(groups, matched)
-    fair = order.query("basis == 'matched L0' and source.str.contains('Song')", engine="python")
-    fair = fair[fair["reason"] == ""]
+    # every SAE has 8 live latents: there is no curve over their number
+    alike = matched.query("matched_on == 'n_live'")
+    assert alike["reason"].str.contains("no n_live in common").all()
+    order = orderings_table(report.groups, contrasts)
+    BESIDE["orderings"].check(order)
+    fair = order[(order["basis"] == "matched l0") & order["source"].str.contains("Song")]
     assert len(fair)
     assert fair["agrees"].all()  # topk above relu, as Song et al. print
+    assert fair["separated"].all()
     against = order[(order["reason"] == "") & order["source"].str.contains("Paulo")]
-    assert len(against)
+    assert set(against["basis"]) == {"matched l0", "matched fvu", "own L0"}
     assert not against["agrees"].any()
-    apart = matched_l0_table(study({"topk": (2.0,), "relu": (9.0,)}))
-    assert apart["reason"].str.contains("measured from L0").any()
-    assert apart["mean"].isna().any()
-    nothing = matched_l0_table(groups.assign(l0=np.nan))
-    assert nothing["reason"].tolist() == ["no group has both an L0 and a score"]
-    assert (orderings_table(groups.assign(mean=np.nan), nothing)["reason"] != "").all()
+    apart = matched_of(study({"topk": (2.0,), "relu": (9.0,)}))
+    assert apart[0]["reason"].str.contains("no curve").all()
+    assert apart[1].empty
+    nothing, none = matched_tables(report.groups, report.pairs, report.saes.assign(l0=None))
+    assert nothing["reason"].tolist() == [
+        "no architecture has SAEs with L0, FVU and a score at two seeds"
+    ]
+    assert (orderings_table(report.groups.assign(mean=np.nan), none)["reason"] != "").all()
+
+
+def test_a_seed_that_one_setting_lacks_is_left_out_of_its_whole_curve() -> None:
+    report = study({"topk": (2.0, 8.0), "relu": (4.0, 16.0)}, n_seeds=5)
+    lost = report.saes["id"] == "topk-1-4"
+    gone = report.pairs["id_a"].eq("topk-1-4") | report.pairs["id_b"].eq("topk-1-4")
+    matched, _ = matched_tables(report.groups, report.pairs[~gone], report.saes[~lost])
+    seeds = matched.query("reason == ''").groupby("architecture")["n_seeds"].first()
+    assert seeds.to_dict() == {"relu": 5, "topk": 4}
 
 
 def test_settings_carry_the_width_over_the_rank() -> None:
-    table = settings_table(study({"topk": (2.0,), "relu": (2.0,)}), 4.0)
+    table = settings_table(study({"topk": (2.0,), "relu": (2.0,)}).groups, 4.0)
     assert (table["width_ratio"] == 2.0).all()
     assert {"pw_mcc", "shared_fraction", "mmcs"} == set(table["score"])
 

@@ -23,7 +23,7 @@ from husai.calibration.scores import SCORES, StudyTables, score_study
 from husai.calibration.study import plan_study, study_rows, train_study
 from husai.calibration.verdicts import TRUTHS, calibrate_study, gate_outcomes
 from husai.campaign import CampaignFolders, results
-from husai.consistency import pw_mcc
+from husai.consistency import convergence_gate, pw_mcc
 from husai.datasets import DirectoryHandle, PlannedPartitionedDataset
 from husai.errors import InputError
 from husai.hooks.study import StudyConfigLoader
@@ -61,7 +61,7 @@ STUDY: dict[str, Any] = {
     "lengths": [40, 120, 360],
     "n_rows": 1500,
     "n_eval_rows": 400,
-    "training": {"batch_size": 64, "convergence_slope": 0.5},
+    "training": {"batch_size": 64},
     "compute": {"processes": 0},
     "n_resamples": 50,
 }
@@ -182,8 +182,11 @@ def test_scores_are_those_of_the_files(study, trained):
         rows = [trained[i].W_dec.double().numpy() for i in part["sae_id"]]
         brute = np.mean([pw_mcc(a, b) for a, b in itertools.combinations(rows, 2)])
         assert settings.loc[group, "pw_mcc"] == pytest.approx(brute)
-        slopes = [abs(trained[i].metrics["loss_slope"]) < 0.5 for i in part["sae_id"]]
-        assert settings.loc[group, "converged"] == pytest.approx(np.mean(slopes))
+        snapshots = [trained[i].snapshots for i in part["sae_id"]]
+        gate = convergence_gate(snapshots, int(0.8 * part["steps"].iloc[0]))
+        assert settings.loc[group, "converged"] == pytest.approx(
+            np.mean([bool(settled) for settled in gate.settled])
+        )
         moved = [1 - trained[i].metrics["cosine_to_init"] for i in part["sae_id"]]
         assert settings.loc[group, "moved_from_init"] == pytest.approx(np.mean(moved))
     topk = settings[settings["architecture"] == "topk"]
@@ -250,10 +253,14 @@ def test_gate_has_one_outcome_an_sae_and_length(study, trained):
         longest = trained[plan[row["run"], row["seed"], 360]]
         brute = pw_mcc(longest.W_dec.double().numpy(), truth)
         assert row["final_gt_mcc"] == pytest.approx(brute)
-    gate = study["gate"].set_index("slope")
-    assert gate.index.tolist() == [0.01, 0.03, 0.1, 0.3, 0.5, 1.0]
-    assert gate.index[gate["in_use"]].tolist() == [0.5]
-    assert (gate["n"] == len(outcomes)).all()
+    gates = study["gate"].set_index(["gate", "threshold"])
+    assert gates.index[gates["in_use"]].tolist() == [("motion and plateau", 0.01)]
+    assert (gates["n"] == len(outcomes)).all()
+    gate = gates.loc["loss slope"]
+    both, motion = gates.loc["motion and plateau"], gates.loc["motion"]
+    assert (both["false_pass_n"] <= motion["false_pass_n"]).all()
+    moved = (outcomes["motion"] < 0.1) & (outcomes["plateau"] < 0.02)
+    assert both.loc[0.1, "false_pass_n"] == moved.sum()
     passed = outcomes["loss_slope"].abs() < 1.0
     settled = (outcomes["gt_mcc"] - outcomes["final_gt_mcc"]).abs() <= 0.02
     assert gate.loc[1.0, "false_pass_n"] == passed.sum()
@@ -333,7 +340,8 @@ def test_the_page_says_what_the_tables_say(study):
     assert line.split("|")[2].strip().startswith(f"{row['rank_correlation']:.2f}")
     gate = study["gate"]
     in_use = gate[gate["in_use"]].iloc[0]
-    assert f"| **{in_use['slope']:g}** | {in_use['false_pass_n']} of {in_use['n']} |" in page
+    passed = f"{in_use['false_pass_n']} of {in_use['n']}"
+    assert f"| **motion and plateau** | **0.01** | {passed} |" in page
     assert "nan" not in page.lower()
 
 
@@ -348,7 +356,13 @@ def test_a_failed_sae_leaves_the_others_where_they_are(study, trained):
     before = before.loc[runs.index]
     assert runs.loc[members[3], "failure"] == "loss is nan"
     assert runs.loc[members[3], ["gt_mcc", "loss_slope"]].isna().all()
-    pd.testing.assert_frame_equal(runs.drop(members[3]), before.drop(members[3]), check_dtype=False)
+    # the plateau is of the seeds that are there
+    gated = ["plateau", "converged"]
+    pd.testing.assert_frame_equal(
+        runs.drop(members[3]).drop(columns=gated),
+        before.drop(members[3]).drop(columns=gated),
+        check_dtype=False,
+    )
     for table in (tables.features, tables.planes):
         assert set(table[table["group"] == group]["seed"]) == {5, 8}
     here, whole = (

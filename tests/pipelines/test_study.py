@@ -53,7 +53,7 @@ def test_every_planned_sae_is_there_and_compared(study):
     assert len(scores) == 6
     assert scores["mean"].between(0, 1).all()
     assert (scores["low"] <= scores["mean"]).all()
-    nulls = ["isotropic_mean", "data_aware_mean", "init_mean", "untrained_mean"]
+    nulls = ["permuted_mean", "isotropic_mean", "data_aware_mean", "init_mean"]
     assert scores[nulls].notna().all(axis=None)
     # sixty steps are no training: the gate must say so wherever the scores stand
     assert not scores["converged"].any()
@@ -85,10 +85,11 @@ def test_tables_and_figures_are_there(study):
     statistics = pd.read_parquet(study / "activations" / "statistics.parquet")
     assert (statistics["rows"] == 17 * 17).all()
     assert sorted(statistics["model"]) == ["trained"] * 4 + ["untrained"] * 4
-    for name in ("settings", "matched_l0", "published", "orderings", "trajectories"):
+    tables = ("settings", "matched", "seeds_needed", "published", "orderings", "trajectories")
+    for name in tables:
         table = pd.read_parquet(study / "consistency" / f"{name}.parquet")
         assert len(table), name
-        marked = name == "orderings" or "converged" in table
+        marked = name in ("orderings", "seeds_needed") or "converged" in table
         assert marked, name
     trajectories = pd.read_parquet(study / "consistency" / "trajectories.parquet")
     assert set(trajectories["step"]) == {0, 20, 40, 60}
@@ -360,7 +361,6 @@ def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
     from husai.campaign.records import gather_records
     from husai.compare.files import load_saes
     from husai.pipelines.consistency_analysis.nodes import compare
-    from husai.sae import load_sae
     from husai.storage import TensorFile
 
     paths = sorted((study / "saes" / "trained").glob("topk-d16-k3-s*"))
@@ -388,7 +388,10 @@ def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
     for score in ("pw_mcc", "mmcs", "shared_fraction", "code_jaccard"):
         assert scores["theirs", score] == pytest.approx(scores["topk d16 k3", score])
     record = records.external[0]
-    assert record.converged is bool(load_sae(paths[0]).metrics["converged"])
+    own = records.first.records[0]
+    assert record.motion == pytest.approx(own.motion)
+    assert own.plateau is not None
+    assert record.converged is own.converged is False
 
 
 def test_one_seed_is_marked_not_defined_and_stops_nothing(study):
@@ -404,14 +407,18 @@ def test_one_seed_is_marked_not_defined_and_stops_nothing(study):
     plan = pd.read_parquet(study / "saes" / "plan.parquet").query("seed == 0")
     saes, activations = partitions(study / "saes" / "trained"), partitions(study / "activations")
     config = ConsistencyConfig(null_draws=2, code_null_draws=2, symmetry_draws=1)
-    records = nodes.gather(plan, saes, {}, activations)
-    groups, pairs, features, *_, summary = nodes.compare(records, config, pd.DataFrame())
+    records = nodes.gather(plan, saes, {}, activations, config)
+    groups, pairs, features, *_, others, summary = nodes.compare(records, config, pd.DataFrame())
     assert groups["mean"].isna().all()
     assert (groups["reason"] == "one seed: no pair to compare").all()
     assert jsonschema.Draft202012Validator(summary_schema()).is_valid(summary)
     statistics = pd.read_parquet(study / "activations" / "statistics.parquet")
-    settings, matched, published, orderings = nodes.tabulate_settings(plan, groups, statistics)
+    settings, matched, contrasts, needed, published, orderings = nodes.tabulate_settings(
+        plan, groups, pairs, {"saes": lambda: others["saes"]}, statistics, config
+    )
     assert (matched["reason"] != "").all()
+    assert contrasts.empty
+    assert needed["reason"].str.contains("one seed").all()
     assert (orderings["reason"] != "").all()
     ours = published["source"] == "this study"
     assert published.loc[ours, "value"].isna().all()

@@ -15,6 +15,8 @@ from kedro.framework.startup import bootstrap_project
 from tests.pipelines.conftest import run
 
 from husai.campaign import plan_saes
+from husai.consistency import SAERecord
+from husai.consistency.study import planning
 from husai.hooks.checks import StudyError
 from husai.storage import read_header
 from husai.transformer import shipped_transformers
@@ -22,7 +24,15 @@ from husai.transformer import shipped_transformers
 PROJECT = Path(__file__).parents[2]
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 
-from transformers_study import Leg, measure, shipped_legs, study  # noqa: E402
+from transformers_study import (  # noqa: E402
+    TABLES,
+    Leg,
+    conclude,
+    measure,
+    shipped_legs,
+    study,
+    write_conclusions,
+)
 
 ENTRY = shipped_transformers()[0]
 STARTS = ["data_generation", "transformer_training", "activation_extraction"]
@@ -68,7 +78,7 @@ TINY = {
         "steps": 40,
         "batch_size": 64,
         "eval_interval": 20,
-        "snapshot_interval": 20,
+        "snapshot_interval": 10,
         "checkpoint_interval": 20,
     },
 }
@@ -79,22 +89,93 @@ def test_the_study_has_a_row_for_every_transformer_and_group(
 ) -> None:
     monkeypatch.setenv("HUSAI_DATA_DIR", str(tmp_path))  # put back at the end
     legs = [Leg(f"tiny{seed}", {"transformer": {"seed": seed}}) for seed in (0, 1)]
-    table = study(legs, tmp_path / "data", tmp_path / "results", TINY, draws=20)
+    tables = study(legs, tmp_path / "data", tmp_path / "results", TINY, draws=20)
+    table = tables["groups"]
     assert len(table) == 2 * 4
     assert table.groupby("transformer")["fingerprint"].nunique().tolist() == [1, 1]
     assert table["fingerprint"].nunique() == 2
     assert table["transformer_seed"].tolist() == [0] * 4 + [1] * 4
+    assert (table["stop"] == "early_stop").all()
     assert (table["n_answers"] == 13).all()
-    scores = table[["pw_mcc", "gt_mcc", "pw_mcc_permuted", "gt_mcc_permuted"]]
+    scores = table[["pw_mcc", "gt_mcc", "pw_mcc_permuted", "gt_mcc_permuted", "shared_fraction"]]
     assert scores.stack().between(0, 1).all()
     assert table["answers"].between(0, 13).all()
-    written = pd.read_csv(tmp_path / "results" / "groups.csv")
-    assert written["group"].tolist() == table["group"].tolist()
+    assert table["motion"].notna().all()
+    assert len(tables["pairs"]) == 2 * 4 * 3
+    covered = tables["covered"].query("family == 'answer'")
+    assert len(covered) == 2 * 4 * 3
+    means = covered.groupby(["transformer", "group"])["covered"].mean()
+    np.testing.assert_allclose(
+        means.to_numpy(), table.set_index(["transformer", "group"])["answers"].reindex(means.index)
+    )
+    for name in tables:
+        written = pd.read_csv(tmp_path / "results" / f"{name}.csv")
+        assert written["group"].tolist() == tables[name]["group"].tolist()
     # started again, it trains nothing: what is in a leg's folder is what it reports
     done = tmp_path / "data" / "tiny0" / "groups.csv"
     done.write_text(done.read_text().replace("tiny0", "kept"))
     again = study(legs, tmp_path / "data", tmp_path / "results", TINY, draws=20)
-    assert sorted(set(again["transformer"])) == ["kept", "tiny1"]
+    assert sorted(set(again["groups"]["transformer"])) == ["kept", "tiny1"]
+
+
+def planted_tables() -> dict[str, pd.DataFrame]:
+    """Six transformers at two stops, whose answers and agreement follow their balance."""
+    rng = np.random.default_rng(0)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+    for stop, loss in (("early_stop", 0), ("cleaned_up", 10)):
+        for seed in range(6):
+            balance = 0.3 + 0.1 * seed
+            head = {"transformer": f"seed{seed}{stop}", "stop": stop, "transformer_seed": seed}
+            head |= {"architecture": "topk", "d_sae": 256, "group": "g", "n_answers": 113}
+            answers = 113 * balance - loss
+            group = {"largest_share": 1 - balance, "frequency_balance": balance, "gt_mcc": balance}
+            found["groups"].append({**head, **group, "answers": answers, "pw_mcc": balance})
+            a = 0.01 * rng.standard_normal(5)
+            found["pairs"] += [
+                {**head, "seed_a": s, "seed_b": t, "shared_fraction": 0.5}
+                | {"pw_mcc": balance + a[s] + a[t]}
+                for s in range(5)
+                for t in range(s + 1, 5)
+            ]
+            found["covered"] += [
+                {**head, "family": "answer", "n_classes": 113, "seed": s, "n_live": 200}
+                | {"covered": answers + s - 2, "l0": 4.0, "fvu": 0.1}
+                for s in range(5)
+            ]
+            found["kinds"] += [
+                {**head, "kind": kind, "reproducibility": mean, "n_features": 100, "null_mean": 0.6}
+                for kind, mean in (("answer", 0.98), ("other", 0.8), ("operand", 0.6))
+            ]
+    return {name: pd.DataFrame(rows) for name, rows in found.items()}
+
+
+def test_what_follows_rests_on_the_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = planted_tables()
+    found = conclude(tables)
+    hierarchy = found["hierarchy"].set_index(["stop", "measure"])
+    answers = hierarchy.loc["early_stop", "answer covered"]
+    balance = 0.3 + 0.1 * np.arange(6)
+    assert answers["mean"] == pytest.approx((113 * balance).mean())
+    assert answers["n_transformers"] == 6
+    within = np.var(np.arange(5), ddof=1)
+    assert answers["seed_sd"] == pytest.approx(np.sqrt(within))
+    assert answers["between_sd"] == pytest.approx(
+        np.sqrt(np.var(113 * balance, ddof=1) - within / 5)
+    )
+    assert hierarchy.loc["early_stop", "reproducibility of rest"]["mean"] == pytest.approx(0.7)
+    first = found["associations"].query("measure == 'answers'").iloc[0]
+    assert first["rho"] == pytest.approx(1.0)
+    assert first["p_value"] == pytest.approx(2 / 720)
+    changes = found["changes"].set_index("measure")
+    assert changes.loc["answers", "cleaned_up_minus_early_stop"] == pytest.approx(-10)
+    assert changes.loc["answers", "n_transformers"] == 6
+    assert found["pilot"]["d_sae"].tolist() == [256]
+    monkeypatch.setattr(planning, "__file__", str(tmp_path / "planning.py"))
+    write_conclusions(tables, tmp_path)
+    assert json.loads((tmp_path / "pilot.json").read_text())[0]["n_transformers"] == 6
+    assert (tmp_path / "transformers.png").stat().st_size > 10_000
 
 
 def test_a_leg_is_both_architectures_at_six_widths_with_six_seeds() -> None:
@@ -113,35 +194,31 @@ def test_legs_are_the_shipped_transformers() -> None:
     assert leg.params == {"transformer": {"seed": ENTRY.seed, "shipped": ENTRY.shipped}}
 
 
-def test_a_planted_dictionary_of_answers_is_found_in_full() -> None:
-    from husai.consistency import SAERecord, class_labels
-
+def test_a_planted_dictionary_comes_back_and_is_far_above_its_null() -> None:
     rng = np.random.default_rng(0)
     p, d = 7, 24
-    answer = (np.arange(p)[:, None] + np.arange(p)[None, :]).ravel() % p
     directions = np.linalg.qr(rng.normal(size=(d, p)))[0].T
-    rows = directions[answer]
-    codes = np.eye(p)[answer]
     records = []
     for seed in range(3):
         order = rng.permutation(p)
-        noise = 0.02 * rng.normal(size=(p, d))
+        W = (directions + 0.02 * rng.normal(size=(p, d)))[order]
         records.append(
             SAERecord(
                 id=str(seed),
                 architecture="planted",
                 seed=seed,
-                W_dec=(directions - directions.mean(0) + noise)[order],
+                W_dec=W,
+                W_enc=W.T,
                 firing_rate=np.full(p, 1 / p),
-                codes=codes[:, order],
-                converged=True,
+                motion=0.001 * seed,
                 l0=1.0,
                 fvu=0.0,
             )
         )
-    found = measure(records, rows, class_labels("answer", answer), draws=20, label_draws=1)
-    assert found["answers"] == p
-    assert found["answers_sd"] == 0
-    assert found["gt_mcc"] > 0.98
-    assert found["pw_mcc"] > 0.98 > found["pw_mcc_permuted"]
-    assert found["pw_mcc_p"] == pytest.approx(1 / 21)
+    row, pairs = measure("planted", records, np.eye(d), draws=20)
+    assert row["pw_mcc"] > 0.98 > row["pw_mcc_permuted"]
+    assert row["pw_mcc_p"] == pytest.approx(1 / 21)
+    assert row["shared_fraction"] == 1.0
+    assert row["n_everywhere"] == p
+    assert row["motion"] == pytest.approx(0.001)
+    assert pairs[["seed_a", "seed_b"]].to_numpy().tolist() == [[0, 1], [0, 2], [1, 2]]

@@ -38,9 +38,10 @@ def tables(low: float = 0.7, purity: float = 0.9) -> StudyTables:
         "data_aware_sd": 0.02,
         "permuted_mean": 0.65,
         "permuted_sd": 0.02,
-        "untrained_mean": 0.5,
-        "untrained_low": 0.1,
-        "untrained_high": 0.5,
+        "against_permuted": "above" if low > 0.65 else "unclear",
+        "n_converged": 2,
+        "n_everywhere": 11.5,
+        "fvu": 0.1,
     }
     groups = [
         {**score, "space": space, "score": name}
@@ -86,7 +87,7 @@ def tables(low: float = 0.7, purity: float = 0.9) -> StudyTables:
         truth=pd.DataFrame(truth),
         coverage=pd.DataFrame([covered]),
         kinds=pd.DataFrame(kinds),
-        matched_l0=pd.DataFrame([{"space": None, "score": None, "reason": "no curves"}]),
+        matched=pd.DataFrame([{"space": None, "score": None, "reason": "no curves"}]),
         published=pd.DataFrame(
             [
                 {"source": "this study", "architecture": "topk", "d_sae": 16, "score": "pw_mcc"}
@@ -203,8 +204,9 @@ def test_the_first_screen_is_a_picture_and_five_sentences() -> None:
         ),
         (
             {"reproducibility": 0.272, "low": 0.2, "found_everywhere": 0.0},
-            "Nothing that is above chance.",
-            "do not come back: they agree between seeds at 0.27, no better than permuted",
+            "Nothing that is clearly above chance.",
+            "it is not shown that features of this kind come back: they agree between seeds at "
+            "0.27, not clearly better than permuted features (0.41).",
         ),
     ],
 )
@@ -266,7 +268,7 @@ def test_sentences_follow_the_numbers() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"low": 0.62}, "to base a claim on, in 0 of 1 settings, and below it in 0."),
+        ({"low": 0.62}, "to base a claim on, in 0 of 1 settings, and below it in 0: there"),
         ({"purity": 0.3}, "in 0 of 1 groups, and below it in 1 (topk d16 k4 †)"),
     ],
 )
@@ -276,23 +278,30 @@ def test_other_numbers_make_other_sentences(change: dict[str, float], expected: 
 
 def test_levels_and_thresholds_come_from_the_configuration() -> None:
     other = ConsistencyConfig(
-        level=0.8, shared_threshold=0.65, data_variance=0.97, plane_threshold=0.85
+        level=0.8,
+        shared_threshold=0.65,
+        data_variance=0.97,
+        plane_threshold=0.85,
+        gate_motion=0.03,
+        gate_change=0.05,
     )
-    text = page(consistency=other, gate=BankTrainingConfig(convergence_slope=0.03))
+    text = page(consistency=other, gate=BankTrainingConfig())
     assert "its 80 % interval over seeds" in text
     assert "|cosine| ≥ 0.65?" in text
     assert "holds 97 % of the variance" in text
     assert "a part of 0.85 or more" in text
-    assert "less than 3 % per 1,000 steps" in text
+    assert "moves by less than 0.03 (1 − |cosine| per 500 steps)" in text
+    assert "has changed by less than 0.05" in text
 
 
-def test_trajectories_and_matched_l0_are_shown_with_their_numbers() -> None:
+def test_trajectories_and_matched_architectures_are_shown_with_their_numbers() -> None:
     group = {"group": "topk d16 k4", "hook": HOOK, "d_sae": 16, "converged": False}
     steps = [
         {**group, "step": float(step), "mean": mean, "cosine_to_init": init}
         for step, mean, init in ((900, 0.7531, 0.11), (0, 0.21, 1.0), (300, 0.5, 0.4))
     ]
-    head = {"d_sae": 16, "space": "full", "score": "pw_mcc", "signed": False, "l0": 4.25}
+    head = {"d_sae": 16, "space": "full", "score": "pw_mcc", "signed": False}
+    head |= {"matched_on": "l0", "at": 4.25}
     matched = [
         {**head, "architecture": "topk", "mean": 0.71, "low": 0.64, "high": 0.77, "reason": ""},
         {**head, "architecture": "relu", "mean": None, "reason": "measured at L0 3 only"},
@@ -302,16 +311,18 @@ def test_trajectories_and_matched_l0_are_shown_with_their_numbers() -> None:
         found=replace(
             tables(),
             trajectories=pd.DataFrame(steps),
-            matched_l0=pd.DataFrame(matched).assign(converged=None),
+            matched=pd.DataFrame(matched).assign(converged=None),
         )
     )
     assert "| topk d16 k4 † | 0.210 at 0, 0.500 at 300, 0.753 at 900 | 0.110 |" in text
     line = "topk 0.71 [0.64, 0.77], relu: measured at L0 3 only |"
-    assert f"| 16 | pw_mcc (absolute) | 4.25 | {line}" in text
+    assert f"| 16 | pw_mcc (absolute) | l0 4.25 | {line}" in text
     section = page().split("## Over training\n")[1].split("\n## ")[0]
     assert "nothing kept." in section
     assert "|---|" not in section
-    assert "no curves." in page().split("## Architectures at matched L0\n")[1].split("## ")[0]
+    assert (
+        "no curves." in page().split("## Architectures where they are alike\n")[1].split("## ")[0]
+    )
 
 
 def test_tables_have_as_many_cells_in_every_row() -> None:

@@ -55,7 +55,7 @@ class PlantedTruthConfig(Config):
     n_eval_rows: Count = Field(3_000, description="further rows, for the scores")
     training: BankTrainingConfig = Field(
         BankTrainingConfig(batch_size=256, checkpoint_interval=5000),
-        description="shared by all SAEs, but for steps, eval_interval and dead_latents, which the "
+        description="shared by all SAEs, but for steps, the intervals and dead_latents, which the "
         "study sets",
     )
     compute: ComputeConfig = Field(ComputeConfig(), description="where they are trained")
@@ -95,7 +95,7 @@ class PlantedTruthConfig(Config):
             ("steps", "lengths"),
             ("eval_interval", f"{EVALUATIONS} evaluations of every length"),
             ("dead_latents", "dead_latents of the study"),
-            ("snapshot_interval", "lengths"),
+            ("snapshot_interval", f"{EVALUATIONS} decoders of every length"),
             ("stop_when_converged", "lengths"),
         ):
             if getattr(self.training, field) != getattr(default, field):

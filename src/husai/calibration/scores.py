@@ -18,6 +18,7 @@ from husai.calibration.detectors import reproducible_features
 from husai.calibration.excess import ExcessConsistency, excess_consistency
 from husai.calibration.study import SETTING
 from husai.consistency import cycle_consistency, null_scores, plane_null, plane_recovery
+from husai.consistency.analyses.gate import convergence_gate, decay_start
 from husai.consistency.analyses.truth import axis_recovery_chance
 from husai.consistency.config import ComparisonConfig
 from husai.consistency.scores.code_scores import UnitCodes
@@ -85,8 +86,9 @@ class StudyTables:
         ``l0``, ``true_l0`` and ``l0_regime``, ``converged`` (share of the seeds that pass the
         gate), excess consistency with its verdict.
     runs
-        A row per planned SAE: true recovery, ``loss_slope``, ``converged``, and ``failure``
-        (empty, or why there are no numbers).
+        A row per planned SAE: true recovery, ``loss_slope``, ``motion`` and ``plateau`` (see
+        :mod:`husai.consistency.analyses.gate`), ``converged``, and ``failure`` (empty, or why
+        there are no numbers).
     features
         A row per latent: reproducibility over seeds and similarity to the truth.
     planes
@@ -164,6 +166,7 @@ def score_study(
                     survivors.append(_measure(int(seed), saes[sae_id], world, config))
                     row |= {**survivors[-1].measured, "failure": ""}
                 runs.append(row)
+            _ask_the_gate(runs[-len(part) :], survivors, saes)
             if len(survivors) < 2:
                 continue
             scored = {
@@ -227,18 +230,39 @@ def _measure(seed: int, sae: TrainedSAE, world: _World, config: PlantedTruthConf
     )
     live = live_sae(record, codes=live_codes(record, COMPARISON))
     metrics, _ = evaluate(sae, world.rows)
-    slope = sae.metrics["loss_slope"]
     measured = {
         **scores_of_truth(live.side, world.truth),
         "explained_variance": metrics["explained_variance"],
         "l0": metrics["l0"],
         "dead_fraction": metrics["dead_fraction"],
         "moved_from_init": 1 - metrics["cosine_to_init"],
-        "loss_slope": slope,
-        "converged": float(abs(slope) < config.training.convergence_slope),
+        "loss_slope": sae.metrics["loss_slope"],
         "device_seconds": float(sae.provenance["campaign"]["device_seconds"]),
     }
     return _Survivor(live, measured)
+
+
+def _ask_the_gate(
+    rows: list[dict[str, Any]], survivors: Sequence[_Survivor], saes: Mapping[str, TrainedSAE]
+) -> None:
+    """Add to a group's runs, and to its survivors, what the convergence gate saw and said."""
+    known = [row for row in rows if not row["failure"]]
+    if not known:
+        return
+    own = [saes[row["sae_id"]] for row in known]
+    gate = convergence_gate(
+        [sae.snapshots for sae in own], decay_start(own[0].provenance["training"])
+    )
+    for row, survivor, motion, settled in zip(
+        known, survivors, gate.motion, gate.settled, strict=True
+    ):
+        said = {
+            "motion": np.nan if motion is None else motion,
+            "plateau": np.nan if gate.plateau is None else gate.plateau,
+            "converged": float(bool(settled)),
+        }
+        row.update(said)
+        survivor.measured.update(said)
 
 
 def scores_of_truth(sae: Side, truth: Side) -> dict[str, float]:

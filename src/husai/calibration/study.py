@@ -82,6 +82,8 @@ def plan_study(config: PlantedTruthConfig) -> pd.DataFrame:
             training = {
                 "steps": steps,
                 "eval_interval": steps // EVALUATIONS,
+                # the decoders that the convergence gate looks at
+                "snapshot_interval": steps // EVALUATIONS,
                 "dead_latents": dead,
             }
             run = f"{world}.{draw} {architecture} d{d_sae} {label} {dead}"

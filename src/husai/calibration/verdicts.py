@@ -13,6 +13,7 @@ from husai.calibration.detectors import reproducibility_as_detector
 from husai.calibration.gate import gate_calibration
 from husai.calibration.ranking import calibrate_scores, within_run_correlation
 from husai.calibration.scores import SCORES, StudyTables
+from husai.consistency.config import LEAST_CHANGE, LEAST_MOTION
 
 TRUTHS = ("gt_mcc", "frr_0.9", "f1")
 """True recovery that scores are compared with: directions, features found, and detectors."""
@@ -22,7 +23,12 @@ SLICES = ("world", "architecture", "regime", "l0_regime")
 LONGEST, ALL_LENGTHS, WITHIN_RUNS = "longest", "all lengths", "within runs"
 
 GATE_SLOPES = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Thresholds at which the gate is calibrated, besides the one in use."""
+"""Slopes of the loss at the end, the gate that was in use before, at which it is calibrated."""
+
+GATE_MOTIONS = (0.001, 0.003, 0.01, 0.03, 0.1)
+"""Motions of the decoder at which the gate is calibrated, with the score's plateau and without."""
+
+SLOPE, MOTION, WITH_PLATEAU = "loss slope", "motion", "motion and plateau"
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,8 @@ class StudyVerdicts:
         that are not true. ``cluster`` names what the intervals are over. In a world with planes
         a latent inside a plane, but between its axes, counts as not true.
     gate
-        A row per threshold of the convergence gate: its errors over all SAEs but those of the
-        longest length, which they are held to. ``in_use`` marks the threshold of the training
-        parameters.
+        A row per gate and threshold: its errors over all SAEs but those of the longest length,
+        which they are held to. ``in_use`` marks the gate of a study.
     summary
         The main numbers, JSON-ready.
     """
@@ -61,7 +66,7 @@ def calibrate_study(tables: StudyTables, config: PlantedTruthConfig) -> StudyVer
     """
     calibration = _calibration(tables.settings, config)
     detectors = _detectors(tables.features, config)
-    gate = _gate(tables.runs, config)
+    gate = gate_table(gate_outcomes(tables.runs, config), config)
     return StudyVerdicts(
         calibration, detectors, gate, _summary(tables, calibration, detectors, gate, config)
     )
@@ -137,20 +142,39 @@ def gate_outcomes(runs: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFram
     return held[held["final_gt_mcc"].notna()].reset_index(drop=True)
 
 
-def _gate(runs: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFrame:
-    outcomes = gate_outcomes(runs, config)
-    in_use = config.training.convergence_slope
+def gate_table(outcomes: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFrame:
+    """Tabulate the errors of every gate and threshold.
+
+    Parameters
+    ----------
+    outcomes
+        From :func:`gate_outcomes`.
+    config
+        Tolerance and level.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As in :class:`StudyVerdicts`.
+    """
+    flat = outcomes["plateau"] < LEAST_CHANGE
+    gates = [
+        *((SLOPE, slope, outcomes["loss_slope"].abs() < slope) for slope in GATE_SLOPES),
+        *((MOTION, motion, outcomes["motion"] < motion) for motion in GATE_MOTIONS),
+        *((WITH_PLATEAU, motion, (outcomes["motion"] < motion) & flat) for motion in GATE_MOTIONS),
+    ]
     rows = []
-    for slope in sorted({*GATE_SLOPES, in_use}):
+    for gate, threshold, passed in gates:
         found = gate_calibration(
-            outcomes["loss_slope"].abs() < slope,
+            passed,
             outcomes["gt_mcc"],
             outcomes["final_gt_mcc"],
             outcomes["cluster"].tolist(),
             tolerance=config.gate_tolerance,
             level=config.level,
         )
-        row: dict[str, Any] = {"slope": slope, "in_use": slope == in_use, "n": found.n}
+        in_use = gate == WITH_PLATEAU and threshold == LEAST_MOTION
+        row: dict[str, Any] = {"gate": gate, "threshold": threshold, "in_use": in_use, "n": found.n}
         for name, share in (("false_pass", found.false_pass), ("false_hold", found.false_hold)):
             row |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
             row |= {f"{name}_n": share.n, f"{name}_clusters": share.n_clusters}
@@ -191,14 +215,14 @@ def _summary(
             for row in detectors.to_dict("records")
         },
         "gate": {
-            f"{row['slope']:g}": {
+            f"{row['gate']} {row['threshold']:g}": {
                 str(name): _plain(value)
                 for name, value in row.items()
-                if name not in ("slope", "in_use")
+                if name not in ("gate", "threshold", "in_use")
             }
             for row in gate.to_dict("records")
         },
-        "gate_in_use": config.training.convergence_slope,
+        "gate_in_use": f"{WITH_PLATEAU} {LEAST_MOTION:g}",
     }
     planes = tables.planes
     if len(planes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -20,19 +20,19 @@ from husai.consistency import (
     plane_truth,
 )
 from husai.consistency.config import ConsistencyConfig
+from husai.consistency.study.beside import BESIDE
 from husai.consistency.study.geometry import geometry_table, symmetry_table
 from husai.consistency.study.labels import candidate_labels, label_tables
-from husai.consistency.study.record import group_members, with_firing_rates
+from husai.consistency.study.matched import matched_tables
+from husai.consistency.study.planning import own_components, seeds_needed
+from husai.consistency.study.record import group_members, live_group, with_firing_rates
 from husai.consistency.study.report import ConsistencyReport
-from husai.consistency.study.schema import BESIDE
 from husai.consistency.study.summary import checked_summary, plain_rows, tracked_metrics
 from husai.consistency.study.tables import (
-    matched_l0_table,
     orderings_table,
     settings_table,
     trajectory_table,
 )
-from husai.consistency.study.untrained import live_group
 from husai.provenance import git_commit, versions
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,6 @@ def compare_study(
             config,
             covariance=own.covariance,
             planes=None if planes is None else planes.numpy(),
-            untrained=study.untrained[hook].records if hook in study.untrained else (),
             labelled=candidate_labels(own.rows, labels),
         )
         fingerprints[hook] = own.rows.fingerprint
@@ -143,25 +142,47 @@ def _untrained_truth(study: StudyRecords, hook: str, config: ConsistencyConfig) 
     return truth.assign(hook=f"{hook}@untrained")
 
 
+class ScoreTables(NamedTuple):
+    """The tables of a report from which scores are read: of groups, of pairs and of SAEs."""
+
+    groups: pd.DataFrame
+    pairs: pd.DataFrame
+    saes: pd.DataFrame
+
+
+class SettingsTables(NamedTuple):
+    """Scores of the study's own hook against the settings and the literature."""
+
+    settings: pd.DataFrame
+    matched: pd.DataFrame
+    contrasts: pd.DataFrame
+    seeds_needed: pd.DataFrame
+    published: pd.DataFrame
+    orderings: pd.DataFrame
+
+
 def settings_tables(
-    plan: pd.DataFrame, groups: pd.DataFrame, statistics: pd.DataFrame
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    plan: pd.DataFrame, scores: ScoreTables, statistics: pd.DataFrame, config: ConsistencyConfig
+) -> SettingsTables:
     """Put the scores of the study's own hook against the settings and the literature.
 
     Parameters
     ----------
     plan
         The plan.
-    groups
-        ``groups`` of a report.
+    scores
+        Tables of a report.
     statistics
         :func:`husai.activations.statistics_table` of the rows.
+    config
+        Level of the intervals.
 
     Returns
     -------
-    settings, matched, published, orderings
-        Scores against width, k and L0; at matched L0; beside the published scores; and the
-        orders of the architectures.
+    SettingsTables
+        Scores against width, k and L0; architectures where they are alike, and their differences
+        there; the seeds that settings need; beside the published scores; and the orders of the
+        architectures.
     """
     key = study_hooks(plan)[0]
     known = statistics.assign(
@@ -170,19 +191,23 @@ def settings_tables(
             for row in statistics.to_dict("records")
         ]
     ).set_index("key")
-    groups = groups[groups["hook"] == key]
+    groups, pairs, saes = (table[table["hook"] == key] for table in scores)
     settings = settings_table(groups, float(known["entropy_rank"][key]))
     # groups beside the grid may differ in more than their sparsity
     beside = set(plan.loc[~plain_settings(plan), "group"])
     comparable = groups[~groups["group"].isin(beside)]
-    matched = matched_l0_table(comparable)
-    return (
+    matched, contrasts = matched_tables(comparable, pairs, saes, level=config.level)
+    components, reasons = own_components(pairs)
+    needed = seeds_needed(components, groups, level=config.level, reasons=reasons)
+    return SettingsTables(
         BESIDE["settings"].check(settings),
-        BESIDE["matched_l0"].check(matched),
+        BESIDE["matched"].check(matched),
+        BESIDE["contrasts"].check(contrasts),
+        BESIDE["seeds_needed"].check(needed),
         BESIDE["published"].check(
             beside_published(groups, model=f"this study's transformer, {key}")
         ),
-        BESIDE["orderings"].check(orderings_table(comparable, matched)),
+        BESIDE["orderings"].check(orderings_table(comparable, contrasts)),
     )
 
 
@@ -203,7 +228,7 @@ def study_trajectories(
     nulls = {
         str(row["group"]): {
             kind: float(row[f"{kind}_mean"])
-            for kind in ("isotropic", "data_aware", "permuted")
+            for kind in ("permuted", "isotropic", "data_aware")
             if pd.notna(row.get(f"{kind}_mean"))
         }
         for row in chosen.to_dict("records")
@@ -250,7 +275,9 @@ def best_group(groups: pd.DataFrame, study: StudyRecords) -> tuple[str, list[SAE
         "score == 'pw_mcc' and not signed and space == 'full'"
     )
     chosen = chosen[chosen["group"].isin(study.plan["group"])]
-    if "isotropic_corrected" in chosen:
-        chosen = chosen.sort_values("isotropic_corrected", na_position="first", kind="stable")
+    # the null that claims rest on; it is left out of very large comparisons
+    for column in ("isotropic_corrected", "permuted_corrected"):
+        if column in chosen:
+            chosen = chosen.sort_values(column, na_position="first", kind="stable")
     best = str(chosen["group"].iloc[-1])
     return best, [record for record in study.first.records if record.group == best]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,11 +15,22 @@ from numpy.typing import NDArray
 
 from husai.activations import Activations, load_activations
 from husai.campaign.plan import UNTRAINED, plan_keys
-from husai.consistency import SAERecord, activation_covariance, with_codes
+from husai.consistency import (
+    ConsistencyConfig,
+    Gate,
+    SAERecord,
+    activation_covariance,
+    convergence_gate,
+    decay_start,
+    with_codes,
+)
 from husai.consistency.scores.codes import sparse_codes
+from husai.consistency.study.record import group_members
 from husai.errors import InputError
 from husai.sae.trained import TrainedSAE, load_trained
 from husai.storage import TensorFiles
+
+logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 4096
 
@@ -56,7 +68,7 @@ class StudyRecords:
         The plan's SAEs by id, those that failed included.
     trained, untrained
         By hook of the trained model, the grid's first; and those of the model at its initial
-        weights under the same hook, in groups of the same names as those they are the null of.
+        weights under the same hook, in groups of the same names.
     external
         SAEs from elsewhere; they read the first hook.
     """
@@ -83,8 +95,16 @@ def gather_records(
     saes: TensorFiles,
     external: Mapping[str, Sequence[SAERecord]],
     activations: TensorFiles,
+    config: ConsistencyConfig | None = None,
 ) -> StudyRecords:
-    """Read every SAE and all rows of a plan, and encode the rows.
+    """Read every SAE and all rows of a plan, encode the rows, and ask who has settled.
+
+    Parameters
+    ----------
+    plan, saes, external, activations
+        The plan, its SAEs, those from elsewhere by group, and the rows.
+    config
+        Thresholds of the convergence gate; the defaults when None.
 
     Raises
     ------
@@ -96,12 +116,13 @@ def gather_records(
 
     def at(key: str) -> RowsRecords:
         rows = load_activations(activations, key)
-        return RowsRecords(rows, _records(plan[keys == key], loaded, rows.values))
+        found = _records(plan[keys == key], loaded, rows.values)
+        return RowsRecords(rows, gated(found, loaded, config or ConsistencyConfig()))
 
     hooks = study_hooks(plan)
     trained = {hook: at(hook) for hook in hooks}
-    null = {hook: f"{hook}@untrained" for hook in hooks}
-    untrained = {hook: at(key) for hook, key in null.items() if (keys == key).any()}
+    before = {hook: f"{hook}@untrained" for hook in hooks}
+    untrained = {hook: at(key) for hook, key in before.items() if (keys == key).any()}
     values = trained[hooks[0]].rows.values.numpy()
     others = [
         with_codes(
@@ -141,13 +162,70 @@ def _records(
                 W_dec_init=sae.W_dec_init.numpy(),
                 firing_rate=sae.density.numpy(),
                 codes=sparse_codes(_code_blocks(sae, rows)),
-                converged=bool(sae.metrics["converged"]),
                 cosine_to_init=sae.metrics["cosine_to_init"],
                 l0=sae.metrics["l0"],
                 fvu=sae.metrics["fvu"],
             )
         )
     return found
+
+
+def gated(
+    records: Sequence[SAERecord], saes: Mapping[str, TrainedSAE], config: ConsistencyConfig
+) -> list[SAERecord]:
+    """Say of each SAE whether it has settled, from the decoders that training kept on the way.
+
+    Parameters
+    ----------
+    records
+        Of one hook and model.
+    saes
+        The SAEs by id.
+    config
+        ``gate_motion`` and ``gate_change``.
+
+    Returns
+    -------
+    list
+        The records with ``converged``, ``motion`` and ``plateau``; None in a group whose SAEs kept
+        fewer than two decoders before the learning rate fell.
+    """
+    found = {}
+    for members in group_members(records).values():
+        gate = _ask([saes[record.id] for record in members], config)
+        if gate.step is None:
+            logger.warning(
+                "%s: whether it has settled is not known: %s", members[0].group_name, gate.reason
+            )
+        for record, motion, settled in zip(members, gate.motion, gate.settled, strict=True):
+            found[record.id] = replace(
+                record, converged=settled, motion=motion, plateau=gate.plateau
+            )
+    return [found[record.id] for record in records]
+
+
+def gated_flags(
+    plan: pd.DataFrame, saes: Mapping[str, TrainedSAE], config: ConsistencyConfig
+) -> dict[str, bool | None]:
+    """Say of each of a plan's SAEs that did not fail whether it has settled; None when unknown."""
+    found: dict[str, bool | None] = {}
+    for _, part in plan.groupby("group", sort=False):
+        ids = [one for one in part["sae_id"] if one in saes and saes[one].failure is None]
+        if ids:
+            gate = _ask([saes[one] for one in ids], config)
+            found |= dict(zip(ids, gate.settled, strict=True))
+    return found
+
+
+def _ask(saes: Sequence[TrainedSAE], config: ConsistencyConfig) -> Gate:
+    """Ask the gate of the SAEs of one group."""
+    return convergence_gate(
+        [sae.snapshots for sae in saes],
+        decay_start(saes[0].provenance["training"]),
+        live=[sae.density.numpy() > 0 for sae in saes],
+        least_motion=config.gate_motion,
+        least_change=config.gate_change,
+    )
 
 
 def _code_blocks(sae: TrainedSAE, rows: torch.Tensor) -> Iterator[NDArray[Any]]:

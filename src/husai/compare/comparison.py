@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,14 @@ from husai.consistency.inference.null_cache import NullCache, shuffled_nulls
 from husai.consistency.inference.nulls import NullDistribution, Nulls
 from husai.consistency.scores.pair import MatchRun
 from husai.consistency.scores.registry import Score, Value, of_pairs
-from husai.consistency.scores.subspace import activation_covariance
+from husai.consistency.scores.subspace import DataMetric, activation_covariance
 from husai.consistency.study.groups import ScoredPairs, mean_score
 from husai.consistency.study.pairs import ScoredPair, missing_need, score_pair
 from husai.consistency.study.record import (
     LiveSAE,
     SAERecord,
     check_records,
+    encoder_metric,
     live_codes,
     live_sae,
     with_codes,
@@ -91,6 +92,8 @@ class Comparison:
         How they were compared.
     activations
         Plain values about the activation rows, or None.
+    metric
+        What encoder rows were compared in: ``data``, or ``raw``.
     """
 
     saes: Sequence[LiveSAE]
@@ -98,6 +101,7 @@ class Comparison:
     overall: list[OverallEntry]
     config: CompareConfig
     activations: Mapping[str, Any] | None
+    metric: Literal["data", "raw"] = "raw"
 
 
 def compare(
@@ -119,8 +123,8 @@ def compare(
     config
         How to compare; defaults when None.
     activations
-        ``[n, d]`` rows of activations: adds the data-aware null and, for SAEs that can encode,
-        the agreement of the codes.
+        ``[n, d]`` rows of activations: the metric in which encoders are compared; adds the
+        data-aware null and, for SAEs that can encode, the agreement of the codes.
     activations_origin
         Plain values to be kept about them.
     checkpoint
@@ -147,7 +151,8 @@ def compare(
             )
         covariance = activation_covariance(np.asarray(activations))
         about = {**(activations_origin or {}), "n_rows": len(activations)}
-    live = [_live(record, activations, config) for record in saes]
+    metric = encoder_metric(covariance, config)
+    live = [_live(record, activations, config, metric) for record in saes]
     run = MatchRun(config.max_passes, config.device, checkpoint, progress)
     nulls = NullCache(config, covariance, run=run)
     scored: dict[tuple[int, int], ScoredPair] = {}
@@ -165,15 +170,20 @@ def compare(
         for sign in score.signs
         if score.symmetric and ("codes" not in score.needs or about is not None)
     ]
-    return Comparison(live, pairs, overall, config, about)
+    return Comparison(live, pairs, overall, config, about, "raw" if metric is None else "data")
 
 
-def _live(record: SAERecord, rows: NDArray[Any] | None, config: CompareConfig) -> LiveSAE:
+def _live(
+    record: SAERecord,
+    rows: NDArray[Any] | None,
+    config: CompareConfig,
+    metric: DataMetric | None,
+) -> LiveSAE:
     if not np.asarray(record.W_dec).any():
         raise InputError(f"{record.id}: its decoder is all zero; there is nothing to compare")
     if rows is not None:
         record = with_codes(record, rows)
-    live = live_sae(record, config.dead, codes=live_codes(record, config))
+    live = live_sae(record, config.dead, codes=live_codes(record, config), metric=metric)
     # the codes are kept once, as the scores need them
     record = replace(record, codes=None)
     return replace(live, record=record, encoder=live.encoder if config.encoder else None)

@@ -111,6 +111,9 @@ def result_document(comparison: Comparison, matching_file: str | None = None) ->
             for pair in comparison.pairs
         ],
         overall=comparison.overall,
+        encoder_metric=comparison.metric
+        if any(sae.encoder is not None for sae in comparison.saes)
+        else None,
         matching_file=matching_file,
     )
 

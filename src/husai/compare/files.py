@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from husai.activations import read_rows
+from husai.consistency.analyses.gate import convergence_gate, decay_start
 from husai.consistency.study.record import SAERecord
 from husai.errors import InputError
 
@@ -86,8 +87,7 @@ def load_one(
     sae = found.sae
     if sae is None:
         return SAERecord(name, architecture, 0, found.W_dec.numpy(), origin=origin)
-    converged = sae.metrics.get("converged")
-    known = converged is not None and np.isfinite(converged)
+    settled, motion = _settled(sae)
     return SAERecord(
         id=name,
         architecture=architecture,
@@ -95,9 +95,20 @@ def load_one(
         W_dec=found.W_dec.numpy(),
         W_enc=sae.W_enc.float().numpy(),
         encode=lambda rows: _encode(sae, rows),
-        converged=bool(converged) if known else None,
+        converged=settled,
+        motion=motion,
         origin=origin,
     )
+
+
+def _settled(sae: TrainedSAE) -> tuple[bool | None, float | None]:
+    """Say whether an SAE had settled, from the decoders that its file keeps of its training."""
+    training = sae.provenance.get("training", {})
+    if not sae.snapshots or not {"steps", "decay_fraction"} <= set(training):
+        return None, None
+    live = [sae.density.numpy() > 0] if len(sae.density) else None
+    gate = convergence_gate([sae.snapshots], decay_start(training), live=live)
+    return gate.settled[0], gate.motion[0]
 
 
 def _encode(sae: TrainedSAE, rows: NDArray[Any]) -> NDArray[Any]:

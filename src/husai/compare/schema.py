@@ -10,7 +10,7 @@ from husai.consistency.inference.nulls import NULL_KINDS
 from husai.consistency.scores.registry import of_pairs
 
 SCHEMA_NAME = "husai.compare"
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "2.0"
 
 ScoreName = Annotated[
     str,
@@ -178,13 +178,14 @@ class Document(Entry):
 
     A change that old readers would misread raises the first number of schema_version, an addition
     the second. 1.1 added scores to those of 1.0, and the null of shared_fraction is that of the
-    fraction itself. 1.2 added mismatches.
+    fraction itself. 1.2 added mismatches. In 2.0 encoders are compared in the data's metric where
+    there are activations.
     """
 
     model_config = ConfigDict(title="husai compare")
 
     schema_: Literal["husai.compare"] = Field(alias="schema")
-    schema_version: str = Field(pattern=r"^1\.\d+$")
+    schema_version: str = Field(pattern=r"^[12]\.\d+$")
     created: str = Field(description="UTC, ISO 8601")
     software: Software
     options: dict[str, Any] = Field(description="Every option of the comparison, defaults included")
@@ -199,6 +200,11 @@ class Document(Entry):
     )
     pairs: list[PairEntry] = Field(min_length=1)
     overall: list[OverallEntry]
+    encoder_metric: Literal["data", "raw"] | None = Field(
+        default=None,
+        description="What encoder rows are compared in: the metric of the activations' covariance, "
+        "or as they are; null where no SAE has an encoder",
+    )
     matching_file: str | None = Field(
         description="Parquet file beside this one with the matchings, when they are too many to "
         "be here"

@@ -234,6 +234,13 @@ def _notes(comparison: Comparison) -> list[str]:
             "These SAEs differ in width or architecture: the interval mixes that with what varies "
             "from seed to seed."
         )
+    if any(sae.encoder is not None for sae in comparison.saes) and comparison.metric == "raw":
+        notes.append(
+            "Encoders are compared by their raw rows, which keep their initialisation where the "
+            "data hardly vary: give --activations to compare them in the data's metric."
+            if comparison.activations is None
+            else "Encoders are compared by their raw rows, as encoder_metric asks."
+        )
     flags = [record.converged for record in records]
     if any(flag is None for flag in flags):
         notes.append(

@@ -1,10 +1,8 @@
 from ._matching import Certificate, Match, match_features, match_signed_and_absolute
 from .analyses.curves import (
     against_width,
-    at_matched_l0,
     beside_published,
     consistency_over_training,
-    orderings_beside_published,
     published_numbers,
 )
 from .analyses.explanation import (
@@ -28,7 +26,7 @@ from .analyses.kinds import (
     class_gt_mcc,
     class_means,
     coverage,
-    label_chance,
+    covered_by_chance,
     reproducibility_by_kind,
 )
 from .analyses.labels import (
@@ -72,7 +70,6 @@ from .inference.planning import (
 )
 from .inference.references import (
     Reference,
-    encoder_in_data_metric,
     joint_null,
     score_reference,
 )
@@ -121,7 +118,12 @@ from .scores.decoder import (
 from .scores.pair import Nearest, PreparedPair, Side, dictionary_pair, nearest_features
 from .scores.registry import SCORES, Score, Value
 from .scores.similarity import subspace_overlap
-from .scores.subspace import DataSpan, activation_covariance, data_span
+from .scores.subspace import (
+    DataSpan,
+    activation_covariance,
+    data_span,
+    encoder_in_data_metric,
+)
 from .study.record import SAERecord, with_codes
 from .study.report import ConsistencyReport, consistency_report, join_reports
 from .study.truth import plane_truth
@@ -172,7 +174,6 @@ __all__ = [
     "adjust_p",
     "against_width",
     "align_seeds",
-    "at_matched_l0",
     "axis_gt_mcc",
     "beside_published",
     "circle_tiling",
@@ -189,6 +190,7 @@ __all__ = [
     "consistency_report",
     "convergence_gate",
     "coverage",
+    "covered_by_chance",
     "cross_moments",
     "cycle_consistency",
     "data_span",
@@ -203,7 +205,6 @@ __all__ = [
     "gt_mcc",
     "join_reports",
     "joint_null",
-    "label_chance",
     "lp_distance",
     "match_activations",
     "match_all",
@@ -217,7 +218,6 @@ __all__ = [
     "null_between",
     "null_scores",
     "orderedness",
-    "orderings_beside_published",
     "pair_maps",
     "path_retention",
     "plane_labels",

@@ -8,6 +8,12 @@ from pydantic import Field
 
 from husai.config import Config, Count, CountFromZero, Seed, Threads
 
+LEAST_MOTION = 0.01
+"""Motion of a settled decoder, 1 - |cosine| per 500 steps (docs/results/gate.md)."""
+
+LEAST_CHANGE = 0.02
+"""Change of a settled group's mean PW-MCC."""
+
 
 class ComparisonConfig(Config):
     """Settings of every comparison of SAEs: of a study, of files, of planted truth."""
@@ -20,6 +26,11 @@ class ComparisonConfig(Config):
         gt=0,
         le=1,
         description="least cosine of a matched, shared or reproduced feature",
+    )
+    encoder_metric: Literal["data", "raw"] = Field(
+        default="data",
+        description="what encoder rows are compared in: data, the metric of the activations' "
+        "covariance, where activations are given; raw, the rows as they are",
     )
     subspace_rank: Count | None = Field(
         default=None,
@@ -50,6 +61,17 @@ class ComparisonConfig(Config):
 class ConsistencyConfig(ComparisonConfig):
     """How the SAEs of a study are compared."""
 
+    gate_motion: float = Field(
+        default=LEAST_MOTION,
+        gt=0,
+        description="a settled SAE's decoder moves less: 1 - |cosine| per 500 steps, before the "
+        "learning rate falls",
+    )
+    gate_change: float = Field(
+        default=LEAST_CHANGE,
+        gt=0,
+        description="a settled group's mean PW-MCC changed less since half of those steps",
+    )
     data_variance: float = Field(
         default=0.99, gt=0, le=1, description="variance that the data's subspace holds"
     )

@@ -2,12 +2,14 @@
 
 from husai.datasets.external import ExternalSAEs
 from husai.datasets.handles import DirectoryHandle
+from husai.datasets.optional import EarlierTable
 from husai.datasets.partitions import PlanDataset, PlannedPartitionedDataset, ReadOncePartitions
 from husai.datasets.previews import FigureDataset, PageDataset
 from husai.datasets.tensors import TensorDataset
 
 __all__ = [
     "DirectoryHandle",
+    "EarlierTable",
     "ExternalSAEs",
     "FigureDataset",
     "PageDataset",

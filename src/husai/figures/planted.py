@@ -229,7 +229,7 @@ def _detector_bars(panel: Axes, detectors: pd.DataFrame) -> None:
 
 
 def _gate_lines(panel: Axes, gate: pd.DataFrame) -> None:
-    table = gate.sort_values("slope")
+    table = gate[gate["gate"] == gate.loc[gate["in_use"], "gate"].iloc[0]].sort_values("threshold")
     for i, (column, fmt, label) in enumerate(
         (
             ("false_hold", "s--", "held back, though settled"),
@@ -242,7 +242,7 @@ def _gate_lines(panel: Axes, gate: pd.DataFrame) -> None:
             for name in (column, f"{column}_low", f"{column}_high")
         )
         panel.errorbar(
-            known["slope"],
+            known["threshold"],
             value,
             yerr=np.stack([value - low, high - value]).clip(min=0),
             fmt=fmt,
@@ -252,14 +252,14 @@ def _gate_lines(panel: Axes, gate: pd.DataFrame) -> None:
             capsize=2,
             label=label,
         )
-    for slope in table.loc[table["in_use"], "slope"]:
-        panel.axvline(slope, c=GREY, lw=0.8, ls=":", label="threshold in use")
+    for motion in table.loc[table["in_use"], "threshold"]:
+        panel.axvline(motion, c=GREY, lw=0.8, ls=":", label="threshold in use")
     panel.set(
         title="Convergence gate's errors",
-        xlabel="largest slope that passes\n(loss share / 1,000 steps)",
+        xlabel="largest motion that passes\n(1 − |cosine| / 500 steps)",
         ylabel="share of SAEs, 95 % over draws",
         xscale="log",
-        xlim=(table["slope"].min() / 1.5, table["slope"].max() * 1.5),
+        xlim=(table["threshold"].min() / 1.5, table["threshold"].max() * 1.5),
         ylim=(-0.03, 1.03),
     )
     _legend_below(panel, 1)

@@ -48,6 +48,7 @@ def first_screen(
     return {
         **about,
         "verdict": verdict(about["main"], reporting),
+        "no_better": no_better(about["main"]),
         "threshold": consistency.shared_threshold,
         "open": [
             str(name)
@@ -86,6 +87,14 @@ def verdict(main: Mapping[str, Any], reporting: ReportingConfig) -> Verdict:
     if not (pd.isna(null) or lowest > null):
         return "not"
     return "back" if main["found_everywhere"] >= reporting.comes_back else "partly"
+
+
+def no_better(main: Mapping[str, Any]) -> str:
+    """Say how features that are not above chance stand against it, as far as the interval does."""
+    high, null = main.get("high"), main.get("null_mean")
+    if not (pd.isna(high) or pd.isna(null)) and high < null:
+        return "less than"
+    return "not clearly better than"
 
 
 def _at(table: pd.DataFrame, hook: str) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from husai.campaign.plan import records
@@ -47,7 +46,7 @@ class StudyTables:
         Plan and metrics.
     groups, features, truth, coverage, kinds
         Of :func:`husai.consistency.consistency_report`; ``truth`` may be empty.
-    matched_l0, published, orderings, trajectories, correlates
+    matched, published, orderings, trajectories, correlates
         Of :mod:`husai.consistency.study.tables`.
     """
 
@@ -59,7 +58,7 @@ class StudyTables:
     truth: pd.DataFrame
     coverage: pd.DataFrame
     kinds: pd.DataFrame
-    matched_l0: pd.DataFrame
+    matched: pd.DataFrame
     published: pd.DataFrame
     orderings: pd.DataFrame
     trajectories: pd.DataFrame
@@ -145,7 +144,7 @@ def study_page(
         purity=_pure_or_mixed(tables.truth),
         statistics=records(tables.statistics),
         waves=_waves(tables.waves),
-        saes=_saes(tables.saes),
+        saes=_saes(tables.saes, groups),
         own_full=_scores(own, "full"),
         own_data=_scores(own, "data"),
         others=_scores(groups[groups["hook"] != own_hook], "full"),
@@ -155,7 +154,7 @@ def study_page(
         truth=_truth(tables.truth),
         truth_measures=TRUTH_MEASURES,
         trajectories=_trajectories(tables.trajectories),
-        matched=_matched(tables.matched_l0),
+        matched=_matched(tables.matched),
         published=_published(tables.published),
         orderings=records(tables.orderings[tables.orderings["reason"] != "not both measured here"]),
     )
@@ -176,20 +175,20 @@ def _pw_mcc(groups: pd.DataFrame) -> pd.DataFrame:
 
 
 def _above_chance(own: pd.DataFrame) -> dict[str, Any]:
-    """Groups whose whole interval over seeds lies above or below a chance level."""
+    """Groups that are above or below a chance level, as interval and p-value say together."""
     known = _pw_mcc(own)
     known = known[known["low"].notna()]
     if known.empty or "data_aware_mean" not in known:
         return {}
     # the permuted null is left out of very large comparisons
-    permuted = known.get("permuted_mean", pd.Series(np.nan, index=known.index)).astype(float)
+    verdicts = known.get("against_permuted", pd.Series(None, index=known.index, dtype=object))
     return {
         "n": len(known),
         "isotropic": int((known["low"] > known["isotropic_mean"]).sum()),
         "data_aware": int((known["low"] > known["data_aware_mean"]).sum()),
-        "n_permuted": int(permuted.notna().sum()),
-        "above": _where(known, known["low"] > permuted),
-        "below": _where(known, known["high"] < permuted),
+        "n_permuted": int(verdicts.notna().sum()),
+        "above": _where(known, verdicts == "above"),
+        "below": _where(known, verdicts == "below"),
     }
 
 
@@ -261,16 +260,17 @@ def _waves(waves: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _saes(saes: pd.DataFrame) -> list[dict[str, Any]]:
+def _saes(saes: pd.DataFrame, groups: pd.DataFrame) -> list[dict[str, Any]]:
+    gates = groups.drop_duplicates("group").set_index("group")["n_converged"]
     means = saes.groupby("group", sort=False).agg(
         seeds=("sae_id", "size"),
-        converged=("converged", "sum"),
         l0=("l0", "mean"),
         fvu=("fvu", "mean"),
         dead=("dead_fraction", "mean"),
         init=("cosine_to_init", "mean"),
         seconds=("train_seconds", "mean"),
     )
+    means["converged"] = gates.reindex(means.index)
     return records(means.reset_index())
 
 
@@ -340,7 +340,7 @@ def _trajectories(trajectories: pd.DataFrame) -> dict[str, Any]:
 
 def _matched(matched: pd.DataFrame) -> dict[str, Any]:
     full = matched[(matched["space"] == "full") & (matched["score"] != "mmcs")]
-    keys = ["d_sae", "score", "signed", "l0"]
+    keys = ["d_sae", "score", "signed", "matched_on", "at"]
     return {
         "rows": [
             {**dict(zip(keys, values, strict=True)), "architectures": records(part)}

@@ -1,4 +1,4 @@
-"""Comparisons that are fair: at matched L0, against width, over training, beside papers."""
+"""Scores against width, over training, and beside those that papers print."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from husai.consistency.inference.intervals import seed_interval
 from husai.consistency.inference.nulls import null_scores
 from husai.consistency.scores.rows import row_cosines
+from husai.consistency.scores.score import CLAIM_KINDS
 from husai.errors import InputError
 from husai.matching.match import match_features
 
@@ -23,82 +24,6 @@ from husai.matching.match import match_features
 def _need(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
     if missing := [column for column in columns if column not in table.columns]:
         raise InputError(f"{name}: columns {missing} are missing")
-
-
-def at_matched_l0(
-    points: pd.DataFrame,
-    *,
-    by: str = "architecture",
-    columns: Sequence[str] = ("mean", "low", "high"),
-    n_points: int = 9,
-    l0: Sequence[float] | None = None,
-) -> pd.DataFrame:
-    """Read each architecture's score off its L0 curve at common values of L0.
-
-    Linear in log L0 between measured points and never beyond them: where an architecture was
-    not measured on both sides of an L0, its score there is not defined.
-
-    Parameters
-    ----------
-    points
-        A row per group: ``by``, ``l0`` (> 0) and the columns to read. Rows without L0 or with a
-        column missing are left out of that column.
-    by
-        Column of the curves.
-    columns
-        Which to interpolate; they must exist.
-    n_points
-        Common values of L0, spread evenly in log over the range all curves share.
-    l0
-        Use these instead.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``by``, ``l0``, the columns, ``n_measured`` points on the curve, ``reason`` (empty where
-        defined).
-
-    Raises
-    ------
-    InputError
-        When a column is missing, an L0 is not positive, or no curve has a point.
-    """
-    _need(points, [by, "l0", *columns], "points")
-    known = points[points["l0"].notna() & points[columns[0]].notna()]
-    curves = {str(name): part for name, part in known.groupby(by, sort=True)}
-    if not curves:
-        raise InputError("points: no row has an L0 and a score")
-    if (known["l0"].astype(float) <= 0).any():
-        raise InputError("points: an L0 is not positive; an SAE that never fires has no curve")
-    spans = {n: (float(p["l0"].min()), float(p["l0"].max())) for n, p in curves.items()}
-    low, high = max(s[0] for s in spans.values()), min(s[1] for s in spans.values())
-    if l0 is None:
-        grid = np.geomspace(low, high, n_points) if low < high else np.array([np.sqrt(low * high)])
-    else:
-        grid = np.asarray(l0, dtype=np.float64)
-    rows: list[dict[str, Any]] = []
-    for name, part in curves.items():
-        # several groups of one L0 (widths, say) count as their mean
-        mean = part.groupby("l0")[list(columns)].mean(numeric_only=False).sort_index()
-        x = np.log(mean.index.to_numpy(dtype=np.float64))
-        for value in grid:
-            inside = spans[name][0] * (1 - 1e-9) <= value <= spans[name][1] * (1 + 1e-9)
-            line: dict[str, Any] = {by: name, "l0": float(value), "n_measured": len(mean)}
-            for column in columns:
-                y = mean[column].to_numpy(dtype=np.float64)
-                fine = ~np.isnan(y)
-                line[column] = (
-                    float(np.interp(np.log(value), x[fine], y[fine]))
-                    if inside and fine.any()
-                    else None
-                )
-            line["reason"] = (
-                ""
-                if inside
-                else f"measured from L0 {spans[name][0]:.3g} to {spans[name][1]:.3g} only"
-            )
-            rows.append(line)
-    return pd.DataFrame(rows)
 
 
 def against_width(groups: pd.DataFrame, effective_rank: float) -> pd.DataFrame:
@@ -155,8 +80,8 @@ def consistency_over_training(
     Returns
     -------
     pandas.DataFrame
-        ``step``, ``mean``, ``low``, ``high``, ``isotropic_mean``, ``data_aware_mean``,
-        ``cosine_to_init``, ``n_seeds``, ``reason``.
+        ``step``, ``mean``, ``low``, ``high``, a ``<kind>_mean`` for each null, ``cosine_to_init``,
+        ``n_seeds``, ``reason``.
 
     Raises
     ------
@@ -228,6 +153,15 @@ def published_numbers() -> pd.DataFrame:
     return pd.DataFrame(_published()["entries"])
 
 
+def published_orders() -> list[dict[str, Any]]:
+    """Pairs of architectures that a paper ranks: ``source``, ``score``, ``higher``, ``lower``."""
+    return [
+        {"source": paper["source"], "score": paper["score"], "higher": higher, "lower": lower}
+        for paper in _published()["orderings"]
+        for higher, lower in combinations(paper["order"], 2)
+    ]
+
+
 def beside_published(groups: pd.DataFrame, *, model: str) -> pd.DataFrame:
     """Put this study's groups and the published numbers in one table and say which compare.
 
@@ -242,8 +176,8 @@ def beside_published(groups: pd.DataFrame, *, model: str) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``source``, ``model``, ``architecture``, ``d_sae``, ``score``, ``signed``, ``value``,
-        ``low``, ``high``, ``isotropic_mean``, ``data_aware_mean``, ``converged``,
-        ``like_for_like`` ("this study", "no") and ``differs_in``.
+        ``low``, ``high``, ``permuted_mean``, ``isotropic_mean``, ``data_aware_mean``,
+        ``converged``, ``like_for_like`` ("this study", "no") and ``differs_in``.
 
     Raises
     ------
@@ -266,8 +200,7 @@ def beside_published(groups: pd.DataFrame, *, model: str) -> pd.DataFrame:
             "value": line["mean"],
             "low": line.get("low"),
             "high": line.get("high"),
-            "isotropic_mean": line.get("isotropic_mean"),
-            "data_aware_mean": line.get("data_aware_mean"),
+            **{f"{kind}_mean": line.get(f"{kind}_mean") for kind in CLAIM_KINDS},
             "converged": line.get("converged"),
             "like_for_like": "this study",
             "differs_in": "",
@@ -293,65 +226,4 @@ def beside_published(groups: pd.DataFrame, *, model: str) -> pd.DataFrame:
                 "differs_in": "; ".join(differs) + f" ({entry['note']})",
             }
         )
-    return pd.DataFrame(rows)
-
-
-def orderings_beside_published(
-    scores: Mapping[str, pd.DataFrame], *, l0_column: str = "l0"
-) -> pd.DataFrame:
-    """Say where this study orders architectures as each paper does.
-
-    Parameters
-    ----------
-    scores
-        For each score a paper orders by (``"pw_mcc"``, ``"shared_fraction"``), a table with
-        ``architecture``, ``l0``, ``mean``, ``low``, ``high`` at matched L0, from
-        :func:`at_matched_l0`.
-    l0_column
-        Column of L0; each value is compared by itself.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row per paper, score, L0 and pair of architectures it orders: ``paper_higher``,
-        ``paper_lower``, ``difference`` (ours, first minus second), ``agrees`` (None in a tie),
-        ``separated`` (our intervals do not overlap: only then is the order more than noise),
-        ``reason``.
-    """
-    rows: list[dict[str, Any]] = []
-    for paper in _published()["orderings"]:
-        table = scores.get(paper["score"])
-        for higher, lower in combinations(paper["order"], 2):
-            head = {
-                "source": paper["source"],
-                "score": paper["score"],
-                "paper_higher": higher,
-                "paper_lower": lower,
-            }
-            if table is None or not {higher, lower} <= set(table["architecture"]):
-                rows.append({**head, "reason": "not both measured here"})
-                continue
-            for value, part in table.groupby(l0_column, sort=True):
-                one, other = (
-                    part[part["architecture"] == name].iloc[0] for name in (higher, lower)
-                )
-                line = {**head, "l0": value}
-                if pd.isna(one["mean"]) or pd.isna(other["mean"]):
-                    rows.append({**line, "reason": "outside a measured L0 curve"})
-                    continue
-                known = not any(
-                    pd.isna(v) for v in (*one[["low", "high"]], *other[["low", "high"]])
-                )
-                difference = float(one["mean"] - other["mean"])
-                rows.append(
-                    {
-                        **line,
-                        "difference": difference,
-                        "agrees": difference > 0 if difference else None,
-                        "separated": bool(one["low"] > other["high"] or other["low"] > one["high"])
-                        if known
-                        else None,
-                        "reason": "",
-                    }
-                )
     return pd.DataFrame(rows)

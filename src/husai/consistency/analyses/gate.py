@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from husai.consistency.config import LEAST_CHANGE, LEAST_MOTION
 from husai.consistency.scores.decoder import pw_mcc
 from husai.errors import InputError
 from husai.matching.match import unit_rows
 
 MOTION_STEPS = 500
 """Steps over which motion is counted."""
-
-LEAST_MOTION = 0.01
-LEAST_CHANGE = 0.02
 
 Snapshots = Mapping[int, ArrayLike]
 
@@ -134,7 +132,7 @@ def convergence_gate(
     decay_step
         First step of the learning-rate decay, from :func:`decay_start`.
     live
-        For each SAE ``[n]`` features that fire at the end.
+        For each SAE ``[n]`` features that fire at the end. Of an SAE without one nothing is known.
     least_motion, least_change
         What counts as settled.
 
@@ -159,27 +157,34 @@ def convergence_gate(
     t = steps[-1]
     before = min(steps[:-1], key=lambda step: abs(t - MOTION_STEPS - step))
     half = min(steps[:-1], key=lambda step: abs(t / 2 - step))
+    masks = [None if live is None else np.asarray(live[i], dtype=bool) for i in range(n)]
+    alive = [i for i, mask in enumerate(masks) if mask is None or mask.any()]
     motion = tuple(
-        decoder_motion(one[before], one[t], t - before, None if live is None else live[i])
+        decoder_motion(one[before], one[t], t - before, masks[i]) if i in alive else None
         for i, one in enumerate(snapshots)
     )
     plateau = None
-    if n > 1:
-        plateau = abs(
-            _mean_pair_score(snapshots, t, live) - _mean_pair_score(snapshots, half, live)
+    if len(alive) > 1:
+        now, then = (
+            _mean_pair_score(
+                [W if (mask := masks[i]) is None else W[mask] for i, W in decoders.items()]
+            )
+            for decoders in (
+                {i: np.asarray(snapshots[i][step]) for i in alive} for step in (t, half)
+            )
         )
+        plateau = abs(now - then)
     flat = plateau is None or plateau < least_change
-    settled = tuple(value < least_motion and flat for value in motion)
-    reason = "" if n > 1 else "one SAE: no pair, so no plateau of the score"
+    settled = tuple(None if value is None else value < least_motion and flat for value in motion)
+    reason = ""
+    if len(alive) < n:
+        reason = f"{n - len(alive)} of {n} SAEs have no live feature"
+    elif n == 1:
+        reason = "one SAE: no pair, so no plateau of the score"
     return Gate(motion, plateau, t, half, before, settled, reason)
 
 
-def _mean_pair_score(
-    snapshots: Sequence[Snapshots], step: int, live: Sequence[ArrayLike] | None
-) -> float:
-    decoders = [np.asarray(one[step]) for one in snapshots]
-    if live is not None:
-        decoders = [W[np.asarray(mask, dtype=bool)] for W, mask in zip(decoders, live, strict=True)]
+def _mean_pair_score(decoders: Sequence[NDArray[Any]]) -> float:
     pairs = [
         pw_mcc(decoders[i], decoders[j])
         for i in range(len(decoders))

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 
 from husai.consistency.analyses.explanation import (
     ClassScores,
-    class_scores,
     read_out,
 )
 from husai.consistency.analyses.labels import Classes
@@ -84,39 +84,22 @@ def coverage(scores: ClassScores, *, threshold: float = 0.9, least_r2: float = 0
     )
 
 
-@dataclass(frozen=True)
-class LabelChance:
-    """Scores, on the same labels, of random directions with the latents' firing rates.
-
-    Attributes
-    ----------
-    kind
-        Of the reference.
-    coverage
-        A row per draw: the counts of :class:`Coverage`.
-    r2, average_precision, f1_best
-        ``[n_draws · n]`` best class of each random direction.
-    """
-
-    kind: str
-    coverage: pd.DataFrame
-    r2: Floats
-    average_precision: Floats
-    f1_best: Floats
-
-
-def label_chance(
+def covered_by_chance(
     reference: Reference,
     rows: ArrayLike,
     rates: ArrayLike,
-    labels: Classes,
+    families: Sequence[Classes],
     *,
     threshold: float = 0.9,
-    least_r2: float = 0.5,
-    n_draws: int = 5,
+    n_draws: int = 20,
     seed: int = 0,
-) -> LabelChance:
-    """Coverage and best labels of directions like the dictionary's.
+) -> dict[str, NDArray[np.int64]]:
+    """Count the classes that directions like the dictionary's cover: chance of ``f1_best``.
+
+    Each direction reads the rows itself and fires as often as the latent it stands for (see
+    :func:`~husai.consistency.analyses.explanation.read_out`). All families are scored on one
+    reading; and a latent's F1 for a class is worked out only where enough members of the class
+    are among the rows on which it fires, which is rare: a draw costs little more than the reading.
 
     Parameters
     ----------
@@ -126,12 +109,17 @@ def label_chance(
         ``[n_rows, d]`` activations.
     rates
         ``[n]`` firing rate of each latent: random direction j fires as often as latent j.
-    labels
+    families
         Classes of the same rows.
-    threshold, least_r2
+    threshold
         As in :func:`coverage`.
     n_draws, seed
-        Dictionaries drawn; each is encoded on all the rows.
+        Dictionaries drawn.
+
+    Returns
+    -------
+    dict
+        By family ``[n_draws]`` classes covered.
 
     Raises
     ------
@@ -139,26 +127,41 @@ def label_chance(
         When shapes do not fit.
     """
     rate = np.asarray(rates, dtype=np.float64)
-    counts, best = [], []
+    counts: dict[str, list[int]] = {family.family: [] for family in families}
     for draw in range(n_draws):
         (directions,) = reference.draw(np.random.default_rng([seed, draw]), (len(rate),))
-        scores = class_scores(read_out(directions, rows, rate), labels)
-        got = coverage(scores, threshold=threshold, least_r2=least_r2)
-        counts.append(
-            {
-                "f1_best": got.f1_best,
-                "f1_fires": got.f1_fires,
-                "average_precision": got.average_precision,
-                "r2": got.r2,
-            }
-        )
-        best.append(
-            [values.max(axis=1) for values in (scores.r2, scores.average_precision, scores.f1_best)]
-        )
-    r2, average_precision, f1_best = (
-        np.concatenate([draw[column] for draw in best]) for column in range(3)
+        codes = read_out(directions, rows, rate)
+        for family in families:
+            counts[family.family].append(_covered(codes, family, threshold))
+    return {name: np.array(values, dtype=np.int64) for name, values in counts.items()}
+
+
+def _covered(codes: sparse.csc_array, labels: Classes, threshold: float) -> int:
+    """Classes with a latent whose F1, at the best threshold on its code, is above ``threshold``."""
+    members = sparse.csc_array(labels.members)
+    size = np.diff(members.indptr)
+    fires = sparse.csc_array(
+        (np.ones(len(codes.data), dtype=np.int64), codes.indices, codes.indptr), codes.shape
     )
-    return LabelChance(reference.kind, pd.DataFrame(counts), r2, average_precision, f1_best)
+    inside = (members.T.astype(np.int64) @ fires).toarray()
+    # were all of them the latent's strongest, F1 = 2 m / (m + size): it cannot be more
+    possible = 2 * inside > threshold * (inside + size[:, None])
+    # a threshold below every code takes all rows
+    trivial = 2 * size > threshold * (members.shape[0] + size)
+    covered = int(trivial.sum())
+    for c in np.flatnonzero(possible.any(axis=1) & ~trivial):
+        rows = np.zeros(members.shape[0], dtype=bool)
+        rows[members.indices[members.indptr[c] : members.indptr[c + 1]]] = True
+        for j in np.flatnonzero(possible[c]):
+            column = slice(codes.indptr[j], codes.indptr[j + 1])
+            order = np.argsort(-codes.data[column], kind="stable")
+            value, member = codes.data[column][order], rows[codes.indices[column]][order]
+            last = np.append(value[1:] != value[:-1], True)  # of rows with one value
+            hits, end = np.cumsum(member)[last], np.flatnonzero(last) + 1
+            if (2 * hits > threshold * (end + size[c])).any():
+                covered += 1
+                break
+    return covered
 
 
 def class_means(rows: ArrayLike, labels: Classes) -> Floats:

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from husai.consistency.inference.nulls import covariance_root, random_dictionary
+from husai.consistency.inference.nulls import random_dictionary
 from husai.consistency.scores.decoder import gt_mcc
+from husai.consistency.scores.subspace import covariance_root
 from husai.errors import InputError
 from husai.matching.match import unit_rows
 

@@ -15,7 +15,6 @@ from husai.consistency.inference.nulls import (
     Nulls,
     NullSource,
     Source,
-    covariance_root,
     distribution,
     draw_nulls,
     drawn_kinds,
@@ -24,7 +23,7 @@ from husai.consistency.scores.code_scores import UnitCodes
 from husai.consistency.scores.codes import shuffle_rows
 from husai.consistency.scores.pair import MatchRun, PreparedPair, Side
 from husai.consistency.scores.registry import SCORES, Score
-from husai.consistency.scores.subspace import DataSpan
+from husai.consistency.scores.subspace import DataSpan, covariance_root
 from husai.threads import worker_pool
 
 # Float operations that the nulls of one pair of shapes may take when their number is not given:
@@ -110,11 +109,13 @@ class NullCache:
         self, kind: NullKind, a: Side, b: Side, space: str, group: str, own: tuple[Side, ...]
     ) -> Nulls:
         (n_a, d), n_b = a.decoder.shape, len(b.decoder)
-        encoders = a.encoder is not None and b.encoder is not None
+        made_of = (a, b, *own) if "dictionaries" in kind.needs else (a, b)
+        encoders = all(side.encoder is not None for side in made_of)
+        in_metric = encoders and self._config.encoder_metric == "data"
         n_draws = self.draws(n_a, n_b, d, kind.name)
         key = (
             *(kind.name, n_a, n_b, d, encoders),
-            space if kind.needs else "",
+            space if kind.needs or in_metric else "",
             group if "dictionaries" in kind.needs else "",
         )
         if n_draws == 0:
@@ -128,17 +129,10 @@ class NullCache:
                 d,
                 self._root(space) if "covariance" in kind.needs else None,
                 own if "dictionaries" in kind.needs else (),
+                self._root(space) if in_metric else None,
             )
-            self._known[key] = self._borrowed(
-                kind,
-                draw_nulls(
-                    kind,
-                    source,
-                    self._config,
-                    n_draws,
-                    self._scores(kind, encoders),
-                    run=self._run,
-                ),
+            self._known[key] = draw_nulls(
+                kind, source, self._config, n_draws, self._scores(kind, encoders), run=self._run
             )
         return self._known[key]
 
@@ -147,16 +141,8 @@ class NullCache:
         return [
             score
             for score in SCORES.values()
-            if kind.name in score.nulls and score.needs <= allowed and not score.null_of
+            if kind.name in score.nulls and score.needs <= allowed
         ]
-
-    def _borrowed(self, kind: NullKind, drawn: Nulls) -> Nulls:
-        for score in SCORES.values():
-            for signed in score.signs:
-                lender = drawn.get((score.null_of, signed))
-                if lender is not None and kind.name in score.nulls:
-                    drawn[score.name, signed] = {kind.name: lender[kind.name]}
-        return drawn
 
     def _root(self, space: str) -> NDArray[np.float64] | None:
         if space not in self._roots and self.covariance is not None:

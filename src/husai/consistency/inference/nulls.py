@@ -26,11 +26,12 @@ from husai.consistency.scores.pair import (
     dictionary_pair,
 )
 from husai.consistency.scores.registry import Score, known_scores
-from husai.consistency.scores.rows import direction_rows
+from husai.consistency.scores.rows import Rows, direction_rows
+from husai.consistency.scores.subspace import covariance_root
 from husai.errors import InputError
 from husai.threads import worker_pool
 
-Source = Literal["covariance", "dictionaries", "inits", "codes", "untrained"]
+Source = Literal["covariance", "dictionaries", "inits", "codes"]
 """What a null is made of, beside the shapes of the dictionaries."""
 
 
@@ -41,7 +42,7 @@ class NullDistribution:
     Attributes
     ----------
     kind
-        ``"isotropic"``, ``"data_aware"``, ``"init"``, ``"untrained"`` or the caller's own word.
+        ``"isotropic"``, ``"permuted"``, ``"data_aware"``, ``"init"`` or the caller's own word.
     score
         Name of the score.
     signed
@@ -126,32 +127,6 @@ def random_dictionary(
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def covariance_root(covariance: ArrayLike) -> NDArray[np.float64]:
-    """Return ``[r, d]`` with ``root.T @ root = covariance``; ``r`` is its rank.
-
-    Raises
-    ------
-    InputError
-        When the covariance is not a square, symmetric, positive semi-definite, non-zero matrix.
-    """
-    matrix = np.asarray(covariance, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise InputError(f"covariance: shape {matrix.shape}; give a square matrix [d, d]")
-    if not np.isfinite(matrix).all():
-        raise InputError("covariance: it holds NaN or infinity; compute it from finite rows")
-    scale = float(np.abs(matrix).max(initial=0.0))
-    if scale == 0.0:
-        raise InputError("covariance: all zero; the activations do not vary")
-    if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-6 * scale):
-        raise InputError("covariance: it is not symmetric")
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    if values[0] < -1e-6 * values[-1]:
-        raise InputError(f"covariance: eigenvalue {values[0]:.3g} is negative")
-    keep = values > 1e-12 * values[-1]
-    root: NDArray[np.float64] = np.sqrt(values[keep])[:, None] * vectors[:, keep].T
-    return root
-
-
 @dataclass(frozen=True)
 class NullSource:
     """What draws of a null are made from.
@@ -165,6 +140,9 @@ class NullSource:
     own
         The SAEs that are compared, where a kind is made of them; empty otherwise. All of them
         have encoders, or none.
+    metric
+        ``[r, d]`` root of the activations' covariance where encoders are compared in the data's
+        metric; None where their raw rows are.
     """
 
     n_a: int
@@ -172,6 +150,7 @@ class NullSource:
     d: int
     root: NDArray[np.float64] | None = None
     own: tuple[Side, ...] = ()
+    metric: NDArray[np.float64] | None = None
 
     @cached_property
     def pool(self) -> PermutedPool:
@@ -226,20 +205,20 @@ def _random_pair(
     """Two SAEs whose decoders and encoders are drawn; the encoders only when they are needed.
 
     Encoders are read-out directions: the covariance of the data says nothing about them, so they
-    are isotropic in every kind. They come from streams of their own, so that the decoders are the
-    same whether encoders are drawn or not.
+    are isotropic in every kind, and then seen in the metric in use. They come from streams of
+    their own, so that the decoders are the same whether encoders are drawn or not.
     """
     stream_a, stream_b = rng.spawn(2)
     decoders = [
         direction_rows(random_dictionary(n, source.d, rng, root)) for n in (source.n_a, source.n_b)
     ]
+
+    def encoder(n: int, stream: np.random.Generator) -> Rows:
+        return direction_rows(random_dictionary(n, source.d, stream, source.metric))
+
     return (
-        Side(
-            decoders[0], lambda: direction_rows(random_dictionary(source.n_a, source.d, stream_a))
-        ),
-        Side(
-            decoders[1], lambda: direction_rows(random_dictionary(source.n_b, source.d, stream_b))
-        ),
+        Side(decoders[0], lambda: encoder(source.n_a, stream_a)),
+        Side(decoders[1], lambda: encoder(source.n_b, stream_b)),
     )
 
 
@@ -282,12 +261,6 @@ NULL_KINDS: dict[str, NullKind] = {
             "own initialisation",
             "the SAEs' own initial decoders: what agreement there was before training",
             frozenset({"inits"}),
-        ),
-        NullKind(
-            "untrained",
-            "untrained model",
-            "SAEs of the same settings trained on the activations of an untrained model",
-            frozenset({"untrained"}),
         ),
         NullKind(
             "shuffled",
@@ -456,12 +429,11 @@ def null_between(
     signed: bool = False,
     pairs: Sequence[tuple[int, int]] | None = None,
 ) -> dict[str, NullDistribution]:
-    """Score pairs of given dictionaries as a null: initialisations, SAEs of an untrained model.
+    """Score pairs of given dictionaries as a null, such as the SAEs' own initialisations.
 
     With ``kind="init"`` and the SAEs' own initial decoders it says how much agreement was there
-    before training (a shared deterministic init buys agreement for nothing, arXiv 2606.02061);
-    with ``kind="untrained"`` and SAEs trained on an untrained transformer it says how much the
-    data and the method alone give (arXiv 2501.17727).
+    before training (a shared deterministic init buys agreement for nothing, arXiv 2606.02061).
+    SAEs of an untrained transformer are no null here: they find real features, other ones.
 
     Parameters
     ----------

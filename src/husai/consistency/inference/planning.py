@@ -15,7 +15,7 @@ seed effects are not normal and no interval from few seeds covers (see
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -122,10 +122,24 @@ def seeds_for_half_width(
     """
     if not half_width > 0 or not 0 < level < 1:
         raise InputError(f"half_width {half_width}, level {level}; give a width > 0, a level < 1")
-    for n in range(3, MAX_SEEDS + 1):
-        if components.half_width(n, level) <= half_width:
-            return n
-    return None
+    return _fewest(lambda n: components.half_width(n, level) <= half_width)
+
+
+def _fewest(enough: Callable[[int], bool]) -> int | None:
+    """Fewest seeds, from 3 to ``MAX_SEEDS``, by bisection: more never stop being enough."""
+    low, high = 3, 3
+    # from below: far beyond what is enough the noncentral t is no number
+    while not enough(high):
+        if high == MAX_SEEDS:
+            return None
+        low, high = high + 1, min(2 * high, MAX_SEEDS)
+    while low < high:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def power_to_separate(
@@ -171,10 +185,7 @@ def seeds_to_separate(
     """
     if not 0 < power < 1:
         raise InputError(f"power: {power}; give a number between 0 and 1")
-    for n in range(3, MAX_SEEDS + 1):
-        if power_to_separate(a, b, n, level=level) >= power:
-            return n
-    return None
+    return _fewest(lambda n: power_to_separate(a, b, n, level=level) >= power)
 
 
 def seed_plan(

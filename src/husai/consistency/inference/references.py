@@ -23,13 +23,13 @@ from scipy.cluster.vq import kmeans2
 from husai.consistency.config import ComparisonConfig
 from husai.consistency.inference.nulls import (
     NullDistribution,
-    covariance_root,
     random_dictionary,
 )
 from husai.consistency.inference.permuted import PermutedPool, pooled
 from husai.consistency.scores.decoder import SHARED_THRESHOLD, shared_fraction
 from husai.consistency.scores.pair import dictionary_pair
 from husai.consistency.scores.registry import known_scores
+from husai.consistency.scores.subspace import covariance_root
 from husai.errors import InputError
 from husai.matching.match import unit_rows
 from husai.threads import worker_pool
@@ -393,38 +393,6 @@ def _each(one: Callable[[int], T], n_draws: int, workers: int) -> list[T]:
         return list(pool.map(one, range(n_draws)))
 
 
-def encoder_in_data_metric(W_enc: ArrayLike, covariance: ArrayLike) -> Rows:
-    """Encoder rows as the data see them: ``E Σ^½ [n, d]``.
-
-    The cosine of two rows is then the correlation over the data of the two pre-activations. Raw
-    encoder rows keep their initialisation in directions that carry almost no variance, so that
-    two encoders which do the same to every input can be far apart (shared fraction .000 raw, .4
-    in this metric on the home study).
-
-    Parameters
-    ----------
-    W_enc
-        ``[n, d]`` encoder, **one feature per row** (``W_enc.T`` of an SAE).
-    covariance
-        ``[d, d]`` Σ of the activations.
-
-    Raises
-    ------
-    InputError
-        When the covariance is unfit or the dimensions differ.
-    """
-    rows = np.asarray(W_enc, dtype=np.float64)
-    root = covariance_root(covariance)
-    if rows.ndim != 2 or rows.shape[1] != root.shape[1]:
-        raise InputError(
-            f"W_enc: shape {rows.shape}, covariance of {root.shape[1]} dimensions; give the "
-            "encoder with one feature per row (W_enc.T)"
-        )
-    # the symmetric root, so that rows stay in the space of the decoder
-    lengths = np.linalg.norm(root, axis=1, keepdims=True)
-    return np.asarray((rows @ root.T) @ (root / lengths))
-
-
 def joint_null(
     decoders: Sequence[ArrayLike],
     encoders: Sequence[ArrayLike],
@@ -447,8 +415,9 @@ def joint_null(
     decoders
         ``[n_s, d]``, the seeds'.
     encoders
-        ``[n_s, d]``, **one feature per row**: from :func:`encoder_in_data_metric`, or raw rows when
-        there are no activations.
+        ``[n_s, d]``, **one feature per row**: from
+        :func:`~husai.consistency.scores.subspace.encoder_in_data_metric`, or raw rows when there
+        are no activations.
     threshold, signed
         Those of the score beside which it stands.
     n_draws, seed, workers

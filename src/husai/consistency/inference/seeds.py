@@ -376,3 +376,20 @@ def reproducibility_by_firing_rate(
             }
         )
     return pd.DataFrame(rows)
+
+
+def partner_similarity(matches: Matches, sizes: Sequence[int]) -> list[NDArray[np.float64]]:
+    """Similarity of each feature to its partner in every other seed, 0 where it has none.
+
+    Returns
+    -------
+    list
+        For each seed ``[n_s, S - 1]``, the other seeds in order.
+    """
+    n = len(sizes)
+    own = [np.zeros((size, n - 1)) for size in sizes]
+    for s, t in combinations(range(n), 2):
+        match = matches[s, t]
+        own[s][match.a_index, t - 1] = match.similarity
+        own[t][match.b_index, s] = match.similarity
+    return own

@@ -27,12 +27,10 @@ def register(score: Score) -> None:
     Raises
     ------
     InputError
-        When its name is taken, or ``null_of`` names no score.
+        When its name is taken.
     """
     if score.name in SCORES:
         raise InputError(f"scores: {score.name!r} is registered already; choose another name")
-    if score.null_of and score.null_of not in SCORES:
-        raise InputError(f"scores: {score.name} borrows the null of {score.null_of!r}, no score")
     SCORES[score.name] = score
 
 
@@ -166,6 +164,8 @@ _decoder(
 # -- with encoders ---------------------------------------------------------------------------------
 
 _ENCODER: frozenset[Need] = frozenset({"decoder", "encoder"})
+# the covariance of the data says nothing about which directions are read
+_ENCODER_NULLS = ("permuted", "isotropic")
 
 
 def _shared_fraction(pair: PreparedPair, signed: bool) -> float:
@@ -191,34 +191,34 @@ register(
         "shared_fraction",
         "shared fraction ≥ {threshold:g}",
         "share of features for which decoder and encoder name the same partner, both at the "
-        "threshold or above (arXiv 2501.16615)",
+        "threshold or above (arXiv 2501.16615); encoders in the data's metric where there are rows",
         _ENCODER,
         _shared_fraction,
-        nulls=("permuted", *DRAWN, "untrained"),
+        nulls=("permuted", *DRAWN),
     )
 )
 register(
     Score(
         "pw_mcc_encoder",
         "PW-MCC of encoders",
-        "mean similarity of the encoder rows under their own best one-to-one match",
+        "mean similarity of the encoder rows under their own best one-to-one match, in the data's "
+        "metric where there are rows",
         _ENCODER,
         lambda pair, signed: pair.encoder_matches[signed].mean,
         signed_bounds=COSINE,
-        # the covariance of the data says nothing about read-out directions
-        nulls=("isotropic", "untrained"),
-        null_of="pw_mcc",
+        nulls=_ENCODER_NULLS,
     )
 )
 register(
     Score(
         "encoder_cosine",
         "cosine of matched encoders",
-        "mean cosine of the encoder rows under the decoders' match",
+        "mean cosine of the encoder rows under the decoders' match, in the data's metric where "
+        "there are rows",
         _ENCODER,
         _encoder_cosine,
         bounds=COSINE,
-        nulls=("isotropic", "untrained"),
+        nulls=_ENCODER_NULLS,
     )
 )
 
@@ -226,7 +226,7 @@ register(
 # -- with codes ------------------------------------------------------------------------------------
 
 _CODES: frozenset[Need] = frozenset({"decoder", "codes"})
-_CLOSED = ("chance", "untrained")
+_CLOSED = ("chance",)
 
 
 def _of_codes(value: float | None, reason: str, chance: float | None = None) -> Value:
@@ -267,7 +267,7 @@ register(
         lambda pair, _: _of_codes(pair.agreement.r2, pair.agreement.reason),
         bounds=(-float("inf"), 1.0),
         signs=(False,),
-        nulls=("untrained",),
+        nulls=(),
     )
 )
 register(
@@ -279,7 +279,7 @@ register(
         lambda pair, _: _of_codes(*pair.activation_match),
         signed_bounds=COSINE,
         signs=(True,),
-        nulls=("shuffled", "untrained"),
+        nulls=("shuffled",),
     )
 )
 register(
@@ -303,7 +303,7 @@ register(
         _CODES,
         lambda pair, _: _of_codes(pair.code_similarity.svcca, pair.code_similarity.reason),
         signs=(False,),
-        nulls=("untrained",),
+        nulls=(),
     )
 )
 

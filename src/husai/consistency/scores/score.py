@@ -18,9 +18,12 @@ COSINE: Bounds = (-1.0, 1.0)
 DISTANCE: Bounds = (0.0, float("inf"))
 
 DRAWN = ("isotropic", "data_aware")
-DECODER_NULLS = (*DRAWN, "init", "untrained")
+DECODER_NULLS = (*DRAWN, "init")
 CLAIM_NULLS = ("permuted", *DECODER_NULLS)
 """Nulls of the scores that claims rest on: drawn for each group separately, so not for all."""
+
+CLAIM_KINDS = ("permuted", *DRAWN)
+"""Kinds of chance beside a claim: the one it rests on first, then two that show the range."""
 
 
 class Value(NamedTuple):
@@ -67,8 +70,6 @@ class Score:
         Whether A to B is B to A.
     nulls
         Kinds of :data:`husai.consistency.inference.nulls.NULL_KINDS` that it is compared with.
-    null_of
-        Another score whose drawn nulls have the same distribution, so that they are drawn once.
     """
 
     name: str
@@ -82,7 +83,6 @@ class Score:
     signs: tuple[bool, ...] = BOTH_SIGNS
     symmetric: bool = True
     nulls: tuple[str, ...] = DECODER_NULLS
-    null_of: str = ""
 
     @property
     def term(self) -> str:

@@ -123,3 +123,97 @@ def data_span(
     if not 1 <= rank <= len(values):
         raise InputError(f"rank: {rank}; give 1 to {len(values)}")
     return DataSpan(np.ascontiguousarray(vectors[:, :rank].T), float(share[rank - 1]))
+
+
+def covariance_root(covariance: ArrayLike) -> NDArray[np.float64]:
+    """Return ``[r, d]`` with ``root.T @ root = covariance``; ``r`` is its rank.
+
+    Raises
+    ------
+    InputError
+        When the covariance is not a square, symmetric, positive semi-definite, non-zero matrix.
+    """
+    matrix = np.asarray(covariance, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise InputError(f"covariance: shape {matrix.shape}; give a square matrix [d, d]")
+    if not np.isfinite(matrix).all():
+        raise InputError("covariance: it holds NaN or infinity; compute it from finite rows")
+    scale = float(np.abs(matrix).max(initial=0.0))
+    if scale == 0.0:
+        raise InputError("covariance: all zero; the activations do not vary")
+    if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-6 * scale):
+        raise InputError("covariance: it is not symmetric")
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    if values[0] < -1e-6 * values[-1]:
+        raise InputError(f"covariance: eigenvalue {values[0]:.3g} is negative")
+    keep = values > 1e-12 * values[-1]
+    root: NDArray[np.float64] = np.sqrt(values[keep])[:, None] * vectors[:, keep].T
+    return root
+
+
+@dataclass(frozen=True)
+class DataMetric:
+    """The activations' covariance as the metric in which encoders are compared.
+
+    Attributes
+    ----------
+    root
+        ``[d, d]`` the symmetric root Σ^½.
+    """
+
+    root: NDArray[np.float64]
+
+    def place(self, rows: ArrayLike) -> NDArray[np.float64]:
+        """Give read-out directions ``[n, d]`` as the data see them: ``E Σ^½ [n, d]``.
+
+        The cosine of two rows is then the correlation, over the data, of what the two read.
+
+        Raises
+        ------
+        InputError
+            When the dimensions differ.
+        """
+        matrix = np.asarray(rows, dtype=np.float64)
+        if matrix.ndim != 2 or matrix.shape[1] != len(self.root):
+            raise InputError(
+                f"W_enc: shape {matrix.shape}, covariance of {len(self.root)} dimensions; give the "
+                "encoder with one feature per row (W_enc.T)"
+            )
+        return np.asarray(matrix @ self.root)
+
+
+def data_metric(covariance: ArrayLike) -> DataMetric:
+    """Make the metric of encoders from the covariance ``[d, d]`` of the activations.
+
+    Raises
+    ------
+    InputError
+        When the covariance is unfit.
+    """
+    root = covariance_root(covariance)
+    # the symmetric root, so that rows stay in the space of the decoder
+    lengths = np.linalg.norm(root, axis=1, keepdims=True)
+    return DataMetric(np.asarray(root.T @ (root / lengths)))
+
+
+def encoder_in_data_metric(W_enc: ArrayLike, covariance: ArrayLike) -> NDArray[np.float64]:
+    """Encoder rows as the data see them: ``E Σ^½ [n, d]``.
+
+    The cosine of two rows is then the correlation over the data of the two pre-activations. Raw
+    encoder rows keep their initialisation in directions that carry almost no variance, so that
+    two encoders which do the same to every input can be far apart (shared fraction .000 raw, .4
+    in this metric on the home study).
+
+    Parameters
+    ----------
+    W_enc
+        ``[n, d]`` encoder, **one feature per row** (``W_enc.T`` of an SAE).
+    covariance
+        ``[d, d]`` Σ of the activations.
+
+    Raises
+    ------
+    InputError
+        When the covariance is unfit or the dimensions differ.
+    """
+    return data_metric(covariance).place(W_enc)

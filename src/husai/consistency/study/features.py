@@ -40,8 +40,8 @@ def feature_table(
         if one.init is not None:
             # a row and its reverse are one direction
             table["cosine_to_init"] = np.abs(row_cosines(one.decoder, one.init))
-        if one.encoder is not None:
-            table["cosine_to_encoder"] = row_cosines(one.decoder, one.encoder)
+        if one.encoder_cosine is not None:
+            table["cosine_to_encoder"] = one.encoder_cosine
         table["converged"] = pd.array([record.converged] * len(table), dtype="boolean")
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

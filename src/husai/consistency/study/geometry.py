@@ -19,10 +19,16 @@ from husai.consistency.analyses.geometry import (
 from husai.consistency.analyses.symmetry import best_translation, detect_symmetries, task_symmetries
 from husai.consistency.config import ConsistencyConfig
 from husai.consistency.inference.intervals import mean_interval
-from husai.consistency.inference.nulls import covariance_root, random_dictionary
+from husai.consistency.inference.nulls import random_dictionary
 from husai.consistency.scores.codes import code_blocks
-from husai.consistency.scores.rows import row_cosines
-from husai.consistency.study.record import SAERecord, group_settings, live_codes, live_sae
+from husai.consistency.scores.subspace import DataMetric, covariance_root
+from husai.consistency.study.record import (
+    SAERecord,
+    encoder_metric,
+    group_settings,
+    live_codes,
+    live_sae,
+)
 from husai.progress import step
 from husai.threads import worker_pool
 
@@ -85,13 +91,14 @@ def geometry_table(
         A row per group and measure: ``mean`` with interval over SAEs, ``isotropic_mean`` and
         ``data_aware_mean`` where the measure is one of directions, ``n_seeds``, ``converged``,
         ``reason``. Measures: those of :func:`directions_geometry`; ``cosine_to_encoder`` (each
-        latent's decoder with its own encoder), ``firing_rate`` (median over latents),
-        ``never_coactive`` (share of pairs of live latents that fire on no row together) and
-        ``coactivation_bits`` (mean |log2| of how often pairs that do fire together do so, over
-        chance).
+        latent's decoder with its own encoder, in the encoders' metric), ``firing_rate`` (median
+        over latents), ``never_coactive`` (share of pairs of live latents that fire on no row
+        together) and ``coactivation_bits`` (mean |log2| of how often pairs that do fire
+        together do so, over chance).
     """
     chance: dict[tuple[str, int, int], dict[str, float]] = {}
     root = None if covariance is None else covariance_root(covariance)
+    metric = encoder_metric(covariance, config)
 
     def random(kind: str, n: int, d: int) -> dict[str, float]:
         if (kind, n, d) not in chance:
@@ -109,7 +116,7 @@ def geometry_table(
         return chance[kind, n, d]
 
     def one(record: SAERecord) -> dict[str, float]:
-        return _sae_geometry(record, config)
+        return _sae_geometry(record, config, metric)
 
     rows: list[Row] = []
     for name, records in members.items():
@@ -153,14 +160,16 @@ _MEASURES: dict[str, tuple[float, float]] = {
 """Measures of geometry, and the possible values of each."""
 
 
-def _sae_geometry(record: SAERecord, config: ConsistencyConfig) -> dict[str, float]:
-    live = live_sae(record, config.dead)
+def _sae_geometry(
+    record: SAERecord, config: ConsistencyConfig, metric: DataMetric | None
+) -> dict[str, float]:
+    live = live_sae(record, config.dead, metric=metric)
     found: dict[str, float] = {"n": float(len(live.index))}
     if len(live.index) < 2:
         return found
     found |= directions_geometry(live.decoder, config.shared_threshold)
-    if live.encoder is not None:
-        found["cosine_to_encoder"] = float(row_cosines(live.decoder, live.encoder).mean())
+    if live.encoder_cosine is not None:
+        found["cosine_to_encoder"] = float(live.encoder_cosine.mean())
     if record.firing_rate is not None:
         rate = np.asarray(record.firing_rate, dtype=np.float64)[live.index]
         found["firing_rate"] = float(np.median(rate))

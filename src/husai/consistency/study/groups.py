@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import combinations
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from husai.consistency.inference.seeds import (
     Matches,
     cycle_consistency,
     match_all,
+    partner_similarity,
     path_retention,
 )
 from husai.consistency.inference.significance import adjust_p, seed_permutation_test
@@ -40,14 +41,14 @@ def group_head(name: str, live: Sequence[LiveSAE], space: str) -> Row:
     """Columns that every row of a group has: settings, sizes, gate."""
     first = live[0].record
     flags = [one.record.converged for one in live]
-    l0 = [one.record.l0 for one in live if one.record.l0 is not None]
     return {
         "group": name,
         "architecture": first.architecture,
         "d_sae": first.d_sae,
         "k": first.k,
         "l1_coefficient": first.l1_coefficient,
-        "l0": float(np.mean(l0)) if l0 else None,
+        "l0": _mean([one.record.l0 for one in live]),
+        "fvu": _mean([one.record.fvu for one in live]),
         "space": space,
         "dimensions": live[0].decoder.shape[1],
         "n_live": round(float(np.mean([len(one.index) for one in live]))),
@@ -55,6 +56,25 @@ def group_head(name: str, live: Sequence[LiveSAE], space: str) -> Row:
         "converged": all_converged(flags),
         "n_converged": sum(flag is True for flag in flags),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def found_everywhere(live: Sequence[LiveSAE], pairs: ScoredPairs, threshold: float) -> float | None:
+    """Count the latents matched at the threshold in every other seed; mean over SAEs.
+
+    By the absolute match. None where an SAE has no live latent, or there is no other seed.
+    """
+    if len(live) < 2 or any(not pair.matches for pair in pairs.values()):
+        return None
+    own = partner_similarity(
+        {at: pair.matches[False] for at, pair in pairs.items()}, [len(one.index) for one in live]
+    )
+    return float(np.mean([(each >= threshold).all(axis=1).sum() for each in own]))
 
 
 def score_matrix(values: Mapping[tuple[int, int], float | None], n: int) -> NDArray[np.float64]:
@@ -95,11 +115,21 @@ def group_scores(
     config: ConsistencyConfig,
 ) -> list[Row]:
     """One row per score and sign of a group: mean, interval, nulls, gate."""
-    head = group_head(name, live, space)
+    head = {
+        **group_head(name, live, space),
+        "n_everywhere": found_everywhere(live, pairs, config.shared_threshold),
+    }
+    metric = "raw" if nulls.covariance is None else config.encoder_metric
     if len(live) < 2:
         reason = "one seed: no pair to compare"
         return [
-            {**head, "score": score.name, "signed": signed, "reason": reason}
+            {
+                **head,
+                "score": score.name,
+                "signed": signed,
+                "encoder_metric": None,
+                "reason": reason,
+            }
             for score in SCORES.values()
             if score.needs == {"decoder"}
             for signed in score.signs
@@ -114,6 +144,7 @@ def group_scores(
             continue  # a direction has no meaning among seeds of one group
         for signed in score.signs:
             line = {**head, "score": score.name, "signed": signed}
+            line["encoder_metric"] = metric if "encoder" in score.needs else None
             own = [pair.values[score.name, signed] for pair in pairs.values()]
             interval = mean_score(pairs, len(live), score, signed, config.level)
             if interval is None or interval.mean is None:
@@ -131,6 +162,9 @@ def group_scores(
             }
             for kind, null in found.get((score.name, signed), {}).items():
                 line |= null_columns(kind, null, interval.mean)
+            claimed = found.get((score.name, signed), {}).get("permuted")
+            if claimed is not None:
+                line["against_permuted"] = chance_verdict(interval, claimed, config.level)
             chance = [value.chance for value in own if value.chance is not None]
             if len(chance) == len(own):
                 at = float(np.mean(chance))
@@ -186,6 +220,43 @@ def null_columns(kind: str, null: NullDistribution, score: float) -> dict[str, f
         f"{kind}_p": null.p_value(score),
         f"{kind}_z": null.z(score),
     }
+
+
+Verdict = Literal["above", "below", "unclear"]
+"""Where a mean over seeds stands against a null."""
+
+
+def chance_verdict(interval: SeedInterval, null: NullDistribution, level: float) -> Verdict:
+    """Say in one word where a score stands against a null, as its interval and its p-value allow.
+
+    They answer two questions: the interval over seeds, what other seeds would give; the p-value,
+    what chance would. So only where both say so is a score called above chance, or below it: no
+    sentence says more than either. A score for which less is better is above chance where it is
+    below the null.
+
+    Parameters
+    ----------
+    interval, null
+        Of the score.
+    level
+        Of the interval; a p-value speaks for it up to one minus that.
+
+    Returns
+    -------
+    str
+        ``"unclear"`` where there is no interval, or no p-value.
+    """
+    p = None if interval.mean is None else null.p_value(interval.mean)
+    if interval.low is None or interval.high is None or p is None:
+        return "unclear"
+    more = null.perfect > null.mean
+    worst, best = (interval.low, interval.high) if more else (interval.high, interval.low)
+    sign = 1.0 if more else -1.0
+    if sign * (worst - null.mean) > 0 and p <= 1 - level:
+        return "above"
+    if sign * (best - null.mean) < 0 and p >= level:
+        return "below"
+    return "unclear"
 
 
 def adjust_groups(groups: pd.DataFrame) -> pd.DataFrame:
@@ -290,11 +361,7 @@ def _difference(
 
 
 def _matched_l0(sides: Sequence[Sequence[LiveSAE]]) -> Row:
-    means: list[float | None] = []
-    for side in sides:
-        known = [live.record.l0 for live in side if live.record.l0 is not None]
-        means.append(float(np.mean(known)) if known else None)
-    a, b = means
+    a, b = (_mean([live.record.l0 for live in side]) for side in sides)
     matched = None if a is None or b is None else abs(a - b) <= 0.1 * max(a, b)
     return {"l0_a": a, "l0_b": b, "matched_l0": matched}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +13,11 @@ from scipy import sparse
 from husai.activations.rows import Activations
 from husai.consistency.analyses.explanation import Explanation, explain_latents
 from husai.consistency.analyses.kinds import (
+    Coverage,
     class_gt_mcc,
     class_means,
     coverage,
-    label_chance,
+    covered_by_chance,
     reproducibility_by_kind,
 )
 from husai.consistency.analyses.labels import (
@@ -30,7 +30,7 @@ from husai.consistency.analyses.labels import (
 from husai.consistency.config import ConsistencyConfig
 from husai.consistency.inference.intervals import mean_interval, seed_interval
 from husai.consistency.inference.references import Reference, permuted
-from husai.consistency.inference.seeds import Matches, match_all
+from husai.consistency.inference.seeds import match_all, partner_similarity
 from husai.consistency.scores.codes import whole_codes
 from husai.consistency.study.groups import group_head, null_columns
 from husai.consistency.study.pairs import Row
@@ -48,9 +48,8 @@ FEATURE_COLUMNS = (
 )
 """What the table of features says of each feature's label."""
 
-# Draws whose codes are scored: random directions cover next to nothing, and each draw costs as
-# much as an SAE.
-_CODE_DRAWS = 2
+# Draws of directions that read the rows: random ones cover next to nothing.
+_CODE_DRAWS = 10
 # Permuted groups whose features make the band that stands beside the kinds.
 _BAND_DRAWS = 2
 _MEAN_DRAWS = 200
@@ -64,10 +63,11 @@ class LabelledRows(NamedTuple):
 
 
 class LabelTables(NamedTuple):
-    """Labels by feature; coverage by group and family of classes; reproducibility by kind."""
+    """Labels by feature; coverage by group and by SAE; reproducibility by kind."""
 
     features: pd.DataFrame
     coverage: pd.DataFrame
+    covered: pd.DataFrame
     kinds: pd.DataFrame
 
 
@@ -142,19 +142,24 @@ def label_tables(live: Groups, labelled: LabelledRows, config: ConsistencyConfig
         for one in members
     ]
     if not tables:
-        return LabelTables(pd.DataFrame(columns=["id", "latent"]), pd.DataFrame(), pd.DataFrame())
-    rows, kinds = [], []
+        empty = pd.DataFrame()
+        return LabelTables(pd.DataFrame(columns=["id", "latent"]), empty, empty, empty)
+    rows: list[Row] = []
+    covered: list[Row] = []
+    kinds = []
     for name, group in live.items():
         if any(one.record.id not in found for one in group):
             continue
         reference = permuted([one.decoder for one in group])
         with step(f"coverage and kinds of {name}"):
             rows += _coverage_rows(name, group, found, labelled, reference, config)
+            covered += _covered_rows(name, group, found, labelled, config)
             if len(group) > 1:
                 kinds.append(_kinds_of(name, group, found, reference, config))
     return LabelTables(
         pd.concat(tables, ignore_index=True),
         pd.DataFrame(rows),
+        pd.DataFrame(covered),
         pd.concat(kinds, ignore_index=True) if kinds else pd.DataFrame(),
     )
 
@@ -168,6 +173,47 @@ def _codes(one: LiveSAE) -> sparse.csc_array:
     return sparse.csc_array(sparse.csc_array(whole_codes(one.record.codes))[:, one.index])
 
 
+def _class_families(labelled: LabelledRows) -> list[Classes]:
+    """Give the families of two or more classes: what coverage is counted of."""
+    return [
+        family
+        for family in labelled.families
+        if isinstance(family, Classes) and len(family.names) > 1
+    ]
+
+
+def _covered(one: Explanation, family: Classes, config: ConsistencyConfig) -> Coverage:
+    return coverage(one.classes[family.family], threshold=config.label_f1, least_r2=config.label_r2)
+
+
+def _covered_rows(
+    name: str,
+    group: Sequence[LiveSAE],
+    found: Mapping[str, Explanation],
+    labelled: LabelledRows,
+    config: ConsistencyConfig,
+) -> list[Row]:
+    """A row per SAE and family: the seeds behind the means."""
+    rows = []
+    for one in group:
+        for family in _class_families(labelled):
+            count = _covered(found[one.record.id], family, config)
+            rows.append(
+                {
+                    "group": name,
+                    "id": one.record.id,
+                    "seed": one.record.seed,
+                    "family": family.family,
+                    "n_classes": len(family.names),
+                    "covered": count.f1_best,
+                    "by_firing": count.f1_fires,
+                    "by_average_precision": count.average_precision,
+                    "by_r2": count.r2,
+                }
+            )
+    return rows
+
+
 def _coverage_rows(
     name: str,
     group: Sequence[LiveSAE],
@@ -179,17 +225,18 @@ def _coverage_rows(
     head = group_head(name, group, "full")
     draws = _MEAN_DRAWS if config.null_draws is None else 5 * config.null_draws
     result = []
-    for family in labelled.families:
-        if not isinstance(family, Classes) or len(family.names) < 2:
-            continue
-        counts = [
-            coverage(
-                found[one.record.id].classes[family.family],
-                threshold=config.label_f1,
-                least_r2=config.label_r2,
-            )
-            for one in group
-        ]
+    families = _class_families(labelled)
+    by_chance = covered_by_chance(
+        reference,
+        labelled.rows,
+        np.diff(_codes(group[0]).indptr) / len(labelled.rows),
+        families,
+        threshold=config.label_f1,
+        n_draws=min(_CODE_DRAWS, draws),
+        seed=config.seed,
+    )
+    for family in families:
+        counts = [_covered(found[one.record.id], family, config) for one in group]
         n = len(family.names)
         interval = mean_interval(
             [count.f1_best for count in counts], level=config.level, bounds=(0.0, float(n))
@@ -208,18 +255,7 @@ def _coverage_rows(
         }
         means = class_means(labelled.rows, family)
         if draws and np.linalg.norm(means, axis=1).max() > 1e-9:
-            rate = np.diff(_codes(group[0]).indptr) / len(labelled.rows)
-            chance = label_chance(
-                reference,
-                labelled.rows,
-                rate,
-                family,
-                threshold=config.label_f1,
-                least_r2=config.label_r2,
-                n_draws=min(_CODE_DRAWS, draws),
-                seed=config.seed,
-            )
-            line["chance"] = float(chance.coverage["f1_best"].mean())
+            line["chance"] = float(by_chance[family.family].mean())
             scores = []
             for one in group:
                 score, null = class_gt_mcc(
@@ -311,23 +347,6 @@ def _kinds_of(
         ],
     )
     return table.assign(**columns)
-
-
-def partner_similarity(matches: Matches, sizes: Sequence[int]) -> list[Floats]:
-    """Similarity of each feature to its partner in every other seed, 0 where it has none.
-
-    Returns
-    -------
-    list
-        For each seed ``[n_s, S - 1]``, the other seeds in order.
-    """
-    n = len(sizes)
-    own = [np.zeros((size, n - 1)) for size in sizes]
-    for s, t in combinations(range(n), 2):
-        match = matches[s, t]
-        own[s][match.a_index, t - 1] = match.similarity
-        own[t][match.b_index, s] = match.similarity
-    return own
 
 
 def _permuted_features(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from husai.consistency.scores.pair import BOTH_SIGNS, MatchRun, PreparedPair, Si
 from husai.consistency.scores.registry import Score, Value, of_pairs
 from husai.consistency.study.record import LiveSAE, all_converged
 from husai.matching.result import Match
+from husai.threads import worker_pool
 
 Row = dict[str, Any]
 Values = dict[tuple[str, bool], Value]
@@ -104,6 +106,18 @@ def score_pair(
             pair.matches[True], pair.encoder_matches[True], config.shared_threshold
         )
     return ScoredPair(values, pair.matches, shared)
+
+
+def score_within(
+    live: Sequence[LiveSAE], space: str, config: ComparisonConfig
+) -> dict[tuple[int, int], ScoredPair]:
+    """Score all pairs of one group, by the positions of their SAEs."""
+    keys = list(combinations(range(len(live)), 2))
+    with worker_pool(config.workers) as pool:
+        made = pool.map(
+            lambda key: score_pair(live[key[0]], live[key[1]], config, space=space), keys
+        )
+        return dict(zip(keys, made, strict=True))
 
 
 def score_inits(a: LiveSAE, b: LiveSAE, config: ComparisonConfig) -> Values:

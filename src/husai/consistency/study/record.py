@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from husai.consistency.config import ComparisonConfig
@@ -20,10 +20,11 @@ from husai.consistency.scores.codes import (
     whole_codes,
 )
 from husai.consistency.scores.pair import Side
-from husai.consistency.scores.rows import Rows, direction_rows
-from husai.consistency.scores.subspace import DataSpan
+from husai.consistency.scores.rows import Rows, direction_rows, row_cosines
+from husai.consistency.scores.subspace import DataMetric, DataSpan, data_metric
 from husai.errors import InputError
 from husai.matching.blocked import check_dictionary
+from husai.threads import worker_pool
 
 # Codes of one block of rows, before they become sparse: 128 MB of float32.
 _BLOCK_NUMBERS = 32_000_000
@@ -49,6 +50,9 @@ class SAERecord:
         ``[d_sae, d]`` initial decoder, or None.
     converged
         Whether its convergence gate is passed; None when unknown.
+    motion, plateau
+        What the gate saw: the decoder's motion before the learning rate fell, and the change of
+        its group's mean score; None when unknown. See :mod:`husai.consistency.analyses.gate`.
     cosine_to_init
         Mean |cosine| of each decoder row to its own initialisation, or None.
     firing_rate
@@ -75,6 +79,8 @@ class SAERecord:
     k: float | None = None
     l1_coefficient: float | None = None
     converged: bool | None = None
+    motion: float | None = None
+    plateau: float | None = None
     cosine_to_init: float | None = None
     firing_rate: NDArray[np.floating[Any]] | None = None
     encode: Callable[[NDArray[Any]], NDArray[Any]] | None = None
@@ -241,9 +247,12 @@ class LiveSAE:
     index
         ``[n]`` which latents.
     decoder, encoder, init
-        ``[n, dimensions]`` unit rows of the latents, or None where not known.
+        ``[n, dimensions]`` unit rows of the latents, or None where not known. The encoder's are
+        in the metric of the encoders.
     codes
         Their codes, or None.
+    encoder_cosine
+        ``[n]`` cosine of each latent's encoder to its own decoder, in that metric, or None.
     """
 
     record: SAERecord
@@ -252,6 +261,7 @@ class LiveSAE:
     encoder: Rows | None
     init: Rows | None
     codes: UnitCodes | None = None
+    encoder_cosine: NDArray[np.float64] | None = None
 
     @property
     def side(self) -> Side:
@@ -264,8 +274,12 @@ def live_sae(
     dead: Literal["keep", "drop"] = "keep",
     span: DataSpan | None = None,
     codes: UnitCodes | None = None,
+    metric: DataMetric | None = None,
 ) -> LiveSAE:
-    """Take the latents that take part, in the full space or within the data's subspace."""
+    """Take the latents that take part, in the full space or within the data's subspace.
+
+    Encoder rows are seen in the data's ``metric``, or as they are without one.
+    """
     index = live_latents(record, dead)
     dimensions = record.W_dec.shape[1] if span is None else span.rank
 
@@ -275,15 +289,33 @@ def live_sae(
         chosen = rows if len(index) == len(rows) else rows[index]
         return direction_rows(chosen if span is None else span.project(chosen))
 
+    def read(rows: NDArray[Any]) -> Rows | None:
+        return place(rows if metric is None else metric.place(rows))
+
     decoder = place(record.W_dec)
+    encoder = None if record.W_enc is None else read(record.W_enc.T)
+    # a decoder row, read as its encoder is: does the encoder look for what the decoder writes?
+    written = read(record.W_dec) if encoder is not None else None
     return LiveSAE(
         record,
         index,
         np.zeros((0, dimensions)) if decoder is None else decoder,
-        place(None if record.W_enc is None else record.W_enc.T),
+        encoder,
         place(record.W_dec_init),
         codes,
+        None if encoder is None or written is None else row_cosines(written, encoder),
     )
+
+
+def encoder_metric(covariance: ArrayLike | None, config: ComparisonConfig) -> DataMetric | None:
+    """Give the metric in which encoders are compared; None for their raw rows.
+
+    Raw encoder rows keep their initialisation where the data hardly vary, so that they say little;
+    without activations they are all there is.
+    """
+    if covariance is None or config.encoder_metric == "raw":
+        return None
+    return data_metric(covariance)
 
 
 def live_codes(record: SAERecord, config: ComparisonConfig) -> UnitCodes | None:
@@ -300,6 +332,18 @@ def live_codes(record: SAERecord, config: ComparisonConfig) -> UnitCodes | None:
     if len(index) <= config.max_similarity_width:
         _ = made.gram  # here, in parallel, and not once a pair
     return made
+
+
+def live_group(
+    records: Sequence[SAERecord], config: ComparisonConfig, metric: DataMetric | None = None
+) -> list[LiveSAE]:
+    """Take the live latents of one group's SAEs in the full space, with their codes."""
+    with worker_pool(config.workers) as pool:
+        codes = pool.map(lambda record: live_codes(record, config), records)
+        return [
+            live_sae(record, config.dead, codes=own, metric=metric)
+            for record, own in zip(records, codes, strict=True)
+        ]
 
 
 def all_converged(flags: Sequence[bool | None]) -> bool | None:

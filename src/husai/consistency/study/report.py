@@ -17,7 +17,6 @@ from husai.consistency.inference.seeds import reproducibility_by_firing_rate
 from husai.consistency.scores.subspace import DataSpan, data_span
 from husai.consistency.study.features import feature_table
 from husai.consistency.study.groups import (
-    ScoredPairs,
     adjust_groups,
     compare_groups,
     group_scores,
@@ -31,12 +30,15 @@ from husai.consistency.study.pairs import (
     pair_rows,
     score_inits,
     score_pair,
+    score_within,
 )
 from husai.consistency.study.record import (
     LiveSAE,
     SAERecord,
     check_records,
+    encoder_metric,
     group_members,
+    live_group,
     live_latents,
     live_sae,
     with_firing_rates,
@@ -44,7 +46,6 @@ from husai.consistency.study.record import (
 from husai.consistency.study.schema import TABLES
 from husai.consistency.study.summary import SCHEMA_NAME, SCHEMA_VERSION, plain_rows
 from husai.consistency.study.truth import feature_planes, plane_columns, truth_tables
-from husai.consistency.study.untrained import live_group, score_within, untrained_columns
 from husai.errors import InputError
 from husai.progress import step
 from husai.threads import worker_pool
@@ -61,7 +62,7 @@ class ConsistencyReport:
     Attributes
     ----------
     saes, pairs, groups, comparisons, seeds, retention, features, strata, planes, truth,
-    coverage, kinds
+    coverage, covered, kinds
         The tables.
     summary
         Nested plain values with ``schema_version``; no NaN.
@@ -78,6 +79,7 @@ class ConsistencyReport:
     planes: pd.DataFrame
     truth: pd.DataFrame
     coverage: pd.DataFrame
+    covered: pd.DataFrame
     kinds: pd.DataFrame
     summary: dict[str, Any]
 
@@ -101,7 +103,6 @@ def consistency_report(
     *,
     covariance: ArrayLike | None = None,
     planes: ArrayLike | None = None,
-    untrained: Sequence[SAERecord] = (),
     labelled: LabelledRows | None = None,
 ) -> ConsistencyReport:
     """Compare all SAEs of each group, against every null, over seeds.
@@ -113,13 +114,10 @@ def consistency_report(
     config
         How to compare; defaults when None.
     covariance
-        ``[d, d]`` covariance of the activations: adds the data-aware null and the scores within
-        the data's subspace.
+        ``[d, d]`` covariance of the activations: the metric in which encoders are compared; adds
+        the data-aware null and the scores within the data's subspace.
     planes
         ``[n_planes, 2, d]`` ground-truth planes at this hook: adds plane recovery.
-    untrained
-        SAEs of the same settings trained on an untrained model's activations: adds the
-        ``untrained`` null to the groups of the same name, in the full space.
     labelled
         The rows of the codes with candidates for what a latent means: adds labels to the
         features, coverage of labels, and reproducibility by kind.
@@ -134,14 +132,15 @@ def consistency_report(
     records = with_firing_rates(records)
     spaces = _spaces(records[0].W_dec.shape[1], covariance, config)
     members = group_members(records)
-    full = {name: live_group(group, config) for name, group in members.items()}
+    metric = encoder_metric(covariance, config)
+    full = {name: live_group(group, config, metric) for name, group in members.items()}
     nulls = NullCache(config, covariance, spaces)
     gathered = _Gathered(config, nulls)
     for space, span in spaces.items():
         live = full
         if span is not None:
             live = {
-                name: [live_sae(record, config.dead, span) for record in group]
+                name: [live_sae(record, config.dead, span, metric=metric) for record in group]
                 for name, group in members.items()
             }
         for name, group in live.items():
@@ -150,8 +149,6 @@ def consistency_report(
         if config.across_groups:
             gathered.add_across(live, space)
     groups = pd.DataFrame(gathered.groups)
-    if untrained:
-        groups = untrained_columns(groups, gathered.scored, untrained, config)
     for column in ("mean", "low", "high"):
         if column not in groups:  # one seed everywhere: not defined, and said so
             groups[column] = np.nan
@@ -166,9 +163,9 @@ def consistency_report(
         features = features.merge(
             feature_planes(full, planes, config), on=["id", "latent"], how="left"
         )
-    cover, kinds = pd.DataFrame(), pd.DataFrame()
+    cover, covered, kinds = pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
     if labelled is not None:
-        labels, cover, kinds = label_tables(full, labelled, config)
+        labels, cover, covered, kinds = label_tables(full, labelled, config)
         features = features.merge(labels, on=["id", "latent"], how="left")
     strata = pd.DataFrame()
     if "firing_rate" in features and (features["n_other_seeds"] > 0).any():
@@ -187,6 +184,7 @@ def consistency_report(
         planes=plane_table,
         truth=truth,
         coverage=cover,
+        covered=covered,
         kinds=kinds,
         summary={
             **_summary(saes, groups, truth, spaces, config),
@@ -214,7 +212,6 @@ class _Gathered:
 
     def __init__(self, config: ConsistencyConfig, nulls: NullCache) -> None:
         self._config, self._nulls = config, nulls
-        self.scored: dict[str, ScoredPairs] = {}
         self.pairs: list[Row] = []
         self.groups: list[Row] = []
         self.seeds: list[Row] = []
@@ -225,8 +222,6 @@ class _Gathered:
         """Score a group of seeds."""
         config = self._config
         scored = score_within(live, space, config)
-        if space == "full":
-            self.scored[name] = scored
         for (s, t), pair in scored.items():
             self.pairs += pair_rows(live[s], live[t], space, pair)
         # the absolute match is the one that features are followed by
@@ -292,6 +287,8 @@ def _sae_table(
                 "l0": record.l0,
                 "fvu": record.fvu,
                 "converged": record.converged,
+                "motion": record.motion,
+                "plateau": record.plateau,
                 "cosine_to_init": record.cosine_to_init,
                 "share_in_data_span": inside,
             }

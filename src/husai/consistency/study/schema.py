@@ -26,6 +26,9 @@ SETTINGS = (
     number("l1_coefficient", "weight of the L1 penalty", low=0),
 )
 L0 = number("l0", "mean number of latents that fire on a row", low=0)
+LIVE = count("n_live", "latents that take part, mean over SAEs")
+EVERYWHERE = number("n_everywhere", "latents found in every other seed, mean over SAEs", low=0)
+FVU = number("fvu", "fraction of variance unexplained, mean over SAEs", low=0)
 HEAD = (
     GROUP,
     ARCHITECTURE,
@@ -34,7 +37,8 @@ HEAD = (
     L0,
     SPACE,
     count("dimensions", "dimensions of the space", low=1),
-    count("n_live", "latents that take part, mean over SAEs"),
+    LIVE,
+    FVU,
     count("n_seeds", "SAEs of the group", low=1),
     CONVERGED,
     count("n_converged", "SAEs whose gate is passed"),
@@ -64,16 +68,6 @@ def _null_columns() -> Iterator[Column]:
                 high=high,
                 optional=True,
             )
-    for part, meaning in (
-        ("difference", "trained minus untrained"),
-        ("low", "lower end of that difference's interval"),
-        ("high", "upper end of that difference's interval"),
-        ("effect", "Hedges' g of that difference over seeds"),
-    ):
-        yield number(f"untrained_{part}", f"null untrained: {meaning}", optional=True)
-    yield text(
-        "untrained_reason", "why the untrained null is missing", nullable=True, optional=True
-    )
 
 
 _PLANE_MEASURES = ("recall", "covered", "mean_purity", "in_plane", "mean_rho", "mean_energy")
@@ -92,6 +86,8 @@ TABLES: dict[str, Table] = {
                 L0,
                 number("fvu", "fraction of variance unexplained", low=0),
                 CONVERGED,
+                number("motion", "1 - |cosine| of decoder rows per 500 steps, before the decay"),
+                number("plateau", "change of the group's PW-MCC over the half before the decay"),
                 share("cosine_to_init", "mean |cosine| of decoder rows to their initial rows"),
                 share("share_in_data_span", "squared norm of decoder rows inside the data's span"),
                 *(
@@ -127,10 +123,26 @@ TABLES: dict[str, Table] = {
             "groups",
             "A group, a space, a score and a sign, with interval and nulls.",
             (
-                *(*HEAD, SCORE, SIGNED, *INTERVAL),
+                *HEAD,
+                EVERYWHERE,
+                *(SCORE, SIGNED, *INTERVAL),
                 number("se", "standard error over seeds", low=0, optional=True),
                 count("n_pairs", "pairs of SAEs", nullable=True, optional=True),
                 text("interval", "how the interval was made", nullable=True, optional=True),
+                text(
+                    "encoder_metric",
+                    "what encoder rows are compared in; empty where they take no part",
+                    nullable=True,
+                    values=("data", "raw"),
+                ),
+                text(
+                    "against_permuted",
+                    "where the mean stands against the permuted null, as both its interval over "
+                    "seeds and its p-value say",
+                    nullable=True,
+                    optional=True,
+                    values=("above", "below", "unclear"),
+                ),
                 REASON,
                 *_null_columns(),
                 HOOK,
@@ -323,6 +335,21 @@ TABLES: dict[str, Table] = {
             ),
         ),
         Table(
+            "covered",
+            "An SAE and a family of classes: how many classes have a latent of their own.",
+            (
+                *(GROUP, ID),
+                count("seed", "the seed that was varied"),
+                text("family", "what the classes are of: the answer, a, b, a token"),
+                count("n_classes", "classes of the family", low=2),
+                count("covered", "classes with a latent, by F1 at the best threshold"),
+                count("by_firing", "classes with a latent by F1 of firing"),
+                count("by_average_precision", "classes with a latent by precision"),
+                count("by_r2", "classes that explain a latent by R²"),
+                HOOK,
+            ),
+        ),
+        Table(
             "kinds",
             "A group and a kind of feature: how well features of that kind come back.",
             (
@@ -353,139 +380,3 @@ TABLES: dict[str, Table] = {
     )
 }
 """Every table of a report by its name."""
-
-
-_LEVELS = tuple(
-    number(f"{kind}_mean", f"null {kind}: mean", optional=True)
-    for kind in ("isotropic", "data_aware")
-)
-_PERMUTED = number("permuted_mean", "null permuted: mean", optional=True)
-_SEEDS = count("n_seeds", "SAEs of the group", low=1, optional=True)
-_OF_GROUP = (
-    GROUP,
-    replace(ARCHITECTURE, optional=True),
-    replace(WIDTH, optional=True),
-    _SEEDS,
-    replace(CONVERGED, optional=True),
-)
-_MEAN = tuple(replace(column, optional=True) for column in INTERVAL)
-
-BESIDE: dict[str, Table] = {
-    table.name: table
-    for table in (
-        Table(
-            "settings",
-            "A group of the study's own hook, a space and a score, beside its setting.",
-            (
-                *(GROUP, ARCHITECTURE, WIDTH, *SETTINGS, L0, SPACE, SCORE, SIGNED, *INTERVAL),
-                number("width_ratio", "d_sae over the effective rank of the rows", low=0),
-                *(*_LEVELS, _PERMUTED),
-                *(
-                    number(f"{kind}_corrected", f"null {kind}: corrected score", high=1.0)
-                    for kind in ("isotropic", "data_aware", "permuted")
-                ),
-                number("untrained_mean", "null untrained: mean"),
-                *(_SEEDS, CONVERGED, REASON),
-            ),
-        ),
-        Table(
-            "matched_l0",
-            "A width, a space, a score, an architecture and an L0 that all architectures reach.",
-            (
-                # missing where no group has both an L0 and a score
-                *(
-                    replace(column, nullable=True, optional=True)
-                    for column in (WIDTH, SPACE, SCORE, SIGNED, ARCHITECTURE, L0)
-                ),
-                count("n_measured", "settings on the curve", optional=True),
-                *(*_MEAN, *_LEVELS, REASON, CONVERGED),
-            ),
-        ),
-        Table(
-            "published",
-            "A score, of this study or of a publication.",
-            (
-                text("source", "this study, or the publication"),
-                text("model", "whose activations were read"),
-                *(ARCHITECTURE, replace(WIDTH, nullable=True), SETTINGS[0], L0),
-                *(SCORE, replace(SIGNED, nullable=True)),
-                number("value", "the score"),
-                *(*INTERVAL[1:], *_LEVELS, CONVERGED),
-                text("like_for_like", "whether the numbers may be compared"),
-                text("differs_in", "in what the publication differs; empty for this study"),
-            ),
-        ),
-        Table(
-            "orderings",
-            "Two architectures that a publication ranks, and their order in this study.",
-            (
-                text("source", "the publication"),
-                *(SCORE, WIDTH),
-                text("paper_higher", "architecture that scores higher in the publication"),
-                text("paper_lower", "architecture that scores lower in the publication"),
-                *(replace(L0, optional=True), REASON),
-                text("basis", "whether L0 is matched, or each has its own"),
-                number("difference", "this study's first minus second", optional=True),
-                flag("agrees", "whether the order is the publication's", optional=True),
-                flag("separated", "whether the intervals do not overlap", optional=True),
-            ),
-        ),
-        Table(
-            "correlates",
-            "A group and a property of features: its rank correlation with reproducibility.",
-            (
-                *(GROUP, _SEEDS, CONVERGED, HOOK),
-                text("covariate", "name of the property"),
-                *(replace(column, low=-1.0, high=1.0) for column in _MEAN),
-                REASON,
-            ),
-        ),
-        Table(
-            "trajectories",
-            "A group and a step of training: PW-MCC in the full space.",
-            (
-                *(replace(_OF_GROUP[0], nullable=True), *_OF_GROUP[1:]),
-                count("step", "steps of training", optional=True),
-                *(*_MEAN, *_LEVELS, _PERMUTED),
-                share("cosine_to_init", "mean |cosine| to the initial rows", optional=True),
-                *(REASON, HOOK),
-            ),
-        ),
-        Table(
-            "geometry",
-            "A group and a measure of how its directions lie or fire.",
-            (*_OF_GROUP, text("measure", "name of the measure"), *_MEAN, REASON, *_LEVELS, HOOK),
-        ),
-        Table(
-            "symmetries",
-            "A group, a kind of pair and a symmetry of the task.",
-            (
-                *_OF_GROUP,
-                *(
-                    text(name, meaning, optional=True)
-                    for name, meaning in (
-                        ("kind_of_pair", "an SAE with itself, or with another seed's"),
-                        ("symmetry", "the symmetry"),
-                        ("kind", "its kind"),
-                    )
-                ),
-                flag("answer_kept", "whether the answer stays the same", optional=True),
-                count("n", "SAEs, or pairs of seeds", optional=True),
-                *(
-                    number(name, meaning, low=-1.0, high=1.0, optional=True)
-                    for name, meaning in (
-                        ("score", "mean correlation of matched codes under the symmetry"),
-                        *(("low", INTERVAL[1].meaning), ("high", INTERVAL[2].meaning)),
-                        ("identity_score", "the same without moving the rows"),
-                        ("null_mean", "the same under random orders of the rows"),
-                    )
-                ),
-                share("exact_fraction", "latents that are mapped onto another", optional=True),
-                number("retained", "(score - null) / (identity - null)", optional=True),
-                share("p", "share of the null that is as high", optional=True),
-                REASON,
-            ),
-        ),
-    )
-}
-"""Tables beside a report, by name."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from husai.consistency.study.schema import TABLES
 
 SCHEMA_NAME = "husai.consistency"
-SCHEMA_VERSION = "3.2"
+SCHEMA_VERSION = "4.0"
 
 
 class _Part(BaseModel):
@@ -61,11 +61,12 @@ class _Summary(_Part):
     A change that old readers would misread raises the first number of schema_version, an addition
     the second. Null stands for what is not defined; reason says why. 3.0 renamed the score
     shared_decoder to matched_fraction; 3.1 names the transformer; 3.2 added coverage of labels and
-    kinds of features.
+    kinds of features. In 4.0 encoders are compared in the data's metric, an SAE is converged by the
+    motion of its decoder, and the untrained model is no null.
     """
 
     schema_: Literal["husai.consistency"] = Field(alias="schema")
-    schema_version: Literal["3.2"]
+    schema_version: Literal["4.0"]
     config: dict[str, Any] = Field(
         description="husai.consistency.ConsistencyConfig, defaults included"
     )
@@ -124,7 +125,7 @@ def tracked_metrics(groups: pd.DataFrame) -> dict[str, dict[str, float]]:
         for label, column in (
             (name, "mean"),
             (f"{name}_above_isotropic", "isotropic_corrected"),
-            (f"{name}_above_data_aware", "data_aware_corrected"),
+            (f"{name}_above_permuted", "permuted_corrected"),
         ):
             if pd.notna(row.get(column)):
                 found[label] = float(row[column])

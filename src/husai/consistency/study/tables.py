@@ -12,25 +12,23 @@ from scipy import stats
 
 from husai.consistency.analyses.curves import (
     against_width,
-    at_matched_l0,
     consistency_over_training,
-    orderings_beside_published,
+    published_orders,
 )
 from husai.consistency.config import ConsistencyConfig
 from husai.consistency.inference.intervals import mean_interval
+from husai.consistency.scores.score import CLAIM_KINDS
+from husai.consistency.study.beside import BESIDE
+from husai.consistency.study.matched import FOLLOWED, orders_in_contrasts
 from husai.consistency.study.record import (
     SAERecord,
     all_converged,
     group_settings,
     live_latents,
 )
-from husai.consistency.study.schema import BESIDE
 from husai.threads import worker_pool
 
 Row = dict[str, Any]
-
-# Scores that are followed across settings, with their sign convention: the two papers' own.
-FOLLOWED = (("pw_mcc", False), ("shared_fraction", True), ("mmcs", False))
 
 
 def trajectory_table(
@@ -118,63 +116,18 @@ def settings_table(groups: pd.DataFrame, effective_rank: float) -> pd.DataFrame:
     )
     columns = [
         *("group", "architecture", "d_sae", "width_ratio", "k", "l1_coefficient", "l0", "space"),
-        *("score", "signed", "mean", "low", "high", "isotropic_mean", "data_aware_mean"),
-        *("permuted_mean", "isotropic_corrected", "data_aware_corrected", "permuted_corrected"),
-        *("untrained_mean", "n_seeds", "converged", "reason"),
+        *("score", "signed", "mean", "low", "high"),
+        *(f"{kind}_{part}" for part in ("mean", "corrected") for kind in CLAIM_KINDS),
+        *("n_live", "n_everywhere", "fvu", "n_seeds", "converged", "reason"),
     ]
     table = against_width(wanted, effective_rank)
     return table.reindex(columns=columns).reset_index(drop=True)
 
 
-def matched_l0_table(groups: pd.DataFrame) -> pd.DataFrame:
-    """Architectures at common values of L0, at each width by itself.
-
-    Parameters
-    ----------
-    groups
-        ``groups`` of a report; groups without an L0 are left out.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As :func:`husai.consistency.at_matched_l0`, with ``d_sae``, ``space``, ``score``,
-        ``signed``, and ``converged`` of all groups on the curve. Where the curves of a width
-        share no L0, or no score is defined, rows say so in ``reason``.
-    """
-    tables: list[pd.DataFrame] = []
-    columns = ["mean", "low", "high", "isotropic_mean", "data_aware_mean"]
-    for score, signed in FOLLOWED:
-        chosen = groups[
-            (groups["score"] == score) & (groups["signed"] == signed) & (groups["l0"] > 0)
-        ]
-        for _, part in chosen.groupby(["d_sae", "space"], sort=True):
-            points = part.reindex(columns=["architecture", "l0", *columns]).astype(
-                dict.fromkeys(columns, "float64")
-            )
-            if points["mean"].notna().sum() == 0:
-                continue
-            table = at_matched_l0(points, columns=columns, n_points=5)
-            gates = {
-                str(name): all_converged([None if pd.isna(v) else bool(v) for v in own])
-                for name, own in part.groupby("architecture")["converged"]
-            }
-            table["converged"] = pd.array([gates[a] for a in table["architecture"]], "boolean")
-            order = list(table.columns)
-            table = table.assign(
-                d_sae=part["d_sae"].iloc[0], space=part["space"].iloc[0], score=score, signed=signed
-            )
-            tables.append(table[["d_sae", "space", "score", "signed", *order]])
-    if not tables:
-        reason = "no group has both an L0 and a score"
-        head = ["d_sae", "space", "score", "signed", "architecture", "l0", *columns, "converged"]
-        return pd.DataFrame([{**dict.fromkeys(head), "reason": reason}])
-    return pd.concat(tables, ignore_index=True)
-
-
-def orderings_table(groups: pd.DataFrame, matched: pd.DataFrame) -> pd.DataFrame:
+def orderings_table(groups: pd.DataFrame, contrasts: pd.DataFrame) -> pd.DataFrame:
     """Say where this study orders architectures as each paper does, at every width.
 
-    Twice: at matched L0, which is fair, and each architecture at a setting of its own, which is
+    Where they are matched, which is fair, and each architecture at a setting of its own, which is
     what the papers print.
 
     Parameters
@@ -182,42 +135,64 @@ def orderings_table(groups: pd.DataFrame, matched: pd.DataFrame) -> pd.DataFrame
     groups
         ``groups`` of a report. Of an architecture with several settings at one width, the one
         whose L0 is nearest the others' median stands for it.
-    matched
-        :func:`matched_l0_table` of the same groups.
+    contrasts
+        :func:`husai.consistency.study.matched.matched_tables` of the same groups.
 
     Returns
     -------
     pandas.DataFrame
-        As :func:`husai.consistency.orderings_beside_published`, with ``d_sae`` and ``basis``.
+        A row per paper, pair of architectures that it orders, width and ``basis`` ("own L0", or
+        the axis on which they are matched): ``paper_higher``, ``paper_lower``, ``at``,
+        ``difference`` (higher minus lower), ``agrees`` (None in a tie), ``separated`` (matched:
+        the interval of the difference excludes 0; own L0: the two intervals do not overlap),
+        ``reason``.
     """
-    full = matched[matched["space"] == "full"]
-    tables = []
-    for width in sorted(set(groups["d_sae"])):
-        fair, own = {}, {}
-        for score, signed in FOLLOWED[:2]:
-            part = full[
-                (full["d_sae"] == width) & (full["score"] == score) & (full["signed"] == signed)
-            ]
-            if len(part):
-                fair[score] = part
-            chosen = groups[
-                (groups["d_sae"] == width)
-                & (groups["space"] == "full")
-                & (groups["score"] == score)
-                & (groups["signed"] == signed)
-                & groups["mean"].notna()
-            ]
-            if len(chosen):
-                middle = float(chosen["l0"].median())
-                away = (chosen["l0"] - middle).abs().fillna(np.inf)
-                picked = chosen.assign(away=away).sort_values("away", kind="stable")
-                own[score] = picked.drop_duplicates("architecture").assign(basis="own L0")
-        for basis, scores, column in (("matched L0", fair, "l0"), ("own L0", own, "basis")):
-            table = orderings_beside_published(scores, l0_column=column)
-            if basis == "own L0":
-                table = table.drop(columns="l0", errors="ignore")
-            tables.append(table.assign(d_sae=width, basis=basis))
-    return pd.concat(tables, ignore_index=True)
+    orders = published_orders()
+    rows: list[Row] = []
+    signs = dict(FOLLOWED)
+    known = groups[(groups["space"] == "full") & groups["mean"].notna()]
+    for order in orders:
+        head = {
+            "source": order["source"],
+            "score": order["score"],
+            "paper_higher": order["higher"],
+            "paper_lower": order["lower"],
+        }
+        chosen = known[
+            (known["score"] == order["score"]) & (known["signed"] == signs[order["score"]])
+        ]
+        for width, part in groups.groupby("d_sae", sort=True):
+            own = _own_settings(chosen[chosen["d_sae"] == width])
+            line = {**head, "d_sae": width, "basis": "own L0"}
+            if not {order["higher"], order["lower"]} <= set(part["architecture"]):
+                rows.append({**line, "reason": "not both measured here"})
+            elif not {order["higher"], order["lower"]} <= set(own):
+                rows.append({**line, "reason": "a score is not defined"})
+            else:
+                rows.append({**line, **_own_order(own[order["higher"]], own[order["lower"]])})
+    table = pd.DataFrame(rows)
+    matched = orders_in_contrasts(contrasts, orders)
+    return pd.concat([matched, table], ignore_index=True) if len(matched) else table
+
+
+def _own_settings(groups: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Give for each architecture the group whose L0 is nearest the median of all."""
+    away = (groups["l0"] - groups["l0"].median()).abs().fillna(np.inf)
+    picked = groups.assign(_away=away).sort_values("_away", kind="stable")
+    rows = picked.drop_duplicates("architecture").to_dict("records")
+    return {str(row["architecture"]): {str(k): v for k, v in row.items()} for row in rows}
+
+
+def _own_order(higher: Row, lower: Row) -> Row:
+    difference = float(higher["mean"] - lower["mean"])
+    ends = [side[end] for side in (higher, lower) for end in ("low", "high")]
+    apart = higher["low"] > lower["high"] or lower["low"] > higher["high"]
+    return {
+        "difference": difference,
+        "agrees": difference > 0 if difference else None,
+        "separated": None if any(pd.isna(end) for end in ends) else bool(apart),
+        "reason": "",
+    }
 
 
 # What may explain that a feature comes back.

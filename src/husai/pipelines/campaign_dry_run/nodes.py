@@ -10,6 +10,8 @@ import pandas as pd
 from husai.activations import load_activations
 from husai.campaign import CampaignConfig, CampaignFolders, estimate_campaign, plan_saes
 from husai.campaign.plan import plan_keys
+from husai.campaign.seeds import planned_seeds, seeds_text
+from husai.consistency.config import ConsistencyConfig
 from husai.sae.config import BankTrainingConfig
 from husai.storage import TensorFiles
 
@@ -22,11 +24,15 @@ def estimate(
     campaign: CampaignConfig,
     folder: Path,
     stores: Path,
-) -> tuple[pd.DataFrame, str]:
-    """Measure every shape of bank for a moment, and add up what the campaign would take."""
+    earlier_pairs: pd.DataFrame,
+    consistency: ConsistencyConfig,
+) -> tuple[pd.DataFrame, str, pd.DataFrame]:
+    """Measure every shape of bank, add up what the campaign would take, and count seeds."""
     plan = plan_saes(campaign.plan)
     rows = {key: load_activations(activations, key, stores) for key in sorted(set(plan_keys(plan)))}
     folders = CampaignFolders.below(folder)
     table, text = estimate_campaign(plan, rows, training, campaign, folders)
+    seeds = planned_seeds(plan, earlier_pairs, level=consistency.level)
+    text = f"{text}\n\n{seeds_text(seeds)}"
     logger.info("\n%s", text)
-    return table, text
+    return table, text, seeds

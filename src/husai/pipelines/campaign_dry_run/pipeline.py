@@ -8,7 +8,7 @@ from husai.pipelines.campaign_dry_run.nodes import estimate
 
 
 def create_pipeline() -> Pipeline:
-    """Activations and parameters in; the banks, with time, memory and cost, out."""
+    """Activations and parameters in; the banks with time, memory and cost, and the seeds, out."""
     return Pipeline(
         [
             Node(
@@ -19,8 +19,10 @@ def create_pipeline() -> Pipeline:
                     "campaign": "params:campaign",
                     "folder": "campaign_folder",
                     "stores": "activation_stores",
+                    "earlier_pairs": "earlier_pairs",
+                    "consistency": "params:consistency",
                 },
-                outputs=["campaign_estimate", "campaign_estimate_text"],
+                outputs=["campaign_estimate", "campaign_estimate_text", "campaign_seeds_needed"],
                 name="estimate_campaign",
             ),
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,11 +17,12 @@ def gather(
     saes: TensorFiles,
     external_saes: Mapping[str, Sequence[SAERecord]],
     activations: TensorFiles,
+    consistency: ConsistencyConfig,
 ) -> StudyRecords:
-    """Read the plan's SAEs and rows, and encode the rows: once for all that follows."""
+    """Read the plan's SAEs and rows, encode the rows, see who has settled: once for all."""
     from husai.campaign.records import gather_records
 
-    return gather_records(sae_plan, saes, external_saes, activations)
+    return gather_records(sae_plan, saes, external_saes, activations, consistency)
 
 
 def compare(
@@ -52,12 +53,16 @@ def compare(
 def tabulate_settings(
     sae_plan: pd.DataFrame,
     consistency_groups: pd.DataFrame,
+    consistency_pairs: pd.DataFrame,
+    consistency_tables: Mapping[str, Callable[[], pd.DataFrame]],
     activation_statistics: pd.DataFrame,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Put scores against width, k and L0, at matched L0, and beside the published ones."""
-    from husai.campaign.comparison import settings_tables
+    consistency: ConsistencyConfig,
+) -> tuple[pd.DataFrame, ...]:
+    """Put scores against width, k and L0, architectures side by side, and beside papers."""
+    from husai.campaign.comparison import ScoreTables, settings_tables
 
-    return settings_tables(sae_plan, consistency_groups, activation_statistics)
+    scores = ScoreTables(consistency_groups, consistency_pairs, consistency_tables["saes"]())
+    return settings_tables(sae_plan, scores, activation_statistics, consistency)
 
 
 def correlate_features(features: pd.DataFrame, consistency: ConsistencyConfig) -> pd.DataFrame:

@@ -26,7 +26,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 gather,
-                inputs=["sae_plan", "saes", "external_saes", "activations"],
+                inputs=["sae_plan", "saes", "external_saes", "activations", "params:consistency"],
                 outputs="study_records",
                 name="gather_records",
             ),
@@ -46,10 +46,19 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 tabulate_settings,
-                inputs=["sae_plan", "consistency_groups", "activation_statistics"],
+                inputs=[
+                    "sae_plan",
+                    "consistency_groups",
+                    "consistency_pairs",
+                    "consistency_tables",
+                    "activation_statistics",
+                    "params:consistency",
+                ],
                 outputs=[
                     "consistency_settings",
-                    "consistency_matched_l0",
+                    "consistency_matched",
+                    "consistency_contrasts",
+                    "consistency_seeds_needed",
                     "consistency_published",
                     "consistency_orderings",
                 ],

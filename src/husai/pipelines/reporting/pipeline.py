@@ -15,7 +15,7 @@ TABLES = {
     "features": "consistency_features",
     "coverage": "consistency_coverage",
     "kinds": "consistency_kinds",
-    "matched_l0": "consistency_matched_l0",
+    "matched": "consistency_matched",
     "published": "consistency_published",
     "orderings": "consistency_orderings",
     "trajectories": "consistency_trajectories",

@@ -1,0 +1,5 @@
+"""Train a random part of the SAEs again for longer, and say how many moved."""
+
+from husai.pipelines.longer_training.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]
