@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from husai.campaign import plan_saes
-from husai.campaign.longer import LongerConfig, longer_plan, moved_table, moved_text
+from husai.campaign.config import LongerConfig
+from husai.campaign.longer import longer_plan, moved_table, moved_text
 from husai.campaign.plan import PlanConfig, records, row_config, row_training
 from husai.consistency import ConsistencyConfig, pw_mcc
 from husai.errors import InputError

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field
 
+from husai.campaign.config import LongerConfig
 from husai.campaign.plan import records, row_training
 from husai.campaign.records import gated_flags
-from husai.config import Config, Seed
 from husai.consistency import pw_mcc
 from husai.consistency.config import LEAST_CHANGE, ConsistencyConfig
 from husai.consistency.scores.rows import row_cosines
@@ -24,14 +23,6 @@ from husai.sae.trained import TrainedSAE
 
 SETTLED_COSINE = 0.95
 """Least mean |cosine| of a settled SAE's features to its own after longer training."""
-
-
-class LongerConfig(Config):
-    """Which SAEs are trained again, and for how long."""
-
-    share: float = Field(default=0.1, gt=0, le=1, description="part of the trained model's SAEs")
-    factor: float = Field(default=2.0, gt=1, description="their steps, as a multiple of the plan's")
-    seed: Seed = Field(default=0, description="of the choice")
 
 
 def longer_plan(

@@ -10,7 +10,6 @@ import pandas as pd
 from husai.activations import load_activations
 from husai.campaign import CampaignConfig, CampaignFolders, estimate_campaign, plan_saes
 from husai.campaign.plan import plan_keys
-from husai.campaign.seeds import planned_seeds, seeds_text
 from husai.consistency.config import ConsistencyConfig
 from husai.sae.config import BankTrainingConfig
 from husai.storage import TensorFiles
@@ -28,6 +27,8 @@ def estimate(
     consistency: ConsistencyConfig,
 ) -> tuple[pd.DataFrame, str, pd.DataFrame]:
     """Measure every shape of bank, add up what the campaign would take, and count seeds."""
+    from husai.campaign.seeds import planned_seeds, seeds_text
+
     plan = plan_saes(campaign.plan)
     rows = {key: load_activations(activations, key, stores) for key in sorted(set(plan_keys(plan)))}
     folders = CampaignFolders.below(folder)

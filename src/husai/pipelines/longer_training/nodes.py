@@ -10,7 +10,7 @@ import pandas as pd
 
 from husai.activations import load_activations
 from husai.campaign import CampaignConfig, CampaignFolders, run_campaign
-from husai.campaign.longer import LongerConfig, longer_plan, moved_table, moved_text
+from husai.campaign.config import LongerConfig
 from husai.campaign.plan import plan_keys
 from husai.consistency.config import ConsistencyConfig
 from husai.sae.config import BankTrainingConfig
@@ -23,6 +23,8 @@ def choose(
     sae_plan: pd.DataFrame, training: BankTrainingConfig, longer: LongerConfig
 ) -> pd.DataFrame:
     """Choose which SAEs are trained again."""
+    from husai.campaign.longer import longer_plan
+
     return longer_plan(sae_plan, training, longer)
 
 
@@ -52,6 +54,7 @@ def judge(
     consistency: ConsistencyConfig,
 ) -> pd.DataFrame:
     """Say which of them moved, and what the gate had said."""
+    from husai.campaign.longer import moved_table, moved_text
     from husai.sae import load_trained
 
     groups = sae_plan[sae_plan["group"].isin(set(longer_plan["group"]))]
