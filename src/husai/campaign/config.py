@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from husai.campaign.plan import PlanConfig
-from husai.config import Config, CountFromZero, Name, Threads
+from husai.config import Config, CountFromZero, Name, Seed, Threads
 
 
 class ComputeConfig(Config):
