@@ -5,13 +5,13 @@
 Trains SAEs of two architectures on worlds with known features, for several lengths and at two
 learning rates (a rate that is too low looks settled to a gate that only asks whether something
 moves), and compares what each gate says of a short run with the same SAE trained for the longest.
-Writes benchmarks/results/gate_calibration.csv and .md. Takes a few minutes on a core.
+Writes benchmarks/results/gate_calibration.csv and .md. A few minutes on a core; started again,
+it continues where it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +53,26 @@ def config(rate: float) -> PlantedTruthConfig:
     )
 
 
-def outcomes_at(rate: float) -> pd.DataFrame:
+def outcomes_at(rate: float, folder: Path) -> pd.DataFrame:
     """What the gates saw of every short run at one learning rate, and how the longest ended."""
     wanted = config(rate)
     plan = plan_study(wanted)
-    with tempfile.TemporaryDirectory() as folder:
-        folders = CampaignFolders.below(Path(folder))
-        saes = {}
-        for sae_id, sae in train_study(plan, wanted, folders, progress=False):
-            path = folders.store / f"{sae_id}.safetensors"
-            save_sae(sae, path)
-            saes[sae_id] = load_sae(path)
-        tables = score_study(plan, saes, wanted)
+    folders = CampaignFolders.below(folder / f"rate{rate:g}")
+    folders.store.mkdir(parents=True, exist_ok=True)
+    for sae_id, sae in train_study(plan, wanted, folders, progress=False):
+        save_sae(sae, folders.store / f"{sae_id}.safetensors")
+    saes = {one: load_sae(folders.store / f"{one}.safetensors") for one in plan["sae_id"]}
+    tables = score_study(plan, saes, wanted)
     found = gate_outcomes(tables.runs, wanted)
     return found.assign(run=[f"{run} rate {rate:g}" for run in found["run"]], rate=rate)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.parse_args()
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "gate_calibration")
+    given = parser.parse_args()
     wanted = config(RATES[0])
-    outcomes = pd.concat([outcomes_at(rate) for rate in RATES], ignore_index=True)
+    outcomes = pd.concat([outcomes_at(rate, given.data) for rate in RATES], ignore_index=True)
     parts = [gate_table(outcomes, wanted).assign(runs="all")]
     parts += [
         gate_table(own, wanted).assign(runs=f"learning rate {rate:g}")
