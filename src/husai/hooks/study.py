@@ -45,6 +45,9 @@ HOME = "home"
 
 DRY_RUN = "campaign_dry_run"
 
+LONG = 40
+"""Characters of a value that are said."""
+
 SHOWN = 6
 """Changed parameters that are said one by one."""
 
@@ -302,4 +305,6 @@ def _plain(groups: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    return "none" if value is None else short_text(value, 40)
+    if isinstance(value, str) and len(value) > LONG:  # a path, which differs at its end
+        value = f"…{value[-LONG:]}"
+    return "none" if value is None else short_text(value, 2 * LONG)
