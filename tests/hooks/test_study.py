@@ -27,6 +27,7 @@ def places(env: str | None, params: dict[str, Any]) -> tuple[str, str, str]:
     """Name of the study, its folder, and that of its activations."""
     options: dict[str, Any] = dict(CONFIG_LOADER_ARGS)
     loader = StudyConfigLoader(PROJECT / "conf", env, params, **options)
+    StudyConfigLoader(PROJECT / "conf", "test", {"study": "another"}, **options)
     found = loader["globals"]
     assert found["data_root"] == "data"  # one store of MLflow for all that is in it
     name = loader["parameters"]["campaign"]["name"]
@@ -37,6 +38,7 @@ def places(env: str | None, params: dict[str, Any]) -> tuple[str, str, str]:
     ("env", "params", "expected"),
     [
         (None, {}, ("home", "data", "data")),
+        ("base", {}, ("home", "data", "data")),
         (None, {"study": "a"}, ("a", "data/studies/a", "data/studies/a")),
         (None, {"campaign": {"name": "a"}}, ("a", "data/studies/a", "data/studies/a")),
         ("own", {}, ("own", "data/own", "data/own")),
@@ -52,6 +54,18 @@ def test_a_name_gives_a_folder_of_its_own(monkeypatch, env, params, expected):
     assert places(env, params) == expected
 
 
+ENVIRONMENTS = sorted(path.name for path in (PROJECT / "conf").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_in_every_environment_a_name_gives_a_folder(monkeypatch, env):
+    monkeypatch.delenv("HUSAI_DATA_DIR", raising=False)
+    options: dict[str, Any] = dict(CONFIG_LOADER_ARGS)
+    loader = StudyConfigLoader(PROJECT / "conf", env, {"study": "mine"}, **options)
+    assert loader["globals"]["study_dir"].endswith("/studies/mine")
+    assert loader["parameters"]["campaign"]["name"] == "mine"
+
+
 @pytest.mark.parametrize(
     ("env", "params", "folder"),
     [
@@ -65,6 +79,7 @@ def test_a_session_reads_and_writes_in_that_folder(monkeypatch, env, params, fol
     """After all hooks, some of which read the configuration of other environments."""
     monkeypatch.delenv("HUSAI_DATA_DIR", raising=False)
     bootstrap_project(PROJECT)
+    session: Any
     with KedroSession.create(PROJECT, env=env, runtime_params=params) as session:
         catalog = session.load_context().config_loader["catalog"]
     assert catalog["study_report"]["filepath"] == f"{folder}/reporting/home_study.md"

@@ -71,10 +71,7 @@ class StudyConfigLoader(OmegaConfigLoader):
             raise StudyError(f"{conf_source}: no such folder of configuration; check --conf-source")
         given = dict(runtime_params or {})
         self.study_name = _name_of(given.pop(PARAMETER, None), given)
-        resolvers = dict(options.pop("custom_resolvers", None) or {})
-        resolvers["study_folder"] = self._folder
-        OmegaConf.clear_resolver("study_folder")  # Kedro keeps that of the process's first session
-        super().__init__(conf_source, env, given, custom_resolvers=resolvers, **options)
+        super().__init__(conf_source, env, given, **options)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Read a kind of configuration.
@@ -84,8 +81,9 @@ class StudyConfigLoader(OmegaConfigLoader):
         StudyError
             In a line, where a file of it does not read.
         """
-        # a resolver is the whole process's, and another loader may have put its own in its place
+        # resolvers are the whole process's, and another loader may have put its own in their place
         self._register_globals_resolver()
+        OmegaConf.register_new_resolver("study_folder", self._folder, replace=True)
         try:
             found = super().__getitem__(key)
         except (MissingConfigException, KeyError):
@@ -100,8 +98,9 @@ class StudyConfigLoader(OmegaConfigLoader):
 
     def _home(self) -> str:
         """Name the study of this environment: its own, where it has a folder of data of its own."""
-        own = self.env and (Path(self.conf_source) / self.env / "globals.yml").is_file()
-        return str(self.env) if own else HOME
+        env = self.env or self.base_env
+        own = env != self.base_env and (Path(self.conf_source) / env / "globals.yml").is_file()
+        return env if own else HOME
 
     def _folder(self, home: str) -> str:
         return os.path.join(home, FOLDER, self.study_name) if self.study_name else home  # noqa: PTH118
