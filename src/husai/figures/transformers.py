@@ -86,7 +86,7 @@ def transformers_figure(groups: pd.DataFrame, kinds: pd.DataFrame, d_sae: int) -
     right.plot(range(len(order)), null, "_", color=GREY, ms=12, label="permuted null")
     right.set_xticks(range(len(order)), order, rotation=60, ha="right")
     right.set(
-        ylabel="reproducibility\n(mean similarity to partners in other seeds)",
+        ylabel="reproducibility of a feature",
         xlabel="transformers, least balanced first",
         ylim=(None, 1.02),
     )
