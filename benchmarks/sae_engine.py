@@ -83,7 +83,15 @@ def make_rows(n: int) -> Any:
 
 
 def peer_stepper(
-    peer: str, architecture: str, d_sae: int, steps: int, learning_rate: float
+    peer: str,
+    architecture: str,
+    d_sae: int,
+    steps: int,
+    learning_rate: float,
+    *,
+    d_in: int = D_IN,
+    k: int = K,
+    device: str = "cpu",
 ) -> tuple[Any, Any]:
     """A function that makes one training step on a batch, and one that reconstructs."""
     import torch
@@ -97,20 +105,20 @@ def peer_stepper(
 
         shared: dict[str, Any] = {
             "steps": steps,
-            "activation_dim": D_IN,
+            "activation_dim": d_in,
             "dict_size": d_sae,
             "layer": 0,
             "lm_name": "none",
             "lr": learning_rate,
             "warmup_steps": min(100, steps // 4),
-            "device": "cpu",
+            "device": device,
             "seed": 0,
         }
         if architecture == "relu":
             trainer = StandardTrainer(**shared, sparsity_warmup_steps=None)
         else:
             kind = TopKTrainer if architecture == "topk" else BatchTopKTrainer
-            trainer = kind(**shared, k=K, decay_start=max(int(steps * 0.8), 101))
+            trainer = kind(**shared, k=k, decay_start=max(int(steps * 0.8), 101))
         counter = {"step": 0}
 
         def update(x: Any) -> None:
@@ -127,9 +135,9 @@ def peer_stepper(
     if peer == "sparsify":
         from sparsify import SparseCoder, SparseCoderConfig
 
-        sae = SparseCoder(D_IN, SparseCoderConfig(num_latents=d_sae, k=K))
+        sae = SparseCoder(d_in, SparseCoderConfig(num_latents=d_sae, k=k), device=device)
         optimizer = torch.optim.Adam(sae.parameters(), lr=learning_rate)
-        since = torch.zeros(d_sae, dtype=torch.long)
+        since = torch.zeros(d_sae, dtype=torch.long, device=device)
 
         def update(x: Any) -> None:
             out = sae(x, dead_mask=since > 10_000_000)
@@ -159,15 +167,16 @@ def peer_stepper(
     from sae_lens.saes.sae import TrainStepInput
 
     model: Any
+    size: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae, "device": device}
     if architecture == "relu":
-        model = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=D_IN, d_sae=d_sae))
+        model = StandardTrainingSAE(StandardTrainingSAEConfig(**size))
     elif architecture == "topk":
-        model = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D_IN, d_sae=d_sae, k=K))
+        model = TopKTrainingSAE(TopKTrainingSAEConfig(**size, k=k))
     else:
-        model = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=d_sae, k=K))
+        model = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**size, k=k))
     adam = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    passes = torch.zeros(d_sae)
-    scores = torch.zeros(d_sae)
+    passes = torch.zeros(d_sae, device=device)
+    scores = torch.zeros(d_sae, device=device)
     made = {"steps": 0}
 
     def lens_update(x: Any) -> None:

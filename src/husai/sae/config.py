@@ -234,13 +234,15 @@ class BankTrainingConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where there is one."
     )
-    engine: Literal["auto", "sparse", "dense"] = Field(
+    engine: Literal["auto", "sparse", "dense", "cuda"] = Field(
         "auto",
-        description="sparse: the numba kernels, cpu only; dense: stacked torch with autograd. "
-        "auto: sparse on cpu, dense on cuda.",
+        description="sparse: the numba kernels, cpu only; cuda: the Triton kernels, a CUDA device "
+        "only; dense: stacked torch with autograd. auto: sparse on cpu; cuda on a CUDA device, or "
+        "dense where triton is not installed or the SAEs have ghost gradients.",
     )
     precision: Literal["float32", "tf32", "bf16"] = Field(
-        "float32", description="Of the matrix products of the dense engine on cuda."
+        "float32",
+        description="Of the matrix products on a CUDA device; sums and weights are float32.",
     )
     threads: Threads | None = Field(
         None, description="CPU threads; what torch is set to when not given."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,8 @@ from husai.sae.trained import TrainedSAE
 
 OnFinish = Callable[[int, TrainedSAE], None]
 
+EngineName = Literal["sparse", "dense", "cuda"]
+
 TRAINING_MEANS = ("loss", "train_fvu", "auxiliary", "train_l0")
 """What the engines give as means over steps, in the history's order."""
 
@@ -35,7 +38,7 @@ CHUNK_STEPS = 100
 
 
 class Engine(Protocol):
-    """What advances a bank; the dense and the sparse one do the same arithmetic."""
+    """What advances a bank; all of them do the same arithmetic."""
 
     def run(self, table: StepTable, batches: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Advance every SAE still training; give the means of the losses over the steps."""
@@ -73,15 +76,43 @@ def choose_device(training: BankTrainingConfig) -> torch.device:
     Raises
     ------
     InputError
-        When cuda is asked for and there is none.
+        When cuda is asked for and there is none, or the engine is not one of the device.
     """
     if training.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: cuda, but this machine has no CUDA device; use auto or cpu")
     if training.device == "cpu" or not torch.cuda.is_available():
+        if training.engine == "cuda":
+            raise InputError("engine: cuda needs a CUDA device; use auto, sparse or dense")
         return torch.device("cpu")
     if training.engine == "sparse":
         raise InputError("engine: sparse runs on the cpu only; use device cpu, or engine dense")
     return torch.device("cuda")
+
+
+def choose_engine(
+    training: BankTrainingConfig, configs: Sequence[SAEConfig], device: torch.device
+) -> EngineName:
+    """Engine of the configuration, for SAEs of one bank on a device.
+
+    Raises
+    ------
+    InputError
+        When cuda is asked for and triton is not installed, or it does not train such SAEs.
+    """
+    if training.engine in ("sparse", "dense"):
+        return training.engine
+    if device.type == "cpu":
+        return "sparse"
+    reason = "triton is not installed; pip install triton"
+    if importlib.util.find_spec("triton") is not None:
+        from husai.sae.gpu.plan import supports
+
+        if supports(training, configs):
+            return "cuda"
+        reason = "it has no ghost gradients, and no k above a sixteenth of over 32,768 latents"
+    if training.engine == "cuda":
+        raise InputError(f"engine: cuda cannot train these SAEs: {reason}; or use engine dense")
+    return "dense"
 
 
 class _Run:
@@ -103,6 +134,7 @@ class _Run:
         self.loss_with = loss_with
         self.on_finish = on_finish
         self.device = choose_device(training)
+        self.engine_name = choose_engine(training, configs, self.device)
         # on one thread, because sums depend on how many share them
         with one_thread():
             self.bank = build_bank(configs, rows.sample, initial_b_dec(rows.sample, training))
@@ -133,6 +165,7 @@ class _Run:
             },
             "torch": torch.__version__,
             "device": str(self.device),
+            "engine": self.engine_name,
         }
 
     def resume(self) -> None:
@@ -234,12 +267,20 @@ class _Run:
         return TrainedSAE(**{**sae.__dict__, "metrics": metrics, "density": density})
 
     def engine(self) -> Engine:
-        """Choose the engine: kernels on the CPU, stacked products elsewhere."""
+        """Make the engine that was chosen."""
         rows = self.rows.memory(self.seeds, self.device)
         n_rows = self.rows.n_train
-        if self.training.engine == "dense" or self.device.type != "cpu":
+        if self.engine_name == "sparse":
+            return SparseEngine(self.bank, rows, self.training, n_rows)
+        if self.engine_name == "dense":
             return DenseEngine(self.bank, rows, self.training, self.device, n_rows)
-        return SparseEngine(self.bank, rows, self.training, n_rows)
+        # triton need not be installed
+        from husai.sae.engines.cuda import CudaEngine, CudaRows
+
+        with one_thread():
+            centre = self.rows.sample.mean(0, dtype=torch.float64).float()
+        held = CudaRows(rows, centre, n_rows)
+        return CudaEngine(self.bank, held, self.training, self.device)
 
     def boundaries(self) -> list[int]:
         """Steps at which training pauses, ascending."""

@@ -1,6 +1,7 @@
 """The dense engine: the whole bank as stacked torch operations with autograd.
 
-It states what a step *is*. The sparse kernels are tested against it, and it is the path on CUDA.
+It states what a step *is*. The kernels for the CPU and for CUDA are tested against it, and it is
+the path where those do not go.
 """
 
 from __future__ import annotations
@@ -172,14 +173,21 @@ def _auxiliary_loss(
 
 
 @contextlib.contextmanager
-def _precision(training: BankTrainingConfig, device: torch.device) -> Iterator[None]:
+def matmul_precision(training: BankTrainingConfig) -> Iterator[None]:
+    """Let float32 products on cuda be TF32's where the configuration says so, and only there."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = training.precision == "tf32"
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-            yield
+        yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def _precision(training: BankTrainingConfig, device: torch.device) -> Iterator[None]:
+    half = training.precision == "bf16"
+    with matmul_precision(training), torch.autocast(device.type, torch.bfloat16, enabled=half):
+        yield
 
 
 def adam_step(
@@ -334,7 +342,11 @@ class DenseEngine:
                 batch = x.shape[-2]
                 since = torch.where(loss.fired, 0, bank.since_fired + batch)
                 bank.since_fired.copy_(torch.where(alive[:, None], since, bank.since_fired))
-                self._update_threshold(step, loss.smallest_active, alive)
+                if bank.architecture.selection == "batch":
+                    decay = threshold_decay(step)
+                    update_running_threshold(
+                        bank.running_threshold, decay, loss.smallest_active, alive
+                    )
             for name, value in (
                 ("loss", total),
                 ("train_fvu", loss.reconstruction.double()),
@@ -347,12 +359,14 @@ class DenseEngine:
         bank.failed |= failed_here
         return {name: value.cpu() for name, value in sums.items()}
 
-    def _update_threshold(self, step: int, smallest: torch.Tensor, alive: torch.Tensor) -> None:
-        bank = self.bank
-        if bank.architecture.selection != "batch":
-            return
-        old = bank.running_threshold
-        beta = threshold_decay(step)
-        mixed = beta * old + (1 - beta) * smallest
-        new = torch.where(old < 0, smallest, mixed)
-        old.copy_(torch.where(alive & ~smallest.isnan(), new, old))
+
+def update_running_threshold(
+    running: torch.Tensor,
+    decay: float | torch.Tensor,
+    smallest: torch.Tensor,
+    alive: torch.Tensor,
+) -> None:
+    """Move BatchTopK's inference threshold ``[N]`` towards the smallest activation, in place."""
+    mixed = decay * running + (1 - decay) * smallest
+    new = torch.where(running < 0, smallest, mixed)
+    running.copy_(torch.where(alive & ~smallest.isnan(), new, running))
