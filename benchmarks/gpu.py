@@ -571,8 +571,8 @@ def tune() -> list[Any]:
         with torch.profiler.profile(activities=[activity]) as profile:
             run.advance(5)
             torch.cuda.synchronize()
-        wanted = ("update_latents", "add_parts", "largest_of_row", "group_maxima")
-        wanted += ("largest_groups", "largest_in_groups")
+        wanted = {"update_latents", "add_parts", "largest_of_row", "group_maxima"}
+        wanted |= {"largest_groups", "largest_in_groups"}
         return {
             e.key: round(e.self_device_time_total / 5, 1)
             for e in profile.key_averages()
