@@ -50,6 +50,10 @@ def test_splitting_and_merging_across_widths_are_named():
     assert wide["verdict"].tolist()[5:9] == ["matched"] * 4
     assert wide["verdict"].tolist()[9:] == ["alone"] * 4
     assert table["r2_null"].max() < 0.05
+    part = combination_table(split_world(), max_features=3).set_index(["id", "latent"])
+    assert len(part) == 6
+    same = ["r2_one", "members"]
+    assert part[same].equals(table.loc[part.index, same])
 
 
 def test_combinations_are_those_of_least_squares():

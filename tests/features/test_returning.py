@@ -13,6 +13,7 @@ from husai.features.returning import (
     reliability,
     return_probabilities,
 )
+from husai.figures.features import reliability_figure
 
 
 def similarities(chance, n_seeds, rng):
@@ -87,3 +88,13 @@ def test_planted_features_are_sure_to_come_back_and_others_are_not(planted):
         fit_return([np.ones((3, 1))], 0.7)
     with pytest.raises(InputError):
         reliability([1.2], [True])
+
+
+def test_the_diagram_shows_every_bin_and_says_when_there_is_none():
+    table = reliability([0.05, 0.95, 0.9], [False, True, False])
+    (axis,) = reliability_figure(table).axes
+    (dots,) = axis.collections
+    assert np.allclose(dots.get_offsets(), table[["predicted", "happened"]])
+    assert f"{table['brier'][0]:.3f}" in axis.get_title()
+    with pytest.raises(InputError, match="four SAEs"):
+        reliability_figure(table.head(0))

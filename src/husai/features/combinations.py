@@ -126,7 +126,12 @@ def combine(
 
 
 def combination_table(
-    group: FeatureGroup, *, k: int = 4, least_r2: float = 0.5, seed: int = 0
+    group: FeatureGroup,
+    *,
+    k: int = 4,
+    least_r2: float = 0.5,
+    max_features: int = 512,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Say of each feature and other SAE whether one latent, a few together, or none explain it.
 
@@ -140,6 +145,8 @@ def combination_table(
         Most latents of the other SAE together.
     least_r2
         Share of the variance, on rows that were not fitted, that counts as explained.
+    max_features
+        Of an SAE with more live latents a random part is explained; all may explain.
     seed
         Of the halves of rows and the null's order.
 
@@ -162,18 +169,20 @@ def combination_table(
     codes: Sequence[sparse.csr_array] = [sparse.csr_array(one) for one in group.codes]
     order = np.random.default_rng([seed, 1]).permutation(codes[0].shape[0])
     n = len(codes)
+    rng = np.random.default_rng([seed, 2])
+    asked = [np.sort(rng.permutation(one.shape[1])[:max_features]) for one in codes]
     found = {
-        (s, t): combine(codes[s], codes[t], k=k, seed=seed) for s, t in permutations(range(n), 2)
+        (s, t): combine(codes[s][:, asked[s]], codes[t], k=k, seed=seed)
+        for s, t in permutations(range(n), 2)
     }
     tables = []
     for (s, t), own in found.items():
-        null = combine(codes[s], codes[t], k=k, order=order, seed=seed)
+        null = combine(codes[s][:, asked[s]], codes[t], k=k, order=order, seed=seed)
         back = found[t, s]
         one, few = own.r2[:, 0], own.r2.max(axis=1)
         # parts of what only several latents of this SAE explain in the other
         parts = back.members[(back.r2[:, 0] < least_r2) & (back.r2.max(axis=1) >= least_r2)]
-        part = np.zeros(len(one), dtype=bool)
-        part[parts[parts >= 0]] = True
+        part = np.isin(asked[s], parts[parts >= 0])
         verdict = np.select(
             [one >= least_r2, few >= least_r2, part], VERDICTS[:3], default=VERDICTS[3]
         )
@@ -182,7 +191,7 @@ def combination_table(
             pd.DataFrame(
                 {
                     "id": group.live[s].record.id,
-                    "latent": group.live[s].index,
+                    "latent": group.live[s].index[asked[s]],
                     "other_id": group.live[t].record.id,
                     "r2_one": one,
                     "r2_few": few,

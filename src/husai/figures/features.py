@@ -196,3 +196,40 @@ def _strata(axis: Axes, part: pd.DataFrame, floor: float) -> None:
         x = float(np.exp(np.log(rate[own]).mean()))
         axis.plot([x, x], [low, high], color=COLOURS[0], lw=1.6)
         axis.plot(x, middle, "o", ms=4, color=COLOURS[0], mec="white", mew=0.5)
+
+
+def reliability_figure(table: pd.DataFrame) -> Figure:
+    """Draw how often features came back against the predicted probability: a reliability diagram.
+
+    Parameters
+    ----------
+    table
+        From :func:`husai.features.reliability`.
+
+    Raises
+    ------
+    InputError
+        When it is empty: fewer than four SAEs.
+    """
+    if table.empty:
+        raise InputError("reliability: it takes four SAEs to leave one out and learn from the rest")
+    require(table, ["predicted", "happened", "n", "brier", "brier_of_base_rate"], "reliability")
+    figure = Figure(figsize=(3.8, 3.6), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls="--", label="calibrated")
+    size = 10 + 150 * table["n"] / table["n"].max()
+    axis.plot(table["predicted"], table["happened"], color=COLOURS[0], lw=0.8)
+    axis.scatter(table["predicted"], table["happened"], s=size, color=COLOURS[0], alpha=0.7)
+    axis.set_xlim(-0.03, 1.03)
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_xlabel("predicted probability that a new seed has the feature")
+    axis.set_ylabel("share of features that it has")
+    first = table.iloc[0]
+    axis.set_title(
+        f"Brier score {first['brier']:.3f} (base rate {first['brier_of_base_rate']:.3f}); "
+        "areas: features",
+        fontsize=FONT,
+    )
+    axis.legend(fontsize=FONT, frameon=False, loc="upper left")
+    tidy(axis)
+    return figure

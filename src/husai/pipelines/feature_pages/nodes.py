@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from husai.features.config import FeaturesConfig
-from husai.pipelines.hints import FeatureCards, StudyFeatures
+from husai.pipelines.hints import FeatureCards, Figure, StudyFeatures
 from husai.storage import TensorFile, TensorFiles
 
 
@@ -65,3 +65,11 @@ def write_page(cards: FeatureCards, study_features: StudyFeatures, features: Fea
         note=f"{len(group.live)} SAEs that differ in their seed, on {len(rows.values)} rows of "
         f"{rows.key}.",
     )
+
+
+def plot_reliability(feature_reliability: pd.DataFrame) -> Figure:
+    """Draw how often a seed that was left out had what was predicted."""
+    from husai.figures.features import reliability_figure
+    from husai.figures.style import drawn_or_reason
+
+    return drawn_or_reason(lambda: reliability_figure(feature_reliability))

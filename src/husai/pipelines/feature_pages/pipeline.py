@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from husai.pipelines.feature_pages.nodes import gather_features, measure_features, write_page
+from husai.pipelines.feature_pages.nodes import (
+    gather_features,
+    measure_features,
+    plot_reliability,
+    write_page,
+)
 
 
 def create_pipeline() -> Pipeline:
@@ -44,6 +49,12 @@ def create_pipeline() -> Pipeline:
                 inputs=["cards", "study_features", "params:features"],
                 outputs="features_page",
                 name="write_features_page",
+            ),
+            Node(
+                plot_reliability,
+                inputs="feature_reliability",
+                outputs="reliability_figure",
+                name="plot_reliability",
             ),
         ],
         namespace="feature_pages",  # one box in Kedro-Viz until it is opened
