@@ -38,8 +38,8 @@ _MOST_NUMBERS = 50_000_000
 # The random partner is drawn among so many that fire about as often.
 _NEIGHBOURS = 10
 
-# An ablation that does less than this share of the strongest one's harm does nothing but round.
-_NO_HARM = 1e-5
+# An ablation that does less than this share of the strongest one's harm leaves nothing to repair.
+_NO_HARM = 1e-3
 
 ROLES = ("partner", "negative", "random")
 
@@ -225,7 +225,7 @@ def substitution(
 
     Of each pair, on up to ``config.substitution_rows`` random rows on which either fires:
     ``1 - divergence(substituted) / divergence(ablated)``, sums over the rows; cut at -1, NaN where
-    the ablation does nothing.
+    the ablation does less than a thousandth of the strongest one's harm.
 
     Returns
     -------
