@@ -1,7 +1,11 @@
 """Two versions of the sparse kernels side by side: the same weights? and how long is a step?
 
     git worktree add ../before 284839c
-    python benchmarks/kernels_split.py --before ../before/src
+    git worktree add ../after f000c21
+    python benchmarks/kernels_split.py --before ../before/src --after ../after/src
+
+Later versions than f000c21 scale the rows in another way: their steps compare, their weights do
+not.
 
 Steps are timed on one thread, d_in 128, batch 2,048, k 8 (4 at width 16). Each version has a
 process of its own; short runs of the two alternate, and their minima are compared, so that a busy
@@ -199,6 +203,9 @@ def main() -> None:
     """Compare the two versions and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, help="src folder of the version to compare with")
+    parser.add_argument(
+        "--after", type=Path, default=ROOT / "src", help="src folder of the version in question"
+    )
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--only", choices=("weights", "steps"), help="print, and write nothing")
     parser.add_argument("--weights", action="store_true", help=argparse.SUPPRESS)
@@ -216,7 +223,7 @@ def main() -> None:
         return
     if options.before is None:
         parser.error("--before: give the src folder of the version to compare with")
-    versions = {"before": options.before.resolve(), "after": ROOT / "src"}
+    versions = {"before": options.before.resolve(), "after": options.after.resolve()}
     lines = ["| architecture | d_sae | ms before | ms after | ratio |", "|---|---|---|---|---|"]
     if options.only != "weights":
         for kind in TIMED:
@@ -242,8 +249,8 @@ def main() -> None:
         print(compiled[-1], flush=True)
     RESULT.write_text(
         "# The kernels in one file and in several\n\n"
-        "Written by `python benchmarks/kernels_split.py --before ../before/src` "
-        f"({options.rounds} alternating rounds, least CPU time of a step on one thread, d_in "
+        "Written by `python benchmarks/kernels_split.py --before ../before/src --after "
+        f"../after/src` ({options.rounds} alternating rounds, least CPU time of a step on one thread, d_in "
         f"{D_IN}, batch {BATCH:,}; a step may be {LIMIT - 1:.0%} longer).\n\n"
         + "\n".join(lines)
         + "\n\nSeconds until all six architectures have made a step at width 64:\n\n"
