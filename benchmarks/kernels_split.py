@@ -250,8 +250,8 @@ def main() -> None:
     RESULT.write_text(
         "# The kernels in one file and in several\n\n"
         "Written by `python benchmarks/kernels_split.py --before ../before/src --after "
-        f"../after/src` ({options.rounds} alternating rounds, least CPU time of a step on one thread, d_in "
-        f"{D_IN}, batch {BATCH:,}; a step may be {LIMIT - 1:.0%} longer).\n\n"
+        f"../after/src` ({options.rounds} alternating rounds, least CPU time of a step on one "
+        f"thread, d_in {D_IN}, batch {BATCH:,}; a step may be {LIMIT - 1:.0%} longer).\n\n"
         + "\n".join(lines)
         + "\n\nSeconds until all six architectures have made a step at width 64:\n\n"
         + "\n".join(compiled)
