@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 # The suite takes all cores by processes (make test); read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-FIRST = ("pipelines", "tracking", "campaign")
+FIRST = ("pipelines", "language", "tracking", "campaign")
 """Folders whose files run whole chains: begun last, one of them would end long after the rest."""
 
 
@@ -26,3 +28,13 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     prepare_sqlite(path, path.parent.as_uri())
     return path
+
+
+@pytest.fixture(scope="module")
+def copied_mlflow(empty_mlflow: Path) -> Iterator[None]:
+    """Copy that file into every new data folder of a module's runs."""
+    from husai.tracking import sqlite
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite, "_create", lambda path, artifacts: shutil.copy(empty_mlflow, path))
+        yield

@@ -18,6 +18,7 @@ from husai.sae import load_sae
 
 PROJECT = Path(__file__).parents[2]
 HOOK = "blocks.1.hook_out"
+pytestmark = pytest.mark.usefixtures("copied_mlflow")
 
 
 def parameters(model: Path, text: Path) -> dict[str, Any]:

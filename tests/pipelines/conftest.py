@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,12 @@ import pytest
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
-from husai.tracking import sqlite
-
 PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def copied_mlflow(empty_mlflow: Path) -> Iterator[None]:
-    """Copy MLflow's empty file, which takes seconds to make, into every new data folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sqlite, "_create", lambda path, artifacts: shutil.copy(empty_mlflow, path))
-        yield
+def quick_mlflow(copied_mlflow: None) -> None:
+    """Let every run here copy MLflow's empty file."""
 
 
 def run(data_dir: Path, params: dict[str, Any] | None = None, env: str = "test", **options: Any):
