@@ -9,7 +9,7 @@ export KEDRO_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check bench results campaign-results planted-results transformers lm viz ui lock clean help
+.PHONY: run test check bench results campaign-results notebooks planted-results transformers lm viz ui lock clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,9 @@ results: $(READY) ## copy the last study's pages, with the pictures they show, t
 campaign-results: $(READY) ## likewise those of kedro run --env=campaign, and its tables
 	$(BIN)/python docs/copy_results.py data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
 	$(call as_csv,data/campaign,saes/table saes/loss_recovery consistency/groups consistency/settings,docs/results/campaign)
+
+notebooks: $(READY) ## run the notebooks over the last study and keep their outputs
+	$(BIN)/python notebooks/run.py
 
 planted-results: $(READY) ## likewise those of kedro run --pipelines=planted_truth
 	mkdir -p docs/results/planted_truth
