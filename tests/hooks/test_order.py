@@ -54,6 +54,15 @@ def test_of_two_pipelines_that_make_it_the_environments_own_is_named(catalog):
             check_inputs(PIPELINES["second"], catalog, pipelines, "")
 
 
+def test_of_several_makers_the_one_of_the_study_is_named(catalog):
+    other = {"another": step("another", [], "a"), **PIPELINES}
+    with pytest.raises(InputError, match="--pipelines=another"):
+        check_inputs(PIPELINES["second"], catalog, other, None)
+    study = {**other, "__default__": sum(PIPELINES.values(), Pipeline([]))}
+    with pytest.raises(InputError, match="--pipelines=first"):
+        check_inputs(PIPELINES["second"], catalog, study, None)
+
+
 def test_typos_are_named_with_the_nearest_name(tmp_path):
     for name in ("base", "test", "campaign"):
         (tmp_path / name).mkdir()

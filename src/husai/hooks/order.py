@@ -93,7 +93,9 @@ def check_inputs(
     needed: set[str] = set()
     waiting = set(absent)
     while waiting:
-        maker = makers(waiting.pop(), pipelines)[0]
+        found = makers(waiting.pop(), pipelines)
+        # of several, the one that is part of the environment's study
+        maker = next((name for name in found if _in_study(name, pipelines)), found[0])
         if maker not in needed:
             needed.add(maker)
             waiting |= _absent(pipelines[maker].inputs(), catalog, pipelines)
@@ -133,6 +135,12 @@ def command(needed: Collection[str], pipelines: Mapping[str, Pipeline], options:
         ordered += ready or left
         left = [name for name in left if name not in ordered]
     return f"kedro run --pipelines={','.join(ordered)}{options}"
+
+
+def _in_study(name: str, pipelines: Mapping[str, Pipeline]) -> bool:
+    return "__default__" in pipelines and set(pipelines[name].nodes) <= set(
+        pipelines["__default__"].nodes
+    )
 
 
 def _absent(
