@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,9 +64,10 @@ def test_a_perfect_sae_changes_nothing_and_a_silent_one_is_the_ablation(kind, mo
         "zero": silent(16, torch.zeros(16)),
         "mean": silent(16, mean),
     }
-    table = model_metrics(
+    measured = model_metrics(
         model, text, (HOOK, "all"), saes, READING, CONFIG, mean, progress=False
-    ).set_index("sae_id")
+    )
+    table: Any = measured.set_index("sae_id")
     change = "output_change" if kind == "bert_encoder" else "kl_div"
     assert table.loc["perfect", f"{change}_score"] == pytest.approx(1, abs=1e-5)
     assert table.loc["zero", f"{change}_score"] == pytest.approx(0, abs=1e-6)
@@ -164,7 +166,8 @@ def test_the_json_has_saebench_s_names(tmp_path, models, tokens):
     table = model_metrics(
         model, text, (HOOK, "all"), {"one": sae}, READING, CONFIG, rows.mean(0), progress=False
     )
-    metrics = {**table.to_dict("records")[0], **reconstruction_metrics(sae, rows)}
+    metrics: dict[str, Any] = {str(name): table[name][0] for name in table.columns}
+    metrics |= reconstruction_metrics(sae, rows)
     found = saebench_results(sae, metrics, {"sae_id": "one"})
     values = found["eval_result_metrics"]
     assert set(values) == set(CATEGORIES)

@@ -64,7 +64,8 @@ def test_a_large_study_says_what_it_would_cost(tmp_path, model_folders, text_pat
         patch.setenv("HUSAI_DATA_DIR", str(tmp_path / "data"))
         for pipeline in ("language_activations", "campaign_dry_run"):
             bootstrap_project(PROJECT)
-            with KedroSession.create(PROJECT, env=f"lm_{kind}", runtime_params=params) as session:
+            made: Any = KedroSession.create(PROJECT, env=f"lm_{kind}", runtime_params=params)
+            with made as session:
                 session.run(pipeline_names=[pipeline])
     estimate = pd.read_parquet(tmp_path / "data" / "saes" / "campaign" / "estimate.parquet")
     assert (estimate["seconds"] > 0).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -140,12 +141,12 @@ def test_seeds_that_are_permutations_of_one_another_select_matched_latents(
     )
     reading = ReadingConfig(hook_names=(HOOK,))
     found = probe_saes(model, tasks, plan, saes, (HOOK, "all"), reading, config, progress=False)
-    stability = found.stability.set_index(["group", "k"])
+    stability: Any = found.stability.set_index(["group", "k"])
     for k in (1, 4):
         assert stability.loc[("same", k), "stability"] == pytest.approx(1)
         assert stability.loc[("same", k), "nogueira"] == pytest.approx(1)
         assert stability.loc[("other", k), "stability"] < 0.5
-    summary = found.summary.set_index(["group", "k"])
+    summary: Any = found.summary.set_index(["group", "k"])
     # the words of the two labels differ
     assert summary.loc[("same", 0), "dense"] > 0.7
     assert summary.loc[("same", 0), "accuracy"] > 0.7

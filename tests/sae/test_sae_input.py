@@ -122,7 +122,7 @@ def test_the_scale_makes_the_mean_variance_of_a_column_1() -> None:
     prepared = prepare_rows(values, values, TRAINING)
     x = values.numpy().astype(np.float64)
     assert prepared.scale == pytest.approx(1 / np.sqrt(np.var(x, axis=0).mean()), rel=1e-9)
-    assert float(prepared.train.double().var(0, correction=0).mean()) == pytest.approx(1, rel=1e-4)
+    assert float(prepared.sample.double().var(0, correction=0).mean()) == pytest.approx(1, rel=1e-4)
     raw = prepare_rows(values, values, TRAINING.model_copy(update={"normalize": "rms"}))
     assert raw.scale == pytest.approx(1 / np.sqrt(np.square(x).mean()), rel=1e-9)
 

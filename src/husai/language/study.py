@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -28,6 +28,9 @@ from husai.language.probes import ProbeTables, probe_saes, probe_tasks
 from husai.sae import TrainedSAE, load_trained
 from husai.storage import TensorFiles
 from husai.text import TextConfig, Tokens
+
+if TYPE_CHECKING:
+    import torch
 
 
 class HookSAEs(NamedTuple):
@@ -80,8 +83,9 @@ def evaluate_plan(
     saebench
         By SAE, what its SAEBench file holds.
     """
-    found, files = [], {}
-    densities = {}
+    found: list[pd.DataFrame] = []
+    files: dict[str, dict[str, Any]] = {}
+    densities: dict[str, torch.Tensor] = {}
     model = load_language_model(language_model)
     for which in ("trained", "untrained"):
         for hook in saes_by_hook(plan, saes, activations, which):
