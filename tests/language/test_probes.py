@@ -129,11 +129,11 @@ def test_seeds_that_are_permutations_of_one_another_select_matched_latents(
 ):
     model = models["gpt2"]
     text = TextConfig(source=str(text_path), label="label")
-    config = ProbesConfig(documents=80, context=16, k=(1, 4), n_tasks=3)
+    config = ProbesConfig(documents=398, context=16, k=(1, 4), n_tasks=3)
     tasks = list(probe_tasks(text, config, model, progress=False))
     assert [task.name for task in tasks] == ["text"]
-    assert tasks[0].label.sum() == 40
-    assert tasks[0].test.sum() == 40
+    assert tasks[0].label.sum() == 199
+    assert tasks[0].test.sum() == 200
     saes = {f"same{seed}": random_sae(seed, permuted=True) for seed in (1, 2, 3)}
     saes |= {f"other{seed}": random_sae(seed) for seed in (1, 2, 3)}
     plan = pd.DataFrame(
@@ -147,9 +147,10 @@ def test_seeds_that_are_permutations_of_one_another_select_matched_latents(
         assert stability.loc[("same", k), "nogueira"] == pytest.approx(1)
         assert stability.loc[("other", k), "stability"] < 0.5
     summary: Any = found.summary.set_index(["group", "k"])
-    # the words of the two labels differ
-    assert summary.loc[("same", 0), "dense"] > 0.7
-    assert summary.loc[("same", 0), "accuracy"] > 0.7
+    # the words of the two labels differ, and the random model keeps a part of that: chance is 0.5
+    # with a standard deviation of 0.035
+    assert summary.loc[("same", 0), "dense"] > 0.6
+    assert summary.loc[("same", 0), "accuracy"] > 0.6
     assert summary.loc[("same", 0), "chance"] == 0.5
     # one dictionary in three orders tells the same
     same = found.probes[(found.probes["group"] == "same") & (found.probes["k"] == 4)]

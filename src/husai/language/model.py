@@ -232,7 +232,9 @@ def load_language_model(config: LanguageModelConfig, *, trained: bool = True) ->
             revision=config.revision,
             load_weights=trained,
         )
-        bridge = bridge.to(device=device, dtype=dtype).eval()
+        if not trained:  # weights that are not loaded are moved and cast by nobody else
+            bridge = bridge.to(device=device, dtype=dtype)
+        bridge = bridge.eval()
     if len(tokenizer) > int(bridge.cfg.d_vocab):
         raise InputError(
             f"language_model.tokenizer: it has {len(tokenizer)} tokens, and the model knows "
