@@ -13,9 +13,9 @@ import torch
 
 from husai.errors import InputError
 from husai.language import ReadingConfig, extract_stores
+from husai.language.config import EvaluationConfig
 from husai.language.evaluation import (
     CATEGORIES,
-    EvaluationConfig,
     density_histogram,
     model_metrics,
     reconstruction_metrics,

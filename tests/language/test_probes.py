@@ -11,8 +11,8 @@ import pytest
 
 from husai.errors import InputError
 from husai.language import ReadingConfig
+from husai.language.config import ProbesConfig
 from husai.language.probes import (
-    ProbesConfig,
     linear_probe,
     matched_overlap,
     probe_saes,
