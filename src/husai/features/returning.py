@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from husai.consistency.study.labels import partner_similarity
+from husai.consistency.inference.seeds import partner_similarity
 from husai.errors import InputError
 from husai.features.cards import FeatureCards
 from husai.features.config import FeaturesConfig
