@@ -120,7 +120,7 @@ def test_features_of_the_main_group_have_a_page(study):
     for name in ("partners", "function", "combinations", "identifiability"):
         assert len(pd.read_parquet(study / "features" / f"{name}.parquet"))
     assert "../features/features.html" in (study / "reporting" / "home_study.md").read_text()
-    session = runs_of(study, parent=False)[-1]
+    session = runs_of(study, parent=True)[-1]
     logged = [one.path for one in client_of(study).list_artifacts(session.info.run_id)]
     assert "features_page.html" in logged
 

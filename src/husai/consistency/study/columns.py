@@ -130,6 +130,10 @@ class Table:
                 raise TableError(f"table {self.name}, column {column.name}: {problem}")
         return frame
 
+    def empty(self) -> pd.DataFrame:
+        """Give the table without a row."""
+        return pd.DataFrame(columns=[one.name for one in self.columns if not one.optional])
+
     def row_model(self) -> type[BaseModel]:
         """Give the Pydantic model of one row."""
         fields: dict[str, Any] = {column.name: column.field for column in self.columns}
