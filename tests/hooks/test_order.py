@@ -57,10 +57,10 @@ def test_of_two_pipelines_that_make_it_the_environments_own_is_named(catalog):
 def test_of_several_makers_the_one_of_the_study_is_named(catalog):
     other = {"another": step("another", [], "a"), **PIPELINES}
     with pytest.raises(InputError, match="--pipelines=another"):
-        check_inputs(PIPELINES["second"], catalog, other, None)
+        check_inputs(PIPELINES["second"], catalog, other, "")
     study = {**other, "__default__": sum(PIPELINES.values(), Pipeline([]))}
     with pytest.raises(InputError, match="--pipelines=first"):
-        check_inputs(PIPELINES["second"], catalog, study, None)
+        check_inputs(PIPELINES["second"], catalog, study, "")
 
 
 def test_typos_are_named_with_the_nearest_name(tmp_path):
