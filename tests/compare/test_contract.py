@@ -163,7 +163,7 @@ def test_heads_side_by_side_are_one_row(tmp_path: Path) -> None:
         (np.ones((3, 0)), r"rows are \[n, d\]"),
         (np.ones((3, 6)) * 1j, "complex128; give real numbers"),
         (np.ones((3, 6)).astype("m8[s]"), "give real numbers"),
-        (np.array([[1.0], [2.0], [np.inf]]), "row 2 holds NaN or infinity"),
+        (np.array([[1.0, 0.0], [2.0, 0.0], [np.inf, 0.0]]), "row 2 holds NaN or infinity"),
         (np.full((3, 2), 1e300), "row 0 holds NaN or infinity"),
     ],
 )

@@ -204,7 +204,9 @@ class Lineage:
             )
             return fingerprint_files([path for path in files if path.is_file()])
         if isinstance(dataset, AbstractVersionedDataset) and dataset.exists():
-            return fingerprint_files([Path(dataset._get_load_path())])
+            # one that is empty where there is no file always exists
+            path = Path(dataset._get_load_path())
+            return fingerprint_files([path] if path.is_file() else [])
         return ""
 
     def _dataset(self, name: str) -> Any:

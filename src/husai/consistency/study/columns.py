@@ -132,7 +132,7 @@ class Table:
 
     def empty(self) -> pd.DataFrame:
         """Give the table without a row."""
-        return pd.DataFrame(columns=[one.name for one in self.columns if not one.optional])
+        return pd.DataFrame(columns=[one.name for one in self.columns])
 
     def row_model(self) -> type[BaseModel]:
         """Give the Pydantic model of one row."""

@@ -154,8 +154,6 @@ def consistency_report(
             groups[column] = np.nan
     groups = adjust_groups(groups)
     pairs = pd.DataFrame(gathered.pairs)
-    if not gathered.pairs:  # one seed everywhere: no row, and the columns stay
-        pairs = TABLES["pairs"].empty()
     features = pd.concat(gathered.features, ignore_index=True)
     saes = _sae_table(records, spaces.get("data"), config)
     plane_table, truth = truth_tables(full, planes, config, covariance)

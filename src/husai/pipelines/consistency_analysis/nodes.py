@@ -40,11 +40,12 @@ def compare(
 ]:
     """Compare the SAEs of every group across their seeds, beside every null, hook by hook."""
     from husai.campaign.comparison import compare_study
+    from husai.consistency.study.schema import TABLES
 
     report, summary = compare_study(study, consistency, labels=pd.DataFrame(activation_labels))
     tables = report.tables()
     own = tuple(
-        tables.pop(name, pd.DataFrame())
+        tables.pop(name, TABLES[name].empty())
         for name in ("groups", "pairs", "features", "coverage", "kinds")
     )
     return *own, tables, summary  # type: ignore[return-value]
