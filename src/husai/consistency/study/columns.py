@@ -132,7 +132,10 @@ class Table:
 
     def empty(self) -> pd.DataFrame:
         """Give the table without a row."""
-        return pd.DataFrame(columns=[one.name for one in self.columns])
+        types = {"flag": "bool", "integer": "int64", "number": "float64"}
+        return pd.DataFrame(
+            {one.name: pd.Series(dtype=types.get(one.kind, "object")) for one in self.columns}
+        )
 
     def row_model(self) -> type[BaseModel]:
         """Give the Pydantic model of one row."""
