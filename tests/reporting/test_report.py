@@ -146,6 +146,7 @@ def written(
 
 def test_page_says_which_campaign_trained_the_saes() -> None:
     assert page().startswith("# The home study\n")
+    assert page("home").startswith("# The home study\n")  # as base names it
     assert page("grid").startswith("# The campaign grid\n")
     assert (
         "5 of 6 planned SAEs are trained and 1 failed, in 7 attempts and 1.50 device-hours (50.0"
