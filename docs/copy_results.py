@@ -1,4 +1,4 @@
-"""Copy the pages of a study, with the pictures that they show, to a folder of the documentation.
+"""Copy the pages of a study, with what they show, to a folder of the documentation.
 
 python docs/copy_results.py data/reporting/home_study.md docs/results
 python docs/copy_results.py data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def copy_page(page: Path, target: Path) -> list[Path]:
-    """Copy a page and its pictures, beside it, and make links of the documents that it names.
+    """Copy a page, with its pictures and HTML pages beside it, and link the documents it names.
 
     Parameters
     ----------
@@ -28,7 +28,8 @@ def copy_page(page: Path, target: Path) -> list[Path]:
     Returns
     -------
     list of Path
-        What was written; pictures that no run has drawn are left out of the page.
+        What was written; pictures that no run has drawn are left out of the page, and of links
+        to HTML pages that none has written the words stay.
     """
     if target.suffix != ".md":
         target = target / page.name
@@ -43,6 +44,14 @@ def copy_page(page: Path, target: Path) -> list[Path]:
         shutil.copyfile(source, written[-1])
         return f"![{link[1]}]({source.name})"
 
+    def html(link: re.Match[str]) -> str:
+        source = page.parent / link[2]
+        if not source.is_file():
+            return link[1]
+        written.append(target.parent / source.name)
+        shutil.copyfile(source, written[-1])
+        return f"[{link[1]}]({source.name})"
+
     def document(name: re.Match[str]) -> str:
         path = ROOT / name[1]
         if not path.is_file():
@@ -50,6 +59,7 @@ def copy_page(page: Path, target: Path) -> list[Path]:
         return f"[{name[1]}]({os.path.relpath(path, target.parent.resolve())})"
 
     text = re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", picture, page.read_text(encoding="utf-8"))
+    text = re.sub(r"\[([^\]]*)\]\(([^)]+\.html)\)", html, text)
     text = re.sub(r"`(docs/[\w/]+\.md)`", document, text)
     target.write_text(text, encoding="utf-8")
     return written
