@@ -35,6 +35,23 @@ def finite(context: click.Context, parameter: click.Parameter, value: float | No
     return value
 
 
+# what several commands take alike
+with_format = click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(get_args(Format)),
+    help="The format of all the files; detected by default.",
+)
+with_found_threshold = click.option(
+    "--threshold",
+    type=float,
+    default=0.7,
+    show_default=True,
+    metavar="C",
+    help="|cosine| from which a feature counts as found in another SAE.",
+)
+
+
 def with_hints(command: Callable[..., int]) -> Callable[..., int]:
     """Add the options for what the files of an SAE may leave out."""
     for option in (
@@ -76,12 +93,7 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
 """,
 )
 @click.argument("saes", metavar="SAE SAE...", nargs=-1, required=True)
-@click.option(
-    "--format",
-    "file_format",
-    type=click.Choice(get_args(Format)),
-    help="The format of all the files; detected by default.",
-)
+@with_format
 @click.option(
     "--activations",
     type=Path,
@@ -408,14 +420,7 @@ Examples:
 @click.option(
     "--table", type=Path, metavar="FILE", help="Write the features to this .parquet or .csv too."
 )
-@click.option(
-    "--threshold",
-    type=float,
-    default=0.7,
-    show_default=True,
-    metavar="C",
-    help="|cosine| from which a feature counts as found in another SAE.",
-)
+@with_found_threshold
 @click.option(
     "--max-features",
     type=click.IntRange(min=1),
@@ -424,12 +429,7 @@ Examples:
     metavar="N",
     help="Features on the page; of more a random part is shown.",
 )
-@click.option(
-    "--format",
-    "file_format",
-    type=click.Choice(get_args(Format)),
-    help="The format of all the files; detected by default.",
-)
+@with_format
 @with_hints
 def features(
     saes: tuple[str, ...],
@@ -494,14 +494,7 @@ Example:
     default=get_args(WrittenFormat),
     help="A format to write; may be repeated. All of them by default.",
 )
-@click.option(
-    "--threshold",
-    type=float,
-    default=0.7,
-    show_default=True,
-    metavar="C",
-    help="|cosine| from which a feature counts as found in another SAE.",
-)
+@with_found_threshold
 @click.option(
     "--min-share",
     type=float,
@@ -526,12 +519,7 @@ Example:
 @click.option(
     "--steps", type=click.IntRange(min=1), default=600, show_default=True, help="Steps of the fit."
 )
-@click.option(
-    "--format",
-    "file_format",
-    type=click.Choice(get_args(Format)),
-    help="The format of all the files; detected by default.",
-)
+@with_format
 @with_hints
 def consensus(
     saes: tuple[str, ...],

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from husai.activations import read_rows
-from husai.compare.files import load_saes
+from husai.compare.files import load_saes, rows_of_saes
 from husai.consistency.analyses.labels import table_labels
 from husai.consistency.study.record import check_records, with_codes
 from husai.errors import InputError
@@ -70,12 +69,7 @@ def consensus_of_files(
     for record in records:
         if record.encode is None:
             raise InputError(f"{record.id}: a plain dictionary cannot encode; give whole SAEs")
-    d = records[0].W_dec.shape[1]
-    rows = read_rows(activations, d)
-    if rows.values.shape[1] != d:
-        raise InputError(
-            f"{activations}: rows of {rows.values.shape[1]} numbers; the SAEs read {d}"
-        )
+    rows = rows_of_saes(activations, records)
     classes = single_class(table_labels(rows.labels)) if len(rows.labels.columns) else None
     group = feature_group([with_codes(one, rows.values) for one in records])
     result = build_consensus(group, yardsticks(rows.values, config, classes=classes), config)

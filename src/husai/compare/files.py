@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from husai.activations import read_rows
+from husai.activations import RowsFile, read_rows
 from husai.consistency.analyses.gate import convergence_gate, decay_start
 from husai.consistency.study.record import SAERecord
 from husai.errors import InputError
@@ -133,6 +133,21 @@ def load_activations(path: Path, width: int | None = None) -> tuple[NDArray[Any]
     rows = read_rows(path, width).values
     rows = rows if rows.dtype == np.float32 else rows.astype(np.float32)
     return rows, {"path": str(path), "files": describe_files(path)}
+
+
+def rows_of_saes(path: Path, saes: Sequence[SAERecord]) -> RowsFile:
+    """Read rows, see :func:`husai.activations.read_rows`, that these SAEs read.
+
+    Raises
+    ------
+    InputError
+        As there, and when rows have another width than the SAEs.
+    """
+    width = saes[0].W_dec.shape[1]
+    rows = read_rows(path, width)
+    if rows.values.shape[1] != width:
+        raise InputError(f"{path}: rows of {rows.values.shape[1]} numbers; the SAEs read {width}")
+    return rows
 
 
 def sha256(path: Path) -> str:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from husai.activations import read_rows
-from husai.compare.files import load_saes
+from husai.compare.files import load_saes, rows_of_saes
 from husai.consistency.analyses.labels import Labels, modular_labels, table_labels
 from husai.consistency.study.record import check_records, with_codes
 from husai.errors import InputError
@@ -90,12 +89,7 @@ def page_of_files(
     families: list[Labels] = []
     facts = RowFacts()
     if sources.activations is not None:
-        rows = read_rows(sources.activations, records[0].W_dec.shape[1])
-        if rows.values.shape[1] != records[0].W_dec.shape[1]:
-            raise InputError(
-                f"{sources.activations}: rows of {rows.values.shape[1]} numbers; the SAEs read "
-                f"{records[0].W_dec.shape[1]}"
-            )
+        rows = rows_of_saes(sources.activations, records)
         contexts = None if sources.contexts is None else _read_table(sources.contexts)
         labels = rows.labels if len(rows.labels.columns) else None
         facts = RowFacts(sources.modulus, labels, contexts)

@@ -202,12 +202,12 @@ class Lineage:
                 if planned is None
                 else [folder / f"{partition}{suffix}" for partition in sorted(planned)]
             )
-            return fingerprint_files([path for path in files if path.is_file()])
-        if isinstance(dataset, AbstractVersionedDataset) and dataset.exists():
-            # one that is empty where there is no file always exists
-            path = Path(dataset._get_load_path())
-            return fingerprint_files([path] if path.is_file() else [])
-        return ""
+        elif isinstance(dataset, AbstractVersionedDataset) and dataset.exists():
+            files = [Path(dataset._get_load_path())]
+        else:
+            return ""
+        # a dataset that is empty where there is no file exists without one
+        return fingerprint_files([path for path in files if path.is_file()])
 
     def _dataset(self, name: str) -> Any:
         if self._catalog is None or name.startswith("params:") or name == "parameters":
