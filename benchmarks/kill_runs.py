@@ -227,10 +227,15 @@ def trial(folder: Path, number: int, each: int, expected: Undisturbed) -> dict[s
     return {"what": what, "kills": kills, **found}
 
 
+def hits(trials: list[dict[str, Any]]) -> int:
+    """Count the kills that hit a run before its end."""
+    return sum(kill["exit_code"] != 0 for trial in trials for kill in trial["kills"])
+
+
 def main() -> None:
     """Run the trials and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=30, help="that hit a run before its end")
     parser.add_argument("--each", type=int, default=3, help="kills of one data folder")
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--folder", type=Path, help="kept until the last trial has ended")
@@ -242,8 +247,7 @@ def main() -> None:
     expected = Undisturbed(*undisturbed(folder))
     noted = folder / "trials.json"
     trials = json.loads(noted.read_text()) if noted.is_file() else []
-    wanted = 1 + -(-options.kills // options.each)
-    while len(trials) < wanted and time.monotonic() < until:
+    while hits(trials) < options.kills and time.monotonic() < until:
         trials.append(trial(folder, len(trials), options.each, expected))
         noted.write_text(json.dumps(trials))
         document = {
@@ -257,7 +261,7 @@ def main() -> None:
         OUTPUT.write_text(json.dumps(document, indent=1) + "\n")
         OUTPUT.with_suffix(".md").write_text(page(document))
         print(json.dumps(trials[-1]), flush=True)
-    if len(trials) >= wanted:
+    if hits(trials) >= options.kills:
         shutil.rmtree(folder)
 
 
