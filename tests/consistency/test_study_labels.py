@@ -8,11 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from husai.activations.rows import Activations
 from husai.consistency import ConsistencyConfig, SAERecord, consistency_report, match_features
 from husai.consistency.inference.seeds import partner_similarity
+from husai.consistency.study.columns import TableError
 from husai.consistency.study.labels import candidate_labels
+from husai.consistency.study.schema import TABLES
 from husai.errors import InputError
 from husai.tasks.modular import make_vocabulary
 
@@ -35,16 +38,21 @@ def rows() -> Activations:
     )
 
 
-def planted(seed: int, own: Activations) -> SAERecord:
-    """One latent an answer, and five latents that are random in each seed."""
+def planted(seed: int, own: Activations, lacks: int = 0, turn: float = 0.0) -> SAERecord:
+    """One latent an answer, and five latents that are random in each seed.
+
+    ``lacks`` answers have a dead latent, and rows are turned by noise of size ``turn``.
+    """
     rng = np.random.default_rng(seed + 10)
     x = own.values.numpy()
     a, b = np.divmod(np.arange(P**2), P)
     means = np.stack([x[(a + b) % P == c].mean(axis=0) for c in range(P)])
     answers = ((a + b) % P)[:, None] == np.arange(P)
     codes = np.concatenate([answers, rng.random((P**2, OTHERS)) < 0.3], axis=1)
+    codes[:, :lacks] = False
     order = rng.permutation(P + OTHERS)
     W = np.concatenate([means - x.mean(axis=0), rng.standard_normal((OTHERS, D))])[order]
+    W = W + turn * rng.standard_normal(W.shape)
     codes = codes[:, order].astype(np.float64)
     return SAERecord(f"s{seed}", "topk", seed, W, W_enc=W.T.copy(), k=1, codes=codes)
 
@@ -110,3 +118,35 @@ def test_labels_of_the_users_own_must_fit_the_rows() -> None:
     assert found.families[-1].family == "topic"
     with pytest.raises(InputError, match="labels: 3 rows of labels, 49 of activations"):
         candidate_labels(own, pd.DataFrame({"topic": [0, 1, 2]}))
+
+
+def test_an_interval_of_a_kind_is_of_the_mean_that_stands_beside_it() -> None:
+    own, level = rows(), 0.9
+    config = ConsistencyConfig(null_draws=0, code_null_draws=0, dead="drop", level=level)
+    # seeds hold 4 to 7 answers: a mean of the seeds' means would be another number
+    records = [planted(seed, own, lacks=seed, turn=0.03 * seed) for seed in range(4)]
+
+    def kinds(some: list[SAERecord]) -> pd.DataFrame:
+        found = consistency_report(some, config, labelled=candidate_labels(own))
+        return found.kinds.set_index("kind")
+
+    whole = kinds(records)
+    without = [kinds([r for r in records if r is not left]) for left in records]
+    for column, ends in (
+        ("reproducibility", ["low", "high"]),
+        ("share", ["share_low", "share_high"]),
+    ):
+        for kind in ("answer", "other"):
+            left = np.array([table.loc[kind, column] for table in without])
+            se = np.sqrt(3 / 4 * np.square(left - left.mean()).sum())
+            half = stats.t.ppf((1 + level) / 2, 3) * se
+            mean = whole.loc[kind, column]
+            assert half > 0
+            wanted = [max(mean - half, 0.0), min(mean + half, 1.0)]
+            assert whole.loc[kind, ends].tolist() == pytest.approx(wanted, abs=1e-12)
+
+
+def test_a_number_outside_its_interval_is_refused(report) -> None:
+    kinds = report.kinds.assign(low=0.99, high=1.0)
+    with pytest.raises(TableError, match=r"column reproducibility: .* lies outside its interval"):
+        TABLES["kinds"].check(kinds)

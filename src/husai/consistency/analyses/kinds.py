@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from husai.consistency.analyses.explanation import (
     read_out,
 )
 from husai.consistency.analyses.labels import Classes
+from husai.consistency.inference.intervals import SeedInterval, jackknife_interval
 from husai.consistency.inference.nulls import NullDistribution
 from husai.consistency.inference.references import Reference
 from husai.consistency.scores.decoder import gt_mcc
@@ -306,3 +308,67 @@ def reproducibility_by_kind(features: pd.DataFrame, *, by: Sequence[str] = ()) -
             )
         parts.append(pd.DataFrame(rows).sort_values("reproducibility", ascending=False))
     return pd.concat(parts, ignore_index=True)
+
+
+class KindIntervals(NamedTuple):
+    """A kind's share of the features and its mean reproducibility, each with its interval."""
+
+    share: SeedInterval | None
+    reproducibility: SeedInterval | None
+
+
+def kind_intervals(
+    kind: str,
+    kinds: Sequence[NDArray[np.object_]],
+    similarity: Sequence[Floats],
+    *,
+    level: float = 0.95,
+) -> KindIntervals:
+    """Intervals over seeds of what :func:`reproducibility_by_kind` says of one kind.
+
+    Both are ratios of sums over all features of all seeds, so the jackknife leaves a seed out of
+    numerator and denominator: its own features, and what the others' features find in it. A mean
+    of the seeds' own means would be of another quantity where seeds hold different numbers of
+    the kind, or features have no partner.
+
+    Parameters
+    ----------
+    kind
+        Which.
+    kinds
+        For each seed ``[n_s]``: the kind of every feature.
+    similarity
+        For each seed ``[n_s, S - 1]``, from
+        :func:`~husai.consistency.inference.seeds.partner_similarity`.
+    level
+        Confidence level.
+
+    Returns
+    -------
+    KindIntervals
+        None below two seeds; for the reproducibility, below three that hold the kind.
+    """
+    n = len(kinds)
+    count = np.array([(own == kind).sum() for own in kinds], dtype=np.float64)
+    size = np.array([len(own) for own in kinds], dtype=np.float64)
+    found = np.zeros((n, n))  # from seed s, over its features of the kind, to their partners in t
+    for s in range(n):
+        others = [t for t in range(n) if t != s]
+        found[s, others] = similarity[s][kinds[s] == kind].sum(axis=0)
+    share = mean = None
+    if n > 1:
+        share = jackknife_interval(
+            count.sum() / size.sum(),
+            (count.sum() - count) / (size.sum() - size),
+            level=level,
+            bounds=(0.0, 1.0),
+        )
+    if (count > 0).sum() > 2:
+        left = found.sum() - found.sum(axis=0) - found.sum(axis=1)
+        mean = jackknife_interval(
+            found.sum() / (count.sum() * (n - 1)),
+            left / ((count.sum() - count) * (n - 2)),
+            level=level,
+            bounds=(0.0, 1.0),
+        )
+    return KindIntervals(share, mean)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import sqrt
+from math import hypot
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from husai.consistency.inference.intervals import pair_matrix
+from husai.consistency.inference.intervals import jackknife_interval, pair_matrix
 from husai.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -165,7 +165,7 @@ def matched(
     meet = len(usable) > 1 and low < high
     values = np.geomspace(low, high, n_points) if meet else np.zeros(0)
     points: list[dict[str, Any]] = []
-    pseudo: dict[str, Floats] = {}
+    scores: dict[str, Floats] = {}  # by architecture: of all seeds, then with each left out
     for name, curve in curves.items():
         head: dict[str, Any] = {
             "architecture": name,
@@ -177,17 +177,14 @@ def matched(
             points.append({**head, "reason": _no_curve(name, usable, reach, on)})
             continue
         read = [curve.read(on, values, seeds) for seeds in curve.subsets()]
-        n = curve.n_seeds
-        defined = n > 2
-        if defined:
-            pseudo[name] = n * read[0][0] - (n - 1) * np.stack([part[0] for part in read[1:]])
+        scores[name] = np.stack([part[0] for part in read])
         for at, value in enumerate(values):
             mean = float(read[0][0, at])
             line = {**head, "at": float(value), "mean": mean, "reason": ""}
             line |= {axis: float(read[0][1 + i, at]) for i, axis in enumerate(curve.axes)}
-            if defined:
-                half = _half_width(pseudo[name][:, at], level)
-                line |= {"low": max(mean - half, bounds[0]), "high": min(mean + half, bounds[1])}
+            if curve.n_seeds > 2:
+                found = jackknife_interval(mean, scores[name][1:, at], level=level, bounds=bounds)
+                line |= {"low": found.low, "high": found.high}
             else:
                 line["reason"] = "two seeds make one pair: its spread over seeds cannot be seen"
             points.append(line)
@@ -197,9 +194,9 @@ def matched(
             "architecture_b": b,
             "matched_on": on,
             "at": float(value),
-            **_contrast(pseudo[a][:, at], pseudo[b][:, at], level),
+            **_contrast(scores[a][:, at], scores[b][:, at], level, bounds),
         }
-        for a, b in combinations(pseudo, 2)
+        for a, b in combinations([name for name in scores if curves[name].n_seeds > 2], 2)
         for at, value in enumerate(values)
     ]
     return pd.DataFrame(points), pd.DataFrame(contrasts)
@@ -216,27 +213,27 @@ def _no_curve(
     return f"the curves have no {on} in common: {spans}"
 
 
-def _half_width(pseudo: Floats, level: float) -> float:
-    n = len(pseudo)
-    return float(stats.t.ppf((1 + level) / 2, n - 1) * pseudo.std(ddof=1) / sqrt(n))
+def _contrast(a: Floats, b: Floats, level: float, bounds: tuple[float, float]) -> dict[str, Any]:
+    """Difference of two scores, each ``[1 + S]``: of all seeds, then with each left out.
 
-
-def _contrast(a: Floats, b: Floats, level: float) -> dict[str, Any]:
-    """Difference of two jackknifed scores: paired for equal numbers of seeds, else Welch's."""
-    difference = float(a.mean() - b.mean())
+    Paired for equal numbers of seeds, else with Welch's degrees of freedom.
+    """
+    difference = float(a[0] - b[0])
+    sides = a[1:], b[1:]
     if len(a) == len(b):
-        n, delta = len(a), a - b
-        se, freedom = float(delta.std(ddof=1) / sqrt(n)), float(n - 1)
+        freedom = float(len(a) - 2)
+        se = jackknife_interval(difference, sides[0] - sides[1], level=level).se or 0.0
     else:
-        parts = [side.var(ddof=1) / len(side) for side in (a, b)]
-        se = sqrt(sum(parts))
-        welch = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (a, b), strict=True))
-        freedom = sum(parts) ** 2 / welch if welch > 0 else float(min(len(a), len(b)) - 1)
+        errors = [jackknife_interval(0.0, side, level=level).se or 0.0 for side in sides]
+        se = hypot(*errors)
+        welch = sum(e**4 / (len(side) - 1) for e, side in zip(errors, sides, strict=True))
+        freedom = se**4 / welch if welch > 0 else float(min(map(len, sides)) - 1)
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * se
+    widest = bounds[1] - bounds[0]
     return {
         "difference": difference,
-        "low": difference - half,
-        "high": difference + half,
+        "low": max(difference - half, -widest),
+        "high": min(difference + half, widest),
         "p": float(2 * stats.t.sf(abs(difference) / se, freedom)) if se > 0 else None,
         "reason": "",
     }

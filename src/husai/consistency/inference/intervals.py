@@ -147,18 +147,54 @@ def seed_interval(
         )
         mean = float(W[0, 1]) if n == 2 else None
         return SeedInterval(mean, None, None, None, level, n, n_pairs, method, reason)
-    total = W.sum() / 2
-    mean = float(total / n_pairs)
+    mean = float(W.sum() / 2 / n_pairs)
     if method == "jackknife":
-        se = float(pseudo_values(W).std(ddof=1) / sqrt(n))
-        half = float(stats.t.ppf((1 + level) / 2, n - 1)) * se
-        low, high = mean - half, mean + half
-    else:
-        means = _bootstrap_means(W, n_resamples, np.random.default_rng(seed))
-        se = float(means.std(ddof=1))
-        low, high = (float(v) for v in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+        return jackknife_interval(mean, _without_each(W), level=level, bounds=bounds)
+    means = _bootstrap_means(W, n_resamples, np.random.default_rng(seed))
+    low, high = (float(v) for v in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
     low, high = _within(low, high, bounds)
+    se = float(means.std(ddof=1))
     return SeedInterval(mean, low, high, se, level, n, n_pairs, method, "")
+
+
+def jackknife_interval(
+    whole: float,
+    without: ArrayLike,
+    *,
+    level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
+) -> SeedInterval:
+    """Interval over seeds for any statistic, from its values with each seed left out.
+
+    ``se² = (S-1)/S Σ_s (θ_(s) - θ̄)²``, with the t quantile of S-1 degrees of freedom, around the
+    statistic of all seeds: the interval is of what it stands beside, whatever that is.
+
+    Parameters
+    ----------
+    whole
+        The statistic of all S seeds.
+    without
+        ``[S]``: the statistic with seed s left out.
+    level
+        Confidence level.
+    bounds
+        Cut the interval to what the statistic can be.
+
+    Raises
+    ------
+    InputError
+        When fewer than two values are given or one is not finite.
+    """
+    left = np.asarray(without, dtype=np.float64)
+    if left.ndim != 1 or len(left) < 2 or not np.isfinite([whole, *left]).all():
+        raise InputError(
+            "without: give the finite statistic with each of two or more seeds left out"
+        )
+    n = len(left)
+    se = (n - 1) * float(left.std(ddof=1)) / sqrt(n)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * se
+    low, high = _within(whole - half, whole + half, bounds)
+    return SeedInterval(whole, low, high, se, level, n, n * (n - 1) // 2, "jackknife", "")
 
 
 def _within(low: float, high: float, bounds: tuple[float, float] | None) -> tuple[float, float]:
@@ -194,9 +230,12 @@ def pseudo_values(scores: ArrayLike) -> NDArray[np.float64]:
     n = len(W)
     if n < 3:
         raise InputError(f"scores: {n} seeds; a jackknife over seeds needs at least three")
-    total = W.sum() / 2
-    without = (total - W.sum(axis=1)) / comb(n - 1, 2)
-    return np.asarray(n * total / comb(n, 2) - (n - 1) * without)
+    return np.asarray(n * W.sum() / 2 / comb(n, 2) - (n - 1) * _without_each(W))
+
+
+def _without_each(W: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``[S]``: the mean pair score with each of three or more seeds left out."""
+    return np.asarray((W.sum() / 2 - W.sum(axis=1)) / comb(len(W) - 1, 2))
 
 
 @dataclass(frozen=True)

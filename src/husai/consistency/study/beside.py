@@ -54,6 +54,7 @@ BESIDE: dict[str, Table] = {
                 ),
                 *(LIVE, EVERYWHERE, FVU, _SEEDS, CONVERGED, REASON),
             ),
+            intervals=(("mean", "low", "high"),),
         ),
         Table(
             "matched",
@@ -71,6 +72,7 @@ BESIDE: dict[str, Table] = {
                 count("n_settings", "settings on the curve", nullable=True, optional=True),
                 *(replace(_SEEDS, nullable=True), REASON, replace(CONVERGED, optional=True)),
             ),
+            intervals=(("mean", "low", "high"),),
         ),
         Table(
             "contrasts",
@@ -84,6 +86,7 @@ BESIDE: dict[str, Table] = {
                 share("p", "t-test of the jackknife over seeds"),
                 *(REASON, CONVERGED),
             ),
+            intervals=(("difference", "low", "high"),),
         ),
         Table(
             "seeds_needed",
@@ -116,6 +119,7 @@ BESIDE: dict[str, Table] = {
                 text("like_for_like", "whether the numbers may be compared"),
                 text("differs_in", "in what the publication differs; empty for this study"),
             ),
+            intervals=(("value", "low", "high"),),
         ),
         Table(
             "orderings",
@@ -151,6 +155,7 @@ BESIDE: dict[str, Table] = {
                 *(replace(column, low=-1.0, high=1.0) for column in _MEAN),
                 REASON,
             ),
+            intervals=(("mean", "low", "high"),),
         ),
         Table(
             "trajectories",
@@ -162,11 +167,13 @@ BESIDE: dict[str, Table] = {
                 share("cosine_to_init", "mean |cosine| to the initial rows", optional=True),
                 *(REASON, HOOK),
             ),
+            intervals=(("mean", "low", "high"),),
         ),
         Table(
             "geometry",
             "A group and a measure of how its directions lie or fire.",
             (*_OF_GROUP, text("measure", "name of the measure"), *_MEAN, REASON, *_LEVELS, HOOK),
+            intervals=(("mean", "low", "high"),),
         ),
         Table(
             "symmetries",
@@ -197,6 +204,7 @@ BESIDE: dict[str, Table] = {
                 share("p", "share of the null that is as high", optional=True),
                 REASON,
             ),
+            intervals=(("score", "low", "high"),),
         ),
     )
 }

@@ -104,11 +104,20 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: its name, what a row is, and its columns."""
+    """One table: its name, what a row is, and its columns.
+
+    Attributes
+    ----------
+    name, meaning, columns
+        As they say.
+    intervals
+        Columns of a number and of the two ends of its interval: it lies between them.
+    """
 
     name: str
     meaning: str
     columns: tuple[Column, ...]
+    intervals: tuple[tuple[str, str, str], ...] = ()
 
     def check(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return the frame as it is, or say what does not follow the declaration.
@@ -128,7 +137,21 @@ class Table:
                 continue
             if problem := column.problem(frame[column.name]):
                 raise TableError(f"table {self.name}, column {column.name}: {problem}")
+        for names in self.intervals:
+            if set(names) <= set(frame):
+                self._check_interval(frame[list(names)].astype("float64"))
         return frame
+
+    def _check_interval(self, ends: pd.DataFrame) -> None:
+        """See that a number lies in its interval: one outside is another quantity's."""
+        value, low, high = (ends[name] for name in ends)
+        outside = ends[(value < low - _ROUNDING) | (value > high + _ROUNDING)]
+        if len(outside):
+            at, *interval = outside.iloc[0]
+            raise TableError(
+                f"table {self.name}, column {ends.columns[0]}: {at:g} lies outside its interval "
+                f"[{interval[0]:g}, {interval[1]:g}]"
+            )
 
     def empty(self) -> pd.DataFrame:
         """Give the table without a row."""

@@ -18,6 +18,7 @@ from husai.consistency.analyses.kinds import (
     class_means,
     coverage,
     covered_by_chance,
+    kind_intervals,
     reproducibility_by_kind,
 )
 from husai.consistency.analyses.labels import (
@@ -28,7 +29,7 @@ from husai.consistency.analyses.labels import (
     table_labels,
 )
 from husai.consistency.config import ConsistencyConfig
-from husai.consistency.inference.intervals import mean_interval, seed_interval
+from husai.consistency.inference.intervals import mean_interval
 from husai.consistency.inference.references import Reference, permuted
 from husai.consistency.inference.seeds import match_all, partner_similarity
 from husai.consistency.scores.codes import whole_codes
@@ -302,28 +303,7 @@ def _kinds_of(
         ignore_index=True,
     )
     table = reproducibility_by_kind(features)
-    shares = {
-        each: mean_interval(
-            [float((one == each).mean()) for one in kind], level=config.level, bounds=(0.0, 1.0)
-        )
-        for each in table["kind"]
-    }
-    intervals = {}
-    for each in table["kind"]:
-        W = np.zeros((len(group), len(group)))
-        for (s, t), match in matches.items():
-            both = np.concatenate(
-                [
-                    match.similarity[kind[s][match.a_index] == each],
-                    match.similarity[kind[t][match.b_index] == each],
-                ]
-            )
-            W[s, t] = W[t, s] = both.mean() if len(both) else np.nan
-        intervals[each] = (
-            seed_interval(W, level=config.level, bounds=(0.0, 1.0))
-            if np.isfinite(W).all()
-            else None
-        )
+    intervals = [kind_intervals(each, kind, own, level=config.level) for each in table["kind"]]
     null = _permuted_features(reference, [len(one.index) for one in group], config)
     head = group_head(name, group, "full")
     columns: dict[str, Any] = dict(
@@ -332,10 +312,10 @@ def _kinds_of(
         n_seeds=head["n_seeds"],
         converged=head["converged"],
         n_features=table["n_features"] / len(group),
-        share_low=[shares[each].low for each in table["kind"]],
-        share_high=[shares[each].high for each in table["kind"]],
-        low=[one.low if (one := intervals[each]) else None for each in table["kind"]],
-        high=[one.high if (one := intervals[each]) else None for each in table["kind"]],
+        share_low=[one.share and one.share.low for one in intervals],
+        share_high=[one.share and one.share.high for one in intervals],
+        low=[one.reproducibility and one.reproducibility.low for one in intervals],
+        high=[one.reproducibility and one.reproducibility.high for one in intervals],
         null_mean=float(null.mean()) if len(null) else None,
         null_q05=float(np.quantile(null, 0.05)) if len(null) else None,
         null_q95=float(np.quantile(null, 0.95)) if len(null) else None,

@@ -147,6 +147,7 @@ TABLES: dict[str, Table] = {
                 *_null_columns(),
                 HOOK,
             ),
+            intervals=(("mean", "low", "high"),),
         ),
         Table(
             "comparisons",
@@ -169,6 +170,7 @@ TABLES: dict[str, Table] = {
                 share("p_adjusted", "Holm over the table's rows of one space, score and sign"),
                 HOOK,
             ),
+            intervals=(("difference", "low", "high"),),
         ),
         Table(
             "seeds",
@@ -302,6 +304,7 @@ TABLES: dict[str, Table] = {
                 ),
                 HOOK,
             ),
+            intervals=(("mean", "low", "high"),),
         ),
         Table(
             "coverage",
@@ -333,6 +336,7 @@ TABLES: dict[str, Table] = {
                 ),
                 HOOK,
             ),
+            intervals=(("mean", "low", "high"), ("gt_mcc", "gt_mcc_low", "gt_mcc_high")),
         ),
         Table(
             "covered",
@@ -376,6 +380,7 @@ TABLES: dict[str, Table] = {
                 share("above_null", "share above 95 % of permuted features", optional=True),
                 HOOK,
             ),
+            intervals=(("share", "share_low", "share_high"), ("reproducibility", "low", "high")),
         ),
     )
 }
