@@ -417,3 +417,14 @@ def test_a_variant_may_be_a_trained_baseline():
     # a plan of before this field
     old = records(plan.drop(columns="baseline"))
     assert {row_config(row).baseline for row in old} == {"none"}
+
+
+def test_a_variant_is_named_only_where_its_settings_do_not_tell_it_from_others():
+    sae = {"architecture": "batch_topk", "d_sae": 64, "options": {"k": 4}}
+    longer = {**sae, "training": {"steps": 9}}
+    found = make_plan(variants={"batch": sae})["group"].unique()
+    assert "batch_topk d64 k4" in found
+    found = make_plan(variants={"batch": sae, "longer": longer})["group"].unique()
+    assert {"batch_topk d64 k4 batch", "batch_topk d64 k4 longer"} <= set(found)
+    same = {"architecture": "topk", "d_sae": 64, "options": {"k": 4}, "vary": "data"}
+    assert "topk d64 k4 order" in set(make_plan(variants={"order": same})["group"])

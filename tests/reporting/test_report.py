@@ -14,7 +14,9 @@ from husai.consistency.config import ConsistencyConfig
 from husai.reporting.config import ReportingConfig
 from husai.reporting.page import StudyPage, StudyRun, StudyTables, study_page
 from husai.reporting.render import environment
+from husai.reporting.shown import frequency_balance, group_order, ordered
 from husai.sae.config import BankTrainingConfig
+from husai.transformer.shipped import shipped_transformers
 
 HOOK = "post@-1"
 
@@ -184,13 +186,13 @@ def test_the_first_screen_is_a_picture_and_five_sentences() -> None:
     assert "come back: they match" in sentence(text, 1)
     assert "**0.98 [0.50, 0.99]**, and 100 % of them are found" in sentence(text, 1)
     assert (
-        "4 of its features: 25 % of those that fire, and 100 % of those that are found in"
+        "4 of an SAE's 16 features: 25 % of those that fire, and 100 % of those that are found in"
         in sentence(text, 2)
     )
     assert "The other features match at 0.62." in sentence(text, 2)
-    assert "Of 17 answers, 4 have a feature of their own (F1 above 0.9;" in sentence(text, 3)
-    assert "they match at 0.41, and 95 % of them stay below 0.52." in sentence(text, 4)
-    assert "(95 %) are over 3 seeds of the SAE on one transformer" in sentence(text, 5)
+    assert "Of 17 answers, 4 [3, 5] have a feature of their own (one that" in sentence(text, 3)
+    assert "features match at 0.41, 95 % of them below 0.52." in sentence(text, 4)
+    assert "(95 %) are over 3 seeds of the SAE, all on one transformer" in sentence(text, 5)
     assert "1 of 1 settings had not converged" in sentence(text, 5)
     assert "`docs/results/retracted.md`" in text
 
@@ -233,7 +235,7 @@ def test_without_labels_the_first_screen_is_about_all_features() -> None:
     assert "**0.81 [0.70, 0.90]**, and 75 % of them" in sentence(got.text, 1)
     assert "all 14 features of an SAE that fire, of 16; 25 % are found in no other" in got.text
     assert "Bring labels" in sentence(got.text, 3)
-    assert "they match at 0.65." in sentence(got.text, 4)
+    assert "features match at 0.65." in sentence(got.text, 4)
     assert "../consistency/reproducibility.png" in got.text.split("1. **")[0]
     said = "above permuted features (0.65); 75 % are found in every other seed."
     assert got.sentence.endswith(said)
@@ -252,16 +254,19 @@ def test_the_main_sentence_is_one_plain_line() -> None:
 
 
 def test_page_says_which_transformer_was_used() -> None:
-    assert "It is trained by this study from seed 3." in page()
-    assert "It is `seed3_clean`, one of the trained transformers" in page(name="seed3_clean")
+    assert "The study's transformer is one that it trained itself, from seed 3." in page()
+    assert "transformer is `seed3_clean`, one of the trained transformers" in page(
+        name="seed3_clean"
+    )
 
 
 def test_sentences_follow_the_numbers() -> None:
     text = page()
     assert "| topk d16 k4 † | 14 | **0.812** [0.700, 0.900]" in text
-    assert "the null to base a claim on, in 1 of 1 settings (topk d16 k4 †), and below" in text
-    assert "75 % to 75 % of a group are found in every other seed, and 25 % to 25 % in none" in text
-    assert "how often it fires (positively in 1, negatively in 0 of 1 groups)" in text
+    assert "the null to base a claim on, in 1 of 1 settings, and below it in 0" in text
+    assert "75 % to 75 % are found in every other seed, and 25 % to 25 % in none" in text
+    assert "number of the 1 groups" in text
+    assert "- how often it fires: better in 1, worse in 0\n" in text
     assert "opposite order, not separated" in text
     assert "nan" not in text.lower()
 
@@ -339,3 +344,47 @@ def test_tables_have_as_many_cells_in_every_row() -> None:
 def test_a_name_that_nobody_gives_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="forgotten"):
         environment().from_string("{{ forgotten }}").render()
+
+
+def test_the_main_group_comes_first_and_the_untrained_last() -> None:
+    groups = pd.DataFrame(
+        [
+            {"group": "relu d64 l1_1", "architecture": "relu", "d_sae": 64},
+            {"group": "topk d64 k4", "architecture": "topk", "d_sae": 64},
+            {"group": "topk d128 k4 untrained", "architecture": "topk", "d_sae": 128},
+            {"group": "topk d256 k4", "architecture": "topk", "d_sae": 256},
+            {"group": "topk d128 k4", "architecture": "topk", "d_sae": 128},
+        ]
+    )
+    order = group_order(groups, "topk d128 k4")
+    assert order == [
+        *("topk d128 k4", "topk d256 k4", "topk d64 k4", "relu d64 l1_1"),
+        "topk d128 k4 untrained",
+    ]
+    assert ordered(groups, order)["group"].tolist() == order
+
+
+def test_kinds_are_in_words_and_rare_ones_left_out() -> None:
+    given = tables()
+    head = given.kinds.iloc[0].to_dict()
+    more = [{**head, "kind": "operand, several", "n_features": n} for n in (0.2, 7.0)]
+    text = page(found=replace(given, kinds=pd.concat([given.kinds, pd.DataFrame(more)])))
+    assert "| several operands | 7.0 |" in text
+    assert "0.2 |" not in text
+    assert "none of the labels" in text
+    assert "None | " not in text
+
+
+def test_a_transformer_is_typical_when_the_shipped_ones_are_like_it() -> None:
+    every = shipped_transformers()
+    one = next(entry for entry in every if entry.name == "seed0")
+    shares = [max(e.frequency_shares.values()) for e in every if e.shipped == one.shipped]
+    assert frequency_balance(tables().waves, HOOK, {"name": "other"}, every) == {}
+    for largest, typical in ((min(shares) / 2, False), (sorted(shares)[2], True), (0.99, False)):
+        waves = pd.DataFrame(
+            {"hook": HOOK, "model": "trained", "variable": "answer", "share": [0.01, largest]}
+        )
+        found = frequency_balance(waves, HOOK, {"name": one.name}, every)
+        assert (found["low"] <= found["own"] <= found["high"]) == typical
+        text = page(found=replace(tables(), waves=waves.assign(frequency=[1, 2])), name=one.name)
+        assert ("is typical of" in text, "is not typical of" in text) == (typical, not typical)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -33,6 +34,9 @@ SEED_FIELDS = ("init_seed", "data_seed")
 
 MAX_PLANNED = 200_000
 """SAEs of one plan."""
+
+# what a group's name says of its sparsity, and how
+_SPARSITY = {"k": "k", "l1_coefficient": "l1_", "l0_coefficient": "l0_"}
 
 KEPT_COLUMNS = ("group", "variant", "seed", "hook_name", "position", "model")
 """Columns of the plan that an SAE's file keeps beside its configuration."""
@@ -261,6 +265,7 @@ def _all_settings(config: PlanConfig) -> Iterator[_Setting]:
 
 
 def _settings(config: PlanConfig) -> Iterator[_Setting]:
+    names: Counter[str] = Counter()
     for architecture, grid in config.architectures.items():
         for d_sae in config.d_sae:
             for sparsity in grid.settings():
@@ -271,16 +276,24 @@ def _settings(config: PlanConfig) -> Iterator[_Setting]:
                     **config.options,
                 }
                 training = config.training_by_width.get(d_sae, {})
+                names[_name(fields)] += 1
                 yield _Setting(_name(fields), fields, config.vary, training=training)
-    for name, variant in config.variants.items():
-        fields = {
+    variants = {
+        name: {
             "architecture": variant.architecture,
             "d_sae": variant.d_sae,
             **config.options,
             **variant.options,
         }
+        for name, variant in config.variants.items()
+    }
+    names.update(_name(fields) for fields in variants.values())
+    for name, variant in config.variants.items():
+        fields = variants[name]
+        # its own name only where architecture, width and sparsity do not tell it from the others
+        plain = _says_all(config, variant) and names[_name(fields)] == 1
         yield _Setting(
-            f"{_name(fields)} {name}",
+            _name(fields) if plain else f"{_name(fields)} {name}",
             fields,
             variant.vary or config.vary,
             name,
@@ -301,6 +314,13 @@ def _settings(config: PlanConfig) -> Iterator[_Setting]:
         yield _Setting(
             f"{_name(fields)} random{number}", fields, config.vary, f"random{number}", training
         )
+
+
+def _says_all(config: PlanConfig, variant: Variant) -> bool:
+    """Whether a variant differs from the grid in architecture, width and sparsity alone."""
+    elsewhere = variant.hook_name is not None or variant.position is not None
+    trained = variant.training or variant.vary not in (None, config.vary)
+    return not (elsewhere or trained) and set(variant.options) <= set(_SPARSITY)
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -395,7 +415,7 @@ def _name(fields: Mapping[str, Any]) -> str:
     """Architecture, width and sparsity, as people write them."""
     # the fields are validated later, so that a name may be of anything that somebody wrote
     parts = [str(fields.get("architecture", "")), f"d{_value(fields.get('d_sae', ''))}"]
-    for key, short in (("k", "k"), ("l1_coefficient", "l1_"), ("l0_coefficient", "l0_")):
+    for key, short in _SPARSITY.items():
         if fields.get(key) is not None:
             parts.append(f"{short}{_value(fields[key])}")
     return " ".join(parts)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from husai.campaign.plan import records
 from husai.consistency.config import ConsistencyConfig
-from husai.consistency.study.labels import main_group, plural
+from husai.consistency.study.labels import kind_words, main_group, plural
 from husai.reporting.config import ReportingConfig
 from husai.reporting.render import all_converged, render
 
@@ -119,6 +119,7 @@ def _by_kind(own: FirstTables) -> dict[str, Any]:
     architecture = parts["architecture"].iloc[0]
     return {
         "lead": plural(lead),
+        "lead_kind": lead,
         "group": best,
         "main": records(parts)[0],
         "rest": {name: _together(rest, name) for name in ("reproducibility", "above_null")},
@@ -153,6 +154,7 @@ def _by_group(own: FirstTables) -> dict[str, Any]:
     everywhere = part["n_seeds_found"] == part["n_other_seeds"]
     return {
         "lead": "",
+        "lead_kind": None,
         "group": str(row["group"]),
         "main": {
             "n_features": row["n_live"],
@@ -177,4 +179,5 @@ def _before(kinds: pd.DataFrame, hook: str) -> list[dict[str, Any]]:
     if not len(kinds):
         return []
     found = kinds[(kinds["hook"] == f"{hook}@untrained") & ~kinds["kind"].isin(["other", "dead"])]
-    return records(found.sort_values("share").drop_duplicates("group", keep="last"))
+    most = records(found.sort_values("share").drop_duplicates("group", keep="last"))
+    return [{**row, "words": plural(kind_words(str(row["kind"])))} for row in most]

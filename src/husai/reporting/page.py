@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,11 +12,20 @@ import pandas as pd
 
 from husai.campaign.plan import records
 from husai.consistency.config import ConsistencyConfig
+from husai.consistency.scores.registry import SCORES
 from husai.reporting.config import ReportingConfig
 from husai.reporting.first_screen import FirstTables, first_screen, main_sentence
 from husai.reporting.render import all_converged, made_by, reasons, render
+from husai.reporting.shown import (
+    coverage_rows,
+    frequency_balance,
+    group_order,
+    kind_rows,
+    ordered,
+)
 from husai.sae.config import BankTrainingConfig
 from husai.transformer.evaluation import grokking_summary
+from husai.transformer.shipped import shipped_transformers
 
 COVARIATES = {
     "firing_rate": "how often it fires",
@@ -118,14 +128,34 @@ def study_page(
         The parameters that the text states: levels and thresholds of the comparison, the
         convergence gate of the training, and the page's own.
     """
-    groups = tables.groups
-    own = _own(groups)
-    own_hook = str(own["hook"].iloc[0])
-    found = _found(tables.features)
+    own_hook = str(tables.groups["hook"].iloc[0])
     first = first_screen(
-        FirstTables(groups, tables.features, tables.coverage, tables.kinds), consistency, reporting
+        FirstTables(tables.groups, tables.features, tables.coverage, tables.kinds),
+        consistency,
+        reporting,
     )
     sentence = main_sentence(first)
+    everything = pd.concat([t for t in (tables.groups, tables.kinds) if len(t)], ignore_index=True)
+    order = group_order(everything, first.get("group"))
+    groups = ordered(tables.groups, order)
+    kinds, coverage, truth, saes, correlates, trajectories = (
+        ordered(table, order)
+        for table in (
+            tables.kinds,
+            tables.coverage,
+            tables.truth,
+            tables.saes,
+            tables.correlates,
+            tables.trajectories,
+        )
+    )
+    own = groups[groups["hook"] == own_hook]
+    found = ordered(_found(tables.features), order)
+    measures = {
+        name: title
+        for name, title in TRUTH_MEASURES.items()
+        if len(truth) and (truth.loc[truth["measure"] == name, "mean"].fillna(0.0) > 0).any()
+    }
     text = render(
         "home_study.md.j2",
         run=run,
@@ -137,32 +167,31 @@ def study_page(
         main_sentence=sentence,
         first=first,
         n_groups=own["group"].nunique(),
-        coverage=records(tables.coverage),
-        kinds=records(tables.kinds),
+        balance=frequency_balance(
+            tables.waves, own_hook, run.training.get("transformer", {}), shipped_transformers()
+        ),
+        coverage=coverage_rows(coverage, first.get("lead_kind")),
+        kinds=kind_rows(kinds, first.get("lead_kind")),
         chance=_above_chance(own),
-        which=_which_features(found, tables.correlates, own_hook),
-        purity=_pure_or_mixed(tables.truth),
+        which=_which_features(found, correlates, own_hook),
+        purity=_pure_or_mixed(truth),
         statistics=records(tables.statistics),
         waves=_waves(tables.waves),
-        saes=_saes(tables.saes, groups),
+        saes=_saes(saes, groups),
         own_full=_scores(own, "full"),
         own_data=_scores(own, "data"),
         others=_scores(groups[groups["hook"] != own_hook], "full"),
         found=records(found),
-        correlates=_correlates(tables.correlates),
+        correlates=_correlates(correlates),
         covariates=COVARIATES,
-        truth=_truth(tables.truth),
-        truth_measures=TRUTH_MEASURES,
-        trajectories=_trajectories(tables.trajectories),
+        truth=_truth(truth, measures),
+        truth_measures=measures,
+        trajectories=_trajectories(trajectories),
         matched=_matched(tables.matched),
         published=_published(tables.published),
         orderings=records(tables.orderings[tables.orderings["reason"] != "not both measured here"]),
     )
     return StudyPage(text, sentence)
-
-
-def _own(groups: pd.DataFrame) -> pd.DataFrame:
-    return groups[groups["hook"] == groups["hook"].iloc[0]]
 
 
 def _where(table: pd.DataFrame, mask: Any) -> list[dict[str, Any]]:
@@ -278,7 +307,7 @@ def _scores(groups: pd.DataFrame, space: str) -> dict[str, Any]:
     """PW-MCC of every group in one space, with its MMCS."""
     part = groups[(groups["space"] == space) & ~groups["signed"].astype(bool)]
     mmcs = part[part["score"] == "mmcs"].set_index("group")["mean"]
-    scores = part[part["score"] == "pw_mcc"].sort_values(["d_sae", "architecture"])
+    scores = part[part["score"] == "pw_mcc"]
     return {
         "dimensions": sorted(set(scores["dimensions"])),
         "rows": records(scores.assign(mmcs=scores["group"].map(mmcs))),
@@ -303,13 +332,13 @@ def _correlates(correlates: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _truth(truth: pd.DataFrame) -> list[dict[str, Any]]:
+def _truth(truth: pd.DataFrame, measures: Iterable[str]) -> list[dict[str, Any]]:
     if truth.empty:
         return []
     rows = []
     for (hook, group), part in truth.groupby(["hook", "group"], sort=False):
         lines = {row["measure"]: row for row in records(part)}
-        cells = [lines.get(name, {}) for name in TRUTH_MEASURES]
+        cells = [lines.get(name, {}) for name in measures]
         for cell in cells:
             cell["chance"] = cell.get("data_aware_mean", cell.get("isotropic_mean"))
         rows.append(
@@ -350,9 +379,22 @@ def _matched(matched: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _published(published: pd.DataFrame) -> Sequence[dict[str, Any]]:
-    """The papers' numbers beside ours, ours with the papers' own sign conventions."""
-    wanted = published[published["score"].isin(["pw_mcc", "shared_fraction"])]
-    ours = wanted["source"] == "this study"
-    signed = wanted["signed"].map(lambda v: v is not None and not pd.isna(v) and bool(v))
-    return records(wanted[~ours | (signed == (wanted["score"] == "shared_fraction"))])
+def _published(published: pd.DataFrame) -> Mapping[str, Sequence[dict[str, Any]]]:
+    """The papers' numbers beside ours, by score, ours with the papers' own sign conventions."""
+    ours = published["source"] == "this study"
+    signed = published["signed"].map(lambda v: v is not None and not pd.isna(v) and bool(v))
+    own = published[~ours | (signed == (published["score"] == "shared_fraction"))]
+    return {
+        SCORES[score].term: [
+            {**row, "note": _note(str(row.get("differs_in") or ""))}
+            for row in records(own[own["score"] == score])
+        ]
+        for score in ("pw_mcc", "shared_fraction")
+        if (own["score"] == score).any()
+    }
+
+
+def _note(differs_in: str) -> str:
+    """What a paper's number needs beside it: that which stands in brackets at the end."""
+    note = differs_in.partition(" (")[2].removesuffix(")")
+    return re.sub(r"\|(\w+)\|", r"the absolute value of \1", note)

@@ -23,6 +23,9 @@ from husai.consistency.scores.codes import Codes, code_blocks
 from husai.errors import InputError
 from husai.matching.match import unit_rows
 
+SEVERAL = ", several"
+"""What the kind of a latent for several classes of one variable ends in."""
+
 
 class ClassScores(NamedTuple):
     """How each latent detects each class; arrays ``[n_latents, n_classes]``.
@@ -251,7 +254,7 @@ def explain_latents(
     whole = long.assign(family_r2=long["family_r2"].fillna(-1.0))
     by_whole = long.loc[whole.groupby("latent")["family_r2"].idxmax()].reset_index(drop=True)
     several = (by_label["r2"] < least_r2) & (by_whole["family_r2"] >= least_r2)
-    by_whole["kind"] += ", several"
+    by_whole["kind"] += SEVERAL
     chosen = by_label.where(~several, by_whole)
     chosen.loc[(chosen["r2"] < least_r2) & ~several, "kind"] = "other"
     dead = np.diff(matrix.indptr) == 0

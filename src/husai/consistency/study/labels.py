@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from husai.activations.rows import Activations
-from husai.consistency.analyses.explanation import Explanation, explain_latents
+from husai.consistency.analyses.explanation import SEVERAL, Explanation, explain_latents
 from husai.consistency.analyses.kinds import (
     Coverage,
     class_gt_mcc,
@@ -349,7 +349,7 @@ def leading_kind(kinds: pd.DataFrame) -> str | None:
     """
     if not len(kinds):
         return None
-    named = kinds[~kinds["kind"].isin(["other", "dead"]) & ~kinds["kind"].str.endswith(", several")]
+    named = kinds[~kinds["kind"].isin(["other", "dead"]) & ~kinds["kind"].str.endswith(SEVERAL)]
     if named.empty:
         return None
     found = named["n_features"] * named["found_everywhere"]
@@ -382,3 +382,10 @@ def main_group(coverage: pd.DataFrame, kinds: pd.DataFrame) -> tuple[str, str] |
 def plural(kind: str) -> str:
     """Write a kind in the plural: answers, operands."""
     return kind if kind.endswith("s") else f"{kind}s"
+
+
+def kind_words(kind: str) -> str:
+    """Say what a feature of a kind stands for, in words."""
+    if kind.endswith(SEVERAL):
+        return f"several {plural(kind.removesuffix(SEVERAL))}"
+    return {"other": "none of the labels", "dead": "nothing: it never fires"}.get(kind, kind)
