@@ -31,7 +31,7 @@ NAMES = [name for cell in CELLS for name in re.findall(r"\(`([^`]*)`\)", cell)]
 PLAIN = {
     *("model", "rows", "features", "seeds", "groups", "score", "value", "source", "paper"),
     *("architecture", "architectures", "sparsity", "SAEs", "minus", "mean norm", "pass"),
-    *("seconds per SAE", "dimensions", "symmetry", "parameter", "default"),
+    *("seconds per SAE", "dimensions", "symmetry", "parameter", "default", "note"),
 }
 # columns that say in words what a term of the glossary says
 SAME = {
