@@ -280,11 +280,13 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES,) * 2)
 
 
-def read_batch(source: Path, start: int, stop: int, seed: int) -> None:
+def read_batch(source: Path, start: int, stop: int, seed: int, until: float) -> None:
     """Read some cases under the memory limit; print each outcome, so that a death shows where."""
     read_case(source, 0, seed)  # imports what is imported once
     limit_memory()
     for number in range(start, stop):
+        if time.monotonic() > until:
+            break
         print(json.dumps([number, *read_case(source, number, seed)]), flush=True)
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), flush=True)
 
@@ -302,7 +304,8 @@ def attack_files(numbers: range, seed: int, until: float) -> tuple[Counter[Outco
         start = numbers.start
         while start < numbers.stop and time.monotonic() < until:
             stop = min(numbers.stop, start + BATCH)
-            command = [sys.executable, __file__, "--read", str(source), str(start), str(stop)]
+            part = [str(source), str(start), str(stop), str(until)]
+            command = [sys.executable, __file__, "--read", *part]
             done = subprocess.run(
                 [*command, "--seed", str(seed)], capture_output=True, text=True, check=False
             )
@@ -313,7 +316,7 @@ def attack_files(numbers: range, seed: int, until: float) -> tuple[Counter[Outco
                     start = entry[0] + 1
                 else:
                     peak = max(peak, entry / 1024)
-            if start < stop:  # the case after the last one that was told ended the process
+            if done.returncode:  # by the case after the last one that was told
                 outcomes["died", f"case {start}: {done.stderr[-200:]}"] += 1
                 start += 1
     return outcomes, start - numbers.start, peak
@@ -405,12 +408,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--afresh", action="store_true", help="forget the cases there were")
-    parser.add_argument("--read", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--read", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--bomb", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
-        source, start, stop = options.read
-        read_batch(Path(source), int(start), int(stop), options.seed)
+        source, start, stop, until = options.read
+        read_batch(Path(source), int(start), int(stop), options.seed, float(until))
         return
     if options.bomb:
         import torch  # noqa: F401 - what is imported does not count

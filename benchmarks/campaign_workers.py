@@ -21,7 +21,7 @@ import torch
 from husai.campaign.banks import Bank, RowsInfo, make_banks
 from husai.campaign.executors import Done
 from husai.campaign.executors.local import ProcessExecutor
-from husai.campaign.executors.tasks import Trained
+from husai.campaign.executors.outcomes import Trained
 from husai.provenance import git_commit, versions
 from husai.sae import BankTrainingConfig, SAEConfig
 

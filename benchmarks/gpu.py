@@ -221,8 +221,8 @@ def check_engine(architecture: str, sparse: bool, method: str) -> dict[str, Any]
             if kind == "dense"
             else CudaEngine(bank, held(x), training, DEVICE)
         )
-        if kind == "cuda" and engine.selection in ("row", "batch"):
-            engine.sparse = sparse
+        if kind == "cuda" and engine.step.selection in ("row", "batch"):
+            engine.step.sparse = sparse
         batches = {s: torch.from_numpy(batch_rows(s, len(x), 1024, 0, 12)) for s in (0, 1)}
         means.append(engine.run(step_table(configs, training, 0, 12), batches))
         states.append({n: t.double().cpu() for n, t in bank.tensors().items()})
@@ -323,7 +323,7 @@ def measure(rows: torch.Tensor, configs: list[SAEConfig], **training: Any) -> di
     peak = (torch.cuda.max_memory_allocated() - before) / 2**30
     state = sum(tensor.nbytes for tensor in run.bank.tensors().values()) / 2**30
     means = run.advance(5)
-    sparse = run.engine.sparse
+    sparse = run.engine.step.sparse
     del run
     torch.cuda.empty_cache()
     product = encoder_product(n, d_sae, batch, precision)
@@ -557,8 +557,8 @@ def peers() -> list[Any]:
 
 def tune() -> list[Any]:
     """Settings of the largest kernels, microseconds each."""
-    import husai.sae.engines.cuda as cuda
     import husai.sae.gpu.codes as gpu_codes
+    import husai.sae.gpu.step as gpu_step
 
     rows = planted_rows()
     found = []
@@ -595,7 +595,7 @@ def tune() -> list[Any]:
     for values, group in ((8, 8), (16, 8), (16, 4), (16, 1)):
         attempt(gpu_codes, few, VALUES_A_THREAD=values, GROUP=group)
     for latents, tile, warps in updates:
-        attempt(cuda, wide, LATENTS=latents, UPDATE_TILE=tile, UPDATE_WARPS=warps)
+        attempt(gpu_step, wide, LATENTS=latents, UPDATE_TILE=tile, UPDATE_WARPS=warps)
     return found
 
 
@@ -622,7 +622,7 @@ def quality() -> list[Any]:
                         "d_sae": d_sae,
                         "precision": precision,
                         "fvu_of_last_100_steps": means["train_fvu"].tolist(),
-                        "way": "codes" if run.engine.sparse else "products",
+                        "way": "codes" if run.engine.step.sparse else "products",
                     }
                 )
             )

@@ -16,7 +16,7 @@ from husai.campaign.cost import measure
 from husai.campaign.cost.calibrations import Calibrations
 from husai.campaign.cost.dry_run import clock_seconds
 from husai.campaign.executors.base import Done
-from husai.campaign.executors.tasks import Calibration
+from husai.campaign.executors.outcomes import Calibration
 from husai.errors import InputError
 from husai.sae import BankTrainingConfig, SAEConfig
 

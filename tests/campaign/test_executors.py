@@ -21,9 +21,9 @@ from husai.campaign.config import ComputeConfig
 from husai.campaign.executors import Done, Event, Executor, Lost, Progress, make_executor
 from husai.campaign.executors.inline import InlineExecutor
 from husai.campaign.executors.local import ProcessExecutor
+from husai.campaign.executors.outcomes import Broken, Trained
 from husai.campaign.executors.ray import RayExecutor, banks_on, check_room, ended
 from husai.campaign.executors.rows import LOCK, RowsFolder
-from husai.campaign.executors.tasks import Broken, Trained
 from husai.errors import InputError
 from husai.sae import BankTrainingConfig, SAEConfig
 from husai.storage import TensorFile

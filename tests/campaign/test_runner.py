@@ -22,7 +22,7 @@ from husai.campaign import estimate_campaign
 from husai.campaign.banks import Bank, RowsInfo, make_banks
 from husai.campaign.cost.calibrations import Calibrations
 from husai.campaign.cost.estimates import Estimates
-from husai.campaign.executors.tasks import Calibration
+from husai.campaign.executors.outcomes import Calibration
 from husai.campaign.folders import LEDGER
 from husai.campaign.ledger import Ledger
 from husai.errors import CampaignStopped, InputError
@@ -366,7 +366,7 @@ def test_interrupted_banks_continue_with_other_checkpoint_settings(campaign, und
 
 def test_nothing_is_submitted_after_the_machine_failed(campaign, undisturbed, monkeypatch):
     from husai.campaign.executors import Done, Lost, local
-    from husai.campaign.executors.tasks import Broken
+    from husai.campaign.executors.outcomes import Broken
 
     submitted: list[Bank] = []
 

@@ -115,7 +115,7 @@ def compare(
     x = rows()
     engine = cuda_engine(banks[1], training)
     if sparse is not None:
-        engine.sparse = sparse
+        engine.step.sparse = sparse
     expected = advance(banks[0], training, DenseEngine(banks[0], x, training, DEVICE))
     means = advance(banks[1], training, engine)
     for name, value in means.items():
@@ -174,7 +174,7 @@ def test_options_equal_autograd() -> None:
 def test_dead_latents_equal_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     # two latents are dead after a batch; a latent with more than two codes is cut into parts
     monkeypatch.setattr("husai.sae.gpu.codes.PART", 2)
-    monkeypatch.setattr("husai.sae.engines.cuda.PART", 2)
+    monkeypatch.setattr("husai.sae.gpu.step.PART", 2)
     bank, means = compare("topk", settings(dead_after_passes=0.2), sparse=True)
     assert float(means["auxiliary"].min()) > 0
     assert bool((bank.since_fired[:, :2] > 0).all())
@@ -196,7 +196,7 @@ def test_an_sae_that_fails_leaves_the_others() -> None:
     banks[0].parameters["W_enc"][0, 5] = torch.nan
     for bank in banks:
         engine = cuda_engine(bank, training)
-        engine.sparse = True
+        engine.step.sparse = True
         advance(bank, training, engine)
     assert banks[0].failed.tolist() == [True, False]
     assert int(banks[0].stopped_at[0]) == 0

@@ -27,7 +27,7 @@ from husai.campaign.executors import (
     Progress,
     check_backend,
 )
-from husai.campaign.executors.tasks import Broken, Trained
+from husai.campaign.executors.outcomes import Broken, Trained
 from husai.campaign.folders import FAILURES, LEDGER, QUARANTINE, CampaignFolders
 from husai.campaign.ledger import DONE, FAILED, PLANNED, RUNNING, Ledger
 from husai.campaign.plan import KEPT_COLUMNS, records

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from husai.tracking.recorder import Recorder
+    from husai.tracking.servers import Store
 
 # MLflow's own limits for one log_batch call and for a parameter's value
 MAX_METRICS_PER_BATCH = 1000
@@ -22,7 +22,7 @@ MAX_TAG_LENGTH = 500
 PACKAGE = Path(__file__).parent
 
 
-def log_params(recorder: Recorder, run_id: str, payload: None, values: dict[str, Any]) -> None:
+def log_params(store: Store, run_id: str, payload: None, values: dict[str, Any]) -> None:
     """Log parameters; lists and mappings as JSON."""
     from mlflow.entities import Param
 
@@ -32,11 +32,11 @@ def log_params(recorder: Recorder, run_id: str, payload: None, values: dict[str,
         params.append(Param(name, text[:MAX_PARAM_LENGTH]))
     for start in range(0, len(params), MAX_PARAMS_PER_BATCH):
         batch = params[start : start + MAX_PARAMS_PER_BATCH]
-        recorder.client.log_batch(run_id, params=batch)
+        store.client.log_batch(run_id, params=batch)
 
 
 def log_metrics(
-    recorder: Recorder, run_id: str, payload: None, points: list[tuple[str, float, int]], at: int
+    store: Store, run_id: str, payload: None, points: list[tuple[str, float, int]], at: int
 ) -> None:
     """Log ``(name, value, step)`` measured at a time in milliseconds."""
     from mlflow.entities import Metric
@@ -45,53 +45,53 @@ def log_metrics(
     metrics = [Metric(key, value, at, step) for key, value, step in points if math.isfinite(value)]
     for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
         batch = metrics[start : start + MAX_METRICS_PER_BATCH]
-        recorder.client.log_batch(run_id, metrics=batch)
+        store.client.log_batch(run_id, metrics=batch)
 
 
-def set_tags(recorder: Recorder, run_id: str, payload: None, values: dict[str, str]) -> None:
+def set_tags(store: Store, run_id: str, payload: None, values: dict[str, str]) -> None:
     """Set tags."""
     from mlflow.entities import RunTag
 
     tags = [RunTag(name, str(value)[:MAX_TAG_LENGTH]) for name, value in values.items()]
     for start in range(0, len(tags), MAX_PARAMS_PER_BATCH):
-        recorder.client.log_batch(run_id, tags=tags[start : start + MAX_PARAMS_PER_BATCH])
+        store.client.log_batch(run_id, tags=tags[start : start + MAX_PARAMS_PER_BATCH])
 
 
-def log_file(recorder: Recorder, run_id: str, payload: bytes, path: str) -> None:
+def log_file(store: Store, run_id: str, payload: bytes, path: str) -> None:
     """Log a file as an artifact."""
     target = Path(path)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / target.name
         file.write_bytes(payload)
         parent = str(target.parent) if len(target.parts) > 1 else None
-        recorder.client.log_artifact(run_id, str(file), parent)
+        store.client.log_artifact(run_id, str(file), parent)
 
 
-def log_table(recorder: Recorder, run_id: str, payload: bytes, path: str) -> None:
+def log_table(store: Store, run_id: str, payload: bytes, path: str) -> None:
     """Log a table, given as JSON, as the UI shows it.
 
     MLflow's own way of it appends to the table that is there, which may be this one.
     """
-    log_file(recorder, run_id, payload, path)
+    log_file(store, run_id, payload, path)
     tag = "mlflow.loggedArtifacts"
-    listed = json.loads(recorder.client.get_run(run_id).data.tags.get(tag, "[]"))
+    listed = json.loads(store.client.get_run(run_id).data.tags.get(tag, "[]"))
     entry = {"path": path, "type": "table"}
     if entry not in listed:
-        recorder.client.set_tag(run_id, tag, json.dumps([*listed, entry]))
+        store.client.set_tag(run_id, tag, json.dumps([*listed, entry]))
 
 
 def log_dataset(
-    recorder: Recorder, run_id: str, payload: None, dataset: dict[str, str], context: str
+    store: Store, run_id: str, payload: None, dataset: dict[str, str], context: str
 ) -> None:
     """Log a dataset as a run's input."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     entity = DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", context)])
-    recorder.client.log_inputs(run_id, [entity])
+    store.client.log_inputs(run_id, [entity])
 
 
 def log_model(
-    recorder: Recorder,
+    store: Store,
     run_id: str,
     payload: bytes,
     name: str,
@@ -105,13 +105,13 @@ def log_model(
     import mlflow
     from mlflow.models import Model
 
-    client = recorder.client
+    client = store.client
     experiment = client.get_run(run_id).info.experiment_id
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         weights = Path(folder) / f"{name}.safetensors"
         weights.write_bytes(payload)
         uri = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(recorder.uri)
+        mlflow.set_tracking_uri(store.uri)
         try:
             # its advice is on type hints and examples, past every filter; a signature is given
             warnings.showwarning = lambda *arguments, **options: None
@@ -137,9 +137,9 @@ def log_model(
             mlflow.set_tracking_uri(uri)
 
 
-def end_run(recorder: Recorder, run_id: str, payload: None, status: str, at: int) -> None:
+def end_run(store: Store, run_id: str, payload: None, status: str, at: int) -> None:
     """Close a run at a time in milliseconds."""
-    recorder.client.set_terminated(run_id, status, end_time=at)
+    store.client.set_terminated(run_id, status, end_time=at)
 
 
 def _signature(code: str) -> Any:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
 
-    from husai.tracking.recorder import Recorder
+    from husai.tracking.servers import Store
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ FIRST_METRIC = "reproducibility"
 
 
 def log_sae(
-    recorder: Recorder,
+    store: Store,
     run_id: str,
     payload: None,
     sae_id: str,
@@ -66,7 +66,7 @@ def log_sae(
 
     Parameters
     ----------
-    recorder, run_id, payload
+    store, run_id, payload
         The session's run; nothing.
     sae_id
         Its name in the plan.
@@ -85,39 +85,39 @@ def log_sae(
     if sae_file is None:
         return
     header = sae_file.header
-    found = find_saes(recorder.client, experiment, sae_id).get(run_key(sae_id, header))
+    found = find_saes(store.client, experiment, sae_id).get(run_key(sae_id, header))
     if found is not None:
-        adopt(recorder, found, run_id)
+        adopt(store, found, run_id)
         if found.info.status in ("FINISHED", "FAILED"):
-            _note_run(runs, sae_id, header, found.info.run_id, recorder.address)
+            _note_run(runs, sae_id, header, found.info.run_id, store.address)
             return
     about = header["provenance"].get("campaign") or {}
     end = int(1000 * about.get("finished", time.time()))
     if found is None:
         # the time it was trained, so that the UI's duration column says something
         seconds = about.get("device_seconds", header["metrics"].get("train_seconds") or 0.0)
-        found = recorder.client.create_run(
+        found = store.client.create_run(
             experiment,
             start_time=end - int(1000 * seconds),
             tags={PARENT_TAG: run_id, PROCESS_TAG: this_process(), **sae_tags(sae_id, header)},
             run_name=sae_id,
         )
     child = found.info.run_id
-    log_params(recorder, child, None, sae_params(header, transformer))
-    _reserve_first_metric(recorder, child)
-    log_metrics(recorder, child, None, _points(sae_file, sae_id), end)
-    recorder.client.log_artifact(child, file, "weights")
+    log_params(store, child, None, sae_params(header, transformer))
+    _reserve_first_metric(store, child)
+    log_metrics(store, child, None, _points(sae_file, sae_id), end)
+    store.client.log_artifact(child, file, "weights")
     if header.get("failure"):
-        set_tags(recorder, child, None, {"error": header["failure"]})
-    end_run(recorder, child, None, "FAILED" if header.get("failure") else "FINISHED", end)
-    _note_run(runs, sae_id, header, child, recorder.address)
+        set_tags(store, child, None, {"error": header["failure"]})
+    end_run(store, child, None, "FAILED" if header.get("failure") else "FINISHED", end)
+    _note_run(runs, sae_id, header, child, store.address)
 
 
-def _reserve_first_metric(recorder: Recorder, run_id: str) -> None:
+def _reserve_first_metric(store: Store, run_id: str) -> None:
     from mlflow.entities import Metric
 
     # at time 0: any later value replaces it
-    recorder.client.log_batch(run_id, metrics=[Metric(FIRST_METRIC, math.nan, 0, 0)])
+    store.client.log_batch(run_id, metrics=[Metric(FIRST_METRIC, math.nan, 0, 0)])
 
 
 def sae_params(header: Mapping[str, Any], transformer: str = "") -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _metric_name(text: str) -> str:
 
 
 def log_results(
-    recorder: Recorder,
+    store: Store,
     run_id: str,
     payload: None,
     results: list[dict[str, Any]],
@@ -235,7 +235,7 @@ def log_results(
 
     Parameters
     ----------
-    recorder, run_id, payload
+    store, run_id, payload
         The session's run; nothing.
     results
         ``sae_id``, ``identity``, ``study`` and ``metrics`` of each; those without a run are
@@ -245,18 +245,18 @@ def log_results(
     at
         Time in milliseconds.
     """
-    runs = find_saes(recorder.client, experiment)
+    runs = find_saes(store.client, experiment)
     for one in results:
         run = runs.get((one["sae_id"], one["identity"], one["study"]))
         if run is None:
             logger.warning("%s has no run: what was found about it is not recorded", one["sae_id"])
             continue
         points = [(name, value, 0) for name, value in one["metrics"].items()]
-        log_metrics(recorder, run.info.run_id, None, points, at)
+        log_metrics(store, run.info.run_id, None, points, at)
 
 
 def register_sae(
-    recorder: Recorder,
+    store: Store,
     run_id: str,
     payload: None,
     sae_id: str,
@@ -269,14 +269,14 @@ def register_sae(
     sae_file = _read(file, sae_id, identity)
     if sae_file is None:
         return
-    run = find_saes(recorder.client, experiment, sae_id).get(run_key(sae_id, sae_file.header))
+    run = find_saes(store.client, experiment, sae_id).get(run_key(sae_id, sae_file.header))
     if run is None:
         logger.warning("%s has no run: it is not registered", sae_id)
         return
     child = run.info.run_id
-    if not recorder.client.search_model_versions(f"run_id = '{child}'"):
+    if not store.client.search_model_versions(f"run_id = '{child}'"):
         content = Path(file).read_bytes()
-        log_model(recorder, child, content, "sae", "served/sae.py", register=model)
+        log_model(store, child, content, "sae", "served/sae.py", register=model)
 
 
 def sae_tags(sae_id: str, header: Mapping[str, Any]) -> dict[str, str]:
@@ -326,7 +326,7 @@ def find_saes(
     return found
 
 
-def adopt(recorder: Recorder, child: Any, parent: str) -> None:
+def adopt(store: Store, child: Any, parent: str) -> None:
     """Move an SAE's run below this session's, when the session that made it was interrupted.
 
     A run of a session that still works stays where it is. So does one of another machine until it
@@ -336,7 +336,7 @@ def adopt(recorder: Recorder, child: Any, parent: str) -> None:
     if theirs in (None, parent):
         return
     try:
-        run = recorder.client.get_run(theirs)
+        run = store.client.get_run(theirs)
     except Exception as error:
         if http_status(error) != 404:  # else it was deleted for good
             raise
@@ -346,13 +346,13 @@ def adopt(recorder: Recorder, child: Any, parent: str) -> None:
         if run.info.status == "RUNNING":
             if not is_gone(run.data.tags.get(PROCESS_TAG, "")):
                 return
-            recorder.client.set_terminated(theirs, "KILLED")  # its process had no time to say so
-    set_tags(recorder, child.info.run_id, None, {PARENT_TAG: parent})
+            store.client.set_terminated(theirs, "KILLED")  # its process had no time to say so
+    set_tags(store, child.info.run_id, None, {PARENT_TAG: parent})
 
 
-def adopt_sae(recorder: Recorder, run_id: str, payload: None, child: str) -> None:
+def adopt_sae(store: Store, run_id: str, payload: None, child: str) -> None:
     """Move an SAE's run, given by its id, below the session's: see :func:`adopt`."""
-    adopt(recorder, recorder.client.get_run(child), run_id)
+    adopt(store, store.client.get_run(child), run_id)
 
 
 def _note_run(

@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # these pass: the server is starting, is overloaded, or lacks our credentials
 PASSING_STATUSES = frozenset({401, 403, 408, 429})
@@ -19,6 +23,24 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+
+
+class Store(Protocol):
+    """A tracking store, as what is recorded in it needs to know it.
+
+    Attributes
+    ----------
+    client
+        Reads and writes it.
+    uri
+        How it is reached.
+    address
+        The same without passwords, for messages and files.
+    """
+
+    client: MlflowClient
+    uri: str
+    address: str
 
 
 def use_credentials(uri: str) -> str:

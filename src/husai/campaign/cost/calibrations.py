@@ -12,7 +12,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from husai.campaign.banks import Bank
-from husai.campaign.executors.tasks import Calibration, load_per_core
+from husai.campaign.executors.outcomes import Calibration
+from husai.campaign.executors.tasks import load_per_core
 from husai.storage import atomic_path, set_aside
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from husai.campaign.banks import Bank, steps_done
 from husai.campaign.cost.calibrations import Calibrations
-from husai.campaign.executors.tasks import Calibration
+from husai.campaign.executors.outcomes import Calibration
 
 MULTIPLICATIONS_A_SECOND = 1e11
 """Rough speed of a core, used only when no bank could be measured."""

@@ -12,7 +12,7 @@ from husai.campaign.banks import Bank
 from husai.campaign.config import CampaignConfig
 from husai.campaign.cost.calibrations import Calibrations
 from husai.campaign.executors import POLL_SECONDS, Lost, Progress
-from husai.campaign.executors.tasks import Broken, Calibration
+from husai.campaign.executors.outcomes import Broken, Calibration
 from husai.campaign.folders import CALIBRATIONS, CampaignFolders
 from husai.errors import CampaignStopped
 from husai.progress import progress_bar, step

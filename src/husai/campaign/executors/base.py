@@ -6,14 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from husai.campaign.banks import Bank
-from husai.campaign.executors.tasks import Broken, Calibration, Trained
+from husai.campaign.executors.outcomes import Broken, Calibration, Trained
 
 if TYPE_CHECKING:
-    import torch
-
-    from husai.activations import ActivationStore
-
-    BankRows = torch.Tensor | ActivationStore
+    from husai.campaign.executors.outcomes import BankRows
 
 POLL_SECONDS = 0.5
 """Longest time that a driver waits for events before it checks budget and ledger again."""

@@ -11,7 +11,7 @@ from husai.campaign.executors.base import Done, Event, Progress
 from husai.campaign.executors.tasks import calibrate, train_task
 
 if TYPE_CHECKING:
-    from husai.campaign.executors.base import BankRows
+    from husai.campaign.executors.outcomes import BankRows
 
 WORKER = "this process"
 

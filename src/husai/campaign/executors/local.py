@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from husai.campaign.banks import Bank
 from husai.campaign.executors.base import Done, Event, Lost, Progress
+from husai.campaign.executors.outcomes import Broken
 from husai.campaign.executors.rows import RowsFolder
-from husai.campaign.executors.tasks import Broken
 
 if TYPE_CHECKING:
-    from husai.campaign.executors.base import BankRows
+    from husai.campaign.executors.outcomes import BankRows
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",

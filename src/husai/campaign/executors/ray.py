@@ -18,7 +18,7 @@ from husai.campaign.executors.tasks import broken
 from husai.errors import InputError
 
 if TYPE_CHECKING:
-    from husai.campaign.executors.base import BankRows
+    from husai.campaign.executors.outcomes import BankRows
 
 logger = logging.getLogger(__name__)
 

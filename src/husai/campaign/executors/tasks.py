@@ -11,18 +11,19 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from husai.campaign.banks import Bank, write_manifest
+from husai.campaign.executors.outcomes import Broken, Calibration, Trained
 from husai.errors import InputError
 from husai.progress import progress_to
 
 if TYPE_CHECKING:
-    from husai.campaign.executors.base import BankRows
+    from husai.campaign.executors.outcomes import BankRows
 
 logger = logging.getLogger(__name__)
 
@@ -37,61 +38,6 @@ REPORT_SECONDS = 0.2
 
 CALIBRATION_SECONDS = 0.5
 """Time by which the longer of two calibration runs should exceed the shorter one."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A bank that ended: each SAE's file as bytes, in the order of its ids."""
-
-    files: tuple[bytes, ...]
-    peak_bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A bank whose training raised.
-
-    Attributes
-    ----------
-    reason
-        The exception in one line.
-    traceback
-        In full.
-    kind
-        ``input``: bad configuration; ``machine``: no space, an unreadable disk; ``other``.
-    """
-
-    reason: str
-    traceback: str
-    kind: str
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Measured cost of a bank: ``fixed + steps · step + entries · entry`` seconds.
-
-    ``measuring`` is how many seconds measuring it took, ``load`` what else the machine did then:
-    processes that wanted a core, for each core it has (None where the system does not say).
-    """
-
-    fixed: float
-    step: float
-    entry: float
-    peak_bytes: int
-    measuring: float = 0.0
-    load: float | None = None
-
-    def seconds(self, steps: int, eval_interval: int) -> float:
-        """Seconds for so many steps, with an entry of the history at every interval."""
-        return self.fixed + steps * self.step + -(-steps // eval_interval) * self.entry
-
-    def part(self, share: float) -> Calibration:
-        """The expected cost of this part of the bank."""
-        return replace(
-            self, fixed=self.fixed * share, step=self.step * share, entry=self.entry * share
-        )
 
 
 def read_bank_rows(path: Path) -> BankRows:
