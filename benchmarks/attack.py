@@ -280,6 +280,12 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES,) * 2)
 
 
+def peak_kilobytes() -> int:
+    """Give the most memory that this process held; getrusage counts what its parent held, too."""
+    (line,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(line)
+
+
 def read_batch(source: Path, start: int, stop: int, seed: int, until: float) -> None:
     """Read some cases under the memory limit; print each outcome, so that a death shows where."""
     read_case(source, 0, seed)  # imports what is imported once
@@ -288,7 +294,7 @@ def read_batch(source: Path, start: int, stop: int, seed: int, until: float) -> 
         if time.monotonic() > until:
             break
         print(json.dumps([number, *read_case(source, number, seed)]), flush=True)
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), flush=True)
+    print(json.dumps(peak_kilobytes()), flush=True)
 
 
 def attack_files(numbers: range, seed: int, until: float) -> tuple[Counter[Outcome], int, float]:
@@ -335,15 +341,21 @@ def make_bombs(folder: Path) -> None:
     plain = folder / "plain.pt"
     torch.save({"W_dec": torch.zeros(2**26)}, plain)
     with zipfile.ZipFile(plain) as source, zipfile.ZipFile(folder / "packed.pt", "w") as packed:
-        for member in source.infolist():
-            packed.writestr(member.filename, source.read(member), zipfile.ZIP_DEFLATED)
+        for entry in source.infolist():
+            packed.writestr(entry.filename, source.read(entry), zipfile.ZIP_DEFLATED, 1)
     plain.unlink()
     (folder / "claims.npy").write_bytes(npy_header("(1048576, 1048576)") + b"\0" * 64)
     with zipfile.ZipFile(folder / "claims.npz", "w") as archive:
         archive.writestr("W_dec.npy", npy_header("(1048576, 1048576)") + b"\0" * 64)
-    with zipfile.ZipFile(folder / "zeros.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        content = npy_header("(16384, 16384)") + bytes(2**30)
-        archive.writestr("W_dec.npy", content)
+    with (
+        zipfile.ZipFile(
+            folder / "zeros.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1
+        ) as archive,
+        archive.open("W_dec.npy", "w", force_zip64=True) as member,
+    ):
+        member.write(npy_header("(32768, 32768)"))
+        for _ in range(2**10):
+            member.write(bytes(2**22))
     header = json.dumps(
         {"W_dec": {"dtype": "F32", "shape": [2**20, 2**20], "data_offsets": [0, 2**42]}}
     ).encode()
@@ -376,22 +388,36 @@ def read_bomb(path: Path) -> Outcome:
     return REFUSED
 
 
+def read_bombs(paths: list[Path]) -> None:
+    """Read bombs under the memory limit; print each outcome, so that a death shows where."""
+    import torch  # noqa: F401 - what is imported does not count
+
+    limit_memory()
+    for path in paths:
+        print(json.dumps(read_bomb(path)), flush=True)
+    print(json.dumps(peak_kilobytes()), flush=True)
+
+
 def attack_with_bombs() -> tuple[Counter[Outcome], float]:
-    """Read each bomb in a process of its own; give outcomes and the largest memory in MB."""
+    """Read the bombs in another process, a new one after a death; give outcomes and memory in MB."""
     outcomes: Counter[Outcome] = Counter()
     peak = 0.0
     with tempfile.TemporaryDirectory() as temporary:
         make_bombs(Path(temporary))
-        for path in sorted(Path(temporary).iterdir()):
-            command = [sys.executable, __file__, "--bomb", str(path)]
+        left = sorted(Path(temporary).iterdir())
+        while left:
+            command = [sys.executable, __file__, "--bombs", *map(str, left)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                outcomes["died", f"{path.name}: {done.stderr[-200:]}"] += 1
-                continue
-            kind, what, memory = json.loads(done.stdout)
-            # one that is taken is a bomb that went off, whatever its size
-            outcomes["went off" if kind == "taken" else kind, what] += 1
-            peak = max(peak, memory / 1024)
+            for line in done.stdout.splitlines():
+                entry = json.loads(line)
+                if isinstance(entry, list):
+                    # one that is taken is a bomb that went off, whatever its size
+                    outcomes["went off" if entry[0] == "taken" else entry[0], entry[1]] += 1
+                    left.pop(0)
+                else:
+                    peak = max(peak, entry / 1024)
+            if left:
+                outcomes["died", f"{left.pop(0).name}: {done.stderr[-200:]}"] += 1
     return outcomes, peak
 
 
@@ -409,18 +435,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--afresh", action="store_true", help="forget the cases there were")
     parser.add_argument("--read", nargs=4, help=argparse.SUPPRESS)
-    parser.add_argument("--bomb", help=argparse.SUPPRESS)
+    parser.add_argument("--bombs", nargs="+", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
         source, start, stop, until = options.read
         read_batch(Path(source), int(start), int(stop), options.seed, float(until))
         return
-    if options.bomb:
-        import torch  # noqa: F401 - what is imported does not count
-
-        limit_memory()
-        outcome = read_bomb(Path(options.bomb))
-        print(json.dumps([*outcome, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+    if options.bombs:
+        read_bombs(options.bombs)
         return
     until = time.monotonic() + 60 * options.minutes
     state = RESULTS.with_suffix(".json")

@@ -86,6 +86,9 @@ Position = Annotated[int | Literal["all", "mean"], BeforeValidator(_a_position)]
 Name = Annotated[str, AfterValidator(check_name)]
 """A name that becomes part of file names and tags."""
 
+HOME_STUDY = "home"
+"""Name of the study in the folder of all data, unless it is given another."""
+
 Hook = Annotated[str, AfterValidator(_check_hook)]
 """A hook as TransformerLens names it, with a token position behind ``@`` or without."""
 

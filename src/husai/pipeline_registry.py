@@ -21,5 +21,9 @@ def register_pipelines() -> dict[str, Pipeline]:
         name: NamedPipeline(import_module(f"{package.__name__}.{name}").create_pipeline().nodes)
         for name in names
     }
+    # one node gathers what both read, also when they run together
+    group = found.pop("feature_group")
+    for name in ("consensus", "feature_pages"):
+        found[name] = group + found[name]
     found["__default__"] = sum((found[name] for name in STUDY), Pipeline([]))
     return found

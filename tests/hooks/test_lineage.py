@@ -71,6 +71,18 @@ class Study:
         )
 
 
+# two nodes with a dataset between them that is kept in memory alone
+THIRD_IN_TWO = Pipeline(
+    [
+        Node(lambda parts: [load()["v"] for _, load in sorted(parts.items())], "parts", "kept"),
+        Node(lambda kept: {"v": kept}, "kept", "table"),
+    ],
+    namespace="third",
+    prefix_datasets_with_namespace=False,
+)
+READ_TABLE = Pipeline([Node(lambda table: {"v": 1}, inputs="table", outputs="end", name="end")])
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     study = Study(tmp_path)
@@ -122,23 +134,32 @@ def test_the_command_names_everything_that_is_out_of_date_in_order(study):
     study.seed("234")
     study.run(FIRST)
     # the table is out of date because the parts are, though it was made from these very parts
-    read_table = Pipeline([Node(lambda table: {"v": 1}, inputs="table", outputs="end", name="end")])
     with pytest.raises(StudyError, match=r"make it again: kedro run --pipelines=second,third$"):
-        study.run(read_table)
+        study.run(READ_TABLE)
     study.run(SECOND, THIRD)
-    study.run(read_table)
+    study.run(READ_TABLE)
 
 
 def test_for_a_file_put_in_by_hand_both_ways_out_are_said(study):
     (study.folder / "parts" / "part.json").write_text('{"v": [7]}')
-    read_table = Pipeline([Node(lambda table: {"v": 1}, inputs="table", outputs="end", name="end")])
     ways = (
         r"to continue with what is there now: kedro run --from-inputs=parts; "
         r"to overwrite it: kedro run --pipelines=second,third$"
     )
     with pytest.raises(StudyError, match=ways):
-        study.run(read_table)
+        study.run(READ_TABLE)
     # what the first one names runs, and leaves the file as it is
     study.run(sum((FIRST, SECOND, THIRD), Pipeline([])).from_inputs("parts"))
     assert (study.folder / "parts" / "part.json").read_text() == '{"v": [7]}'
-    study.run(read_table)
+    study.run(READ_TABLE)
+
+
+def test_what_was_made_through_memory_is_followed_back_to_the_files(study):
+    study.run(THIRD_IN_TWO)
+    study.run(READ_TABLE)
+    study.seed("234")
+    study.run(FIRST, SECOND)
+    with pytest.raises(StudyError, match=r"table\.json: .*: kedro run --pipelines=third$"):
+        study.run(READ_TABLE)
+    study.run(THIRD_IN_TWO)
+    study.run(READ_TABLE)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from jinja2 import UndefinedError
 
+from husai.config import HOME_STUDY
 from husai.consistency.config import ConsistencyConfig
 from husai.reporting.config import ReportingConfig
 from husai.reporting.page import StudyPage, StudyRun, StudyTables, study_page
@@ -111,7 +112,7 @@ def page(*given: Any, **options: Any) -> str:
 
 
 def written(
-    campaign: str = "study",
+    campaign: str = HOME_STUDY,
     /,
     found: StudyTables | None = None,
     consistency: ConsistencyConfig | None = None,

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from husai.campaign.plan import PlanConfig
-from husai.config import Config, CountFromZero, Name, Seed, Threads
+from husai.config import HOME_STUDY, Config, CountFromZero, Name, Seed, Threads
 
 
 class ComputeConfig(Config):
@@ -77,7 +77,7 @@ class BudgetConfig(Config):
 class CampaignConfig(Config):
     """Which SAEs are trained, where, and at what cost at most."""
 
-    name: Name = Field(default="study", description="by which its results are found afterwards")
+    name: Name = Field(default=HOME_STUDY, description="by which its results are found afterwards")
     plan: PlanConfig
     compute: ComputeConfig = ComputeConfig()
     budget: BudgetConfig = BudgetConfig()

@@ -55,6 +55,7 @@ class Lineage:
         self._catalog: DataCatalog | None = None
         self._options = ""
         self._made_here: set[str] = set()
+        self._read_for: dict[str, dict[str, str]] = {}
         self._ended: list[tuple[Node, dict[str, str]]] = []
 
     @hook_impl(tryfirst=True)  # before a run is opened for it in MLflow
@@ -65,6 +66,7 @@ class Lineage:
         self._options = typed_options(run_params)
         self._catalog = catalog
         self._made_here = {name for node in pipeline.nodes for name in node.outputs}
+        self._read_for = {}
         self._ended = []
         self._check(sorted(pipeline.inputs()), frozenset())
 
@@ -77,9 +79,16 @@ class Lineage:
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
-        """Remember what a node read; what it gave is saved after this."""
-        read = {name: self._fingerprint(name) for name in node.inputs}
-        self._ended.append((node, {name: value for name, value in read.items() if value}))
+        """Remember what a node read; what it gave is saved after this.
+
+        What stays in memory has no record: those who read it read what it was made from.
+        """
+        read: dict[str, str] = {}
+        for name in node.inputs:
+            found = self._fingerprint(name)
+            read |= {name: found} if found else self._read_for.get(name, {})
+        self._read_for |= {name: read for name in node.outputs if self._location(name) is None}
+        self._ended.append((node, read))
 
     @hook_impl
     def after_pipeline_run(self) -> None:

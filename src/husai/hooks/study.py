@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from yaml import YAMLError
 
-from husai.config import Name, problems, short_text
+from husai.config import HOME_STUDY, Name, problems, short_text
 from husai.errors import InputError
 from husai.hooks.checks import StudyError
 from husai.processes import this_process
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from kedro.pipeline.node import Node
 
 logger = logging.getLogger(__name__)
-
-HOME = "home"
-"""The study in the folder of all data."""
 
 DRY_RUN = "campaign_dry_run"
 
@@ -100,7 +97,7 @@ class StudyConfigLoader(OmegaConfigLoader):
         """Name the study of this environment: its own, where it has a folder of data of its own."""
         env = self.env or self.base_env
         own = env != self.base_env and (Path(self.conf_source) / env / "globals.yml").is_file()
-        return env if own else HOME
+        return env if own else HOME_STUDY
 
     def _folder(self, home: str) -> str:
         return os.path.join(home, FOLDER, self.study_name) if self.study_name else home  # noqa: PTH118
@@ -240,7 +237,11 @@ class NamedStudy:
             shown.append(f"and {len(fields) - SHOWN} more")
         affected = _after(whole, changed)
         here = {node.name for node in pipeline.nodes}
-        again = _stages(node for node in _after(pipeline, changed).nodes)
+        again = _stages(
+            node
+            for node in _after(pipeline, changed).nodes
+            if any(_is_kept(catalog, name) for name in node.outputs)
+        )
         left = _stages(
             node
             for node in affected.nodes
@@ -273,9 +274,15 @@ def _stages(nodes: Iterable[Node]) -> list[str]:
     return list(dict.fromkeys(str(node.namespace or node.name).split(".")[0] for node in nodes))
 
 
+def _is_kept(catalog: DataCatalog, name: str) -> bool:
+    """Whether a dataset is on disk once it is made."""
+    dataset = catalog.get(name)
+    return dataset is not None and not isinstance(dataset, MemoryDataset)
+
+
 def _is_there(catalog: DataCatalog, name: str) -> bool:
     dataset: Any = catalog.get(name)
-    return dataset is not None and not isinstance(dataset, MemoryDataset) and dataset.exists()
+    return _is_kept(catalog, name) and dataset.exists()
 
 
 def _absolute(path: str | Path) -> Path:

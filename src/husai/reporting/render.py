@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from husai.config import HOME_STUDY
+
 DASH = "–"
 
 
@@ -51,7 +53,7 @@ def environment() -> Environment:
         "dagger": dagger,
         "words": lambda name: str(name).replace("_", " "),
     }
-    made.globals["dash"] = DASH
+    made.globals |= {"dash": DASH, "home_study": HOME_STUDY}
     return made
 
 

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from husai.pipelines.consensus.nodes import gather_group, pool_features
+from husai.pipelines.consensus.nodes import pool_features
 
 
 def create_pipeline() -> Pipeline:
-    """SAEs and rows in; the consensus SAE and what it is worth out."""
+    """The main group in; the consensus SAE and what it is worth out."""
     return Pipeline(
         [
             Node(
-                gather_group,
-                inputs=[
-                    "sae_plan",
-                    "saes",
-                    "activations",
-                    "consistency_coverage",
-                    "consistency_kinds",
-                    "activation_labels",
-                ],
-                outputs="consensus_group",
-                name="gather_group",
-            ),
-            Node(
                 pool_features,
-                inputs=["consensus_group", "transformer", "params:consensus"],
+                inputs=["study_features", "transformer", "params:consensus"],
                 outputs=[
                     "consensus_sae",
                     "consensus_worth",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from husai.pipelines.feature_pages.nodes import (
-    gather_features,
     measure_features,
     plot_reliability,
     write_page,
@@ -13,23 +12,9 @@ from husai.pipelines.feature_pages.nodes import (
 
 
 def create_pipeline() -> Pipeline:
-    """SAEs and rows in; tables of features and one page out."""
+    """The main group in; tables of features and one page out."""
     return Pipeline(
         [
-            Node(
-                gather_features,
-                inputs=[
-                    "sae_plan",
-                    "saes",
-                    "activations",
-                    "consistency_coverage",
-                    "consistency_kinds",
-                    "activation_labels",
-                    "activation_contexts",
-                ],
-                outputs="study_features",
-                name="gather_features",
-            ),
             Node(
                 measure_features,
                 inputs=["study_features", "transformer", "params:features"],

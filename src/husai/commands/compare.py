@@ -1,0 +1,199 @@
+"""``husai compare``: how alike SAEs are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from husai.commands.shared import BELOW, OK, check_writable, finite, with_format, with_hints
+from husai.sae.format_names import Format
+
+
+@click.command(
+    epilog="""\
+\b
+Examples:
+  husai compare seed_0/ seed_1/
+  husai compare seed_*/ --json scores.json --activations rows.npy
+  husai compare a.safetensors b.npy --fail-under 0.8   # exit code 1 below 0.8
+
+\b
+Exit codes:
+  0    done
+  1    the score is below --fail-under
+  2    bad input; one line says which file or option is wrong
+  130  interrupted; with --resume FOLDER, the same command then continues
+
+docs/glossary.md explains every score and null, docs/compare.md describes the JSON.
+""",
+)
+@click.argument("saes", metavar="SAE SAE...", nargs=-1, required=True)
+@with_format
+@click.option(
+    "--activations",
+    type=Path,
+    metavar="FILE",
+    help="An .npy, .npz, .safetensors, .pt or .parquet file, or a folder saved by Hugging Face "
+    "datasets, with activation rows [n, d] or [batch, position, d]. It adds the chance level of "
+    "directions drawn like the data, and how well the codes of the SAEs agree on these rows.",
+)
+@click.option(
+    "--json",
+    "json_out",
+    type=Path,
+    metavar="OUT",
+    help="Write the result to this file, with versions, file hashes and the full matching. The "
+    "matching of many features goes into a .parquet file beside it.",
+)
+@click.option(
+    "--threshold",
+    "shared_threshold",
+    type=float,
+    default=0.7,
+    show_default=True,
+    metavar="C",
+    help="Cosine from which features count as matched and as shared.",
+)
+@click.option(
+    "--null-draws",
+    type=int,
+    metavar="N",
+    help="Number of random pairs behind each chance level; 0 leaves chance out.  [default: as many "
+    "as take about a minute, 1 to 40, fewer for wide SAEs]",
+)
+@click.option(
+    "--encoder/--no-encoder",
+    default=True,
+    show_default=True,
+    help="Compare the encoders too. Without them, wide SAEs take half the time.",
+)
+@click.option(
+    "--fail-under",
+    type=float,
+    callback=finite,
+    metavar="SCORE",
+    help="Exit with code 1 when the mean PW-MCC (|cosine|) over pairs is below SCORE.",
+)
+@click.option(
+    "--resume",
+    type=Path,
+    metavar="FOLDER",
+    help="Save the state of long matches in this folder, and continue from what is there. The "
+    "files are removed at the end.",
+)
+@click.option(
+    "--max-passes",
+    type=float,
+    default=4.0,
+    show_default=True,
+    metavar="P",
+    help="Most work that an exact match may take, as a multiple of the product of the two "
+    "dictionaries. It usually takes about 1.",
+)
+@click.option(
+    "--device", default="cpu", show_default=True, help="torch device that computes the products."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the random chance levels."
+)
+@click.option(
+    "--strict", is_flag=True, help="Stop when the SAEs do not read the same model, hook or scale."
+)
+@click.option(
+    "--any-space",
+    is_flag=True,
+    help="Compare directions even where a transcoder writes other activations than an SAE reads.",
+)
+@with_hints
+@click.option(
+    "--quiet", is_flag=True, help="Show no progress bar, and no table when --json is given."
+)
+def compare(
+    saes: tuple[str, ...],
+    file_format: Format | None,
+    activations: Path | None,
+    json_out: Path | None,
+    fail_under: float | None,
+    resume: Path | None,
+    strict: bool,
+    any_space: bool,
+    k: int | None,
+    input_scale: float | None,
+    quiet: bool,
+    **settings: Any,
+) -> int:
+    """Say whether two or more SAEs learned the same features.
+
+    Each SAE is a directory or file written by SAELens, dictionary_learning, sparsify, Gemma Scope,
+    Llama Scope, Qwen Scope, OpenAI, Goodfire or HUSAI, hf://OWNER/REPO/FOLDER on the Hugging Face
+    hub, or a plain dictionary: an .npy, .npz, .safetensors or .pt matrix [features, d] with one
+    feature a row. A folder may hold several SAEs: all of them are compared. All must read
+    activations of the same space. Every pair is compared:
+
+    \b
+      PW-MCC    mean cosine of the best one-to-one match of the decoders,
+                which is found exactly
+      MMCS      mean cosine of each feature with its nearest feature, many to
+                one; usually higher than PW-MCC
+      matched   share of features whose partner in that match is at least as
+                close as the threshold
+      shared    the same, where the match of the encoders names the same
+                partner and is as close (Paulo & Belrose)
+
+    Each score is given with |cosine| and with the signed cosine. Two random dictionaries score far
+    above zero, so each score stands beside its chance level ("corrected": 0 is chance, 1 is
+    identity). With three or more SAEs, the means over pairs have an interval over SAEs.
+
+    No GPU is needed, nothing is uploaded, and no code in the files is run.
+    """  # noqa: D301 - click wants the backspace itself, not two letters
+    from husai.compare.comparison import CompareConfig
+    from husai.compare.comparison import compare as compare_saes
+    from husai.compare.contract import check_contracts
+    from husai.compare.files import load_activations, load_saes
+    from husai.errors import InputError
+    from husai.sae.formats import Hints
+
+    config = CompareConfig(**settings)
+    if json_out is not None:
+        check_writable(json_out)
+    loaded = load_saes(saes, file_format, Hints(k, input_scale))
+    if len(loaded) < 2:
+        raise InputError(f"{saes[0]}: only one SAE given; name two or more to compare")
+    for mismatch in check_contracts(loaded, strict=strict, any_space=any_space):
+        click.echo(f"WARNING: not the same activations: {mismatch}", err=True)
+    rows, origin = None, None
+    if activations is not None:
+        rows, origin = load_activations(activations, loaded[0].W_dec.shape[1])
+    comparison = compare_saes(
+        loaded,
+        config,
+        activations=rows,
+        activations_origin=origin,
+        checkpoint=resume,
+        progress=not quiet,
+    )
+    if json_out is not None:
+        from husai.compare.document import write_result
+
+        written = write_result(comparison, json_out)
+    if json_out is None or not quiet:
+        from husai.compare.table import print_result
+
+        print_result(comparison)
+        if json_out is not None:
+            click.echo("\nwritten: " + ", ".join(str(path) for path in written))
+    if resume is not None:
+        from husai.matching.candidates import remove_checkpoints
+
+        remove_checkpoints(resume)
+    if fail_under is not None:
+        score = next(r.mean for r in comparison.overall if (r.score, r.signed) == ("pw_mcc", False))
+        if score is None or score < fail_under:
+            found = "that is not defined" if score is None else f"{score:.4f}"
+            click.echo(
+                f"husai compare: PW-MCC {found} is below --fail-under {fail_under:g}", err=True
+            )
+            return BELOW
+    return OK

@@ -1,0 +1,73 @@
+"""What several commands take alike, and their exit codes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from husai.sae.format_names import Format
+
+OK, BELOW, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN and infinity."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.", context, parameter)
+    return value
+
+
+with_format = click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(get_args(Format)),
+    help="The format of all the files; detected by default.",
+)
+with_found_threshold = click.option(
+    "--threshold",
+    type=float,
+    default=0.7,
+    show_default=True,
+    metavar="C",
+    help="|cosine| from which a feature counts as found in another SAE.",
+)
+
+
+def with_hints(command: Callable[..., int]) -> Callable[..., int]:
+    """Add the options for what the files of an SAE may leave out."""
+    for option in (
+        click.option(
+            "--input-scale",
+            type=float,
+            callback=finite,
+            metavar="S",
+            help="Factor by which activations were multiplied before the SAE read them, where its "
+            "files do not say.",
+        ),
+        click.option(
+            "--k",
+            type=click.IntRange(min=1),
+            metavar="K",
+            help="Active latents per row, where the files of the SAE do not say.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a result file that cannot be written before the work, not after it."""
+    from husai.errors import InputError
+
+    folder = path.parent
+    if path.is_dir():
+        raise InputError(f"{path}: a directory; name the file to write")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such directory; make it before writing {path.name} there")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: not writable; name another place for {path.name}")

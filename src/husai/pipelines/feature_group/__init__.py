@@ -1,0 +1,5 @@
+"""Gather the study's main group: what the feature pages and the consensus are made from."""
+
+from husai.pipelines.feature_group.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]
