@@ -399,7 +399,7 @@ def read_bombs(paths: list[Path]) -> None:
 
 
 def attack_with_bombs() -> tuple[Counter[Outcome], float]:
-    """Read the bombs in another process, a new one after a death; give outcomes and memory in MB."""
+    """Read the bombs in another process, a new one after a death; give outcomes and peak MB."""
     outcomes: Counter[Outcome] = Counter()
     peak = 0.0
     with tempfile.TemporaryDirectory() as temporary:
