@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from husai.consistency import ConsistencyConfig, SAERecord, consistency_report, match_features
 from husai.consistency.study.tables import settings_table
 from husai.figures import features, scores, trajectories
+from husai.figures.style import group_order
 
 N, D = 12, 8
 
@@ -51,10 +52,16 @@ def heights(figure: Figure) -> list[float]:
     ]
 
 
+def breadths(figure: Figure) -> list[float]:
+    return [
+        float(x) for a in figure.axes for line in a.lines for x in np.atleast_1d(line.get_xdata())
+    ]
+
+
 def test_scores_and_their_nulls_are_drawn_where_they_are() -> None:
     groups = report_tables()["groups"]
     figure = scores.scores_figure(groups)
-    drawn = heights(figure)
+    drawn = breadths(figure)
     chosen = groups.query("score == 'pw_mcc' and not signed")
     for column in ("mean", "low", "high", "isotropic_mean", "data_aware_mean"):
         for value in chosen[column].astype(float):
@@ -87,12 +94,25 @@ def test_similarity_is_ordered_by_the_match() -> None:
     A = rng.standard_normal((20, 6))
     B = (A + 0.5 * rng.standard_normal((20, 6)))[rng.permutation(20)]
     match = match_features(A, B)
-    figure = features.similarity_figure(A, B, match)
-    image = np.asarray(figure.axes[0].images[0].get_array())
-    np.testing.assert_allclose(np.diag(image), np.sort(match.similarity)[::-1])
-    few = features.similarity_figure(A, B, match, max_features=5, unconverged=True)
-    assert np.asarray(few.axes[0].images[0].get_array()).shape == (5, 5)
-    assert "†" in words(few)
+    figure = features.similarity_figure(A, B, match, names=("one", "two"), unconverged=True)
+    lines = {str(line.get_label()): np.asarray(line.get_ydata()) for line in figure.axes[0].lines}
+    np.testing.assert_allclose(lines["its partner in two"], np.sort(match.similarity)[::-1])
+    unit_a, unit_b = (M / np.linalg.norm(M, axis=1, keepdims=True) for M in (A, B))
+    cosine = np.abs(unit_a @ unit_b.T)
+    cosine[match.a_index, match.b_index] = 0
+    best = cosine.max(axis=1)[match.a_index[np.argsort(-match.similarity)]]
+    np.testing.assert_allclose(lines["best other feature of two"], best)
+    assert "†" in words(figure)
+
+
+def test_groups_are_in_one_order_whatever_a_table_knows_of_them() -> None:
+    names = ["relu d64 l1_1", "topk d256 k4", "topk d64 k4", "topk d128 k4"]
+    ordered = ["topk d64 k4", "topk d128 k4", "topk d256 k4", "relu d64 l1_1"]
+    table = pd.DataFrame({"group": names})
+    assert group_order(table) == ordered
+    columns = {"architecture": ["relu", "topk", "topk", "topk"], "d_sae": [64, 256, 64, 128]}
+    assert group_order(table.assign(**columns)) == ordered
+    assert group_order(pd.DataFrame({"group": ["mine", "yours"]})) == ["mine", "yours"]
 
 
 def test_seed_matrix_holds_each_pair_twice_and_follows_an_order() -> None:

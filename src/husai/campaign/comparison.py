@@ -13,7 +13,6 @@ from husai.activations.rows import Activations, activation_key
 from husai.campaign.plan import UNTRAINED, plan_keys
 from husai.campaign.records import StudyRecords, decoders_by_step, plain_settings, study_hooks
 from husai.consistency import (
-    SAERecord,
     beside_published,
     consistency_report,
     join_reports,
@@ -267,17 +266,3 @@ def addition_modulus(rows: Activations) -> int | None:
     modulus = vocabulary.get("modulus")
     complete = modulus is not None and len(rows.values) == modulus**2
     return int(modulus) if complete and vocabulary.get("operation") == "addition" else None
-
-
-def best_group(groups: pd.DataFrame, study: StudyRecords) -> tuple[str, list[SAERecord]]:
-    """Give the group of the study's hook furthest above chance, with its SAEs that did not fail."""
-    chosen = groups[groups["hook"] == groups["hook"].iloc[0]].query(
-        "score == 'pw_mcc' and not signed and space == 'full'"
-    )
-    chosen = chosen[chosen["group"].isin(study.plan["group"])]
-    # the null that claims rest on; it is left out of very large comparisons
-    for column in ("isotropic_corrected", "permuted_corrected"):
-        if column in chosen:
-            chosen = chosen.sort_values(column, na_position="first", kind="stable")
-    best = str(chosen["group"].iloc[-1])
-    return best, [record for record in study.first.records if record.group == best]

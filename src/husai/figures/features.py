@@ -8,16 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from husai.errors import InputError
 from husai.figures.style import (
     COLOURS,
-    DIVERGING,
     FONT,
     GREY,
-    SEQUENTIAL,
     dagger_note,
+    group_order,
     plain_log,
     require,
     tidy,
@@ -33,13 +32,12 @@ def similarity_figure(
     match: Match,
     *,
     names: tuple[str, str] = ("A", "B"),
-    max_features: int = 512,
     unconverged: bool = False,
 ) -> Figure:
-    """Similarity of two dictionaries, ordered by the match, best pairs first.
+    """How alike the matched features of two dictionaries are, best pairs first.
 
-    A bright diagonal that fades says how many features come back; bright blocks off it say that
-    features come in families.
+    Where the line is high and the dots below it, a feature has one clear partner; where they meet,
+    it could as well have had another.
 
     Parameters
     ----------
@@ -49,59 +47,63 @@ def similarity_figure(
         Their match.
     names
         Of the two SAEs.
-    max_features
-        Show so many matched pairs, evenly spaced from best to worst, when there are more.
     unconverged
         Whether one of the two is not converged.
     """
     order = np.argsort(-match.similarity, kind="stable")
-    if len(order) > max_features:
-        order = order[np.linspace(0, len(order) - 1, max_features).round().astype(int)]
     rows, columns = match.a_index[order], match.b_index[order]
-    cosine = unit_rows(A, "A")[rows] @ unit_rows(B, "B")[columns].T
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    shown = left.imshow(
-        cosine if match.signed else np.abs(cosine),
-        cmap=DIVERGING if match.signed else SEQUENTIAL,
-        vmin=-1 if match.signed else 0,
-        vmax=1,
-        interpolation="nearest",
-    )
+    other = _best_other(unit_rows(A, "A"), unit_rows(B, "B"), rows, columns, signed=match.signed)
     kind = "cosine" if match.signed else "|cosine|"
-    bar = figure.colorbar(shown, ax=left, shrink=0.85)
-    bar.set_label(kind, size=FONT)
-    bar.ax.tick_params(labelsize=FONT)
-    mark = " †" if unconverged else ""
-    left.set(
-        xlabel=f"features of {names[1]}, matched",
-        ylabel=f"features of {names[0]}, best matched first",
-        title=f"{len(order)} of {len(match.similarity)} pairs{mark}",
-    )
-    off = np.abs(cosine) if not match.signed else cosine.copy()
-    np.fill_diagonal(off, -np.inf)
-    at = np.arange(len(order))
-    right.plot(at, match.similarity[order], color=COLOURS[0], label="matched")
-    if len(order) > 1:
-        right.plot(
-            at, off.max(axis=1), ".", ms=2.5, color=COLOURS[1], label="best other (of those shown)"
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    at = np.arange(1, len(order) + 1)
+    if np.isfinite(other).all():
+        axis.plot(
+            at, other, ".", ms=2.5, color=COLOURS[1], label=f"best other feature of {names[1]}"
         )
-    right.axhline(match.mean, color=GREY, ls="--", lw=0.9, label=f"mean {match.mean:.3f}")
-    right.set(
-        xlabel="pair, best matched first",
-        ylabel=kind,
-        ylim=(min(0, off[np.isfinite(off)].min(initial=0)), 1.02),
+    axis.plot(at, match.similarity[order], color=COLOURS[0], label=f"its partner in {names[1]}")
+    axis.axhline(
+        match.mean, color=GREY, ls="--", lw=0.9, label=f"mean of partners {match.mean:.2f}"
     )
-    right.legend(fontsize=FONT - 1, frameon=False)
-    for axis in (left, right):
-        tidy(axis)
+    lowest = min(0.0, float(match.similarity.min(initial=0.0)))
+    axis.set(
+        xlabel=f"features of {names[0]}, best matched first",
+        ylabel=f"{kind} with a feature of {names[0]}",
+        ylim=(lowest, 1.03),
+    )
+    axis.legend(fontsize=FONT - 1, frameon=False, loc="lower left")
+    tidy(axis)
     if unconverged:
         dagger_note(figure)
     return figure
 
 
+def _best_other(
+    A: NDArray[np.float64],
+    B: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    *,
+    signed: bool,
+) -> NDArray[np.float64]:
+    """Highest similarity of each feature to any but its partner, a block of rows at a time."""
+    found = np.full(len(rows), -np.inf)
+    for start in range(0, len(rows), 1024):
+        own = slice(start, start + 1024)
+        cosine = A[rows[own]] @ B.T
+        cosine = cosine if signed else np.abs(cosine)
+        cosine[np.arange(len(cosine)), columns[own]] = -np.inf
+        found[own] = cosine.max(axis=1)
+    return found
+
+
 def reproducibility_figure(
-    features: pd.DataFrame, *, space: str = "full", threshold: float = 0.7, max_points: int = 4000
+    features: pd.DataFrame,
+    *,
+    space: str = "full",
+    threshold: float = 0.7,
+    max_points: int = 4000,
+    lead: str | None = None,
 ) -> Figure:
     """How well each feature comes back in other seeds, against how often it fires.
 
@@ -115,12 +117,14 @@ def reproducibility_figure(
         Drawn as a line: above it a feature counts as found.
     max_points
         Points drawn a group; the strata use all of them.
+    lead
+        Kind of feature that has a colour of its own, where ``features`` has kinds.
     """
     require(features, ["group", "space", "firing_rate", "reproducibility"], "features")
     chosen = features[(features["space"] == space) & features["reproducibility"].notna()]
     if chosen.empty:
         raise InputError(f"features: none in space {space!r} was compared with another seed")
-    names = list(dict.fromkeys(chosen["group"]))
+    names = group_order(chosen)
     columns = min(3 if len(names) <= 9 else 5, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(2.2 * columns + 0.6, 2.0 * lines + 0.7), layout="constrained")
@@ -133,10 +137,11 @@ def reproducibility_figure(
         hollow = "converged" in part and any(unconverged_gate(v) for v in part["converged"])
         any_open |= hollow
         drawn = part.sample(min(len(part), max_points), random_state=0)
-        x = np.maximum(drawn["firing_rate"].to_numpy(dtype=np.float64), floor)
-        axis.plot(
-            x, drawn["reproducibility"], ".", ms=2, alpha=0.35, color=COLOURS[5], rasterized=True
-        )
+        for colour, cloud in _clouds(drawn, lead):
+            x = np.maximum(cloud["firing_rate"].to_numpy(dtype=np.float64), floor)
+            axis.plot(
+                x, cloud["reproducibility"], ".", ms=2, alpha=0.35, color=colour, rasterized=True
+            )
         _strata(axis, part, floor)
         axis.axhline(threshold, color=GREY, lw=0.8, ls="--")
         axis.set(xscale="log", title=name + (" †" if hollow else ""), ylim=(0, 1.03))
@@ -156,25 +161,32 @@ def reproducibility_figure(
         size=FONT,
     )
     figure.supylabel("reproducibility: mean similarity to partners in other seeds", size=FONT)
+    handles = [
+        Line2D([], [], color="black", marker="o", ms=3, lw=1.6, label="median and quartiles"),
+        Line2D([], [], color=GREY, ls="--", label=f"{threshold:g}: counted as found"),
+    ]
+    if lead is not None and "kind" in chosen:
+        for colour, label in (
+            (COLOURS[0], f"features that stand for one {lead}"),
+            (COLOURS[1], "all other features"),
+        ):
+            handles.append(Line2D([], [], color=colour, marker="o", ms=4, ls="", label=label))
     figure.legend(
-        handles=[
-            Line2D(
-                [],
-                [],
-                color=COLOURS[0],
-                marker="o",
-                ms=3,
-                lw=1.6,
-                label="median and quartiles (bins of a third of a decade)",
-            ),
-            Line2D([], [], color=GREY, ls="--", label=f"{threshold:g}: counted as found"),
-        ],
+        handles=handles,
         loc="outside upper center",
         ncols=2,
         fontsize=FONT - 1,
         frameon=False,
     )
     return figure
+
+
+def _clouds(part: pd.DataFrame, lead: str | None) -> list[tuple[str, pd.DataFrame]]:
+    """Points and their colour: the leading kind apart, where it is known."""
+    if lead is None or "kind" not in part:
+        return [(COLOURS[5], part)]
+    own = part["kind"] == lead
+    return [(COLOURS[1], part[~own]), (COLOURS[0], part[own])]
 
 
 def _decades(floor: float, highest: float) -> list[float]:
@@ -194,8 +206,8 @@ def _strata(axis: Axes, part: pd.DataFrame, floor: float) -> None:
             continue
         low, middle, high = np.quantile(y[own], [0.25, 0.5, 0.75])
         x = float(np.exp(np.log(rate[own]).mean()))
-        axis.plot([x, x], [low, high], color=COLOURS[0], lw=1.6)
-        axis.plot(x, middle, "o", ms=4, color=COLOURS[0], mec="white", mew=0.5)
+        axis.plot([x, x], [low, high], color="black", lw=1.6)
+        axis.plot(x, middle, "o", ms=4, color="black", mec="white", mew=0.5)
 
 
 def reliability_figure(table: pd.DataFrame) -> Figure:
@@ -226,8 +238,8 @@ def reliability_figure(table: pd.DataFrame) -> Figure:
     axis.set_ylabel("share of features that it has")
     first = table.iloc[0]
     axis.set_title(
-        f"Brier score {first['brier']:.3f} (base rate {first['brier_of_base_rate']:.3f}); "
-        "areas: features",
+        f"Brier score {first['brier']:.3f}; always the base rate: "
+        f"{first['brier_of_base_rate']:.3f}\n(area of a point: number of features)",
         fontsize=FONT,
     )
     axis.legend(fontsize=FONT, frameon=False, loc="upper left")

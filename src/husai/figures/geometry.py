@@ -34,7 +34,7 @@ from husai.figures.style import (
 def activation_figure(
     patterns: Mapping[str, SparsityPattern], *, unconverged: Sequence[str] = ()
 ) -> Figure:
-    """How SAEs fire: activation sizes, firing rates of latents, and L0 of rows.
+    """How SAEs fire: activation sizes, firing rates of latents, and L0 of rows where it varies.
 
     Parameters
     ----------
@@ -45,8 +45,11 @@ def activation_figure(
     """
     if not patterns:
         raise InputError("patterns: none given")
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
-    sizes, rates, counts = figure.subplots(1, 3)
+    # where every row has as many active latents as the next, there is nothing to see of L0
+    varied = any(np.count_nonzero(one.l0_counts) > 1 for one in patterns.values())
+    figure = Figure(figsize=(8.4 if varied else 5.8, 3.2), layout="constrained")
+    axes = figure.subplots(1, 3 if varied else 2)
+    sizes, rates = axes[:2]
     look = styles(list(patterns))
     for i, (name, pattern) in enumerate(patterns.items()):
         colour, stroke = look[name][0], LINES[i % len(LINES)]
@@ -57,17 +60,20 @@ def activation_figure(
         rate = np.sort(pattern.latents["firing_rate"].to_numpy(dtype=np.float64))[::-1]
         alive = rate[rate > 0]
         rates.plot(np.arange(1, len(alive) + 1), alive, ls=stroke, color=colour)
-        l0 = np.flatnonzero(pattern.l0_counts)
-        counts.plot(l0, pattern.l0_counts[l0] / pattern.n_rows, ls=stroke, marker=".", color=colour)
+        if varied:
+            l0 = np.flatnonzero(pattern.l0_counts)
+            rows = pattern.l0_counts[l0] / pattern.n_rows
+            axes[2].plot(l0, rows, ls=stroke, marker=".", color=colour)
     sizes.set(xlabel="activation, where it fires", ylabel="share of activations")
     rates.set(xlabel="latent, most frequent first", ylabel="firing rate")
-    counts.set(xlabel="L0 of a row", ylabel="share of rows")
-    counts.set_ylim(bottom=0)
-    counts.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if varied:
+        axes[2].set(xlabel="L0 of a row", ylabel="share of rows")
+        axes[2].set_ylim(bottom=0)
+        axes[2].xaxis.set_major_locator(MaxNLocator(5, integer=True))
     plain_log(sizes)
     plain_log(rates)
     plain_log(rates, "y")
-    for axis in (sizes, rates, counts):
+    for axis in axes:
         tidy(axis)
     figure.legend(
         loc="outside lower center",
@@ -274,7 +280,10 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
     names = list(dict.fromkeys(known["symmetry"]))
     place = {name: i for i, name in enumerate(reversed(names))}
     kinds = [kind for kind in ("itself", "other seed") if kind in set(known["kind_of_pair"])]
-    figure = Figure(figsize=(3.7 * len(kinds) + 1.4, 0.42 * len(names) + 1.6), layout="constrained")
+    figure = Figure(
+        figsize=(3.7 * len(kinds) + 1.4, (0.2 + 0.1 * min(3, len(shown))) * len(names) + 1.6),
+        layout="constrained",
+    )
     axes = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
     if len(shown) < total:
         figure.suptitle(
@@ -287,6 +296,8 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
             table = known[(known["group"] == group) & (known["kind_of_pair"] == kind)]
             if table.empty:
                 continue
+            for name in set(names) - set(table["symmetry"]):
+                axis.text(0.02, place[name], "not asked", color=GREY, va="center", size=FONT - 1)
             colour, marker = look[group]
             y = np.array([place[one] for one in table["symmetry"]]) + shift
             axis.hlines(y, table["null_mean"], table["score"], color=colour, lw=0.8)

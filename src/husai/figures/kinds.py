@@ -10,7 +10,16 @@ from matplotlib.patches import Patch
 
 from husai.consistency.study.labels import leading_kind, plural
 from husai.errors import InputError
-from husai.figures.style import COLOURS, FONT, GREY, dagger_note, require, tidy, unconverged_gate
+from husai.figures.style import (
+    COLOURS,
+    FONT,
+    GREY,
+    dagger_note,
+    group_order,
+    require,
+    tidy,
+    unconverged_gate,
+)
 
 _MOST_POINTS = 1500
 
@@ -34,11 +43,7 @@ def kinds_figure(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
     lead = leading_kind(kinds)
     if chosen.empty or lead is None:
         raise InputError("kinds: no label explains a feature; there are no kinds to draw")
-    order = kinds.drop_duplicates("group").sort_values(["architecture", "d_sae"], kind="stable")
-    # the architecture with most widths first: its widths are the story
-    counts = order.groupby("architecture")["d_sae"].transform("nunique")
-    order = order.assign(_n=-counts).sort_values(["_n", "architecture", "d_sae"], kind="stable")
-    names = order["group"].tolist()
+    names = group_order(kinds)
     figure = Figure(figsize=(max(4.6, 1.15 * len(names) + 1.6), 4.2), layout="constrained")
     axis = figure.subplots()
     rng = np.random.default_rng(0)

@@ -21,15 +21,13 @@ STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 PANELS = (
     ("fvu", "FVU on held-out rows", True),
-    ("loss", "training loss", True),
     ("l0", "L0", False),
     ("dead_fraction", "dead latents (share)", False),
-    ("cosine_to_init", "cosine to initialisation", False),
 )
 
 
 def learning_curves(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
-    """Held-out FVU, training loss, L0, dead latents and distance from the start, by step.
+    """Held-out FVU, L0 and dead latents, by step.
 
     Parameters
     ----------
@@ -56,23 +54,15 @@ def learning_curves(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
         raise InputError("groups: no SAE has a history; nothing to draw")
     widths = sorted({groups[name][0].config.d_sae for name in histories})
     figure = Figure(
-        figsize=(2.4 * len(PANELS) + 1.8, 2.0 * len(widths) + 0.6), layout="constrained"
+        figsize=(2.4 * len(PANELS) + 1.8, 1.7 * len(widths) + 0.6), layout="constrained"
     )
-    axes = figure.subplots(len(widths), len(PANELS), squeeze=False, sharex=True)
-    marked = False
+    axes = figure.subplots(len(widths), len(PANELS), squeeze=False, sharex=True, sharey="col")
     for row, width in zip(axes, widths, strict=True):
         names = [name for name in histories if groups[name][0].config.d_sae == width]
         for number, name in enumerate(names):
-            gates = [sae.metrics.get("converged") for sae in groups[name] if sae.failure is None]
-            mark = " †" if any(gate is not None and not gate for gate in gates) else ""
-            marked |= bool(mark)
             for axis, (column, _, _) in zip(row, PANELS, strict=True):
-                _band(axis, histories[name], column, name + mark, number)
-        for axis, (_, label, logarithmic) in zip(row, PANELS, strict=True):
-            if logarithmic:
-                plain_log(axis, "y")
-            else:
-                axis.set_ylim(bottom=0)
+                _band(axis, histories[name], column, name, number)
+        for axis, (_, label, _) in zip(row, PANELS, strict=True):
             axis.tick_params(labelsize=8, which="both")
             axis.spines[["top", "right"]].set_visible(False)
             if width == widths[0]:
@@ -81,8 +71,12 @@ def learning_curves(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
                 axis.set_xlabel("step", fontsize=9)
         row[0].set_ylabel(f"d_sae = {width}", fontsize=9)
         row[-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    if marked:
-        figure.supxlabel("† not every SAE of the group is converged", fontsize=8)
+    # the rows share their axes: limits are set once all of them are drawn
+    for axis, (_, _, logarithmic) in zip(axes[0], PANELS, strict=True):
+        if logarithmic:
+            plain_log(axis, "y")
+        else:
+            axis.set_ylim(bottom=0)
     return figure
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
 from husai.errors import InputError
@@ -19,6 +20,7 @@ from husai.figures.style import (
     NULLS,
     SEQUENTIAL,
     dagger_note,
+    group_order,
     not_available,
     plain_log,
     require,
@@ -31,17 +33,28 @@ from husai.figures.style import (
 # a curve over a setting needs this many values, each this many times the one before
 MIN_VALUES = 3
 APART = 1.1
+# so many values of a setting are ticks of their own
+MOST_TICKS = 6
+_UPRIGHT = {"_": "|"}
 
 
 def legend_handles(
-    chosen: pd.DataFrame, look: Mapping[str, tuple[Any, str]], line: str
+    chosen: pd.DataFrame,
+    look: Mapping[str, tuple[Any, str]],
+    line: str,
+    *,
+    upright: bool = False,
 ) -> list[Line2D]:
-    """Give the legend's entries: architectures, the nulls that are drawn, and the gate's mark."""
+    """Give the legend's entries: architectures, the nulls that are drawn, and the gate's mark.
+
+    With ``upright`` the bars of nulls stand, as where scores are read along the horizontal axis.
+    """
+    turned = _UPRIGHT if upright else {}
     handles = [
         Line2D([], [], color=c, marker=m, ls=line, label=name) for name, (c, m) in look.items()
     ]
     handles += [
-        Line2D([], [], color=c, marker=m, ls="", ms=8, label=label)
+        Line2D([], [], color=c, marker=turned.get(m, m), ls="", ms=8, label=label)
         for kind, (label, m, c) in NULLS.items()
         if f"{kind}_mean" in chosen and chosen[f"{kind}_mean"].notna().any()
     ]
@@ -53,7 +66,7 @@ def legend_handles(
 
 
 def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = False) -> Figure:
-    """Score, interval over seeds and nulls of every group, by architecture and width.
+    """Score, interval over seeds and nulls: a line for each group.
 
     Parameters
     ----------
@@ -66,92 +79,62 @@ def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool =
     chosen = groups[(groups["score"] == score) & (groups["signed"] == signed)]
     if chosen.empty or "mean" not in chosen or chosen["mean"].isna().all():
         raise InputError(f"groups: no defined {score} (signed={signed}) to show")
-    chosen = chosen.sort_values(["d_sae", "k", "architecture"], kind="stable")
-    chosen = chosen.assign(sparsity=[_sparsity(row) for row in chosen.to_dict("records")])
-    chosen = chosen.assign(sparsity=chosen["sparsity"] + _variants(chosen))
+    names = group_order(chosen)
     spaces = list(dict.fromkeys(chosen["space"]))
     look = styles(sorted(set(chosen["architecture"])))
-    settings = list(dict.fromkeys(zip(chosen["d_sae"], chosen["sparsity"], strict=True)))
-    place = {setting: i for i, setting in enumerate(settings)}
-    width = max(3.6, 0.55 * len(settings) + 1.6)
-    figure = Figure(figsize=(min(10.0, width * len(spaces)), 3.7), layout="constrained")
+    figure = Figure(figsize=(2.0 + 3.0 * len(spaces), 0.3 * len(names) + 1.6), layout="constrained")
     axes = figure.subplots(1, len(spaces), sharey=True, squeeze=False)[0]
+    place = {name: at for at, name in enumerate(reversed(names))}
+    marked = {str(row["group"]) for row in _rows(chosen) if unconverged_gate(row["converged"])}
     for axis, space in zip(axes, spaces, strict=True):
         part = chosen[chosen["space"] == space]
         _score_panel(axis, part, look, place)
         dims = sorted(set(part["dimensions"].dropna().astype(int))) if "dimensions" in part else []
         where = "full space" if space == "full" else "within the data's subspace"
         axis.set(
-            title=f"{where} ({', '.join(map(str, dims))} dims)" if dims else where,
-            xlabel="d_sae, sparsity",
-            xticks=range(len(settings)),
+            title=f"{where} ({', '.join(map(str, dims))} dimensions)" if dims else where,
+            xlabel=score_name(score, signed),
+            yticks=list(place.values()),
+            yticklabels=[f"{name} †" if name in marked else name for name in place],
+            ylim=(-0.6, len(names) - 0.4),
         )
-        if len(settings) <= 6:
-            axis.set_xticklabels([f"{int(w)}\n{label}" for w, label in settings])
-        else:
-            axis.set_xticklabels([f"{int(w)}, {label}" for w, label in settings], rotation=90)
+        axis.set_xlim(right=1.02)
+        axis.grid(axis="y", color="#EEEEEE", lw=0.6)
+        axis.set_axisbelow(True)
         tidy(axis)
-    axes[0].set_ylabel(score_name(score, signed), size=FONT)
-    handles = legend_handles(chosen, look, "")
+    handles = legend_handles(chosen, look, "", upright=True)
     figure.legend(
         handles=handles, loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False
     )
     return figure
 
 
-def _sparsity(row: Mapping[Any, Any]) -> str:
-    """A group's sparsity setting in few characters."""
-    for column, symbol in (("k", "k"), ("l1_coefficient", "λ")):
-        value = row.get(column)
-        if value is not None and not pd.isna(value):
-            return f"{symbol}={value:g}"
-    return ""
-
-
-def _variants(chosen: pd.DataFrame) -> list[str]:
-    """The ends of names by which groups of one architecture, width and sparsity differ."""
-    keys = ["architecture", "d_sae", "sparsity"]
-    plain = chosen.groupby(keys)["group"].transform(lambda names: min(names, key=len))
-    return [
-        "" if name == base else f", {str(name).removeprefix(str(base)).strip()}"
-        for name, base in zip(chosen["group"], plain, strict=True)
-    ]
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _score_panel(
     axis: Axes,
     part: pd.DataFrame,
     look: Mapping[str, tuple[str, str]],
-    place: Mapping[tuple[Any, Any], int],
+    place: Mapping[str, int],
 ) -> None:
-    # architectures that share a setting stand side by side
-    shift: dict[tuple[Any, Any, Any], float] = {}
-    for (width, sparsity), own in part.groupby(["d_sae", "sparsity"], sort=False):
-        names = [name for name in look if name in set(own["architecture"])]
-        for at, name in enumerate(names):
-            shift[width, sparsity, name] = 0.22 * (at - (len(names) - 1) / 2)
-    for row in part.to_dict("records"):
+    """A line for each group: its score with the interval, and its nulls."""
+    for row in _rows(part):
         if pd.isna(row["mean"]):
             continue
         colour, marker = look[row["architecture"]]
-        setting = row["d_sae"], row["sparsity"]
-        x = place[setting] + shift[*setting, row["architecture"]]
-        hollow = unconverged_gate(row["converged"])
-        low, high = row.get("low"), row.get("high")
-        if low is not None and not pd.isna(low):
-            axis.plot([x, x], [low, high], color=colour, lw=1.4)
-        axis.plot(
-            x, row["mean"], marker, ms=5, color=colour, mfc="white" if hollow else colour, zorder=3
-        )
-        if hollow:
-            axis.annotate(
-                "†", (x, row["mean"]), (4, 2), textcoords="offset points", fontsize=FONT - 1
-            )
+        y = place[str(row["group"])]
         for kind, (_, mark, tone) in NULLS.items():
             value = row.get(f"{kind}_mean")
             if value is not None and not pd.isna(value):
-                axis.plot(x, value, mark, ms=8, color=tone, mew=1.8 if kind == "permuted" else 1)
-    axis.set_xlim(-0.6, len(place) - 0.4)
+                mark = _UPRIGHT.get(mark, mark)
+                axis.plot(value, y, mark, ms=9, color=tone, mew=1.8 if kind == "permuted" else 1)
+        low, high = row.get("low"), row.get("high")
+        if low is not None and not pd.isna(low):
+            axis.plot([low, high], [y, y], color=colour, lw=1.6)
+        face = "white" if unconverged_gate(row["converged"]) else colour
+        axis.plot(row["mean"], y, marker, ms=5, color=colour, mfc=face, zorder=3)
 
 
 def seed_matrix_figure(
@@ -181,7 +164,7 @@ def seed_matrix_figure(
         chosen = chosen[chosen["within"]]
     if chosen.empty:
         raise InputError(f"pairs: no {score} (signed={signed}) in space {space!r}")
-    names = list(dict.fromkeys(chosen["group"]))
+    names = group_order(chosen)
     columns = min(4 if len(names) <= 12 else 5, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(2.35 * columns + 0.6, 2.3 * lines + 0.5), layout="constrained")
@@ -243,7 +226,7 @@ def _annotate(axis: Axes, W: NDArray[np.float64], middle: float) -> None:
 def settings_figure(
     settings: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = False, space: str = "full"
 ) -> Figure:
-    """Score against width over effective rank, against k, and against L0.
+    """Score against width, against k, and against L0.
 
     A panel is left out where its setting has too few values for a curve, and so is a group without
     another one beside it.
@@ -267,7 +250,7 @@ def settings_figure(
     curves = [
         (column, label, same, _on_curves(chosen, column, same))
         for column, label, same in (
-            ("width_ratio", "d_sae / effective rank of the data", ["k", "l1_coefficient"]),
+            ("d_sae", _width_label(chosen), ["k", "l1_coefficient"]),
             ("k", "k", ["d_sae"]),
             ("l0", "L0", ["d_sae"]),
         )
@@ -277,7 +260,8 @@ def settings_figure(
         return not_available(
             f"A curve needs {MIN_VALUES} widths, values of k or values of L0; this study has fewer."
         )
-    look = styles(sorted(set(chosen["architecture"])))
+    drawn = pd.concat([panel[3] for panel in panels])
+    look = styles(sorted(set(drawn["architecture"])))
     figure = Figure(figsize=(2.6 + 3.0 * len(panels), 3.9), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (column, label, same, part) in zip(axes, panels, strict=True):
@@ -288,8 +272,11 @@ def settings_figure(
         tidy(axis)
         _curves(axis, part, column, same, look)
         plain_log(axis)
+        values = sorted(set(part[column]))
+        if column != "l0" and len(values) <= MOST_TICKS:
+            axis.xaxis.set_major_locator(FixedLocator(values))
     axes[0].set_ylabel(score_name(score, signed), size=FONT)
-    handles = legend_handles(chosen, look, "-")
+    handles = legend_handles(drawn, look, "-")
     figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -298,6 +285,11 @@ def settings_figure(
         frameon=False,
     )
     return figure
+
+
+def _width_label(chosen: pd.DataFrame) -> str:
+    rank = (chosen["d_sae"] / chosen["width_ratio"]).median()
+    return f"d_sae (effective rank of the data: {rank:.1f})"
 
 
 def _on_curves(chosen: pd.DataFrame, column: str, same: Sequence[str]) -> pd.DataFrame:

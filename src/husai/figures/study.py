@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from husai.campaign.comparison import best_group
 from husai.campaign.records import StudyRecords, example_saes
 from husai.consistency import (
     match_features,
@@ -26,17 +25,17 @@ def own_hook(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["hook"] == table["hook"].iloc[0]] if len(table) else table
 
 
-def best_pair_figure(groups: pd.DataFrame, study: StudyRecords) -> Figure:
-    """Draw two seeds' matched similarities, for the group that is furthest above chance."""
-    group, found = best_group(groups, study)
+def main_pair_figure(group: str, study: StudyRecords) -> Figure:
+    """Draw how well the features of a group's first two seeds match."""
+    found = [record for record in study.first.records if record.group == group][:2]
     if len(found) < 2:
         return not_available(f"{group}: one SAE, no pair to compare")
-    one, two = found[:2]
+    one, two = found
     return similarity_figure(
         one.W_dec,
         two.W_dec,
         match_features(one.W_dec, two.W_dec),
-        names=(one.id, two.id),
+        names=(f"{group}, seed {one.seed}", f"seed {two.seed}"),
         unconverged=not (one.converged and two.converged),
     )
 

@@ -26,12 +26,14 @@ FONT = 8.0
 SEQUENTIAL = "cividis"
 DIVERGING = "PuOr_r"
 
+# architecture and width, as the names of a plan's groups begin
+_NAME = r"^(\S+) d(\d+)"
+
 # The null to base a claim on is drawn strongest.
 NULLS = {
     "permuted": ("permuted null", "_", "#000000"),
     "isotropic": ("isotropic null", "_", "#AAAAAA"),
     "data_aware": ("data-aware reference", "x", "#BBBBBB"),
-    "init": ("own initialisation", "1", "#AAAAAA"),
 }
 
 
@@ -46,6 +48,23 @@ def styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
         name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
         for i, name in enumerate(dict.fromkeys(names))
     }
+
+
+def group_order(table: pd.DataFrame) -> list[str]:
+    """Order groups for a figure: the architecture with most widths first, from narrow to wide.
+
+    Parameters
+    ----------
+    table
+        ``group``; ``architecture`` and ``d_sae``, or else a group's name begins with them.
+    """
+    known = table.drop_duplicates("group")
+    if not {"architecture", "d_sae"} <= set(known):
+        named = known["group"].astype(str).str.extract(_NAME)
+        known = known.assign(architecture=named[0], d_sae=named[1].astype(float))
+    widths = known.groupby("architecture")["d_sae"].transform("nunique")
+    by = ["_n", "architecture", "d_sae"]
+    return [str(n) for n in known.assign(_n=-widths).sort_values(by, kind="stable")["group"]]
 
 
 def unconverged_gate(value: Any) -> bool:

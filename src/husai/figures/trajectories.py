@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from husai.figures.style import (
+    COLOURS,
     FONT,
     GREY,
     LINES,
@@ -43,26 +45,33 @@ def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figu
     if len(widths) > max_columns:
         at = np.linspace(0, len(widths) - 1, max_columns).round().astype(int)
         widths = [widths[i] for i in at]
-    look = styles(sorted(set(known["architecture"])))
+    # one colour for a setting at all widths
+    known = known.assign(
+        setting=[
+            re.sub(rf" d{int(width)}\b", "", str(group))
+            for group, width in zip(known["group"], known["d_sae"], strict=True)
+        ]
+    )
+    look = styles(list(dict.fromkeys(known["setting"])))
+    strokes = {name: LINES[i // len(COLOURS) % len(LINES)] for i, name in enumerate(look)}
     figure = Figure(figsize=(max(4.4, 2.5 * len(widths) + 0.6), 4.6), layout="constrained")
     axes = figure.subplots(2, len(widths), squeeze=False, sharey="row", sharex=True)
     any_open = False
     for column, width in enumerate(widths):
         part = known[known["d_sae"] == width]
-        drawn: set[str] = set()
-        for name, own in part.groupby("group", sort=True):
-            kind = str(own["architecture"].iloc[0])
-            colour, marker = look[kind]
-            # further settings of one architecture: the same colour, other strokes
-            stroke = LINES[sum(one.startswith(f"{kind} ") for one in drawn) % len(LINES)]
-            drawn.add(f"{kind} {name}")
+        for setting, own in part.groupby("setting", sort=False):
+            colour, marker = look[str(setting)]
             hollow = any(unconverged_gate(v) for v in own["converged"])
             any_open |= hollow
-            _trajectory(axes[:, column], own.sort_values("step"), colour, marker, stroke, hollow)
-        for kind, stroke in (("isotropic", ":"), ("permuted", "--")):
-            if f"{kind}_mean" in part and part[f"{kind}_mean"].notna().any():
-                level = float(part[f"{kind}_mean"].mean())
-                axes[0, column].axhline(level, color="black", ls=stroke, lw=0.9)
+            own = own.sort_values("step")
+            stroke = strokes[str(setting)]
+            _trajectory(axes[:, column], own, colour, marker, stroke, hollow)
+            if "permuted_mean" in own and own["permuted_mean"].notna().any():
+                level, last = float(own["permuted_mean"].mean()), float(own["step"].max())
+                axes[0, column].plot([0.8 * last, last], [level] * 2, "--", color=colour, lw=1.2)
+        if "isotropic_mean" in part and part["isotropic_mean"].notna().any():
+            level = float(part["isotropic_mean"].mean())
+            axes[0, column].axhline(level, color="black", ls=":", lw=0.9)
         axes[0, column].set(title=f"d_sae = {int(width)}", ylim=(0, 1.02))
         axes[1, column].set(xlabel="training step", ylim=(0, 1.02))
         for axis in axes[:, column]:
@@ -71,10 +80,12 @@ def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figu
             tidy(axis)
     axes[0, 0].set_ylabel("PW-MCC between seeds", size=FONT)
     axes[1, 0].set_ylabel("|cosine| to initialisation", size=FONT)
-    handles = [Line2D([], [], color=c, marker=m, label=n) for n, (c, m) in look.items()]
+    handles = [
+        Line2D([], [], color=c, marker=m, ls=strokes[n], label=n) for n, (c, m) in look.items()
+    ]
     handles += [
+        Line2D([], [], color=GREY, ls="--", lw=1.2, label="permuted null, in its colour"),
         Line2D([], [], color="black", ls=":", lw=0.9, label="isotropic null"),
-        Line2D([], [], color="black", ls="--", lw=0.9, label="permuted null"),
     ]
     if any_open:
         handles.append(

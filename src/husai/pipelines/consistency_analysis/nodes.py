@@ -100,14 +100,21 @@ def plot_seeds(pairs: pd.DataFrame) -> Figure:
     return drawn_or_reason(lambda: seed_matrix_figure(own_hook(pairs)))
 
 
-def plot_reproducibility(features: pd.DataFrame, consistency: ConsistencyConfig) -> Figure:
+def plot_reproducibility(
+    features: pd.DataFrame, kinds: pd.DataFrame, consistency: ConsistencyConfig
+) -> Figure:
     """Draw how well each feature comes back against how often it fires."""
+    from husai.consistency.study.labels import leading_kind
     from husai.figures.features import reproducibility_figure
     from husai.figures.study import own_hook
     from husai.figures.style import drawn_or_reason
 
     return drawn_or_reason(
-        lambda: reproducibility_figure(own_hook(features), threshold=consistency.shared_threshold)
+        lambda: reproducibility_figure(
+            own_hook(features),
+            threshold=consistency.shared_threshold,
+            lead=leading_kind(own_hook(kinds)),
+        )
     )
 
 
@@ -121,7 +128,7 @@ def plot_kinds(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
 
 
 def plot_settings(settings: pd.DataFrame) -> Figure:
-    """Draw PW-MCC against width over effective rank, k and L0."""
+    """Draw PW-MCC against width, k and L0."""
     from husai.figures.scores import settings_figure
     from husai.figures.style import drawn_or_reason
 
@@ -137,8 +144,9 @@ def plot_trajectories(trajectories: pd.DataFrame) -> Figure:
     return drawn_or_reason(lambda: training_figure(own_hook(trajectories)))
 
 
-def plot_similarity(groups: pd.DataFrame, study: StudyRecords) -> Figure:
-    """Draw two seeds' matched similarities, for the group that is furthest above chance."""
-    from husai.figures.study import best_pair_figure
+def plot_similarity(coverage: pd.DataFrame, kinds: pd.DataFrame, study: StudyRecords) -> Figure:
+    """Draw how well the features of two seeds match, for the group that the page is about."""
+    from husai.campaign.features import chosen_group
+    from husai.figures.study import main_pair_figure
 
-    return best_pair_figure(groups, study)
+    return main_pair_figure(chosen_group(study.plan, coverage, kinds), study)

@@ -103,13 +103,13 @@ def create_pipeline() -> Pipeline:
             Node(plot_seeds, inputs="consistency_pairs", outputs="seeds_figure", name="plot_seeds"),
             Node(
                 plot_reproducibility,
-                inputs=["consistency_features", "params:consistency"],
+                inputs=["consistency_features", "consistency_kinds", "params:consistency"],
                 outputs="reproducibility_figure",
                 name="plot_reproducibility",
             ),
             Node(
                 plot_similarity,
-                inputs=["consistency_groups", "study_records"],
+                inputs=["consistency_coverage", "consistency_kinds", "study_records"],
                 outputs="similarity_figure",
                 name="plot_similarity",
             ),
