@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import sparse
 
+from husai.consistency.analyses import explanation
 from husai.consistency.analyses.explanation import (
     class_scores,
     explain_latents,
@@ -18,7 +19,7 @@ from husai.consistency.analyses.explanation import (
     regressor_r2,
 )
 from husai.consistency.analyses.kinds import (
-    class_gt_mcc,
+    class_gt_mcc_nulls,
     class_means,
     coverage,
     covered_by_chance,
@@ -34,6 +35,7 @@ from husai.consistency.analyses.labels import (
     wave_labels,
 )
 from husai.consistency.inference.references import given, isotropic, permuted
+from husai.consistency.scores.decoder import gt_mcc
 from husai.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -58,7 +60,11 @@ def steps(code: Floats, member: NDArray[np.bool_]) -> tuple[float, float]:
     return precision_sum, best
 
 
-def test_scores_of_classes_are_those_of_brute_force_ties_and_several_classes_a_row() -> None:
+@pytest.mark.parametrize("at_once", [2**21, 30])  # all latents together, and a few at a time
+def test_scores_of_classes_are_those_of_brute_force_ties_and_several_classes_a_row(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(explanation, "_FIRINGS_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 4, (60, 5)) * (rng.random((60, 5)) < 0.5)  # many ties
     codes[:, 4] = 0
@@ -220,9 +226,13 @@ def test_a_dictionary_of_class_means_is_recognised_against_chance() -> None:
     rows, labels, directions = planted_classes(5)
     means = class_means(rows, labels)
     assert variance_explained(rows, labels) > 0.95
-    score, null = class_gt_mcc(directions, means, permuted([directions]), n_draws=50)
+    score = gt_mcc(directions, means, signed=True)
     assert score > 0.999
-    assert null.p_value(score) == pytest.approx(1 / 51)
+    families = {"answer": means, "turned": means[::-1]}
+    nulls = class_gt_mcc_nulls(permuted([directions]), len(directions), families, n_draws=50)
+    assert nulls["answer"].p_value(score) == pytest.approx(1 / 51)
+    # each family sees the same dictionaries: the order of its classes changes nothing
+    assert nulls["turned"].values == pytest.approx(nulls["answer"].values)
     rates = np.full(P, 1 / P)
     truth = coverage(class_scores(read_out(directions, rows, rates), labels))
     assert truth.f1_best == truth.average_precision == P

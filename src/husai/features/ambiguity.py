@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import dijkstra
 
 from husai.errors import InputError
 from husai.features.cards import FeatureCards, unit_decoder
 from husai.features.config import FeaturesConfig
+from husai.matching.dense_assignment import assign
 
 Floats = NDArray[np.float64]
 
@@ -142,7 +142,7 @@ def match_ambiguity(similarity: ArrayLike, epsilon: float) -> Ambiguity:
     n = max(n_a, n_b)
     square = np.zeros((n, n))
     square[:n_a, :n_b] = s
-    _, partner = linear_sum_assignment(square, maximize=True)
+    _, partner = assign(square)
     u, v = prices(square, partner)
     reduced = np.maximum(u[:, None] + v[None, :] - square, 0.0)
     near = np.nonzero(reduced <= epsilon)

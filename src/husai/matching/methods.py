@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
 from husai.errors import InputError
 from husai.matching.blocked import Float64, UnitRows
 from husai.matching.candidates import Candidates, find_candidates, products_on
+from husai.matching.dense_assignment import assign
 from husai.matching.result import Int64, Match, gathered
 
 # Sinkhorn works on the whole matrix in float64; this many pairs are 2 GB.
@@ -25,9 +25,9 @@ def all_scores(a: UnitRows, b: UnitRows, signed: bool) -> Float64:
 
 
 def dense(a: UnitRows, b: UnitRows, signed: bool) -> Match:
-    """Match by scipy's exact solver on the whole matrix."""
+    """Match exactly on the whole matrix."""
     scores = all_scores(a, b, signed)
-    a_index, b_index = linear_sum_assignment(scores, maximize=True)
+    a_index, b_index = assign(scores)
     nearest = scores.argmax(axis=1), scores.argmax(axis=0)
     return gathered(a, b, a_index, b_index, signed, "dense", True, 0.0, *nearest)
 

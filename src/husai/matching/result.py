@@ -36,7 +36,7 @@ class Match:
         How the matching was found: ``"dense"``, ``"sparse"``, ``"greedy"``, ``"mutual_nearest"``
         or ``"sinkhorn"``.
     certified
-        Whether the matching is optimal: by scipy's exact solver (``"dense"``), or proved so by
+        Whether the matching is optimal: by the exact solver (``"dense"``), or proved so by
         ``certificate`` (``"sparse"``).
     gap_bound
         Upper bound on (best possible mean similarity - ``mean``).

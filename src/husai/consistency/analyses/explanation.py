@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from husai.consistency.analyses.labels import Classes, Floats, Labels, Regressors
@@ -43,8 +44,16 @@ class ClassScores(NamedTuple):
 
 
 def _columns(codes: Codes, n_rows: int) -> sparse.csc_array:
-    matrix = sparse.csc_array(sparse.vstack(list(code_blocks(codes)), format="csc"))
-    matrix.eliminate_zeros()
+    """Codes by latent, checked; those that are columns in float64 already are taken as they are."""
+    if isinstance(codes, sparse.csc_array) and codes.dtype == np.float64:
+        matrix = codes
+        if not np.isfinite(matrix.data).all():
+            raise InputError("codes: NaN or infinity among the codes")
+    else:
+        matrix = sparse.csc_array(sparse.vstack(list(code_blocks(codes)), format="csc"))
+    if not matrix.data.all():
+        matrix = matrix.copy()
+        matrix.eliminate_zeros()
     if matrix.shape[0] != n_rows:
         raise InputError(f"codes: {matrix.shape[0]} rows, labels of {n_rows}")
     if len(matrix.data) and matrix.data.min() < 0:
@@ -52,11 +61,24 @@ def _columns(codes: Codes, n_rows: int) -> sparse.csc_array:
     return matrix
 
 
+class _Sums(NamedTuple):
+    """Sum ``[n]`` and centred sum of squares of each latent's code."""
+
+    total: Floats
+    scatter: Floats
+
+
+def _sums(matrix: sparse.csc_array) -> _Sums:
+    total = np.asarray(matrix.sum(axis=0)).ravel()
+    squares = np.asarray(matrix.power(2).sum(axis=0)).ravel()
+    return _Sums(total, squares - total**2 / matrix.shape[0])
+
+
 def class_scores(codes: Codes, labels: Classes) -> ClassScores:
     """Score every latent against every class.
 
-    Takes a sort of what fires, a latent at a time, and no table of rows by classes: 512 latents
-    and 113 classes on 12,769 rows in about a second.
+    Takes a sort of what fires and no table of rows by classes: 512 latents and 113 classes on
+    12,769 rows in about a tenth of a second.
 
     Parameters
     ----------
@@ -73,38 +95,82 @@ def class_scores(codes: Codes, labels: Classes) -> ClassScores:
     members = labels.members
     n_rows, n_classes = members.shape
     matrix = _columns(codes, n_rows)
-    n_latents = matrix.shape[1]
     size = np.asarray(members.sum(axis=0)).ravel()
-    average_precision = np.empty((n_latents, n_classes))
-    f1_fires, f1_best = np.empty_like(average_precision), np.empty_like(average_precision)
-    for j in range(n_latents):
-        fires = slice(matrix.indptr[j], matrix.indptr[j + 1])
-        rows, value = matrix.indices[fires], matrix.data[fires]
-        # the number of rows with a code at least as large: the rank, ties counted together
-        end = len(value) - np.searchsorted(np.sort(value), value, side="left")
-        inside = members[rows]
-        at = np.repeat(end, np.diff(inside.indptr))
-        key = np.sort(inside.indices.astype(np.int64) * (n_rows + 1) + at)
-        column, end = np.divmod(key, n_rows + 1)
-        first = np.searchsorted(column, np.arange(n_classes))
-        # members of the class among those rows, again with ties counted together
-        hits = np.searchsorted(key, key, side="right") - first[column]
-        found = np.diff(np.append(first, len(column)))
-        precision = np.bincount(column, weights=hits / end, minlength=n_classes)
-        # the rows on which the latent does not fire are one tie, at the end
-        average_precision[j] = precision / size + (size - found) / n_rows
-        f1_fires[j] = 2 * found / (len(value) + size)
-        best = 2 * size / (n_rows + size)
-        np.maximum.at(best, column, 2 * hits / (end + size[column]))
-        f1_best[j] = best
-    total = np.asarray(matrix.sum(axis=0)).ravel()
-    scatter = np.asarray(matrix.power(2).sum(axis=0)).ravel() - total**2 / n_rows
-    covariance = (matrix.T @ members).toarray() - np.outer(total, size) / n_rows
-    spread = np.outer(scatter, size * (1 - size / n_rows))
+    fires = np.diff(matrix.indptr)
+    found, precision, f1_best = (np.zeros((matrix.shape[1], n_classes)) for _ in range(3))
+    # so many latents at a time, that their firings take no more than some hundred megabytes
+    block = np.cumsum(fires) // _FIRINGS_AT_ONCE
+    for begin, end in pairwise([0, *(np.flatnonzero(np.diff(block)) + 1), len(fires)]):
+        part = slice(begin, end)
+        ranks = _ranks_of_members(matrix[:, part], members)
+        pair, hits = ranks.latent * n_classes + ranks.column, ranks.hits
+        shape = (end - begin, n_classes)
+        found[part] = np.bincount(pair, minlength=shape[0] * n_classes).reshape(shape)
+        at_rank = np.bincount(pair, weights=hits / ranks.rank, minlength=shape[0] * n_classes)
+        precision[part] = at_rank.reshape(shape)
+        if len(pair):
+            first = np.flatnonzero(np.append(True, pair[1:] != pair[:-1]))
+            f1 = 2 * hits / (ranks.rank + size[ranks.column])
+            f1_best[part].flat[pair[first]] = np.maximum.reduceat(f1, first)
+    sums = _sums(matrix)
+    covariance = (matrix.T @ members).toarray() - np.outer(sums.total, size) / n_rows
+    spread = np.outer(sums.scatter, size * (1 - size / n_rows))
     r2 = np.divide(
         np.clip(covariance, 0.0, None) ** 2, spread, out=np.zeros_like(spread), where=spread > 1e-12
     )
-    return ClassScores(average_precision, f1_fires, f1_best, np.clip(r2, 0.0, 1.0))
+    return ClassScores(
+        # the rows on which the latent does not fire are one tie, at the end
+        precision / size + (size - found) / n_rows,
+        2 * found / (fires[:, None] + size),
+        np.maximum(f1_best, 2 * size / (n_rows + size)),  # a threshold below every code: all rows
+        np.clip(r2, 0.0, 1.0),
+    )
+
+
+# Firings of latents that are ranked together.
+_FIRINGS_AT_ONCE = 2**21
+
+
+class _Ranks(NamedTuple):
+    """Members of classes among the rows on which latents fire, by latent, class and rank.
+
+    ``rank`` is the number of rows with a code at least as large, ``hits`` that of the class's
+    members among them; ties count together in both.
+    """
+
+    latent: NDArray[np.int64]
+    column: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    hits: NDArray[np.int64]
+
+
+def _ranks_of_members(matrix: sparse.csc_array, members: sparse.csr_array) -> _Ranks:
+    latent = np.repeat(np.arange(matrix.shape[1]), np.diff(matrix.indptr))
+    order = np.lexsort((-matrix.data, latent))
+    latent, value, row = latent[order], matrix.data[order], matrix.indices[order]
+    rank = _last_of_run(latent, value) + 1 - matrix.indptr[latent]
+    # a firing as often as its row has classes
+    first, count = members.indptr[row], np.diff(members.indptr)[row]
+    again = np.repeat(np.arange(len(row)), count)
+    within = np.arange(len(again)) - np.repeat(np.cumsum(count) - count, count)
+    column = members.indices[first[again] + within].astype(np.int64)
+    latent, rank = latent[again], rank[again]
+    # they come in order of rank already: a stable sort keeps it within each latent and class
+    order = np.argsort(latent * members.shape[1] + column, kind="stable")
+    latent, column, rank = latent[order], column[order], rank[order].astype(np.int64)
+    pair = latent * members.shape[1] + column
+    start = np.flatnonzero(np.append(True, pair[1:] != pair[:-1])) if len(pair) else pair
+    own = np.repeat(start, np.diff(np.append(start, len(pair))))
+    return _Ranks(latent, column, rank, _last_of_run(pair, rank) + 1 - own)
+
+
+def _last_of_run(*keys: NDArray[Any]) -> NDArray[np.int64]:
+    """``[n]``: where the run of equal keys that each entry is in ends."""
+    if not len(keys[0]):
+        return np.zeros(0, dtype=np.int64)
+    changes = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+    last = np.flatnonzero(np.append(changes, True))
+    return np.repeat(last, np.diff(np.append(-1, last)))
 
 
 def regressor_r2(codes: Codes, labels: Regressors) -> Floats:
@@ -117,16 +183,11 @@ def regressor_r2(codes: Codes, labels: Regressors) -> Floats:
     """
     n_rows, n_labels, q = labels.values.shape
     matrix = _columns(codes, n_rows)
-    flat = labels.values.reshape(n_rows, -1)
-    flat = flat - flat.mean(axis=0)
-    total = np.asarray(matrix.sum(axis=0)).ravel()
-    scatter = np.asarray(matrix.power(2).sum(axis=0)).ravel() - total**2 / n_rows
+    scatter = _sums(matrix).scatter
     # centred columns: the codes need no centring
-    product = np.asarray(matrix.T @ flat).reshape(-1, n_labels, q)
-    centred = flat.reshape(n_rows, n_labels, q)
-    gram = np.einsum("nlq,nlr->lqr", centred, centred)
+    product = np.asarray(matrix.T @ labels.centred).reshape(-1, n_labels, q)
     explained = np.einsum(
-        "jlq,lqr,jlr->jl", product, np.linalg.pinv(gram, rcond=1e-10, hermitian=True), product
+        "jlq,jlq->jl", np.einsum("jlr,lqr->jlq", product, labels.inverse), product
     )
     spread = np.broadcast_to(scatter[:, None], explained.shape)
     r2 = np.divide(explained, spread, out=np.zeros_like(explained), where=spread > 1e-12)
@@ -149,15 +210,12 @@ def family_r2(codes: Codes, labels: Classes) -> Floats:
     n_rows = members.shape[0]
     matrix = _columns(codes, n_rows)
     size = np.asarray(members.sum(axis=0)).ravel()
-    total = np.asarray(matrix.sum(axis=0)).ravel()
-    scatter = np.asarray(matrix.power(2).sum(axis=0)).ravel() - total**2 / n_rows
+    total, scatter = _sums(matrix)
     product = (matrix.T @ members).toarray() - np.outer(total, size) / n_rows
-    gram = (members.T @ members).toarray() - np.outer(size, size) / n_rows
-    values, vectors = np.linalg.eigh(gram)
-    keep = values > 1e-9 * values[-1]
-    explained = (np.square(product @ vectors[:, keep]) / values[keep]).sum(axis=1)
+    values, vectors = labels.axes
+    explained = (np.square(product @ vectors) / values).sum(axis=1)
     r2 = np.divide(explained, scatter, out=np.zeros_like(scatter), where=scatter > 1e-12)
-    left = n_rows - 1 - int(keep.sum())
+    left = n_rows - 1 - len(values)
     if left < 1:
         return np.zeros_like(r2)  # a class for each row explains anything
     adjusted = 1 - (1 - r2) * (n_rows - 1) / left
@@ -286,14 +344,16 @@ def read_out(directions: ArrayLike, rows: ArrayLike, rates: ArrayLike) -> sparse
     unit, rate = unit_rows(directions, "directions"), np.asarray(rates, dtype=np.float64)
     if rate.shape != (len(unit),) or rate.min() < 0 or rate.max() > 1:
         raise InputError(f"rates: shape {rate.shape}; give a share from 0 to 1 for each direction")
-    projected = (x - x.mean(axis=0)) @ unit.T
-    columns = []
-    for j, count in enumerate(np.rint(rate * len(x)).astype(np.int64)):
-        column = projected[:, j]
+    projected = unit @ (x - x.mean(axis=0)).T  # by direction: each is next to itself in memory
+    parts = []
+    for line, count in zip(projected, np.rint(rate * len(x)).astype(np.int64), strict=True):
         threshold = np.inf
         if count >= len(x):
-            threshold = column.min() - 1.0
+            threshold = line.min() - 1.0
         elif count:
-            threshold = np.partition(column, len(x) - count - 1)[len(x) - count - 1]
-        columns.append(sparse.csc_array(np.clip(column - threshold, 0.0, None)[:, None]))
-    return sparse.csc_array(sparse.hstack(columns, format="csc"))
+            threshold = np.partition(line, len(x) - count - 1)[len(x) - count - 1]
+        row = np.flatnonzero(line > threshold)
+        parts.append((row, line[row] - threshold))
+    ends = np.cumsum([0, *(len(row) for row, _ in parts)])
+    row, value = (np.concatenate(side) for side in zip(*parts, strict=True))
+    return sparse.csc_array((value, row, ends), shape=projected.T.shape)

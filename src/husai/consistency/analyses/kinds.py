@@ -6,7 +6,7 @@ come back at .98 and half are something else at .77, no latent is at the mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -204,50 +204,53 @@ def variance_explained(rows: ArrayLike, labels: Classes) -> float:
     return float((size * np.square(means).sum(axis=1)).sum() / total)
 
 
-def class_gt_mcc(
-    W_dec: ArrayLike,
-    means: ArrayLike,
+def class_gt_mcc_nulls(
     reference: Reference,
+    n: int,
+    means: Mapping[str, Floats],
     *,
     signed: bool = True,
     n_draws: int = 200,
     seed: int = 0,
-) -> tuple[float, NullDistribution]:
-    """GT-MCC of a dictionary to class means, with the chance of a reference.
+) -> dict[str, NullDistribution]:
+    """Chance of GT-MCC to class means, of all families on the same dictionaries drawn.
 
-    Signed by default: a class is where a code is high, so its feature points at the mean.
+    Signed by default, as the score is to be: a class is where a code is high, so its feature
+    points at the mean.
 
     Parameters
     ----------
-    W_dec
-        ``[n, d]`` decoder, one feature per row.
-    means
-        ``[n_classes, d]`` from :func:`class_means`.
     reference
         Directions like the dictionary's.
+    n
+        Features of the dictionary.
+    means
+        By family ``[n_classes, d]`` from :func:`class_means`.
     signed
         Use the cosine itself instead of its absolute value.
     n_draws, seed
-        Of the chance.
+        Dictionaries drawn.
 
     Raises
     ------
     InputError
         When dimensions differ.
     """
-    n = np.shape(W_dec)[0]
-    values = [
-        gt_mcc(reference.draw(np.random.default_rng([seed, draw]), (n,))[0], means, signed=signed)
-        for draw in range(n_draws)
-    ]
-    null = NullDistribution(
-        reference.kind,
-        "gt_mcc",
-        signed,
-        np.array(values, dtype=np.float64),
-        reference.independent,
-    )
-    return gt_mcc(W_dec, means, signed=signed), null
+    values: dict[str, list[float]] = {family: [] for family in means}
+    for draw in range(n_draws):
+        (directions,) = reference.draw(np.random.default_rng([seed, draw]), (n,))
+        for family, found in values.items():
+            found.append(gt_mcc(directions, means[family], signed=signed))
+    return {
+        family: NullDistribution(
+            reference.kind,
+            "gt_mcc",
+            signed,
+            np.array(found, dtype=np.float64),
+            reference.independent,
+        )
+        for family, found in values.items()
+    }
 
 
 def reproducibility_by_kind(features: pd.DataFrame, *, by: Sequence[str] = ()) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -47,6 +48,15 @@ class Classes:
     names: tuple[str, ...]
     members: sparse.csr_array
 
+    @cached_property
+    def axes(self) -> tuple[Floats, Floats]:
+        """Variances ``[r]`` and axes ``[n_classes, r]`` of the centred members' products."""
+        size = np.asarray(self.members.sum(axis=0)).ravel()
+        gram = (self.members.T @ self.members).toarray()
+        values, vectors = np.linalg.eigh(gram - np.outer(size, size) / self.members.shape[0])
+        keep = values > 1e-9 * values[-1]
+        return values[keep], vectors[:, keep]
+
 
 @dataclass(frozen=True)
 class Regressors:
@@ -66,6 +76,19 @@ class Regressors:
     kind: str
     names: tuple[str, ...]
     values: Floats
+
+    @cached_property
+    def centred(self) -> Floats:
+        """``[n_rows, n_labels * q]``: all columns, less their means."""
+        flat = self.values.reshape(len(self.values), -1)
+        return np.asarray(flat - flat.mean(axis=0))
+
+    @cached_property
+    def inverse(self) -> Floats:
+        """``[n_labels, q, q]``: pseudo-inverse of the products of each label's centred columns."""
+        columns = self.centred.reshape(self.values.shape)
+        gram = np.einsum("nlq,nlr->lqr", columns, columns)
+        return np.asarray(np.linalg.pinv(gram, rcond=1e-10, hermitian=True))
 
 
 Labels: TypeAlias = Classes | Regressors

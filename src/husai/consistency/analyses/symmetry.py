@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import fft, sparse
-from scipy.optimize import linear_sum_assignment
 
 from husai.consistency.scores.code_scores import match_activations
 from husai.consistency.scores.codes import Codes, code_blocks
 from husai.errors import InputError
+from husai.matching.dense_assignment import assign
 
 # Shifts whose match is made, those of the highest upper bounds: unless one of them is the best
 # by far, all of p² would have to be.
@@ -274,7 +274,7 @@ def _standardised(codes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _matched(correlation: NDArray[np.float64]) -> NDArray[np.float64]:
-    rows, columns = linear_sum_assignment(correlation, maximize=True)
+    rows, columns = assign(correlation)
     return np.asarray(correlation[rows, columns])
 
 

@@ -26,7 +26,7 @@ from husai.consistency.scores.pair import (
     dictionary_pair,
 )
 from husai.consistency.scores.registry import Score, known_scores
-from husai.consistency.scores.rows import Rows, direction_rows
+from husai.consistency.scores.rows import Rows, direction_rows, held_rows
 from husai.consistency.scores.subspace import covariance_root
 from husai.errors import InputError
 from husai.threads import worker_pool
@@ -224,7 +224,7 @@ def _random_pair(
 
 def _permuted(source: NullSource, rng: np.random.Generator) -> tuple[Side, Side]:
     a, b = (
-        Side(direction_rows(decoder), None if encoder is None else direction_rows(encoder))
+        Side(held_rows(decoder), None if encoder is None else held_rows(encoder))
         for decoder, encoder in source.pool.draw(rng, (source.n_a, source.n_b))
     )
     return a, b

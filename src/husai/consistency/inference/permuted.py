@@ -72,33 +72,32 @@ class PermutedPool:
             rows = np.concatenate([unit_rows(one, "encoder") for one in encoders])
             sides.append(rows[live])
         coordinates = [rows @ self.basis.T for rows in sides]
-        self._sides = np.stack([rows * _axis_weights(rows) for rows in coordinates], axis=-1)
+        self._sides = np.stack([(rows * _axis_weights(rows)).T for rows in coordinates])
 
     def draw(
         self, rng: np.random.Generator, sizes: Sequence[int]
     ) -> list[tuple[Rows, Rows | None]]:
         """Draw decoder and encoder (None without) of unit rows for each of the ``sizes``."""
         mixed = _deal(self._sides, rng, sum(sizes))
-        drawn = []
-        for part in np.split(mixed, np.cumsum(sizes)[:-1]):
-            decoder, *encoder = (
-                unit_rows(part[..., side] @ self.basis) for side in range(part.shape[-1])
-            )
-            drawn.append((decoder, encoder[0] if encoder else None))
-        return drawn
+        cuts = np.cumsum(sizes)[:-1]
+        decoders, *encoders = (np.split(unit_rows(side.T @ self.basis), cuts) for side in mixed)
+        return list(zip(decoders, encoders[0] if encoders else [None] * len(sizes), strict=True))
 
 
 def _deal(coordinates: Rows, rng: np.random.Generator, n: int) -> Rows:
-    """``[n, r, sides]``: each axis permuted by itself, with random signs; N rows at a time."""
-    total, r, _ = coordinates.shape
+    """``[sides, r, n]`` of ``[sides, r, N]``: axes permuted apart, random signs; N rows at once."""
+    _, r, total = coordinates.shape
+    axes = np.arange(r)[:, None]
     blocks = []
     while n > 0:
-        order = rng.permuted(np.broadcast_to(np.arange(total)[:, None], (total, r)), axis=0)[:n]
-        signs = rng.choice((-1.0, 1.0), size=order.shape)
-        mixed = np.take_along_axis(coordinates, order[:, :, None], axis=0)
-        blocks.append(mixed * signs[:, :, None])
-        n -= len(order)
-    return np.concatenate(blocks)
+        # an axis is a row here, next to itself in memory: several times faster than columns
+        order = rng.permuted(np.broadcast_to(np.arange(total), (r, total)), axis=1)[:, :n]
+        signs = 2.0 * rng.integers(0, 2, size=(order.shape[1], r)) - 1.0
+        mixed = np.stack([side[axes, order] for side in coordinates])
+        mixed *= signs.T
+        blocks.append(mixed)
+        n -= order.shape[1]
+    return np.concatenate(blocks, axis=2)
 
 
 def _axis_weights(coordinates: Rows, n_rows: int = 4096, iterations: int = 8) -> Rows:
@@ -107,7 +106,7 @@ def _axis_weights(coordinates: Rows, n_rows: int = 4096, iterations: int = 8) ->
     A fixed point: each axis is weighted by how much of its share of the energy is missing. Two
     or three rounds get within the noise of ``n_rows`` permuted rows.
     """
-    rows = _deal(coordinates[:, :, None], np.random.default_rng(0), n_rows)[..., 0]
+    rows = _deal(coordinates.T[None], np.random.default_rng(0), n_rows)[0].T
     wanted = np.square(coordinates).mean(axis=0)
     wanted = wanted / wanted.sum()
     weights = np.ones(coordinates.shape[1])

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import linear_sum_assignment
 
 from husai.consistency.scores.codes import (
     Codes,
@@ -26,6 +25,7 @@ from husai.consistency.scores.similarity import (
     whitening,
 )
 from husai.errors import InputError
+from husai.matching.dense_assignment import assign
 from husai.matching.match import match_features
 from husai.matching.result import Match
 
@@ -86,7 +86,7 @@ def match_activations(a: Codes | CrossMoments, b: Codes | None = None) -> Activa
             None, empty, empty, np.zeros(0), *dead, f"no latent of {which} varies over these rows"
         )
     correlation = moments.correlation[np.ix_(live_a, live_b)]
-    rows, columns = linear_sum_assignment(correlation, maximize=True)
+    rows, columns = assign(correlation)
     matched = correlation[rows, columns]
     return ActivationMatch(float(matched.mean()), live_a[rows], live_b[columns], matched, *dead, "")
 

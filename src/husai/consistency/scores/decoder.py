@@ -15,7 +15,7 @@ from scipy import stats
 
 from husai.consistency.scores.pair import dictionary_pair, nearest_features
 from husai.errors import InputError
-from husai.matching.match import match_features
+from husai.matching.match import match_features, matched_mean
 from husai.matching.result import Match
 
 # The cosine above which Paulo & Belrose call two features the same.
@@ -92,7 +92,7 @@ def pw_mcc(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> float:
     InputError
         When an input is not a finite matrix or the dimensions differ.
     """
-    return match_features(A, B, signed=signed).mean
+    return matched_mean(A, B, signed=signed)
 
 
 def gt_mcc(A: ArrayLike, truth: ArrayLike, *, signed: bool = False) -> float:

@@ -24,7 +24,11 @@ def direction_rows(rows: ArrayLike, name: str = "dictionary") -> Rows:
     InputError
         When it is not a finite matrix.
     """
-    unit = unit_rows(rows, name)
+    return held_rows(unit_rows(rows, name))
+
+
+def held_rows(unit: NDArray[np.float64]) -> Rows:
+    """Unit rows as they are held: float64, or float32 above 2²³ numbers."""
     return unit if unit.size <= _PRECISE_NUMBERS else unit.astype(np.float32)
 
 

@@ -14,7 +14,7 @@ from husai.activations.rows import Activations
 from husai.consistency.analyses.explanation import SEVERAL, Explanation, explain_latents
 from husai.consistency.analyses.kinds import (
     Coverage,
-    class_gt_mcc,
+    class_gt_mcc_nulls,
     class_means,
     coverage,
     covered_by_chance,
@@ -32,7 +32,7 @@ from husai.consistency.config import ConsistencyConfig
 from husai.consistency.inference.intervals import mean_interval
 from husai.consistency.inference.references import Reference, permuted
 from husai.consistency.inference.seeds import match_all, partner_similarity
-from husai.consistency.scores.codes import whole_codes
+from husai.consistency.scores.decoder import gt_mcc
 from husai.consistency.study.groups import group_head, null_columns
 from husai.consistency.study.pairs import Row
 from husai.consistency.study.record import LiveSAE
@@ -145,22 +145,26 @@ def label_tables(live: Groups, labelled: LabelledRows, config: ConsistencyConfig
     if not tables:
         empty = pd.DataFrame()
         return LabelTables(pd.DataFrame(columns=["id", "latent"]), empty, empty, empty)
-    rows: list[Row] = []
-    covered: list[Row] = []
-    kinds = []
-    for name, group in live.items():
-        if any(one.record.id not in found for one in group):
-            continue
+    known = {
+        name: group for name, group in live.items() if all(one.record.id in found for one in group)
+    }
+
+    def of_group(name: str) -> tuple[list[Row], list[Row], pd.DataFrame]:
+        group = known[name]
         reference = permuted([one.decoder for one in group])
-        with step(f"coverage and kinds of {name}"):
-            rows += _coverage_rows(name, group, found, labelled, reference, config)
-            covered += _covered_rows(name, group, found, labelled, config)
-            if len(group) > 1:
-                kinds.append(_kinds_of(name, group, found, reference, config))
+        return (
+            _coverage_rows(name, group, found, labelled, reference, config),
+            _covered_rows(name, group, found, labelled, config),
+            _kinds_of(name, group, found, reference, config) if len(group) > 1 else pd.DataFrame(),
+        )
+
+    with step("coverage and kinds of every group"), worker_pool(config.workers) as pool:
+        made = list(pool.map(of_group, known))
+    kinds = [found for *_, found in made if len(found)]
     return LabelTables(
         pd.concat(tables, ignore_index=True),
-        pd.DataFrame(rows),
-        pd.DataFrame(covered),
+        pd.DataFrame([row for rows, *_ in made for row in rows]),
+        pd.DataFrame([row for _, rows, _ in made for row in rows]),
         pd.concat(kinds, ignore_index=True) if kinds else pd.DataFrame(),
     )
 
@@ -170,8 +174,8 @@ def _explain(one: LiveSAE, labelled: LabelledRows, config: ConsistencyConfig) ->
 
 
 def _codes(one: LiveSAE) -> sparse.csc_array:
-    assert one.record.codes is not None
-    return sparse.csc_array(sparse.csc_array(whole_codes(one.record.codes))[:, one.index])
+    assert one.codes is not None
+    return one.codes.codes
 
 
 def _class_families(labelled: LabelledRows) -> list[Classes]:
@@ -236,6 +240,13 @@ def _coverage_rows(
         n_draws=min(_CODE_DRAWS, draws),
         seed=config.seed,
     )
+    means = {family.family: class_means(labelled.rows, family) for family in families}
+    means = {name: one for name, one in means.items() if np.linalg.norm(one, axis=1).max() > 1e-9}
+    nulls = {}
+    if draws:
+        nulls = class_gt_mcc_nulls(
+            reference, len(group[0].index), means, n_draws=draws, seed=config.seed
+        )
     for family in families:
         counts = [_covered(found[one.record.id], family, config) for one in group]
         n = len(family.names)
@@ -254,25 +265,13 @@ def _coverage_rows(
             "by_average_precision": float(np.mean([count.average_precision for count in counts])),
             "by_r2": float(np.mean([count.r2 for count in counts])),
         }
-        means = class_means(labelled.rows, family)
-        if draws and np.linalg.norm(means, axis=1).max() > 1e-9:
-            line["chance"] = float(by_chance[family.family].mean())
-            scores = []
-            for one in group:
-                score, null = class_gt_mcc(
-                    one.decoder,
-                    means,
-                    reference,
-                    n_draws=draws if one is group[0] else 1,
-                    seed=config.seed,
-                )
-                scores.append(score)
-                if one is group[0]:
-                    first = null
+        if family.family in nulls:
+            scores = [gt_mcc(one.decoder, means[family.family], signed=True) for one in group]
             own = mean_interval(scores, level=config.level, bounds=(-1.0, 1.0))
             assert own.mean is not None
+            line["chance"] = float(by_chance[family.family].mean())
             line |= {"gt_mcc": own.mean, "gt_mcc_low": own.low, "gt_mcc_high": own.high}
-            line |= null_columns("permuted", first, own.mean)
+            line |= null_columns("permuted", nulls[family.family], own.mean)
         result.append(line)
     return result
 

@@ -1,0 +1,168 @@
+"""The best assignment on a whole matrix of scores, exactly (Jonker & Volgenant 1987).
+
+Rows bid for columns first, which places most of them; the rest are placed along shortest paths of
+reduced costs. Several times faster than a solver that has shortest paths alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+from husai.errors import InputError
+
+_FREE = -1
+
+# Rounds in which rows bid; more places few more of them.
+_ROUNDS = 2
+
+
+def assign(scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Match rows to columns one to one, so that the sum of their scores is the greatest.
+
+    Parameters
+    ----------
+    scores
+        ``[n_a, n_b]``; the narrower side is matched whole.
+
+    Returns
+    -------
+    rows, columns
+        ``[min(n_a, n_b)]``: the pairs, rows in order.
+
+    Raises
+    ------
+    InputError
+        When the scores are not a finite matrix.
+    """
+    matrix = np.ascontiguousarray(scores, dtype=np.float64)
+    if matrix.ndim != 2 or not np.isfinite(matrix).all():
+        raise InputError(f"scores: shape {matrix.shape}; give a finite matrix [n_a, n_b]")
+    if 0 in matrix.shape:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    if matrix.shape[0] <= matrix.shape[1]:
+        return np.arange(len(matrix)), _column_of_rows(matrix)
+    columns = _column_of_rows(np.ascontiguousarray(matrix.T))
+    order = np.argsort(columns)
+    return columns[order], order
+
+
+def _column_of_rows(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    n_rows, n_columns = scores.shape
+    price = np.zeros(n_columns)  # never above 0, and 0 for a column that nobody has
+    column_of = np.full(n_rows, _FREE, dtype=np.int64)
+    row_of = np.full(n_columns, _FREE, dtype=np.int64)
+    free = np.arange(n_rows)
+    for _ in range(_ROUNDS):
+        free = _bid(scores, price, column_of, row_of, free)
+    _place(scores, price, column_of, row_of, free)
+    return column_of
+
+
+@njit(cache=True, nogil=True)
+def _bid(scores: Any, price: Any, column_of: Any, row_of: Any, free: Any) -> Any:
+    """Let every free row take its best column, and make that as dear as its second best.
+
+    A row put out bids at once while the price still moves, and in the next round when it does not.
+    """
+    n_columns = scores.shape[1]
+    left = np.empty(len(free), np.int64)
+    n_left, q = 0, 0
+    bids, most_bids = 0, 8 * len(free)  # a price war between near equals ends here
+    queue = free.copy()
+    while q < len(queue):
+        i = queue[q]
+        q += 1
+        bids += 1
+        best, second, best_j, second_j = np.inf, np.inf, -1, -1
+        for j in range(n_columns):
+            cost = -scores[i, j] - price[j]
+            if cost < second:
+                if cost < best:
+                    second, second_j = best, best_j
+                    best, best_j = cost, j
+                else:
+                    second, second_j = cost, j
+        j = best_j
+        lower = price[j]
+        if second_j >= 0:
+            lower = price[j] - (second - best)
+        moves = lower < price[j]
+        if moves:
+            price[j] = lower
+        elif row_of[j] != _FREE and second_j >= 0 and second <= best:
+            j = second_j  # as good, and perhaps nobody's
+        previous = row_of[j]
+        column_of[i], row_of[j] = j, i
+        if previous != _FREE:
+            column_of[previous] = _FREE
+            if moves and bids < most_bids:
+                q -= 1
+                queue[q] = previous
+            else:
+                left[n_left] = previous
+                n_left += 1
+    return left[:n_left]
+
+
+@njit(cache=True, nogil=True)
+def _place(scores: Any, price: Any, column_of: Any, row_of: Any, free: Any) -> None:
+    """Place each free row along a shortest path of reduced costs.
+
+    ``columns`` holds, in this order, those that are final, those at the least distance yet to be
+    looked at (``low`` to ``up``), and the others.
+    """
+    n_columns = scores.shape[1]
+    distance = np.empty(n_columns)
+    from_row = np.empty(n_columns, np.int64)
+    columns = np.arange(n_columns)
+    for start in free:
+        for j in range(n_columns):
+            distance[j] = -scores[start, j] - price[j]
+            from_row[j] = start
+        low, up, final, least, end = 0, 0, 0, 0.0, _FREE
+        while end == _FREE:
+            if low == up:  # the next least distance, and all columns at it
+                final = low
+                least = distance[columns[up]]
+                up += 1
+                for k in range(up, n_columns):
+                    j = columns[k]
+                    if distance[j] <= least:
+                        if distance[j] < least:
+                            up, least = low, distance[j]
+                        columns[k], columns[up] = columns[up], j
+                        up += 1
+                for k in range(low, up):
+                    if row_of[columns[k]] == _FREE:
+                        end = columns[k]
+                        break
+                if end != _FREE:
+                    break
+            through = columns[low]
+            low += 1
+            i = row_of[through]
+            paid = -scores[i, through] - price[through] - least
+            for k in range(up, n_columns):
+                j = columns[k]
+                reached = -scores[i, j] - price[j] - paid
+                if reached < distance[j]:
+                    distance[j], from_row[j] = reached, i
+                    if reached <= least:
+                        if row_of[j] == _FREE:
+                            end = j
+                            break
+                        columns[k], columns[up] = columns[up], j
+                        up += 1
+        for k in range(final):
+            price[columns[k]] += distance[columns[k]] - least
+        j = end
+        while True:  # turn the path round
+            i = from_row[j]
+            row_of[j] = i
+            column_of[i], j = j, column_of[i]
+            if i == start:
+                break
