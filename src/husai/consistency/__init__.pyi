@@ -23,7 +23,7 @@ from .analyses.geometry import (
     sparsity_pattern,
 )
 from .analyses.kinds import (
-    class_gt_mcc,
+    class_gt_mcc_nulls,
     class_means,
     coverage,
     covered_by_chance,
@@ -177,7 +177,7 @@ __all__ = [
     "axis_gt_mcc",
     "beside_published",
     "circle_tiling",
-    "class_gt_mcc",
+    "class_gt_mcc_nulls",
     "class_labels",
     "class_means",
     "cluster_features",

@@ -69,7 +69,7 @@ class _Sums(NamedTuple):
 
 
 def _sums(matrix: sparse.csc_array) -> _Sums:
-    total = np.asarray(matrix.sum(axis=0)).ravel()
+    total = np.asarray(matrix.sum(axis=0), dtype=np.float64).ravel()
     squares = np.asarray(matrix.power(2).sum(axis=0)).ravel()
     return _Sums(total, squares - total**2 / matrix.shape[0])
 
