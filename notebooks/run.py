@@ -3,7 +3,9 @@
     python notebooks/run.py                     # all that are here, over ../data
     python notebooks/run.py --study FOLDER 1_first_look.ipynb
 
-They run in this process, so that nothing but IPython is needed; Jupyter opens them as usual.
+Each runs in a Python process of its own, so that nothing but IPython is needed and none sees what
+another left: matplotlib tells IPython how to show figures once a process, and the second notebook
+of one process lost its pictures. Jupyter opens them as usual.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ import argparse
 import base64
 import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,13 +120,27 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=FOLDER.parent / "data", help="its folder")
     given = parser.parse_args()
     names = given.notebooks or sorted(path.name for path in FOLDER.glob("*.ipynb"))
-    with study_at(given.study.resolve()):
-        for name in names:
-            path = FOLDER / name
+    study = given.study.resolve()
+    if len(names) > 1:
+        run_apart(names, study)
+        return
+    for name in names:
+        path = FOLDER / name
+        start = time.perf_counter()
+        with study_at(study):
             done = run_notebook(json.loads(path.read_text(encoding="utf-8")))
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(done, indent=1, ensure_ascii=False) + "\n")
-            print(f"{name}: {path.stat().st_size / 1000:.0f} kB")
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(done, indent=1, ensure_ascii=False) + "\n")
+        seconds = time.perf_counter() - start
+        print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB, {seconds:.0f} s", flush=True)
+
+
+def run_apart(names: Sequence[str], study: Path) -> None:
+    """Run notebooks one after the next, each in a process of its own."""
+    for name in names:
+        command = [sys.executable, __file__, "--study", str(study), str(FOLDER / name)]
+        if subprocess.run(command, cwd=FOLDER, check=False).returncode:
+            sys.exit(f"{name} failed; the notebooks before it are written")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,20 @@ def test_what_cells_print_and_show_is_kept() -> None:
     assert last["execution_count"] == 2
 
 
+def test_every_notebook_of_several_keeps_its_pictures(tmp_path: Path) -> None:
+    drawn = cell(
+        "%matplotlib inline\nfrom matplotlib.figure import Figure\n"
+        "figure = Figure(figsize=(1, 1))\nfigure.subplots()\nfigure"
+    )
+    paths = [tmp_path / f"{name}.ipynb" for name in "ab"]
+    for path in paths:
+        path.write_text(json.dumps({"cells": [drawn]}))
+    runner().run_apart([str(path) for path in paths], tmp_path)
+    for path in paths:
+        (output,) = json.loads(path.read_text())["cells"][0]["outputs"]
+        assert list(output["data"]) == ["image/png"], path.name
+
+
 def test_a_cell_that_fails_says_which(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="cell 2 of the notebook failed: division by zero"):
         runner().run_notebook({"cells": [cell("x = 0"), cell("1 / x")]})

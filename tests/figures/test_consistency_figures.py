@@ -110,8 +110,8 @@ def test_groups_are_in_one_order_whatever_a_table_knows_of_them() -> None:
     ordered = ["topk d64 k4", "topk d128 k4", "topk d256 k4", "relu d64 l1_1"]
     table = pd.DataFrame({"group": names})
     assert group_order(table) == ordered
-    columns = {"architecture": ["relu", "topk", "topk", "topk"], "d_sae": [64, 256, 64, 128]}
-    assert group_order(table.assign(**columns)) == ordered
+    known = table.assign(architecture=["relu", "topk", "topk", "topk"], d_sae=[64, 256, 64, 128])
+    assert group_order(known) == ordered
     assert group_order(pd.DataFrame({"group": ["mine", "yours"]})) == ["mine", "yours"]
 
 
