@@ -5,7 +5,7 @@
 Trains SAEs of two architectures on worlds with known features, for several lengths and at two
 learning rates (a rate that is too low looks settled to a gate that only asks whether something
 moves), and compares what each gate says of a short run with the same SAE trained for the longest.
-Writes benchmarks/results/gate_calibration.csv and .md. A few minutes on a core; started again,
+Writes benchmarks/results/gate_calibration.csv and .md. Half an hour on a core; started again,
 it continues where it was interrupted.
 """
 
@@ -33,7 +33,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 WORLDS = {"random": [48], "zipf": [48], "tree": [63]}
 ARCHITECTURES = {"relu": {"l1_coefficient": [0.5]}, "topk": {"k": [4]}}
 RATES = (0.005, 0.0005)
-LENGTHS = (400, 1600, 6400)
+LENGTHS = (1600, 4800, 14400)
 
 
 def config(rate: float) -> PlantedTruthConfig:
