@@ -3,6 +3,7 @@
     python benchmarks/transformers_study.py                       # every shipped transformer
     python benchmarks/transformers_study.py --transformers seed0 seed0_clean
 
+    python benchmarks/transformers_study.py --longer --transformers seed1 seed3
     python benchmarks/transformers_study.py --conclude            # from the tables that are there
 
 For each transformer it runs `kedro run --env=transformers` in a folder of its own below
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
@@ -89,6 +91,13 @@ ANSWERS = {
 }
 """Columns of the answers in the table of groups, and in that of coverage."""
 
+FREQUENCIES = ("effective_frequencies", "frequency_balance")
+"""What is said of a transformer's key frequencies: their effective number, and that over their
+number."""
+
+LONGER = 4.0
+"""How many times as many steps the check of the training length makes."""
+
 WIDTH = 256
 """Drawn: wide enough for a latent of every answer."""
 
@@ -140,12 +149,15 @@ def about(trained: TrainedTransformer, leg: Leg) -> dict[str, Any]:
     try:
         shares = frequency_shares(*parts, fourier_structure(*parts).key_frequencies)
     except InputError:  # it has not grokked: no frequency stands out
-        return {**row, "n_frequencies": 0, "largest_share": None, "frequency_balance": None}
+        none = dict.fromkeys(("largest_share", "frequency_balance", "effective_frequencies"))
+        return {**row, "n_frequencies": 0, **none}
+    balance = frequency_balance(list(shares.values()))
     return {
         **row,
         "n_frequencies": len(shares),
         "largest_share": max(shares.values()),
-        "frequency_balance": frequency_balance(list(shares.values())),
+        "frequency_balance": balance,
+        "effective_frequencies": balance * len(shares),
     }
 
 
@@ -341,9 +353,10 @@ def conclude(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     dict
         ``hierarchy``: a row per stop, architecture, width and measure, with the fields of
         :class:`husai.consistency.inference.hierarchy.Hierarchy`. ``associations``: rank
-        correlation, over transformers, of answers with a latent and of agreement with the balance
-        of the key frequencies. ``changes``: what cleaning up changes, over seeds of transformers
-        that are there at both stops. ``pilot``: variances of seeds and pairs for planning.
+        correlation, over transformers, of answers with a latent and of agreement with the
+        effective number and the balance of the key frequencies. ``changes``: what cleaning up
+        changes, over seeds of transformers that are there at both stops. ``pilot``: variances of
+        seeds and pairs for planning.
     """
     by = ["stop", "architecture", "d_sae"]
     parts = []
@@ -383,7 +396,7 @@ def conclude(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     groups = tables["groups"]
     rows = []
     for key, own in groups.groupby(by, sort=True):
-        for measure_, axis in product(("answers", "pw_mcc", "gt_mcc"), ("frequency_balance",)):
+        for measure_, axis in product(("answers", "pw_mcc", "gt_mcc"), FREQUENCIES):
             known = own.dropna(subset=[measure_, axis])
             if len(known):
                 together = association(known[axis], known[measure_])
@@ -461,10 +474,165 @@ def write_conclusions(tables: Mapping[str, pd.DataFrame], results: Path) -> None
     figure = transformers_figure(tables["groups"], tables["kinds"], WIDTH)
     with atomic_path(results / "transformers.png") as temporary:
         figure.savefig(temporary, dpi=150, format="png")
+    with atomic_path(results / "README.md") as temporary:
+        temporary.write_text(report(tables, found), encoding="utf-8")
     rows = found["pilot"].round(5).to_dict("records")
     if rows:
         with atomic_path(Path(planning.__file__).with_name(planning.PILOT)) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]) -> str:
+    """Say in words what the tables hold, every number from them."""
+    groups = tables["groups"]
+    wide = groups[groups["d_sae"] == WIDTH]
+    number = int(wide["n_answers"].max())
+    text = [
+        "# The same SAEs on several transformers",
+        "",
+        "`python benchmarks/transformers_study.py`",
+        "",
+        f"{groups['transformer'].nunique()} shipped transformers (six seeds at the early stop, and "
+        f"the same trained on until their weights had settled), {groups['group'].nunique()} groups "
+        f"of SAEs on each, {int(groups['n_seeds'].max())} seeds a group: what is universal, and "
+        "what belongs to one transformer.",
+        "",
+        "![Answers with a feature, and reproducibility, by the effective number of key "
+        "frequencies](transformers.png)",
+        "",
+        f"## What follows, at width {WIDTH}",
+        "",
+    ]
+    for stop, own in wide.groupby("stop", sort=False):
+        names = {"early_stop": "At the early stop", "cleaned_up": "Cleaned up"}
+        for architecture, part in own.groupby("architecture", sort=False):
+            most = part.loc[part["answers"].idxmax()]
+            rest = part.drop(index=most.name)["answers"]
+            text.append(
+                f"- {names[str(stop)]}, {architecture}: {most['answers']:.0f} of {number} answers "
+                f"have a feature of their own on {most['transformer']}, whose key frequencies are "
+                f"{most['effective_frequencies']:.1f} in effect; on the other {len(rest)} "
+                f"transformers {rest.min():.0f} to {rest.max():.0f}."
+            )
+    linked = found["associations"]
+    linked = linked[
+        (linked["d_sae"] == WIDTH)
+        & (linked["measure"] == "answers")
+        & (linked["with"] == "effective_frequencies")
+    ].dropna(subset=["rho"])
+    text += [
+        f"- Rank correlation of answers with the effective number of key frequencies, {row['stop']}"
+        f", {row['architecture']}: {row['rho']:.2f} (p = {row['p_value']:.3f}, "
+        f"{row['n_transformers']} transformers)."
+        for row in linked.to_dict("records")
+    ]
+    agreement = found["hierarchy"]
+    agreement = agreement[(agreement["d_sae"] == WIDTH) & (agreement["measure"] == "pw_mcc")]
+    text += [
+        f"- PW-MCC, {row['stop']}, {row['architecture']}: {row['mean']:.3f} "
+        f"[{row['low']:.3f}, {row['high']:.3f}] over transformers; a new one is expected in "
+        f"[{row['new_low']:.2f}, {row['new_high']:.2f}]. {100 * row['between_share']:.0f} % of the "
+        "variance lies between transformers."
+        for row in agreement.dropna(subset=["between_share"]).to_dict("records")
+    ]
+    text += [
+        "",
+        "So which features an SAE finds, and how often they come back, is decided by the "
+        "transformer more than by the SAE's seed: one latent for each answer is what a transformer "
+        "with many key frequencies of like weight gives. Where one or two frequencies hold most of "
+        "the variance, answers that lie near each other on their circles share latents, and the "
+        "permuted null is high: two dictionaries agree because the rows lie near a plane.",
+        "",
+        f"## Every transformer at width {WIDTH}",
+        "",
+        "| transformer | frequencies (effective) | largest share | architecture | L0 | FVU | live "
+        "| settled | answers | PW-MCC | permuted | shared fraction | permuted |",
+        "|---" * 13 + "|",
+    ]
+    text += [
+        f"| {row['transformer']} | {row['n_frequencies']} ({row['effective_frequencies']:.1f}) | "
+        f"{row['largest_share']:.2f} | {row['architecture']} | {row['l0']:.1f} | {row['fvu']:.3f} "
+        f"| {row['n_live']:.0f} | {row['n_converged']} of {row['n_seeds']} | "
+        f"{row['answers']:.1f} [{row['answers_low']:.1f}, {row['answers_high']:.1f}] | "
+        f"{row['pw_mcc']:.3f} [{row['pw_mcc_low']:.3f}, {row['pw_mcc_high']:.3f}] | "
+        f"{row['pw_mcc_permuted']:.3f} | {row['shared_fraction']:.2f} | "
+        f"{row['shared_fraction_permuted']:.2f} |"
+        for row in wide.sort_values(["architecture", "effective_frequencies"]).to_dict("records")
+    ]
+    text += [
+        "",
+        "## Answers with a feature, by width",
+        "",
+        "Mean over transformers, with the least and the most.",
+        "",
+        "| stop | architecture | d_sae | answers | PW-MCC | permuted |",
+        "|---" * 6 + "|",
+    ]
+    for key, own in groups.groupby(["stop", "architecture", "d_sae"], sort=True):
+        stop, architecture, width = key if isinstance(key, tuple) else (key,)
+        text.append(
+            f"| {stop} | {architecture} | {width} | {own['answers'].mean():.1f} "
+            f"({own['answers'].min():.0f} to {own['answers'].max():.0f}) | "
+            f"{own['pw_mcc'].mean():.3f} ({own['pw_mcc'].min():.2f} to {own['pw_mcc'].max():.2f}) "
+            f"| {own['pw_mcc_permuted'].mean():.3f} |"
+        )
+    settled = groups["n_converged"].sum()
+    text += _longer_text(tables.get("longer"), groups)
+    text += [
+        "",
+        "## What a reviewer could still doubt",
+        "",
+        f"- {settled:.0f} of {groups['n_seeds'].sum():.0f} SAEs had settled by the gate after "
+        "the study's steps; ReLU on transformers with few frequencies settles slowest.",
+        "- One L1 coefficient for all: where few frequencies hold the variance no coefficient "
+        "gives the L0 of TopK and a good reconstruction, so ReLU's L0 goes from "
+        f"{wide['l0'].min():.0f} to {wide['l0'].max():.0f} at this width.",
+        "- Transformers differ in several ways at once (frequencies, epochs, norms). The rank "
+        "correlation says that answers go with the effective number of frequencies, not that it "
+        "alone makes them; no transformer was trained to have a given number.",
+        "",
+        "Tables: [groups](groups.csv), [pairs](pairs.csv), [kinds](kinds.csv), "
+        "[covered](covered.csv); analysed: [hierarchy](hierarchy.csv), "
+        "[associations](associations.csv), [changes](changes.csv).",
+    ]
+    return "\n".join(text) + "\n"
+
+
+def _longer_text(longer: pd.DataFrame | None, groups: pd.DataFrame) -> list[str]:
+    """Put the SAEs that were trained for longer beside the study's."""
+    if longer is None:
+        return []
+    key = ["transformer", "group"]
+    columns = ["answers", "pw_mcc", "pw_mcc_permuted", "n_converged", "n_seeds"]
+    both = longer[[*key, *columns]].merge(groups[[*key, *columns]], on=key, suffixes=("", "_short"))
+    return [
+        "",
+        f"## {LONGER:g} times as long",
+        "",
+        f"`python benchmarks/transformers_study.py --longer --transformers "
+        f"{' '.join(longer['transformer'].unique())}`: does a transformer without answer features "
+        "get them when its SAEs are trained for longer?",
+        "",
+        "| transformer | group | settled | answers | as in the study | PW-MCC | as in the study "
+        "| permuted |",
+        "|---" * 8 + "|",
+        *(
+            f"| {row['transformer']} | {row['group']} | {row['n_converged']} of {row['n_seeds']} | "
+            f"{row['answers']:.1f} | {row['answers_short']:.1f} | {row['pw_mcc']:.3f} | "
+            f"{row['pw_mcc_short']:.3f} | {row['pw_mcc_permuted']:.3f} |"
+            for row in both.to_dict("records")
+        ),
+    ]
+
+
+def longer_params() -> dict[str, Any]:
+    """Give the parameters of the check with longer training: one width, three seeds."""
+    steps = yaml.safe_load((ROOT / "conf/transformers/parameters.yml").read_text())
+    training = {name: round(LONGER * value) for name, value in steps["sae_training"].items()}
+    return {
+        "sae_training": training,
+        "campaign": {"plan": {"d_sae": [WIDTH], "seeds": [0, 1, 2]}},
+    }
 
 
 def main() -> None:
@@ -473,11 +641,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "transformers")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--conclude", action="store_true", help="train and measure nothing")
+    parser.add_argument(
+        "--longer",
+        action="store_true",
+        help=f"train width {WIDTH} for {LONGER:g} times as many steps, and put it beside the study",
+    )
     given = parser.parse_args()
-    if given.conclude:
+    legs = shipped_legs(given.transformers)
+    if given.longer:
+        study(legs, given.data / "longer", given.results / "longer", longer_params())
+    if given.conclude or given.longer:
         tables = {name: pd.read_csv(given.results / f"{name}.csv") for name in TABLES}
     else:
-        tables = study(shipped_legs(given.transformers), given.data, given.results)
+        tables = study(legs, given.data, given.results)
+    if (given.results / "longer" / "groups.csv").is_file():
+        tables["longer"] = pd.read_csv(given.results / "longer" / "groups.csv")
     write_conclusions(tables, given.results)
     columns = ["transformer", "group", "pw_mcc", "pw_mcc_permuted", "gt_mcc", "answers"]
     print(tables["groups"][columns].to_string(index=False))

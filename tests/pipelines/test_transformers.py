@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from tests.pipelines.conftest import run
@@ -17,6 +18,7 @@ from tests.pipelines.conftest import run
 from husai.campaign import plan_saes
 from husai.consistency import SAERecord
 from husai.consistency.study import planning
+from husai.figures.transformers import transformers_figure
 from husai.hooks.checks import StudyError
 from husai.storage import read_header
 from husai.transformer import shipped_transformers
@@ -28,7 +30,9 @@ from transformers_study import (  # noqa: E402
     TABLES,
     Leg,
     conclude,
+    longer_params,
     measure,
+    report,
     shipped_legs,
     study,
     write_conclusions,
@@ -129,6 +133,11 @@ def planted_tables() -> dict[str, pd.DataFrame]:
             head |= {"architecture": "topk", "d_sae": 256, "group": "g", "n_answers": 113}
             answers = 113 * balance - loss
             group = {"largest_share": 1 - balance, "frequency_balance": balance, "gt_mcc": balance}
+            group |= {"n_frequencies": 5, "effective_frequencies": 5 * balance}
+            group |= {"l0": 4.0, "fvu": 0.1, "n_live": 200, "n_converged": 3, "n_seeds": 5}
+            group |= {"pw_mcc_permuted": 0.3, "shared_fraction_permuted": 0.1}
+            ends = [f"{name}_{end}" for name in ("answers", "pw_mcc") for end in ("low", "high")]
+            group |= dict.fromkeys(ends, balance) | {"shared_fraction": 0.5}
             found["groups"].append({**head, **group, "answers": answers, "pw_mcc": balance})
             a = 0.01 * rng.standard_normal(5)
             found["pairs"] += [
@@ -175,7 +184,32 @@ def test_what_follows_rests_on_the_transformers(
     monkeypatch.setattr(planning, "__file__", str(tmp_path / "planning.py"))
     write_conclusions(tables, tmp_path)
     assert json.loads((tmp_path / "pilot.json").read_text())[0]["n_transformers"] == 6
-    assert (tmp_path / "transformers.png").stat().st_size > 10_000
+    assert (tmp_path / "transformers.png").is_file()
+    axis, kinds = transformers_figure(tables["groups"], tables["kinds"], 256).axes
+    drawn = {str(line.get_label()): line.get_xydata() for line in axis.lines}
+    wanted = np.column_stack([5 * balance, 113 * balance])
+    np.testing.assert_allclose(np.asarray(drawn["topk, early stop"]), wanted)
+    drawn = {str(line.get_label()): line.get_xydata() for line in kinds.lines}
+    wanted = np.column_stack([5 * balance, np.full(6, 0.7)])
+    np.testing.assert_allclose(np.asarray(drawn["the rest, cleaned up"]), wanted)
+
+
+def test_the_report_of_the_transformers_says_the_tables_numbers() -> None:
+    tables = planted_tables()
+    longer = tables["groups"].query("transformer == 'seed0early_stop'").assign(answers=77.0)
+    text = report(tables | {"longer": longer}, conclude(tables))
+    assert "90 of 113 answers have a feature of their own on seed5early_stop" in text
+    assert "4.0 in effect; on the other 5 transformers 34 to 79" in text
+    assert "early_stop, topk: 1.00 (p = 0.003, 6 transformers)" in text
+    assert "36 of 60 SAEs had settled" in text
+    assert "| seed0early_stop | g | 3 of 5 | 77.0 | 33.9 |" in text
+
+
+def test_longer_training_is_of_one_width_and_keeps_the_gates_snapshots() -> None:
+    params = longer_params()
+    assert params["campaign"]["plan"]["d_sae"] == [256]
+    own = yaml.safe_load((PROJECT / "conf/transformers/parameters.yml").read_text())
+    assert params["sae_training"] == {k: 4 * v for k, v in own["sae_training"].items()}
 
 
 def test_a_leg_is_both_architectures_at_six_widths_with_six_seeds() -> None:

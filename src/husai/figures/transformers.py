@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from husai.figures.style import FONT, GREY, require, styles, tidy
 
-STOPS: Mapping[str, tuple[str, bool]] = {
-    "early_stop": ("early stop", True),
-    "cleaned_up": ("cleaned up", False),
+STOPS: Mapping[str, tuple[str, str]] = {
+    "early_stop": ("early stop", "o"),
+    "cleaned_up": ("cleaned up", "s"),
 }
-"""A transformer's stop: its name, and whether its markers are filled."""
+"""A transformer's stop: its name and its marker."""
+
+LEAST_FEATURES = 1.0
+"""Of a kind, an SAE: fewer are no population, and are not drawn."""
 
 
 def transformers_figure(groups: pd.DataFrame, kinds: pd.DataFrame, d_sae: int) -> Figure:
@@ -35,62 +39,65 @@ def transformers_figure(groups: pd.DataFrame, kinds: pd.DataFrame, d_sae: int) -
         table[table["d_sae"] == d_sae] if "d_sae" in table else table for table in (groups, kinds)
     )
     require(
-        groups, ["transformer", "stop", "architecture", "frequency_balance", "answers"], "groups"
+        groups,
+        ["transformer", "stop", "architecture", "effective_frequencies", "answers"],
+        "groups",
     )
     require(kinds, ["transformer", "architecture", "kind", "reproducibility"], "kinds")
-    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
     look = styles(sorted(set(groups["architecture"])))
+    figure = Figure(figsize=(3.3 * (1 + len(look)), 3.2), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(look))
     for (architecture, stop), part in groups.groupby(["architecture", "stop"], sort=True):
-        colour, mark = look[str(architecture)]
-        title, filled = STOPS[str(stop)]
-        left.plot(
-            part["frequency_balance"],
+        title, mark = STOPS[str(stop)]
+        colour = look[str(architecture)][0]
+        first.plot(
+            part["effective_frequencies"],
             part["answers"],
             mark,
             color=colour,
-            mfc=colour if filled else "none",
-            ms=5,
+            mfc="none",
+            ms=6,
             label=f"{architecture}, {title}",
         )
-    left.axhline(float(groups["n_answers"].max()), color=GREY, ls=":", lw=0.9)
-    left.set(
-        xlabel="balance of the key frequencies\n(effective number over number)",
-        ylabel=f"answers with a latent (d_sae {d_sae})",
-        ylim=(-3, None),
-    )
-    left.legend(fontsize=FONT - 1, frameon=False)
-    balance = groups.drop_duplicates("transformer").set_index("transformer")["frequency_balance"]
-    order = list(balance.sort_values().index)
-    at = {str(one): place for place, one in enumerate(order)}
-    for place, name in enumerate(sorted(look)):
-        part, (colour, mark) = kinds[kinds["architecture"] == name], look[name]
-        shift = 0.15 * (1 - 2 * place)
-        for answer, filled in ((True, True), (False, False)):
-            own = part[(part["kind"] == "answer") == answer]
-            if own.empty:
-                continue
-            weighted = own.assign(_sum=own["reproducibility"] * own["n_features"])
-            sums = weighted.groupby("transformer")[["_sum", "n_features"]].sum()
-            means = sums["_sum"] / sums["n_features"]
-            right.plot(
-                [at[str(one)] + shift for one in means.index],
-                means,
-                mark,
-                color=colour,
-                mfc=colour if filled else "none",
-                ms=5,
-                label=f"{name}, {'answers' if answer else 'the rest'}",
-            )
-    null = kinds.groupby("transformer")["null_mean"].mean().reindex(order)
-    right.plot(range(len(order)), null, "_", color=GREY, ms=12, label="permuted null")
-    right.set_xticks(range(len(order)), order, rotation=60, ha="right")
-    right.set(
-        ylabel="reproducibility of a feature",
-        xlabel="transformers, least balanced first",
-        ylim=(None, 1.02),
-    )
-    right.legend(fontsize=FONT - 1, frameon=False)
-    for axis in (left, right):
+    number = float(groups["n_answers"].max())
+    first.axhline(number, color=GREY, ls=":", lw=0.9)
+    first.set(ylabel=f"of {number:.0f} answers, with a feature (d_sae {d_sae})", ylim=(-4, None))
+    first.legend(fontsize=FONT - 1, frameon=False, loc="center left")
+    axis_of = groups.drop_duplicates("transformer").set_index("transformer")
+    for axis, name in zip(others, sorted(look), strict=True):
+        _kinds(axis, kinds[kinds["architecture"] == name], axis_of, look[name][0])
+        axis.set_title(f"{name}: every seed against the others", fontsize=FONT)
+    for axis in (first, *others):
+        axis.set_xlabel("effective number of key frequencies")
         tidy(axis)
     return figure
+
+
+def _kinds(axis: Axes, kinds: pd.DataFrame, by: pd.DataFrame, colour: str) -> None:
+    """Draw the mean reproducibility of answer features and of the rest beside the null."""
+    kinds = kinds.assign(answer=kinds["kind"] == "answer")
+    for (answer, stop), part in kinds.groupby(["answer", "stop"], sort=True):
+        weighted = part.assign(_sum=part["reproducibility"] * part["n_features"])
+        sums = weighted.groupby("transformer")[["_sum", "n_features"]].sum()
+        sums = sums[sums["n_features"] >= LEAST_FEATURES]
+        title, mark = STOPS[str(stop)]
+        axis.plot(
+            by["effective_frequencies"].reindex(sums.index),
+            sums["_sum"] / sums["n_features"],
+            mark,
+            color=colour,
+            mfc=colour if answer else "none",
+            ms=6,
+            label=f"{'answers' if answer else 'the rest'}, {title}",
+        )
+    null = kinds.groupby("transformer")["null_mean"].mean()
+    axis.plot(
+        by["effective_frequencies"].reindex(null.index),
+        null,
+        "_",
+        color=GREY,
+        ms=12,
+        label="permuted null",
+    )
+    axis.set(ylabel="mean reproducibility of a feature", ylim=(0.5, 1.02))
+    axis.legend(fontsize=FONT - 2, frameon=False, loc="lower right", ncols=2)
