@@ -20,12 +20,18 @@ def test_a_silent_node_is_named_until_the_run_ends(monkeypatch, caplog):
         life = SignOfLife()
         life.before_pipeline_run()
         life.before_node_run(node)
-        limit = time.monotonic() + 20
-        while not any("compare_saes … " in said for said in caplog.messages):
-            assert time.monotonic() < limit
-            time.sleep(0.01)
+        wait_for(caplog, "compare_saes … ")
+        life.after_node_run(node)
+        wait_for(caplog, "saving and recording what compare_saes gave … ")
         getattr(life, end)()
         said = len(caplog.messages)
         time.sleep(0.2)
         assert len(caplog.messages) == said
     assert progress._LIFE.steps == []
+
+
+def wait_for(caplog, words):
+    limit = time.monotonic() + 20
+    while not any(said.startswith(words) for said in caplog.messages):
+        assert time.monotonic() < limit
+        time.sleep(0.01)

@@ -29,7 +29,12 @@ class SignOfLife:
     @hook_impl
     def before_node_run(self, node: Node) -> None:
         """A node works."""
-        self._doing(node.name.split(".")[-1])
+        self._doing(_short(node))
+
+    @hook_impl(trylast=True)
+    def after_node_run(self, node: Node) -> None:
+        """It has ended: what it gave is saved, and the tracking server told."""
+        self._doing(f"saving and recording what {_short(node)} gave")
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self) -> None:
@@ -48,3 +53,7 @@ class SignOfLife:
     def _stop(self) -> None:
         self._now.close()
         self._heartbeat.stop()
+
+
+def _short(node: Node) -> str:
+    return node.name.split(".")[-1]
