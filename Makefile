@@ -9,7 +9,7 @@ export KEDRO_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check bench results campaign-results notebooks planted-results transformers lm viz ui lock clean help
+.PHONY: run test check bench results campaign-results notebooks planted-results transformers lm viz ui lock release-check clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -72,6 +72,9 @@ ui: $(READY)     ## the tracked runs in the browser
 
 lock: $(READY)   ## pin what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//' > requirements.lock
+
+release-check: $(READY) ## build sdist and wheel, install each in a fresh environment, try it there
+	$(BIN)/python .ci/release_check.py
 
 clean:           ## remove the environment (data stays)
 	rm -rf $(VENV)

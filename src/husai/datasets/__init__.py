@@ -1,5 +1,9 @@
 """The project's Kedro datasets."""
 
+from husai.errors import needs
+
+needs("kedro", "project")
+
 from husai.datasets.external import ExternalSAEs
 from husai.datasets.handles import DirectoryHandle
 from husai.datasets.optional import EarlierTable

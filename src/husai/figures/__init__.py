@@ -1,1 +1,5 @@
 """Figures: one function per figure, data in, Figure out."""
+
+from husai.errors import needs
+
+needs("matplotlib", "project")

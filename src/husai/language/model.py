@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from husai.errors import InputError
+from husai.errors import InputError, needs
 from husai.language.config import LanguageModelConfig
 from husai.text import find_path
 
@@ -211,6 +211,8 @@ def load_language_model(config: LanguageModelConfig, *, trained: bool = True) ->
         When it is not there, or TransformerLens does not know its architecture.
     """
     import torch
+
+    needs("transformer_lens", "lm")
     from transformer_lens.model_bridge import TransformerBridge
 
     on_gpu = config.device != "cpu" and torch.cuda.is_available()

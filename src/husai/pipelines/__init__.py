@@ -1,1 +1,5 @@
 """Kedro pipelines: thin nodes over the library."""
+
+from husai.errors import needs
+
+needs("kedro", "project")

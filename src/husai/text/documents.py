@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from husai.boundary import reading
-from husai.errors import InputError
+from husai.errors import InputError, needs
 from husai.text.config import TextConfig
 
 TEXT_COLUMNS = ("text", "prompt")
@@ -207,6 +207,7 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _saved(path: Path, config: TextConfig) -> Iterator[Mapping[str, Any]]:
+    needs("datasets", "lm")
     from datasets import DatasetDict, load_from_disk
 
     found = load_from_disk(str(path))
@@ -218,6 +219,7 @@ def _saved(path: Path, config: TextConfig) -> Iterator[Mapping[str, Any]]:
 
 
 def _from_hub(config: TextConfig) -> Iterator[Mapping[str, Any]]:
+    needs("datasets", "lm")
     from datasets import load_dataset
 
     name = config.source.removeprefix("hf://")

@@ -264,10 +264,19 @@ class MlflowHook:
         return f"sqlite:///{folder / 'mlflow.db'}", artifacts
 
     def _experiment(self, recorder: Recorder, artifacts: str | None) -> str:
-        experiment = recorder.client.get_experiment_by_name(self._tracking.experiment)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        return str(recorder.client.create_experiment(self._tracking.experiment, artifacts))
+        from mlflow.exceptions import MlflowException
+
+        name = self._tracking.experiment
+        experiment = recorder.client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return str(recorder.client.create_experiment(name, artifacts))
+            except MlflowException:
+                # two users' first runs may start together: the other's has made it meanwhile
+                experiment = recorder.client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        return str(experiment.experiment_id)
 
     def _image(self, dataset_name: str) -> bytes:
         """Give the file that the catalog has just written of a figure: it is drawn once."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from husai.tracking.servers import Store
 
 # MLflow's own limits for one log_batch call and for a parameter's value
@@ -128,13 +130,24 @@ def log_model(
                 pip_requirements=[f"husai=={metadata.version('husai')}"],
             )
             if register is not None:
-                if not client.search_registered_models(f"name = '{register}'"):
-                    client.create_registered_model(register)
+                _make_registered(client, register)
                 client.create_model_version(
                     register, f"models:/{model.model_id}", run_id, model_id=model.model_id
                 )
         finally:
             mlflow.set_tracking_uri(uri)
+
+
+def _make_registered(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    if not client.search_registered_models(f"name = '{name}'"):
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            # another user's study may have made it since: SAEs of one group have one name
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
 
 def end_run(store: Store, run_id: str, payload: None, status: str, at: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from husai.errors import needs
 from husai.tracking.processes import search_runs
 
 if TYPE_CHECKING:
@@ -19,10 +20,13 @@ RUN_TAGS = (STUDY_TAG, "husai.campaign")
 
 def client_below(root: Path) -> MlflowClient | None:
     """Open MLflow's file in a folder of data; None where there is none."""
+    path = root / "mlflow.db"
+    if not path.is_file():
+        return None
+    needs("mlflow", "project")
     from mlflow import MlflowClient
 
-    path = root / "mlflow.db"
-    return MlflowClient(f"sqlite:///{path.resolve()}") if path.is_file() else None
+    return MlflowClient(f"sqlite:///{path.resolve()}")
 
 
 def study_runs(client: MlflowClient, name: str, noted: Iterable[str] = ()) -> list[str]:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from husai.errors import InputError
+from husai.errors import InputError, needs
 from husai.storage import read_tensors, tensors_digest, write_tensors
 from husai.tasks.modular import Vocabulary
 from husai.transformer.config import TransformerConfig, TransformerTrainingConfig
@@ -57,6 +57,7 @@ def build_transformer(
             f"d_vocab = {config.d_vocab} in the transformer's configuration, but the dataset has "
             f"{d_vocab} tokens; leave d_vocab out or set it to {d_vocab}"
         )
+    needs("transformer_lens", "lm")
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 

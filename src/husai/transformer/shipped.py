@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -48,7 +48,7 @@ class Shipped(Config):
 
     name: str = Field(description="of the file, without its suffix")
     seed: Seed = Field(description="of the initial weights")
-    shipped: str = Field(description="early_stop or cleaned_up")
+    shipped: Literal["early_stop", "cleaned_up"] = Field(description="as TransformerChoice says")
     epochs: int = Field(ge=1, description="epochs trained")
     stopped: str = Field(description="why the training ended")
     train_accuracy: float = Field(ge=0, le=1)
