@@ -9,7 +9,7 @@ export KEDRO_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check bench results campaign-results notebooks planted-results transformers lm viz ui lock release-check clean help
+.PHONY: run test check bench results campaign-results notebooks planted-results transformers lm viz ui docs lock release-check clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -72,6 +72,14 @@ ui: $(READY)     ## the tracked runs in the browser
 
 lock: $(READY)   ## pin what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//' > requirements.lock
+
+.venv-docs/.ready: requirements-docs.lock
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.lock
+	@touch $@
+
+docs: .venv-docs/.ready ## the documentation as a site: build/site/index.html, readable from disk
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
 
 release-check: $(READY) ## build sdist and wheel, install each in a fresh environment, try it there
 	$(BIN)/python .ci/release_check.py

@@ -1,4 +1,4 @@
-"""Write the parts of the documentation that come from the code: schemas, scores, nulls, tables.
+"""Write what comes from the code: schemas, scores, nulls, tables, parameters, commands.
 
     python docs/generate.py
 
@@ -8,16 +8,71 @@ A test compares the files with what this makes.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import click
+from pydantic import BaseModel
+
+from husai.activations import ExtractionConfig
+from husai.calibration.config import PlantedTruthConfig
+from husai.campaign.config import CampaignConfig, LongerConfig
+from husai.cli import commands
 from husai.compare.document import schema
+from husai.consistency.config import ConsistencyConfig
 from husai.consistency.inference.nulls import NULL_KINDS
 from husai.consistency.scores.registry import SCORES
 from husai.consistency.study.beside import BESIDE
 from husai.consistency.study.schema import TABLES
 from husai.consistency.study.summary import summary_schema
+from husai.features import ConsensusConfig, FeaturesConfig
+from husai.language.config import (
+    ContextsConfig,
+    EvaluationConfig,
+    LanguageModelConfig,
+    ProbesConfig,
+    ReadingConfig,
+)
+from husai.reporting.config import ReportingConfig
+from husai.sae import BankTrainingConfig, SAEConfig
+from husai.tasks import ModularTaskConfig
+from husai.text.config import TextConfig
+from husai.tracking.config import TrackingConfig
+from husai.transformer import TransformerChoice, TransformerTrainingConfig
 
 FOLDER = Path(__file__).parent
+
+GROUPS: Mapping[str, type[BaseModel]] = {
+    "task": ModularTaskConfig,
+    "transformer": TransformerChoice,
+    "transformer_training": TransformerTrainingConfig,
+    "activations": ExtractionConfig,
+    "campaign": CampaignConfig,
+    "sae_training": BankTrainingConfig,
+    "options of an SAE": SAEConfig,
+    "consistency": ConsistencyConfig,
+    "longer_training": LongerConfig,
+    "features": FeaturesConfig,
+    "consensus": ConsensusConfig,
+    "reporting": ReportingConfig,
+    "planted_truth": PlantedTruthConfig,
+    "language_model": LanguageModelConfig,
+    "text, probe_text": TextConfig,
+    "reading": ReadingConfig,
+    "contexts": ContextsConfig,
+    "evaluation": EvaluationConfig,
+    "probes": ProbesConfig,
+    "mlflow.yml": TrackingConfig,
+}
+"""Groups of parameters by their name on the command line, with the model that checks them."""
+
+LIMITS = (
+    ("minimum", "≥"),
+    ("exclusiveMinimum", ">"),
+    ("maximum", "≤"),
+    ("exclusiveMaximum", "<"),
+)
 
 
 def score_rows() -> list[str]:
@@ -96,12 +151,98 @@ def tables_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def values_of(schema: Mapping[str, Any]) -> str:
+    """Say in words which values a field takes, from its JSON schema."""
+    if "enum" in schema or "const" in schema:
+        return " or ".join(str(one) for one in schema.get("enum", [schema.get("const")]))
+    if "anyOf" in schema or "oneOf" in schema:
+        every = [values_of(one) for one in schema.get("anyOf", schema.get("oneOf", []))]
+        return " or ".join(dict.fromkeys(every))
+    if "$ref" in schema:
+        return f"a group: {schema['$ref'].rsplit('/', 1)[-1]}"
+    kind = {"string": "text", "array": "list", "object": "by name", "boolean": "true or false"}
+    words = [kind.get(schema.get("type", ""), schema.get("type", "any"))]
+    if isinstance(schema.get("items"), dict) and schema["items"]:
+        words.append(f"of {values_of(schema['items'])}")
+    words += [f"{sign} {schema[name]:g}" for name, sign in LIMITS if name in schema]
+    return " ".join(words)
+
+
+def parameter_rows(name: str, model: type[BaseModel]) -> Iterator[str]:
+    """A group of parameters as a table, and after it the groups inside it."""
+    schema = model.model_json_schema()
+    yield f"## {name}"
+    yield ""
+    yield f"`{model.__name__}`: {(model.__doc__ or '').strip().splitlines()[0]}"
+    yield ""
+    yield "| field | values | default | meaning |"
+    yield "|---|---|---|---|"
+    inside: dict[str, type[BaseModel]] = {}
+    for field, about in model.model_fields.items():
+        described = schema["properties"][field]
+        default = json.dumps(described["default"]) if "default" in described else ""
+        if about.is_required():
+            default = "to be given"
+        meaning = " ".join((about.description or "").split())
+        if isinstance(about.annotation, type) and issubclass(about.annotation, BaseModel):
+            inside[field] = about.annotation
+            default, meaning = "", meaning or "see below"
+        values = "a group" if field in inside else values_of(described)
+        cells = (f"`{field}`", values, f"`{default}`" if default else "", meaning)
+        yield f"| {' | '.join(cell(one) for one in cells)} |"
+    yield ""
+    for field, group in inside.items():
+        yield from parameter_rows(f"{name}.{field}", group)
+
+
+def parameters_page() -> str:
+    """Every parameter, from the models that check them."""
+    lines = [
+        "# Parameters",
+        "",
+        "Made by `python docs/generate.py` from the models that check every run's parameters. Set "
+        "them in `conf/` or with `--params GROUP.FIELD=VALUE`, a list as words with spaces. The "
+        "default is that of the model; `conf/base` holds what the home study uses.",
+        "",
+    ]
+    for name, model in GROUPS.items():
+        lines += parameter_rows(name, model)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def command_help(command: click.Command, context: click.Context) -> Iterator[str]:
+    """The help of a command, and of the commands inside it."""
+    text = command.get_help(context)
+    yield f"## {context.command_path}"
+    yield ""
+    yield f"```text\n{text}\n```"
+    yield ""
+    for name, inner in sorted(getattr(command, "commands", {}).items()):
+        yield from command_help(inner, click.Context(inner, context, info_name=name))
+
+
+def commands_page() -> str:
+    """What every command says of itself."""
+    settings = {**commands.context_settings, "terminal_width": 100}
+    lines = [
+        "# Commands",
+        "",
+        "Made by `python docs/generate.py` from the commands' own help. What they are for: "
+        "[compare](../compare.md), [features](../features.md), [studies](../usage.md).",
+        "",
+        *command_help(commands, click.Context(commands, info_name="husai", **settings)),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def files() -> dict[Path, str]:
     """Every generated file with its text."""
     schemas = {"compare.json": schema(), "study_summary.json": summary_schema()}
     return {
         FOLDER / "glossary.md": glossary(),
         FOLDER / "tables.md": tables_page(),
+        FOLDER / "reference" / "parameters.md": parameters_page(),
+        FOLDER / "reference" / "commands.md": commands_page(),
         **{
             FOLDER / "schemas" / name: json.dumps(made, indent=1) + "\n"
             for name, made in schemas.items()

@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("src", "docs", "conf", "notebooks", "benchmarks", ".ci")
-FILES = ("README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "requirements.lock")
+FILES = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "Makefile", "mkdocs.yml"),
+    *("pyproject.toml", "requirements.lock", "requirements-docs.lock"),
+)
 KINDS = {".py", ".pyi", ".md", ".j2", ".yml", ".ipynb"}
 
 BANNED = {

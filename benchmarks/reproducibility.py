@@ -1,0 +1,310 @@
+"""What is bit-equal on this machine, and how far its numbers are from another machine's.
+
+    python benchmarks/reproducibility.py NAME [--against FILE]
+
+trains a tiny study (planted rows, four architectures, two engines) on one thread, again on two
+threads, one by one instead of in a bank, and interrupted and resumed, and compares bits. It needs
+NumPy, SciPy, numba and torch, and neither Kedro nor MLflow; it takes under a minute on one core.
+
+It writes NAME.json (fingerprints and differences) and NAME.safetensors (the weights) in
+benchmarks/results/reproducibility, and the page beside that folder from all machines' files. FILE
+is the .safetensors of another machine: how far the weights are from it, by step of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from scipy.optimize import linear_sum_assignment
+
+from husai.consistency import pw_mcc
+from husai.provenance import versions
+from husai.sae import BankTrainingConfig, SAEConfig, train_bank
+from husai.sae.trained import TrainedSAE
+from husai.tasks import PlantedConfig, planted_dictionary
+
+RESULTS = Path(__file__).parent / "results" / "reproducibility"
+WORLD = {"n_features": 48, "d_in": 24, "firing": {"kind": "uniform_k", "k": 3}}
+ARCHITECTURES: Mapping[str, dict[str, float]] = {
+    "topk": {"k": 3},
+    "batch_topk": {"k": 3},
+    "relu": {"l1_coefficient": 1.0},
+    "jumprelu": {"l0_coefficient": 0.1},
+}
+STEPS = {"sparse": 1000, "dense": 150}
+SEEDS = (0, 1, 2)
+SNAPSHOT = 50
+KEPT = (50, 250)
+"""Steps whose decoders are compared, beside those of the start and the end."""
+Weights = dict[str, np.ndarray]
+
+
+def training(engine: str, threads: int = 1, **options: Any) -> BankTrainingConfig:
+    """How every SAE here is trained."""
+    return BankTrainingConfig(
+        **{"steps": STEPS[engine], "batch_size": 128, "eval_interval": STEPS[engine]} | options,
+        engine=engine,
+        threads=threads,
+        snapshot_interval=SNAPSHOT,
+        device="cpu",
+    )
+
+
+def settings(architecture: str) -> list[SAEConfig]:
+    """The SAEs of an architecture: one for each seed."""
+    options = {"architecture": architecture, "d_sae": 48, **ARCHITECTURES[architecture]}
+    return [SAEConfig.model_validate({**options, "init_seed": seed}) for seed in SEEDS]
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """Fingerprint of the bits of arrays."""
+    state = hashlib.sha256()
+    for array in arrays:
+        state.update(np.ascontiguousarray(array).tobytes())
+    return state.hexdigest()[:16]
+
+
+def tensors(saes: list[TrainedSAE]) -> list[np.ndarray]:
+    """All weights of some SAEs."""
+    return [
+        getattr(sae, name).numpy() for sae in saes for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+    ]
+
+
+def elementary(rows: np.ndarray) -> dict[str, str]:
+    """Fingerprints of single operations: which of them two machines do differently."""
+    generator = np.random.default_rng(0)
+    a, b = (generator.standard_normal((256, 256)).astype(np.float32) for _ in range(2))
+    x, y = torch.from_numpy(a), torch.from_numpy(b)
+    made = torch.randn(256, generator=torch.Generator().manual_seed(0)).numpy()
+    order = torch.randperm(4096, generator=torch.Generator().manual_seed(0)).numpy()
+    operations: dict[str, Callable[[], np.ndarray]] = {
+        "random numbers of NumPy": lambda: a,
+        "normal numbers of torch": lambda: made,
+        "order of rows, torch": lambda: order,
+        "planted rows": lambda: rows,
+        "sum of float32, NumPy": lambda: a.sum(axis=0),
+        "sum of float32, torch": lambda: x.sum(0).numpy(),
+        "product of matrices, NumPy float32": lambda: a @ b,
+        "product of matrices, NumPy float64": lambda: a.astype(np.float64) @ b.astype(np.float64),
+        "product of matrices, torch float32": lambda: (x @ y).numpy(),
+        "exp, NumPy": lambda: np.exp(a),
+        "exp, torch": lambda: x.exp().numpy(),
+        "sqrt, torch": lambda: x.abs().sqrt().numpy(),
+        "singular values, NumPy": lambda: np.linalg.svd(a, compute_uv=False),
+        "assignment, SciPy": lambda: linear_sum_assignment(a)[1],
+    }
+    return {name: digest(operation()) for name, operation in operations.items()}
+
+
+def resumed(rows: np.ndarray, architecture: str) -> list[TrainedSAE]:
+    """Train with checkpoints, lose all but the first, and continue from there."""
+    configuration = training(
+        "sparse", checkpoint_interval=STEPS["sparse"] // 4, keep_checkpoints=1000
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train_bank(rows, settings(architecture), configuration, checkpoint_dir=folder)
+        first, *later = sorted(Path(folder).glob("*.safetensors"))
+        if not later:
+            raise RuntimeError(f"one checkpoint alone, {first.name}: nothing would be resumed")
+        for path in later:
+            path.unlink()
+        return train_bank(rows, settings(architecture), configuration, checkpoint_dir=folder)
+
+
+def scores(saes: list[TrainedSAE]) -> dict[str, float]:
+    """What a study would report: the mean score over pairs, and the mean FVU."""
+    decoders = [sae.W_dec.numpy() for sae in saes]
+    pairs = [(i, j) for j in range(len(decoders)) for i in range(j)]
+    return {
+        "pw_mcc": float(np.mean([pw_mcc(decoders[i], decoders[j]) for i, j in pairs])),
+        "fvu": float(np.mean([sae.metrics["fvu"] for sae in saes])),
+    }
+
+
+def kept(saes: list[TrainedSAE]) -> Weights:
+    """The decoders of the start, of some steps and of the end, one array for each."""
+    steps = [step for step in sorted(saes[0].snapshots) if step in KEPT]
+    found = {str(step): np.stack([sae.snapshots[step].numpy() for sae in saes]) for step in steps}
+    start = np.stack([sae.W_dec_init.numpy() for sae in saes])
+    return {"start": start} | found | {"end": np.stack([sae.W_dec.numpy() for sae in saes])}
+
+
+def apart(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """How far decoders ``[seeds, n, d]`` are from those of the same seeds elsewhere."""
+    norms = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
+    cosine = (ours * theirs).sum(axis=-1) / np.maximum(norms, 1e-30)
+    between = [pw_mcc(a, b) for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "largest_difference": float(np.abs(ours - theirs).max()),
+        "least_cosine_of_a_feature": float(cosine.min()),
+        "share_of_features_below_0.99": float((cosine < 0.99).mean()),
+        "pw_mcc_of_one_seed_with_itself": float(np.mean(between)),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What decides rounding: processor, instructions, libraries, versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    names = {key.strip(): value.strip() for key, value in facts.items()}
+    return {
+        "processor": names.get("model name", platform.processor() or platform.machine()),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "torch_instructions": torch.backends.cpu.get_cpu_capability(),
+        "vector_instructions": [
+            name for name in ("avx2", "fma", "avx512f") if name in names.get("flags", "").split()
+        ],
+        "numba": numba.__version__,
+        **versions(),
+    }
+
+
+def study(rows: np.ndarray, theirs: Weights | None) -> tuple[dict[str, Any], Weights]:
+    """Train every architecture in every way; what came out, and the weights."""
+    found: dict[str, Any] = {}
+    weights: Weights = {}
+    began = time.perf_counter()
+    for architecture in ARCHITECTURES:
+        for engine in STEPS:
+            whole = train_bank(rows, settings(architecture), training(engine))
+            bits = digest(*tensors(whole))
+            ways = {
+                "two threads": lambda engine=engine, architecture=architecture: train_bank(
+                    rows, settings(architecture), training(engine, threads=2)
+                ),
+                "one by one": lambda engine=engine, architecture=architecture: [
+                    train_bank(rows, [one], training(engine))[0] for one in settings(architecture)
+                ],
+            }
+            if engine == "sparse":
+                ways["resumed"] = lambda architecture=architecture: resumed(rows, architecture)
+            entry: dict[str, Any] = {
+                "steps": STEPS[engine],
+                "fingerprint": bits,
+                **scores(whole),
+                "same_bits": {name: digest(*tensors(way())) == bits for name, way in ways.items()},
+            }
+            own = kept(whole)
+            name = f"{architecture}, {engine}"
+            weights |= {f"{name}, {step}": value for step, value in own.items()}
+            if theirs is not None:
+                entry["from_the_other_machine"] = {
+                    step: apart(value, theirs[f"{name}, {step}"]) for step, value in own.items()
+                }
+            found[name] = entry
+            print(f"{name}: {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
+    return found, weights
+
+
+def page() -> str:
+    """What all machines together found, as a page."""
+    every = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    lines = [
+        "# What is bit-equal, and how far machines are apart",
+        "",
+        "Written by `python benchmarks/reproducibility.py`, which trains three seeds of a tiny SAE "
+        "of four architectures. What it means: [reproducibility](../../docs/reproducibility.md).",
+        "",
+        "| machine | processor | instructions of torch | versions | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in every.items():
+        about = found["machine"]
+        software = ", ".join(f"{one} {about[one]}" for one in ("numpy", "numba", "torch"))
+        lines.append(
+            f"| {name} | {about['processor']}, {about['cores']} cores | "
+            f"{about['torch_instructions']} | {software} | {found['seconds']:.0f} |"
+        )
+    lines += ["", "## On one machine", "", "Whether the weights have the same bits when trained"]
+    lines[-1] += " in another way."
+    for name, found in every.items():
+        ways = list(
+            dict.fromkeys(way for one in found["study"].values() for way in one["same_bits"])
+        )
+        lines += ["", f"| {name} | {' | '.join(ways)} |", f"|---|{'---|' * len(ways)}"]
+        for setting, one in found["study"].items():
+            said = {True: "yes", False: "no", None: "–"}
+            cells = [said[one["same_bits"].get(way)] for way in ways]
+            lines.append(f"| {setting} | {' | '.join(cells)} |")
+    lines += ["", "## Between machines"]
+    for name, found in every.items():
+        if "against" not in found:
+            continue
+        differ = found["operations_that_differ"]
+        same = [one for one in found["operations"] if one not in differ]
+        bits = f"Other bits: {', '.join(differ) or 'none'}. "
+        lines += [
+            "",
+            f"### {name} against {found['against']}",
+            "",
+            f"{bits}The same bits: {', '.join(same) or 'none'}.",
+            "",
+            "| setting | step | largest difference of a weight | least cosine of a feature | "
+            "features below .99 | PW-MCC of a seed with itself |",
+            "|---|---|---|---|---|---|",
+        ]
+        for setting, one in found["study"].items():
+            for step, apart_by in one["from_the_other_machine"].items():
+                numbers = list(apart_by.values())
+                lines.append(
+                    f"| {setting} | {step} | {numbers[0]:.1e} | {numbers[1]:.4f} | "
+                    f"{numbers[2]:.1%} | {numbers[3]:.4f} |"
+                )
+        lines += [
+            "",
+            "| setting | PW-MCC over seeds | there | FVU | there |",
+            "|---|---|---|---|---|",
+        ]
+        other = every[found["against"]]["study"]
+        lines += [
+            f"| {setting} | {one['pw_mcc']:.4f} | {other[setting]['pw_mcc']:.4f} | "
+            f"{one['fvu']:.4f} | {other[setting]['fvu']:.4f} |"
+            for setting, one in found["study"].items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("name", help="of this machine, in the names of the files")
+    parser.add_argument("--against", type=Path, help="the .safetensors of another machine")
+    options = parser.parse_args()
+    theirs = load_file(options.against) if options.against else None
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    rows, _ = planted_dictionary(PlantedConfig.model_validate(WORLD)).sample(4096)
+    result: dict[str, Any] = {"machine": machine(), "operations": elementary(rows)}
+    if options.against:
+        other = json.loads(options.against.with_suffix(".json").read_text())
+        result["against"] = options.against.stem
+        result["operations_that_differ"] = [
+            name for name, bits in result["operations"].items() if other["operations"][name] != bits
+        ]
+    result["study"], weights = study(rows, theirs)
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    save_file(weights, RESULTS / f"{options.name}.safetensors")
+    (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    RESULTS.with_suffix(".md").write_text(page())
+    print(RESULTS.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    main()
