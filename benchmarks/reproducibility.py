@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,13 @@ def elementary(rows: np.ndarray) -> dict[str, str]:
     return {name: digest(operation()) for name, operation in operations.items()}
 
 
+def one_by_one(
+    rows: np.ndarray, asked: list[SAEConfig], how: BankTrainingConfig
+) -> list[TrainedSAE]:
+    """Train each SAE in a bank of its own."""
+    return [train_bank(rows, [one], how)[0] for one in asked]
+
+
 def resumed(rows: np.ndarray, architecture: str) -> list[TrainedSAE]:
     """Train with checkpoints, lose all but the first, and continue from there."""
     configuration = training(
@@ -184,16 +192,13 @@ def study(rows: np.ndarray, theirs: Weights | None) -> tuple[dict[str, Any], Wei
         for engine in STEPS:
             whole = train_bank(rows, settings(architecture), training(engine))
             bits = digest(*tensors(whole))
-            ways = {
-                "two threads": lambda engine=engine, architecture=architecture: train_bank(
-                    rows, settings(architecture), training(engine, threads=2)
-                ),
-                "one by one": lambda engine=engine, architecture=architecture: [
-                    train_bank(rows, [one], training(engine))[0] for one in settings(architecture)
-                ],
+            asked = settings(architecture)
+            ways: dict[str, Callable[[], list[TrainedSAE]]] = {
+                "two threads": partial(train_bank, rows, asked, training(engine, threads=2)),
+                "one by one": partial(one_by_one, rows, asked, training(engine)),
             }
             if engine == "sparse":
-                ways["resumed"] = lambda architecture=architecture: resumed(rows, architecture)
+                ways["resumed"] = partial(resumed, rows, architecture)
             entry: dict[str, Any] = {
                 "steps": STEPS[engine],
                 "fingerprint": bits,

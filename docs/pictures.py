@@ -91,7 +91,7 @@ def nulls() -> Figure:
 
     def features(count: int) -> np.ndarray:
         rows = rng.standard_normal((count, d)) @ spectrum
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
     apart = [pw_mcc(features(n), features(n)) for _ in range(12)]
     A, B = features(n), features(n)
