@@ -17,8 +17,10 @@ import torch
 from husai.errors import InputError
 from husai.sae import BankTrainingConfig, SAEConfig, group_into_banks, load_sae, train_bank
 from husai.sae.bank import SAEBank, build_bank
+from husai.sae.engines import sparse
 from husai.sae.engines.dense import DenseEngine
 from husai.sae.engines.sparse import SparseEngine
+from husai.sae.engines.turns import Turn, Turns
 from husai.sae.schedule import batch_rows, step_table
 from husai.sae.trained import TrainedSAE
 
@@ -77,9 +79,9 @@ def assert_close(a: SAEBank, b: SAEBank, tolerance: float = 2e-4) -> None:
         assert difference <= tolerance * scale + 1e-10, (name, difference, scale)
 
 
-def prepared(x: torch.Tensor, architecture: str, sparse: bool = False, **changes: Any) -> SAEBank:
+def prepared(x: torch.Tensor, architecture: str, few: bool = False, **changes: Any) -> SAEBank:
     bank = build_bank(configs(architecture, **changes), x, x.mean(0))
-    if sparse:
+    if few:
         # few active latents, so that relu and jumprelu take the sparse path; two never fire
         bank.parameters["b_enc"] -= 1.5
     bank.parameters["b_enc"][:, :2] -= 20.0
@@ -88,13 +90,13 @@ def prepared(x: torch.Tensor, architecture: str, sparse: bool = False, **changes
 
 @pytest.mark.parametrize("architecture", SETTINGS)
 @pytest.mark.parametrize("method", ["auxk", "ghost"])
-@pytest.mark.parametrize("sparse", [False, True])
-def test_kernels_equal_autograd(architecture: str, method: str, sparse: bool) -> None:
+@pytest.mark.parametrize("few", [False, True])
+def test_kernels_equal_autograd(architecture: str, method: str, few: bool) -> None:
     x = rows()
     training = BankTrainingConfig.model_validate(
         {"batch_size": 300, "dead_latents": method, "dead_after_passes": 0.2, "threads": 2}
     )
-    banks = [prepared(x, architecture, sparse) for _ in range(2)]
+    banks = [prepared(x, architecture, few) for _ in range(2)]
     # ghost and auxk act once latents are dead, which takes two batches here
     means = [advance(b, x, training, e, 8) for b, e in zip(banks, ("dense", "sparse"), strict=True)]
     assert_close(banks[0], banks[1])
@@ -103,6 +105,48 @@ def test_kernels_equal_autograd(architecture: str, method: str, sparse: bool) ->
     assert bool((banks[0].since_fired[:, :2] >= training.dead_after_passes * len(x)).all())
     if method == "ghost":
         assert float(means[0]["auxiliary"].min()) > 0
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batch_topk", "relu"])
+@pytest.mark.parametrize("summed", [False, True])
+def test_gradients_by_row_and_by_latent_equal_autograd(
+    architecture: str, summed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # which of the two ways an SAE takes depends on its size; a width that vectors do not divide
+    monkeypatch.setattr(sparse, "SUMMED_VALUES", 10**9 if summed else 0)
+    x = rows(d=40)
+    training = BankTrainingConfig.model_validate(
+        {"batch_size": 300, "dead_latents": "auxk", "dead_after_passes": 0.2, "threads": 1}
+    )
+    # 7: four latents and three
+    changes = {} if architecture == "relu" else {"k": 7}
+    banks = [prepared(x, architecture, few=True, **changes) for _ in range(2)]
+    for bank, engine in zip(banks, ("dense", "sparse"), strict=True):
+        advance(bank, x, training, engine, 8)
+    assert_close(banks[0], banks[1])
+
+
+def test_threads_share_the_saes_evenly_and_keep_those_of_one_seed_together() -> None:
+    seeds = {0: 5, 1: 5, 2: 5, 4: 7, 6: 5}
+    turns = Turns(seeds, n_steps=25, threads=2)
+    first, second, third = turns.take(), turns.take(), turns.take()
+    assert first == Turn([0, 1, 2], 5, 0, 10)
+    assert second == Turn([4], 7, 0, 10)
+    assert third == Turn([6], 5, 0, 10)
+    assert turns.take() is None
+    turns.give_back(second)
+    turns.give_back(first)
+    # those that are furthest behind come first
+    turns.give_back(third)
+    made = dict.fromkeys(seeds, 10)
+    while (turn := turns.take()) is not None:
+        assert turn.begin == min(made.values())
+        for sae in turn.saes:
+            assert (made[sae], seeds[sae]) == (turn.begin, turn.seed)
+            made[sae] = turn.end
+        turns.give_back(turn)
+    assert set(made.values()) == {25}
+    assert turns.unfinished == 0
 
 
 @pytest.mark.parametrize("architecture", SETTINGS)
@@ -117,7 +161,7 @@ def test_kernels_equal_autograd_with_clipping_decay_and_free_norms(architecture:
         k_anneal_steps=5,
         threads=1,
     )
-    banks = [prepared(x, architecture, sparse=True) for _ in range(2)]
+    banks = [prepared(x, architecture, few=True) for _ in range(2)]
     for bank, engine in zip(banks, ("dense", "sparse"), strict=True):
         advance(bank, x, training, engine, 8)
     assert_close(banks[0], banks[1])

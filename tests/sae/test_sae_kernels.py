@@ -19,7 +19,7 @@ import husai.sae.kernels
 from husai.sae import ARCHITECTURES, BankTrainingConfig, SAEConfig
 from husai.sae.bank import SAEBank, build_bank
 from husai.sae.engines.sparse import SparseEngine, block_memory, empty_codes
-from husai.sae.kernels import select, types
+from husai.sae.kernels import few, select, types
 from husai.sae.kernels.types import AuxK, Calls
 from husai.sae.schedule import batch_rows, step_table
 
@@ -60,15 +60,22 @@ def encode(values: np.ndarray, k: int, kind: str, level: int = 0) -> list[set[in
     complete = False
     while not complete:
         state = np.array([0, 0, level, 0])
-        for r0 in range(0, B, 128):
-            rows = min(128, B - r0)
-            pre = (values[r0 : r0 + rows].astype(np.float32) - bias).ravel()
+        for r0 in range(0, B, 280):
+            rows = min(280, B - r0)
+            products = values[r0 : r0 + rows].astype(np.float32) - bias
+            products = products.T if kind == "side by side" else products
+            # kernels read 32 numbers at a time
+            pre = np.concatenate([products.ravel(), np.full(32, 9.0, np.float32)])
             memory = block_memory(pre, F)._replace(state=state)
-            if kind == "row":
+            if kind == "side by side":
+                few.select_side_by_side(
+                    *(r0, rows, cast(Any, bias), k, memory, codes, auxk, few.group_memory())
+                )
+            elif kind == "row":
                 select.select_in_rows(r0, rows, cast(Any, bias), k, memory, codes, auxk)
             else:
                 select.list_for_batch(r0, rows, cast(Any, bias), k, memory, codes, auxk, row_of)
-        complete = kind == "row"
+        complete = kind != "batch"
         if not complete:
             complete, level = select.select_in_batch(k, state, codes, row_of)
     start = codes.start
@@ -86,6 +93,20 @@ def test_row_selection_equals_sorting(F: int, k: int, ties: bool) -> None:
         # which of equal values stays is free in a row cut into chunks; how large they are is not
         expected = top_by_sorting(row, k)
         assert sorted(row[list(chosen)]) == sorted(row[list(expected)])
+
+
+@pytest.mark.parametrize(("F", "k"), [(7, 2), (64, 4), (65, 1), (130, 8), (300, 5)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_selection_side_by_side_takes_the_first_of_equal_values(F: int, k: int, ties: bool) -> None:
+    values = np.random.default_rng(F).standard_normal((300, F))
+    if ties:
+        values = np.round(values * 2) / 2
+    # rows with fewer positive values than k, and with none
+    values[:3, 2:] = -1.0
+    values[5] = -1.0
+    found = encode(values, k, "side by side")
+    for row, chosen in zip(values.astype(np.float32), found, strict=True):
+        assert chosen == top_by_sorting(row, k)
 
 
 @pytest.mark.parametrize(("F", "k"), [(7, 2), (64, 4), (300, 3)])
@@ -235,6 +256,18 @@ def test_a_numba_without_the_private_attribute_asks_what_it_always_does(
     )
     types.stamp_with_sources(stamped)
     assert stamped._cache._cache_file._source_stamp == types.SOURCES
+
+
+def test_code_on_disk_for_a_type_that_is_gone_is_compiled_anew() -> None:
+    def load() -> dict[str, str]:
+        raise AttributeError("Can't get attribute 'OldSums'")
+
+    cache = SimpleNamespace(_source_stamp="its own file", _load_index=load)
+    types.stamp_with_sources(SimpleNamespace(_cache=SimpleNamespace(_cache_file=cache)))
+    assert cache._load_index() == {}
+    cache = SimpleNamespace(_source_stamp="its own file", _load_index=lambda: {"key": "code"})
+    types.stamp_with_sources(SimpleNamespace(_cache=SimpleNamespace(_cache_file=cache)))
+    assert cache._load_index() == {"key": "code"}
 
 
 def test_compiled_code_follows_the_sources_of_other_files(tmp_path: Path) -> None:

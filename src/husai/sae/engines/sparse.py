@@ -1,10 +1,9 @@
-"""The sparse engine: calls the kernels in order, one thread for each SAE."""
+"""The sparse engine: calls the kernels in order, each SAE on one thread at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +14,7 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from husai.sae.bank import SAEBank
 from husai.sae.config import BankTrainingConfig
+from husai.sae.engines.turns import Turns
 from husai.sae.kernels.adam import update_biases, update_latents, update_vector
 from husai.sae.kernels.dead import (
     count_since_fired,
@@ -23,13 +23,14 @@ from husai.sae.kernels.dead import (
     reconstruct_residual,
 )
 from husai.sae.kernels.dense import dense_pass
+from husai.sae.kernels.few import group_memory, select_side_by_side
 from husai.sae.kernels.gradients import (
     add_ghost,
-    dense_gradients,
     latent_gradients,
     order_by_latent,
     square_sum,
     sum_errors,
+    summed_gradients,
 )
 from husai.sae.kernels.reconstruct import (
     reconstruct,
@@ -39,6 +40,7 @@ from husai.sae.kernels.reconstruct import (
     set_norms,
 )
 from husai.sae.kernels.select import (
+    FEW,
     encoder_bias,
     gather_rows,
     list_for_batch,
@@ -46,7 +48,8 @@ from husai.sae.kernels.select import (
     select_in_batch,
     select_in_rows,
 )
-from husai.sae.kernels.step import step_latents
+from husai.sae.kernels.step import step_latents, step_summed
+from husai.sae.kernels.sums import sum_over_rows
 from husai.sae.kernels.types import (
     BLOCK_VALUES,
     DENSE_FROM,
@@ -61,9 +64,9 @@ from husai.sae.kernels.types import (
     BlockMemory,
     Calls,
     Codes,
-    DenseSums,
     GhostGradients,
     Gradients,
+    GradientSums,
     Held,
     JumpReLU,
     LatentOrder,
@@ -72,10 +75,11 @@ from husai.sae.kernels.types import (
     SAEState,
     checked_array,
 )
+from husai.sae.kernels.vectors import LANES
 from husai.sae.schedule import StepTable, threshold_decay
 
-STRETCH_STEPS = 10
-"""Steps a thread advances an SAE before it takes the one that is furthest behind."""
+SUMMED_VALUES = 2**16
+"""SAEs with at most as many weights add gradients up row by row: the sums stay in cache."""
 
 
 @contextlib.contextmanager
@@ -146,7 +150,7 @@ class _Worker:
         auxk, ghost = engine.method == "auxk", engine.method == "ghost"
         # tensors, because torch's memory is aligned and a product may depend on that
         self.x_tensor = torch.empty(B, d)
-        self.pre_tensor = torch.empty(self.block_rows * F)
+        self.pre_tensor = torch.empty(self.block_rows * F + LANES)
         self.batch = Batch(self.x_tensor.numpy(), np.empty((P, B, d), np.float32))
         self.memory = block_memory(self.pre_tensor.numpy(), F)
         self.bias: F32 = np.empty(F, np.float32)
@@ -165,9 +169,12 @@ class _Worker:
         self.group: F32 = np.empty((P, d), np.float32)
         block = F if training.clip_grad_norm or ghost else min(F, LATENT_BLOCK)
         self.gradients = self._gradients(block)
-        if selection in ("all", "threshold"):
-            self.sums = DenseSums(
-                f=np.empty(self.block_rows * F, np.float32),
+        self.few = group_memory()
+        dense = selection in ("all", "threshold")
+        self.summed = F * d <= SUMMED_VALUES and selection != "threshold" and P == 1
+        if dense or self.summed:
+            self.sums = GradientSums(
+                f=np.empty(self.block_rows * F if dense else 1, np.float32),
                 W_enc=np.empty((F, d), np.float32),
                 W_dec=np.empty((F, d), np.float32),
                 activations=np.empty(F, np.float32),
@@ -190,36 +197,48 @@ class _Worker:
             fired=np.empty(F, np.int64),
         )
 
-    def advance(self, i: int, batches: I64, table: StepTable, offset: int, sums: F64) -> None:
-        """Make the steps of ``batches [n, B]``, which start ``offset`` steps into the table."""
+    def advance(
+        self, together: list[int], batches: I64, table: StepTable, offset: int, sums: F64
+    ) -> None:
+        """Make the steps of ``batches [n, B]``, which start ``offset`` steps into the table.
+
+        The SAEs take turns at each batch, so that its rows are gathered once.
+        """
         e = self.engine
         for t in range(len(batches)):
-            if e.stopped_at[i] >= 0:
+            training = [i for i in together if e.stopped_at[i] < 0]
+            if not training:
                 return
             at = offset + t
             self.call(gather_rows, e.rows, batches[t], self.batch.x)
-            self.step(
-                i,
-                table.first_step + at,
-                float(table.learning_rate[at, i]),
-                float(table.penalty[at, i]),
-                int(table.k[at, i]),
-                sums,
-            )
+            for i in training:
+                self.step(
+                    i,
+                    table.first_step + at,
+                    float(table.learning_rate[at, i]),
+                    float(table.penalty[at, i]),
+                    int(table.k[at, i]),
+                    sums,
+                )
 
     def encode(self, i: int, k: int, auxk: AuxK) -> bool:
         """List SAE ``i``'s active latents on ``x``; ``False`` where a list would be too long."""
         e = self.engine
         B, F = len(self.x_tensor), e.d_sae
-        W_enc = e.W_enc[i].T
+        W_enc = e.W_enc[i]
+        few = e.selection == "row" and k <= FEW
         call, memory, codes, bias = self.call, self.memory, self.codes, self.bias
         memory.state[:] = 0
         if e.selection == "batch":
             memory.state[2] = e.level[i]
         for r0 in range(0, B, self.block_rows):
             n = min(self.block_rows, B - r0)
-            out = self.pre_tensor[: n * F].view(n, F)
-            torch.mm(self.x_tensor[r0 : r0 + n], W_enc, out=out)
+            x, pre = self.x_tensor[r0 : r0 + n], self.pre_tensor[: n * F]
+            if few:
+                torch.mm(W_enc, x.T, out=pre.view(F, n))
+                call(select_side_by_side, r0, n, bias, k, memory, codes, auxk, self.few)
+                continue
+            torch.mm(x, W_enc.T, out=pre.view(n, F))
             if e.selection == "row":
                 call(select_in_rows, r0, n, bias, k, memory, codes, auxk)
             elif e.selection == "batch":
@@ -254,7 +273,9 @@ class _Worker:
             call(set_norms, sae.W_dec, self.norms)
         l1 = 0.0 if jumps else penalty
         loss = Loss(l1, self.norms, training.unit_norm_decoder, e.prefixes)
+        with_ghost = e.method == "ghost" and n_dead > 0
         dense = not self.encode(i, k, auxk)
+        summed = dense or self.summed
         if dense:
             found = call(
                 dense_pass,
@@ -263,12 +284,14 @@ class _Worker:
             )
         elif jumps:
             found = call(reconstruct_jump, sae, batch, jump, codes)
+        elif self.summed:
+            keep = len(auxk.dead) > 0 or with_ghost
+            found = call(sum_over_rows, sae, batch, loss, codes, keep, self.sums, self.gradients)
         elif len(e.prefixes) > 1:
             found = call(reconstruct_nested, sae, batch, loss, codes, self.group)
         else:
             found = call(reconstruct, sae, batch, loss, codes)
         auxiliary, aux_scale = 0.0, 0.0
-        with_ghost = e.method == "ghost" and n_dead > 0
         if len(auxk.dead):
             auxiliary, variance = call(reconstruct_residual, sae.W_dec, batch.error, auxk)
             if variance > 0:
@@ -294,8 +317,14 @@ class _Worker:
             decay=rate * training.weight_decay if training.optimizer == "adamw" else 0.0,
         )
         factor = 1.0
-        if dense or with_ghost or training.clip_grad_norm:
-            factor = self._step_apart(i, loss, auxk, aux_scale, dense, with_ghost, adam)
+        if with_ghost or training.clip_grad_norm:
+            factor = self._step_apart(i, loss, auxk, aux_scale, summed, with_ghost, adam)
+        elif summed:
+            call(
+                step_summed,
+                *(state, batch, loss, self.sums, auxk, aux_scale),
+                *(self.gradients, adam, e.held[i]),
+            )
         else:
             call(
                 step_latents,
@@ -317,7 +346,7 @@ class _Worker:
         loss: Loss,
         auxk: AuxK,
         aux_scale: float,
-        dense: bool,
+        summed: bool,
         with_ghost: bool,
         adam: AdamStep,
     ) -> float:
@@ -328,16 +357,18 @@ class _Worker:
         state, held = self.engine.states[i], self.engine.held[i]
         call, sae, batch, F = self.call, state.parameters, self.batch, self.engine.d_sae
         if len(self.gradients.W_enc) < F:
-            # the dense pass has filled two of the vectors
+            # sums over rows have filled the vectors
             kept = self.gradients
-            self.gradients = self._gradients(F)._replace(b_enc=kept.b_enc, fired=kept.fired)
+            self.gradients = self._gradients(F)._replace(
+                b_enc=kept.b_enc, b_dec=kept.b_dec, fired=kept.fired
+            )
         gradients = self.gradients
         if len(auxk.dead):
             call(order_by_latent, auxk.codes, aux_scale)
-        call(sum_errors, batch.error, gradients.b_dec)
-        if dense:
-            call(dense_gradients, 0, F, sae, batch, loss, self.sums, auxk, gradients)
+        if summed:
+            call(summed_gradients, 0, F, sae, batch, loss, self.sums, auxk, gradients)
         else:
+            call(sum_errors, batch.error, gradients.b_dec)
             call(order_by_latent, self.codes, 1.0)
             call(latent_gradients, 0, F, sae, batch, loss, self.codes, auxk, gradients)
         if with_ghost:
@@ -445,24 +476,16 @@ class SparseEngine:
         n_steps = len(table.learning_rate)
         sums = np.zeros((4, len(self.bank)))
         numbers = {seed: self._row_numbers(chosen, n_steps) for seed, chosen in batches.items()}
-        lock = threading.Lock()
-        done = dict.fromkeys(self.bank.active(), 0)
+        seeds = {i: self.bank.configs[i].data_seed for i in self.bank.active()}
+        turns = Turns(seeds, n_steps, len(self.workers))
 
         def work(worker: _Worker) -> None:
             # the products run on our threads; threads of their own would get in the way
             torch.set_num_threads(1)
-            while True:
-                with lock:
-                    if not done:
-                        return
-                    i = min(done, key=done.__getitem__)
-                    begin = done.pop(i)
-                end = min(begin + STRETCH_STEPS, n_steps)
-                seed = self.bank.configs[i].data_seed
-                worker.advance(i, numbers[seed][begin:end], table, begin, sums)
-                if end < n_steps:
-                    with lock:
-                        done[i] = end
+            while (turn := turns.take()) is not None:
+                batches = numbers[turn.seed][turn.begin : turn.end]
+                worker.advance(turn.saes, batches, table, turn.begin, sums)
+                turns.give_back(turn)
 
         before = self.bank.stopped_at.clone()
         with one_thread(), self.blas.limit(limits=1, user_api="blas"):

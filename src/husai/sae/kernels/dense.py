@@ -15,8 +15,8 @@ from husai.sae.kernels.types import (
     Batch,
     BatchMeans,
     BlockMemory,
-    DenseSums,
     Gradients,
+    GradientSums,
     JumpReLU,
     Loss,
     Parameters,
@@ -32,20 +32,20 @@ def dense_pass(
     loss: Loss,
     jump: JumpReLU,
     memory: BlockMemory,
-    sums: DenseSums,
+    sums: GradientSums,
     gradients: Gradients,
     auxk: AuxK,
 ) -> BatchMeans:
     """Select, reconstruct and add up gradients, block of rows by block.
 
     The same results as listing and reconstructing. Fills the batch's error, ``sums``, the
-    gradients' ``b_enc`` and ``fired``, ``jump.gradient`` and the AuxK codes.
+    gradients' ``b_enc``, ``b_dec`` and ``fired``, ``jump.gradient`` and the AuxK codes.
     """
     W_enc, W_dec, b_dec = sae.W_enc, sae.W_dec, sae.b_dec
     x, error, norms, pre = batch.x, batch.error, loss.norms, memory.pre
     edge, g_threshold = jump.edge, jump.gradient
     dense_enc, dense_dec, dense_sum = sums.W_enc, sums.W_dec, sums.activations
-    g_b, fired = gradients.b_enc, gradients.fired
+    g_b, g_b_dec, fired = gradients.b_enc, gradients.b_dec, gradients.fired
     B, d = x.shape
     F = W_enc.shape[0]
     jumps = jump.bandwidth > 0
@@ -58,6 +58,7 @@ def dense_pass(
         g_b[j] = ZERO
         g_threshold[j] = ZERO
         fired[j] = 0
+    g_b_dec[:] = ZERO
     block_rows = len(pre) // F
     for r0 in range(0, B, block_rows):
         rows = min(block_rows, B - r0)
@@ -69,7 +70,7 @@ def dense_pass(
             for j in range(F):
                 p[r, j] += bias[j]
             if len(auxk.dead) > 0:
-                aux_count = collect_dead(memory, r * F, auxk, r0 + r, aux_count)
+                aux_count = collect_dead(memory, r * F, 1, auxk, r0 + r, aux_count)
             if jumps:
                 for j in range(F):
                     f[r, j] = p[r, j] if p[r, j] > edge[j] + half else ZERO
@@ -92,6 +93,7 @@ def dense_pass(
                 value = block_error[r, c] + b_dec[c] - block[r, c]
                 block_error[r, c] = value
                 error[0, r0 + r, c] = value
+                g_b_dec[c] += scale * value
                 total += value * value
             squared += total
         product = np.dot(f.T, block_error)

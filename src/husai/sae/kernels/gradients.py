@@ -15,9 +15,9 @@ from husai.sae.kernels.types import (
     AuxK,
     Batch,
     Codes,
-    DenseSums,
     GhostGradients,
     Gradients,
+    GradientSums,
     LatentOrder,
     Loss,
     Parameters,
@@ -159,17 +159,17 @@ def latent_gradients(
 
 
 @kernel
-def dense_gradients(
+def summed_gradients(
     lo: int,
     hi: int,
     sae: Parameters,
     batch: Batch,
     loss: Loss,
-    sums: DenseSums,
+    sums: GradientSums,
     auxk: AuxK,
     gradients: Gradients,
 ) -> None:
-    """Like :func:`latent_gradients`, after :func:`husai.sae.kernels.dense.dense_pass`."""
+    """Do as :func:`latent_gradients`, where the sums over the batch are there already."""
     W_dec, x, norms = sae.W_dec, batch.x, loss.norms
     g_enc, g_dec, g_b = gradients.W_enc, gradients.W_dec, gradients.b_enc
     B, d = x.shape

@@ -22,6 +22,7 @@ from husai.sae.kernels.types import (
     Parameters,
     kernel,
 )
+from husai.sae.kernels.vectors import LANES, lowest_bit, mask_above
 
 FEW = 8
 """Up to as many of a row are found by as many maxima, more by bisection."""
@@ -179,15 +180,24 @@ def _candidates(
     candidate_bits: I32,
     candidate: I32,
 ) -> int:
-    """List the values of a row above a level, skipping chunks whose maximum is below it."""
+    """List the values of a row above a level, skipping chunks whose maximum is below it.
+
+    ``bits`` has 32 places to spare.
+    """
     level32 = np.int32(level)
     n = 0
     if n_chunks == F:
-        for j in range(F):
-            value = bits[base + j]
-            candidate_bits[n] = value
-            candidate[n] = j
-            n += np.int64(value > level32)
+        for first in range(0, F, LANES):
+            mask = mask_above(bits, base + first, level32)
+            if first + LANES > F:
+                # what follows belongs to the next row
+                mask = mask & ((np.uint32(1) << np.uint32(F - first)) - np.uint32(1))
+            while mask != 0:
+                j = first + lowest_bit(mask)
+                mask = mask & (mask - np.uint32(1))
+                candidate_bits[n] = bits[base + j]
+                candidate[n] = j
+                n += 1
         return n
     n_chosen = 0
     for c in range(n_chunks):
@@ -205,10 +215,13 @@ def _candidates(
 
 
 @kernel
-def collect_dead(memory: BlockMemory, base: int, auxk: AuxK, row: int, count: int) -> int:
+def collect_dead(
+    memory: BlockMemory, base: int, stride: int, auxk: AuxK, row: int, count: int
+) -> int:
     """Append the ``k`` largest positive pre-activations among a row's dead latents.
 
-    The row begins at ``base`` of the block. Gives the new ``count`` of entries.
+    The row begins at ``base`` of the block, and its latents lie ``stride`` apart. Gives the new
+    ``count`` of entries.
     """
     bits, candidate_bits, candidate = memory.bits, memory.candidate_bits, memory.candidate
     latent, value_bits, dead = auxk.codes.latent, auxk.codes.bits, auxk.dead
@@ -216,7 +229,7 @@ def collect_dead(memory: BlockMemory, base: int, auxk: AuxK, row: int, count: in
     n = 0
     for q in range(len(dead)):
         j = dead[q]
-        value = bits[base + j]
+        value = bits[base + j * stride]
         candidate_bits[n] = value
         candidate[n] = j
         n += np.int64(value > 0)
@@ -282,7 +295,7 @@ def select_in_rows(
             low, _, _ = _bracket(chunk_bits, n_chunks, k, k // 4, level)
             level = low
         if n_dead > 0:
-            aux_count = collect_dead(memory, base, auxk, r0 + r, aux_count)
+            aux_count = collect_dead(memory, base, 1, auxk, r0 + r, aux_count)
         start[r0 + r] = count
         if n_chunks == F:
             row = bits[base : base + F]
@@ -352,7 +365,7 @@ def list_for_batch(
         base = r * F
         _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
         if n_dead > 0:
-            aux_count = collect_dead(memory, base, auxk, r0 + r, aux_count)
+            aux_count = collect_dead(memory, base, 1, auxk, r0 + r, aux_count)
         if count + F > capacity:
             count, level = _prune_batch(value_bits, latent, row_of, count, B * k)
         n = _candidates(
@@ -439,7 +452,7 @@ def list_positive(
         base = r * F
         _add_bias_and_maxima(pre, base, F, bias if apart else add, n_chunks, chunk_max)
         if n_dead > 0:
-            aux_count = collect_dead(memory, base, auxk, r0 + r, aux_count)
+            aux_count = collect_dead(memory, base, 1, auxk, r0 + r, aux_count)
         if apart:
             _add_bias_and_maxima(pre, base, F, add, n_chunks, chunk_max)
         n = _candidates(bits, base, F, n_chunks, 0, chunk_bits, chosen, candidate_bits, candidate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
@@ -46,16 +47,20 @@ def _digest_of_sources() -> str:
 SOURCES = _digest_of_sources()
 
 
-def kernel(function: Function) -> Function:
-    """Compile a function when it is first called, and keep the code on disk.
+FAST_MATH = {"reassoc", "contract", "arcp", "nsz"}
+"""Sums may be reordered and fused, but NaN and infinity stay visible."""
 
-    Sums may be reordered and fused, but NaN and infinity stay visible.
-    """
-    compiled = njit(
-        cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy"
-    )(function)
+
+def kernel(function: Function) -> Function:
+    """Compile a function when it is first called, and keep the code on disk."""
+    compiled = njit(cache=True, nogil=True, fastmath=FAST_MATH, error_model="numpy")(function)
     stamp_with_sources(compiled)
     return compiled
+
+
+def inlined(function: Function) -> Function:
+    """Compile a function into every kernel that calls it: its arrays are not handed over."""
+    return njit(forceinline=True, nogil=True, fastmath=FAST_MATH, error_model="numpy")(function)
 
 
 def stamp_with_sources(compiled: object) -> None:
@@ -68,6 +73,16 @@ def stamp_with_sources(compiled: object) -> None:
     cache: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if hasattr(cache, "_source_stamp"):
         cache._source_stamp = SOURCES
+    if hasattr(cache, "_load_index"):
+        cache._load_index = partial(_index_or_none, cache._load_index)
+
+
+def _index_or_none(load: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+    """Read what is on disk; nothing where it names a type that the sources no longer have."""
+    try:
+        return load()
+    except (AttributeError, ImportError):
+        return {}
 
 
 def checked_array(
@@ -231,11 +246,11 @@ class BlockMemory(NamedTuple):
     its result: 0 before the first block."""
 
 
-class DenseSums(NamedTuple):
-    """What dense products add up over a batch: the gradients before they are scaled."""
+class GradientSums(NamedTuple):
+    """What is added up over a batch row by row: the gradients before they are scaled."""
 
     f: F32
-    """Memory for the activations of a block ``[rows · F]``."""
+    """Memory for the activations of a block ``[rows · F]``, for dense products."""
     W_enc: F32
     """``[F, d]``."""
     W_dec: F32
