@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from husai.hooks.catalog import NamedCatalog
 from husai.hooks.checks import StudyChecks
 from husai.hooks.ending import RunEnding
 from husai.hooks.errors import PlainErrors
@@ -30,6 +31,8 @@ HOOKS = (
     SignOfLife(),
     PlainErrors(),
 )
+
+DATA_CATALOG_CLASS = NamedCatalog
 
 CONFIG_LOADER_CLASS = StudyConfigLoader
 CONFIG_LOADER_ARGS = {

@@ -7,7 +7,13 @@ import pytest
 import torch
 from kedro.io import DatasetError, Version
 
-from husai.datasets import DirectoryHandle, PlannedPartitionedDataset, TensorDataset
+from husai.datasets import (
+    DirectoryHandle,
+    DocumentDataset,
+    PlannedPartitionedDataset,
+    TensorDataset,
+)
+from husai.errors import InputError
 from husai.storage import TensorFile
 
 
@@ -100,3 +106,33 @@ def test_a_handle_gives_a_folder_and_takes_nothing(tmp_path):
     assert handle.load().is_dir()
     with pytest.raises(DatasetError, match="cannot be a node's output"):
         handle.save(tmp_path)
+
+
+def test_a_plan_that_does_not_read_is_a_line_with_its_name(tmp_path):
+    dataset = make_partitions(tmp_path)
+    for content in (b"", b"PAR1 and no more"):
+        (tmp_path / "plan.parquet").write_bytes(content)
+        assert not dataset.exists()
+        with pytest.raises(InputError, match=r"plan\.parquet: not a whole file"):
+            dataset.missing()
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", "3", '"a"', "{", ""])
+def test_a_document_is_an_object_with_entries(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(DatasetError):
+        DocumentDataset(filepath=str(path)).load()
+
+
+def test_a_document_is_checked(tmp_path):
+    path, check = tmp_path / "a.json", "husai.consistency.study.summary.checked_summary"
+    dataset = DocumentDataset(filepath=str(path), check=check)
+    document = {"schema": "husai.consistency", "n_saes": 0}
+    dataset.save(document)
+    with pytest.raises(DatasetError, match="schema_version"):
+        dataset.load()
+    assert DocumentDataset(filepath=str(path)).load() == {
+        "schema": "husai.consistency",
+        "n_saes": 0,
+    }

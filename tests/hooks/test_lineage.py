@@ -113,9 +113,11 @@ def test_the_command_that_makes_it_again_is_said(study):
         study.run(THIRD)
 
 
-def test_a_file_put_in_place_of_a_made_one_is_an_input_of_its_own(study):
+def test_a_file_put_in_place_of_a_made_one_is_an_input_of_its_own_and_said(study, caplog):
     (study.folder / "parts" / "part.json").write_text('{"v": [7]}')
     study.run(THIRD)  # it makes the table from it
+    assert f"{study.folder / 'parts'}: changed since it was written" in caplog.text
+    assert "kedro run --pipelines=second" in caplog.text
     assert "7" in (study.folder / "table.json").read_text()
 
 

@@ -39,7 +39,7 @@ def difference(
     mine = training.decisive()
     if theirs != mine:
         names = sorted(n for n in mine.keys() | theirs.keys() if theirs.get(n) != mine.get(n))
-        return f"it was trained with another {', '.join(names)}"
+        return f"it was trained with other settings ({', '.join(names)})"
     if provenance.get("rows", {}).get("fingerprint") != fingerprint:
         return "it was trained on other rows"
     if provenance.get("husai") != __version__:

@@ -4,6 +4,7 @@ from husai.errors import needs
 
 needs("kedro", "project")
 
+from husai.datasets.documents import DocumentDataset
 from husai.datasets.external import ExternalSAEs
 from husai.datasets.handles import DirectoryHandle
 from husai.datasets.optional import EarlierTable
@@ -13,6 +14,7 @@ from husai.datasets.tensors import TensorDataset
 
 __all__ = [
     "DirectoryHandle",
+    "DocumentDataset",
     "EarlierTable",
     "ExternalSAEs",
     "FigureDataset",

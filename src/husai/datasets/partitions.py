@@ -11,6 +11,7 @@ import pandas as pd
 from kedro_datasets.pandas import ParquetDataset
 from kedro_datasets.partitions import PartitionedDataset
 
+from husai.boundary import reading
 from husai.storage import locked
 
 
@@ -107,8 +108,13 @@ class PlannedPartitionedDataset(ReadOncePartitions):
         ------
         FileNotFoundError
             When there is no plan.
+        InputError
+            When it does not read.
         """
-        names = pd.read_parquet(self._plan, columns=[self._plan_column])[self._plan_column]
+        if not Path(self._plan).exists():
+            raise FileNotFoundError(self._plan)
+        with reading(Path(self._plan)):
+            names = pd.read_parquet(self._plan, columns=[self._plan_column])[self._plan_column]
         return [str(name) for name in names]
 
     def _exists(self) -> bool:

@@ -8,6 +8,7 @@ back to the beginning: where an input is not the one that was read, the run is r
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import AbstractVersionedDataset
 from kedro_datasets.partitions import PartitionedDataset
 
+from husai.errors import InputError
 from husai.hooks.checks import StudyError
 from husai.hooks.order import typed_options
 from husai.provenance import fingerprint_files
 from husai.storage import atomic_path
 from husai.studies import LINEAGE
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
@@ -69,6 +73,14 @@ class Lineage:
         self._read_for = {}
         self._ended = []
         self._check(sorted(pipeline.inputs()), frozenset())
+        for name in sorted(pipeline.inputs()):
+            pipeline_name = self._replaced(name)
+            if pipeline_name:
+                logger.warning(
+                    "%s: changed since it was written, by hand or by damage; it is taken as it is. "
+                    "To make it again: kedro run --pipelines=%s%s",
+                    *(self._location(name), pipeline_name, self._options),
+                )
 
     @hook_impl
     def before_dataset_loaded(self, dataset_name: str) -> None:
@@ -204,7 +216,7 @@ class Lineage:
             folder, suffix = Path(dataset._path), dataset._filename_suffix
             try:
                 planned = getattr(dataset, "planned", lambda: None)()
-            except FileNotFoundError:
+            except (FileNotFoundError, InputError):  # a plan that does not read is said later
                 planned = []
             files = (
                 sorted(folder.rglob(f"*{suffix}"))

@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from husai.config import HOME_STUDY, Name, problems, short_text
 from husai.errors import InputError
+from husai.hooks.catalog import NamedCatalog
 from husai.hooks.checks import StudyError
 from husai.processes import this_process
 from husai.provenance import command_line, without_secrets
@@ -81,6 +82,8 @@ class StudyConfigLoader(OmegaConfigLoader):
         # resolvers are the whole process's, and another loader may have put its own in their place
         self._register_globals_resolver()
         OmegaConf.register_new_resolver("study_folder", self._folder, replace=True)
+        environments = (self.base_env, self.env or self.default_run_env)
+        NamedCatalog.folders = [Path(self.conf_source) / name for name in environments]
         try:
             found = super().__getitem__(key)
         except (MissingConfigException, KeyError):
