@@ -55,6 +55,9 @@ ODD_VALUES: tuple[Any, ...] = (
 PLAUSIBLE: tuple[Any, ...] = (1, 2, 3, 16, 64, 0.25, "topk", "relu", "k < 4", "k == d_sae / 4", [0])
 """Values that get further than most odd ones."""
 
+ENVIRONMENTS = ("lm", "own", "campaign", "test")
+"""Whose parameters are changed, beside those of base."""
+
 Outcome = tuple[str, str]
 """What came of a case, and of which exception or file."""
 
@@ -102,8 +105,17 @@ SEARCH = {
 }
 
 
+def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Put an environment's parameters over those of base, field by field."""
+    found = dict(base)
+    for name, value in own.items():
+        both = isinstance(value, dict) and isinstance(base.get(name), dict)
+        found[name] = merged(base[name], value) if both else value
+    return found
+
+
 def attack_configurations(numbers: range, seed: int, until: float) -> tuple[Counter[Outcome], int]:
-    """Change the shipped parameters; check them, and lay out the plan where they are taken.
+    """Change the parameters of an environment; check them, and lay out the plan where they are taken.
 
     Gives the outcomes and how many cases there were time for.
     """
@@ -119,10 +131,14 @@ def attack_configurations(numbers: range, seed: int, until: float) -> tuple[Coun
 
     bootstrap_project(ROOT)
     types: dict[str, Any] = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
-    shipped: dict[str, Any] = {}
+    base: dict[str, Any] = {}
     for path in sorted((ROOT / "conf" / "base").glob("parameters*.yml")):
-        shipped |= yaml.safe_load(path.read_text())
-    shipped["campaign"]["plan"]["random"] = SEARCH
+        base |= yaml.safe_load(path.read_text())
+    base["campaign"]["plan"]["random"] = SEARCH
+    shipped = [base]
+    for env in ENVIRONMENTS:
+        own = yaml.safe_load((ROOT / "conf" / env / "parameters.yml").read_text())
+        shipped.append(merged(base, own))
 
     def check(parameters: dict[str, Any]) -> Outcome:
         try:
@@ -141,7 +157,8 @@ def attack_configurations(numbers: range, seed: int, until: float) -> tuple[Coun
         except Exception as error:
             return ("traceback", f"{type(error).__name__}: {str(error)[:100]}")
 
-    assert check(copy.deepcopy(shipped)) == ("taken", "")
+    for parameters in shipped:
+        assert check(copy.deepcopy(parameters)) == ("taken", "")
     done: list[str] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -157,7 +174,7 @@ def attack_configurations(numbers: range, seed: int, until: float) -> tuple[Coun
         if time.monotonic() > until:
             return outcomes, number - numbers.start
         rng = random.Random(f"{seed} {number}")
-        parameters = copy.deepcopy(shipped)
+        parameters = copy.deepcopy(rng.choice(shipped))
         # half of the changes go where text is read as a condition
         if rng.random() < 0.5:
             change(parameters["campaign"]["plan"]["random"], rng)
