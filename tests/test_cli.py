@@ -195,13 +195,21 @@ def test_bad_options_are_refused_before_the_work(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = [folder / "s0.npy", folder / "s1.npy"]
+    np.save(folder / "narrow.npy", np.eye(7))
+    np.save(folder / "still.npy", np.ones((5, 16)))
     for extra, message in (
         (["--fail-under", "nan"], "'--fail-under': nan is not a finite number"),
         (["--fail-under", "high"], "'--fail-under': 'high' is not a valid float"),
+        (["--input-scale", "0"], "'--input-scale': 0.0 is not above 0"),
+        (["--input-scale", "nan"], "'--input-scale': nan is not a finite number"),
+        (["--k", str(10**30)], "'--k'"),
+        (["--resume", folder / "s0.npy"], "s0.npy is a file; name a folder"),
+        (["--activations", folder / "narrow.npy"], "narrow.npy: rows of 7 numbers; the SAEs read"),
+        (["--activations", folder / "still.npy"], "still.npy: all rows are equal"),
         (["--format", "pickle"], "'--format'"),
         (["--bogus"], "No such option '--bogus'"),
-        (["--threshold", "1.5"], "shared_threshold: 1.5"),
-        (["--null-draws", "-1"], "null_draws: -1"),
+        (["--threshold", "1.5"], "--threshold: 1.5"),
+        (["--null-draws", "-1"], "--null-draws: -1"),
         (["--device", "nowhere"], "device"),
         (["--json", str(folder / "missing" / "out.json")], "no such directory"),
         (["--json", str(folder)], "a directory"),

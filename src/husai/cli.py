@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except ValueError as error:
         # what can fail on bad input is a ValueError: InputError, and pydantic's ValidationError
-        message = _one_line(error)
+        message = _one_line(error, context)
         if message is None:
             raise
         _complain(f"husai {context.invoked_subcommand}", message)
@@ -66,7 +66,7 @@ def _complain(command: str, message: str) -> None:
     click.echo(f"{command}: {' '.join(message.split())}", err=True)
 
 
-def _one_line(error: ValueError) -> str | None:
+def _one_line(error: ValueError, context: click.Context) -> str | None:
     """The message for the user, or None when the error is not about the input."""
     from pydantic import ValidationError
 
@@ -75,8 +75,12 @@ def _one_line(error: ValueError) -> str | None:
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, ValidationError):
+        # fields are settings of a command, which are typed by the name of an option
+        command = commands.commands[str(context.invoked_subcommand)]
+        typed = {parameter.name: parameter.opts[0] for parameter in command.params}
         return "; ".join(
-            f"{'.'.join(str(p) for p in item['loc'])}: {item['input']!r}: {item['msg']}"
+            f"{typed.get(str(item['loc'][0]), item['loc'][0]) if item['loc'] else ''}: "
+            f"{item['input']!r}: {item['msg']}"
             for item in error.errors()
         )
     return None

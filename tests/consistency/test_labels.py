@@ -24,7 +24,6 @@ from husai.consistency.analyses.kinds import (
     coverage,
     covered_by_chance,
     reproducibility_by_kind,
-    variance_explained,
 )
 from husai.consistency.analyses.labels import (
     Classes,
@@ -225,7 +224,6 @@ def planted_classes(seed: int) -> tuple[Floats, Classes, Floats]:
 def test_a_dictionary_of_class_means_is_recognised_against_chance() -> None:
     rows, labels, directions = planted_classes(5)
     means = class_means(rows, labels)
-    assert variance_explained(rows, labels) > 0.95
     score = gt_mcc(directions, means, signed=True)
     assert score > 0.999
     families = {"answer": means, "turned": means[::-1]}
@@ -305,7 +303,6 @@ def test_the_parts_of_the_mixture_add_up_to_the_mean() -> None:
         (lambda: class_scores(-np.eye(2), class_labels("x", [0, 1])), "negative"),
         (lambda: read_out(np.eye(2), np.eye(2), [0.5]), "rates"),
         (lambda: class_means(np.eye(3), class_labels("x", [0, 1])), "rows"),
-        (lambda: variance_explained(np.eye(2), class_labels("x", [[0, 1], [1, 1]])), "several"),
         (lambda: reproducibility_by_kind(pd.DataFrame({"kind": []})), "missing"),
     ],
 )

@@ -15,7 +15,6 @@ from husai.consistency import (
     Side,
     dictionary_pair,
     match_features,
-    null_between,
     null_scores,
     pw_mcc,
 )
@@ -137,16 +136,6 @@ def test_p_value_counts_the_draws_and_is_uniform_under_the_null() -> None:
     assert stats.kstest(p, "uniform").pvalue > 1e-3
 
 
-def test_null_between_scores_given_pairs_and_gives_no_p_value() -> None:
-    rng = np.random.default_rng(9)
-    inits = [rng.standard_normal((6, 4)) for _ in range(3)]
-    null = null_between(inits, "init")["pw_mcc"]
-    expected = [pw_mcc(inits[i], inits[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
-    np.testing.assert_allclose(null.values, expected)
-    assert null.p_value(0.9) is None
-    assert null_between(inits[:2], "init")["pw_mcc"].sd is None
-
-
 def test_bad_nulls_are_errors() -> None:
     with pytest.raises(InputError, match="covariance"):
         null_scores(3, 3, 2, kind="data_aware")
@@ -160,8 +149,6 @@ def test_bad_nulls_are_errors() -> None:
         null_scores(3, 3, 2, kind="gaussian")
     with pytest.raises(InputError, match="not known"):
         null_scores(3, 3, 2, scores=["mcc"])
-    with pytest.raises(InputError, match="at least a pair"):
-        null_between([np.eye(2)], "init")
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])

@@ -9,7 +9,6 @@ from husai.consistency import pseudo_values, seed_difference, seed_interval
 from husai.consistency.inference.planning import (
     VarianceComponents,
     power_to_separate,
-    seed_plan,
     seeds_for_half_width,
     seeds_to_separate,
     variance_components,
@@ -88,22 +87,6 @@ def test_more_seeds_are_needed_for_smaller_differences() -> None:
     assert power_to_separate(a, VarianceComponents(0.66, 0.03, 0.03, 0), near) >= 0.8
     assert seeds_to_separate(a, a) is None
     assert seeds_for_half_width(VarianceComponents(0.5, 3.0, 0.0, 0)) is None
-
-
-def test_the_table_of_a_plan() -> None:
-    rng = np.random.default_rng(4)
-    worlds = {
-        "wide": VarianceComponents(0.86, 0.01, 0.01, 0),
-        "narrow": VarianceComponents(0.63, 0.06, 0.08, 0),
-    }
-    settings, comparisons = seed_plan(
-        {name: world.simulate(12, rng) for name, world in worlds.items()}, half_widths=(0.05, 0.02)
-    )
-    assert settings["setting"].tolist() == ["wide", "narrow"]
-    few, many = settings["seeds_for_0.05"]
-    assert few < many
-    assert (settings["seeds_for_0.02"] >= settings["seeds_for_0.05"]).all()
-    assert comparisons.iloc[0]["difference"] == pytest.approx(0.23, abs=0.06)
 
 
 def test_what_cannot_be_planned_is_an_error() -> None:

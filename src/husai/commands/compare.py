@@ -158,6 +158,8 @@ def compare(
     config = CompareConfig(**settings)
     if json_out is not None:
         check_writable(json_out)
+    if resume is not None and resume.exists() and not resume.is_dir():
+        raise InputError(f"--resume: {resume} is a file; name a folder")
     loaded = load_saes(saes, file_format, Hints(k, input_scale))
     if len(loaded) < 2:
         raise InputError(f"{saes[0]}: only one SAE given; name two or more to compare")

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import click
 
 from husai.commands.shared import (
+    MOST_LATENTS,
     OK,
     check_writable,
     with_format,
@@ -142,7 +143,7 @@ Example:
 )
 @click.option(
     "--active",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_LATENTS),
     metavar="K",
     help="Active latents per row of the consensus.  [default: as many as the SAEs have]",
 )

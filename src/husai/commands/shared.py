@@ -14,12 +14,24 @@ from husai.sae.format_names import Format
 
 OK, BELOW, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
+MOST_LATENTS = 10**9
+"""More than any SAE has."""
+
 
 def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     """Refuse NaN and infinity."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.", context, parameter)
     return value
+
+
+def positive(
+    context: click.Context, parameter: click.Parameter, value: float | None
+) -> float | None:
+    """Refuse what is not a finite number above 0."""
+    if value is not None and value <= 0:
+        raise click.BadParameter(f"{value} is not above 0.", context, parameter)
+    return finite(context, parameter, value)
 
 
 with_format = click.option(
@@ -44,14 +56,14 @@ def with_hints(command: Callable[..., int]) -> Callable[..., int]:
         click.option(
             "--input-scale",
             type=float,
-            callback=finite,
+            callback=positive,
             metavar="S",
             help="Factor by which activations were multiplied before the SAE read them, where its "
             "files do not say.",
         ),
         click.option(
             "--k",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, MOST_LATENTS),
             metavar="K",
             help="Active latents per row, where the files of the SAE do not say.",
         ),

@@ -130,7 +130,9 @@ def load_activations(path: Path, width: int | None = None) -> tuple[NDArray[Any]
     origin
         Path and files, for the record.
     """
-    rows = read_rows(path, width).values
+    rows = _rows_of_width(path, width).values
+    if np.array_equal(rows[0], rows[-1]) and (rows == rows[0]).all():
+        raise InputError(f"{path}: all rows are equal; give activations that vary")
     rows = rows if rows.dtype == np.float32 else rows.astype(np.float32)
     return rows, {"path": str(path), "files": describe_files(path)}
 
@@ -143,9 +145,12 @@ def rows_of_saes(path: Path, saes: Sequence[SAERecord]) -> RowsFile:
     InputError
         As there, and when rows have another width than the SAEs.
     """
-    width = saes[0].W_dec.shape[1]
+    return _rows_of_width(path, saes[0].W_dec.shape[1])
+
+
+def _rows_of_width(path: Path, width: int | None) -> RowsFile:
     rows = read_rows(path, width)
-    if rows.values.shape[1] != width:
+    if width is not None and rows.values.shape[1] != width:
         raise InputError(f"{path}: rows of {rows.values.shape[1]} numbers; the SAEs read {width}")
     return rows
 

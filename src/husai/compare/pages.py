@@ -22,6 +22,7 @@ from husai.features import (
     features_page,
     known_cards,
 )
+from husai.features.pictures import check_contexts
 from husai.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ def page_of_files(
     facts = RowFacts()
     if sources.activations is not None:
         rows = rows_of_saes(sources.activations, records)
-        contexts = None if sources.contexts is None else _read_table(sources.contexts)
+        contexts = None
+        if sources.contexts is not None:
+            contexts = check_contexts(_read_table(sources.contexts), len(rows.values))
         labels = rows.labels if len(rows.labels.columns) else None
         facts = RowFacts(sources.modulus, labels, contexts)
         families = known_labels(len(rows.values), facts)

@@ -59,11 +59,10 @@ from .inference.intervals import (
     seed_difference,
     seed_interval,
 )
-from .inference.nulls import NULL_KINDS, NullDistribution, NullKind, null_between, null_scores
+from .inference.nulls import NULL_KINDS, NullDistribution, NullKind, null_scores
 from .inference.paths import SeedPath, seed_path, spanning_tree
 from .inference.planning import (
     VarianceComponents,
-    seed_plan,
     seeds_for_half_width,
     seeds_to_separate,
     variance_components,
@@ -215,7 +214,6 @@ __all__ = [
     "modular_labels",
     "nearest_features",
     "neighbours",
-    "null_between",
     "null_scores",
     "orderedness",
     "pair_maps",
@@ -234,7 +232,6 @@ __all__ = [
     "seed_interval",
     "seed_path",
     "seed_permutation_test",
-    "seed_plan",
     "seeds_for_half_width",
     "seeds_to_separate",
     "shared_fraction",

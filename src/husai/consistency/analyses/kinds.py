@@ -184,26 +184,6 @@ def class_means(rows: ArrayLike, labels: Classes) -> Floats:
     return np.asarray((labels.members.T @ (x - x.mean(axis=0))) / size[:, None])
 
 
-def variance_explained(rows: ArrayLike, labels: Classes) -> float:
-    """Share of the activations' variance that lies between classes that do not overlap.
-
-    Raises
-    ------
-    InputError
-        When rows do not correspond, do not vary, or one belongs to several classes.
-    """
-    means = class_means(rows, labels)
-    members = labels.members
-    if np.asarray(members.sum(axis=1)).max() > 1:
-        raise InputError(f"labels {labels.family!r}: a row has several classes; give one per row")
-    x = np.asarray(rows, dtype=np.float64)
-    total = float(np.square(x - x.mean(axis=0)).sum())
-    if total <= 0:
-        raise InputError("rows: all equal; there is no variance to explain")
-    size = np.asarray(members.sum(axis=0)).ravel()
-    return float((size * np.square(means).sum(axis=1)).sum() / total)
-
-
 def class_gt_mcc_nulls(
     reference: Reference,
     n: int,

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -23,7 +22,6 @@ from husai.consistency.scores.pair import (
     MatchRun,
     PreparedPair,
     Side,
-    dictionary_pair,
 )
 from husai.consistency.scores.registry import Score, known_scores
 from husai.consistency.scores.rows import Rows, direction_rows, held_rows
@@ -419,49 +417,3 @@ def null_scores(
         (signed,),
     )
     return {name: nulls[kind] for (name, _), nulls in found.items()}
-
-
-def null_between(
-    dictionaries: Sequence[ArrayLike],
-    kind: str,
-    *,
-    scores: Sequence[str] = ("pw_mcc", "mmcs"),
-    signed: bool = False,
-    pairs: Sequence[tuple[int, int]] | None = None,
-) -> dict[str, NullDistribution]:
-    """Score pairs of given dictionaries as a null, such as the SAEs' own initialisations.
-
-    With ``kind="init"`` and the SAEs' own initial decoders it says how much agreement was there
-    before training (a shared deterministic init buys agreement for nothing, arXiv 2606.02061).
-    SAEs of an untrained transformer are no null here: they find real features, other ones.
-
-    Parameters
-    ----------
-    dictionaries
-        At least two of ``[n_s, d]``.
-    kind
-        Name of the null.
-    scores, signed
-        As in :func:`null_scores`.
-    pairs
-        Which to score; all pairs by default.
-
-    Raises
-    ------
-    InputError
-        When fewer than two are given, or they do not fit together.
-    """
-    if len(dictionaries) < 2:
-        raise InputError(f"dictionaries: {len(dictionaries)} given; a null needs at least a pair")
-    wanted = known_scores(list(scores))
-    chosen = list(combinations(range(len(dictionaries)), 2)) if pairs is None else list(pairs)
-    values = []
-    for i, j in chosen:
-        pair = dictionary_pair(dictionaries[i], dictionaries[j], (signed,))
-        values.append([score.of(pair, signed).value for score in wanted])
-    found = {}
-    for column, score in enumerate(wanted):
-        null = distribution(kind, score, signed, [row[column] for row in values], False)
-        if null is not None:
-            found[score.name] = null
-    return found

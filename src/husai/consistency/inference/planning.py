@@ -15,12 +15,11 @@ seed effects are not normal and no interval from few seeds covers (see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -186,75 +185,3 @@ def seeds_to_separate(
     if not 0 < power < 1:
         raise InputError(f"power: {power}; give a number between 0 and 1")
     return _fewest(lambda n: power_to_separate(a, b, n, level=level) >= power)
-
-
-def seed_plan(
-    scores: Mapping[str, ArrayLike],
-    *,
-    half_widths: Sequence[float] = (0.05,),
-    power: float = 0.8,
-    level: float = 0.95,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Table of how many seeds a study needs, from its own pair scores or a pilot's.
-
-    Parameters
-    ----------
-    scores
-        By setting: ``[S, S]`` symmetric pair scores, S >= 4.
-    half_widths
-        Widths of interval to plan for.
-    power, level
-        Of the comparison of two settings.
-
-    Returns
-    -------
-    settings
-        A row per setting: ``setting``, ``n_seeds`` (those it was estimated from), ``mean``,
-        ``seed_sd``, ``pair_sd``, ``half_width`` (expected with that many seeds) and
-        ``seeds_for_0.05`` and so on.
-    comparisons
-        A row per pair of settings: ``setting_a``, ``setting_b``, ``difference``, ``seeds`` in each
-        to show the difference (missing: more than ``MAX_SEEDS``).
-
-    Raises
-    ------
-    InputError
-        When a matrix is unfit or has fewer than four seeds.
-    """
-    components = {name: variance_components(W) for name, W in scores.items()}
-    settings = []
-    for name, one in components.items():
-        needed = {
-            f"seeds_for_{width:g}": seeds_for_half_width(one, width, level=level)
-            for width in half_widths
-        }
-        settings.append(
-            {
-                "setting": name,
-                "n_seeds": one.n_seeds,
-                "mean": one.mean,
-                "seed_sd": one.seed_sd,
-                "pair_sd": one.pair_sd,
-                "half_width": one.half_width(one.n_seeds, level),
-                **needed,
-            }
-        )
-    names = list(components)
-    comparisons = [
-        {
-            "setting_a": names[i],
-            "setting_b": names[j],
-            "difference": components[names[i]].mean - components[names[j]].mean,
-            "seeds": seeds_to_separate(
-                components[names[i]], components[names[j]], power=power, level=level
-            ),
-        }
-        for i in range(len(names))
-        for j in range(i + 1, len(names))
-    ]
-    tables = pd.DataFrame(settings), pd.DataFrame(comparisons)
-    for table in tables:
-        for column in table.columns:
-            if column.startswith("seeds"):
-                table[column] = table[column].astype("Int64")
-    return tables

@@ -111,7 +111,7 @@ def _finite(path: Path, name: str, tensor: torch.Tensor, letters: str) -> torch.
     if "F" in letters and values.dim() > 1:
         axis = letters.index("F")
         spoiled = torch.nonzero(bad.movedim(axis, 0).flatten(1).any(1))
-        part = "decoder" if "dec" in name.lower() else "encoder"
+        part = "encoder" if "enc" in name.lower() else "decoder"
         raise InputError(
             f"{path}: {len(spoiled)} of the {values.shape[axis]} features of its "
             f"{part} hold NaN or infinity (the first is {int(spoiled[0])}); the SAE is broken, "
