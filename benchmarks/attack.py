@@ -115,7 +115,7 @@ def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def attack_configurations(numbers: range, seed: int, until: float) -> tuple[Counter[Outcome], int]:
-    """Change the parameters of an environment; check them, and lay out the plan where they are taken.
+    """Change the parameters of an environment; check them, and lay out the plan of those taken.
 
     Gives the outcomes and how many cases there were time for.
     """
