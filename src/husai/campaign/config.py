@@ -94,5 +94,7 @@ class LongerConfig(Config):
     """Which SAEs are trained again, and for how long."""
 
     share: float = Field(default=0.1, gt=0, le=1, description="part of the trained model's SAEs")
-    factor: float = Field(default=2.0, gt=1, description="their steps, as a multiple of the plan's")
+    factor: float = Field(
+        default=2.0, gt=1, le=1000, description="their steps, as a multiple of the plan's"
+    )
     seed: Seed = Field(default=0, description="of the choice")
