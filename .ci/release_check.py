@@ -25,12 +25,15 @@ PROJECT_FILES = ("Makefile", "conf/base/globals.yml", "requirements.lock", "test
 
 
 def run(*words: str | Path, cwd: Path) -> None:
-    """Run a command, and stop with its output when it fails."""
+    """Run a command, say how long it took, and stop with its output when it fails."""
+    began = time.perf_counter()
     done = subprocess.run(
         words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode:
         sys.exit(f"{' '.join(map(str, words))}\n{done.stdout}")
+    said = " ".join(Path(word).name for word in words[1:])
+    print(f"  {time.perf_counter() - began:.0f} s: {said}", flush=True)
 
 
 def build(folder: Path) -> list[Path]:
