@@ -471,6 +471,10 @@ def test_what_is_found_about_an_sae_is_the_means_over_its_live_latents(store, sa
     assert found["s"] == pytest.approx(
         {"n_live": 3.0, "reproducibility": 0.6, "found_in_every_seed": 2 / 3}
     )
+    grouped = sae_runs.found_about_saes(latents.assign(group="g"), 0.9, {"g": 0.5})
+    assert grouped["s"]["corrected"] == pytest.approx((0.6 - 0.5) / (1 - 0.5))
+    other = sae_runs.found_about_saes(latents.assign(group="h"), 0.9, {"g": 0.5})
+    assert "corrected" not in other["s"]
     labelled = latents.assign(
         kind=["answer", "answer", "operand, several", "answer", "other"],
         family=["answer", "answer", "token", "answer", ""],

@@ -65,7 +65,7 @@ from husai.tracking.session import TrackedRun
 from husai.tracking.signals import exit_on_signals, restore_signals
 from husai.tracking.sqlite import prepare_sqlite
 from husai.tracking.studies import STUDY_TAG
-from husai.tracking.study_saes import SAEFolders, StudySAEs, study_metrics
+from husai.tracking.study_saes import SAEFolders, StudySAEs, permuted_scores, study_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +87,7 @@ class MlflowHook:
         self._catalog: DataCatalog | None = None
         self._run: TrackedRun | None = None
         self._saes: StudySAEs | None = None
+        self._chance: dict[str, float] = {}  # by group: the comparison saves its groups first
         self._load: MachineLoad | None = None
         self._inputs_logged: set[str] = set()
         self._produced: set[str] = set()
@@ -213,6 +214,7 @@ class MlflowHook:
             case "groups":
                 _log_table(run, dataset_name, data)
                 _log_values(run, study_metrics(data), options)
+                self._chance = permuted_scores(data)
             case "figure":
                 run.do("file", self._image(dataset_name), path=f"figures/{dataset_name}.png")
             case "text":
@@ -231,7 +233,8 @@ class MlflowHook:
             case "sae_results":
                 assert self._catalog is not None
                 label_f1 = self._catalog.load("params:consistency").label_f1
-                saes.log_found(data, self._folders(self._options(options["saes"])), label_f1)
+                folders = self._folders(self._options(options["saes"]))
+                saes.log_found(data, folders, label_f1, self._chance)
             case kind:
                 raise ValueError(
                     f"catalog entry '{dataset_name}': metadata.mlflow.kind: '{kind}' is not known"

@@ -177,7 +177,9 @@ def _read(file: str, sae_id: str, identity: str) -> TensorFile | None:
     return found
 
 
-def found_about_saes(features: pd.DataFrame, label_f1: float) -> dict[str, dict[str, float]]:
+def found_about_saes(
+    features: pd.DataFrame, label_f1: float, chance: Mapping[str, float] | None = None
+) -> dict[str, dict[str, float]]:
     """Say of each SAE what the comparison with the other seeds found, as metrics.
 
     Parameters
@@ -186,14 +188,17 @@ def found_about_saes(features: pd.DataFrame, label_f1: float) -> dict[str, dict[
         A row a latent, see :func:`husai.consistency.study.features.feature_table`.
     label_f1
         F1, at the best threshold, above which a latent stands for a class.
+    chance
+        PW-MCC of permuted features, by group.
 
     Returns
     -------
     dict
         By id: ``n_live``, the latents compared; ``reproducibility``, their mean similarity to
         their partners in the other seeds; ``found_in_every_seed``, the share of them that have a
-        partner above the threshold in each. Those two only where there is another seed. Where
-        there are labels: ``kind.KIND``, the number of latents of each kind;
+        partner above the threshold in each. Those two only where there is another seed, and with
+        them, if chance is known, ``corrected``: where reproducibility lies from chance (0) to 1.
+        Where there are labels: ``kind.KIND``, the number of latents of each kind;
         ``reproducibility.KIND``; and ``covered.FAMILY``, the number of different classes that a
         latent labelled with them stands for.
     """
@@ -205,6 +210,9 @@ def found_about_saes(features: pd.DataFrame, label_f1: float) -> dict[str, dict[
             everywhere = latents["n_seeds_found"] == latents["n_other_seeds"]
             metrics["reproducibility"] = float(latents["reproducibility"].mean())
             metrics["found_in_every_seed"] = float(everywhere.mean())
+            null = (chance or {}).get(str(latents["group"].iloc[0])) if "group" in latents else None
+            if null is not None:
+                metrics["corrected"] = (metrics["reproducibility"] - null) / (1 - null)
         if "kind" in latents:
             for kind, part in latents[latents["kind"].notna()].groupby("kind"):
                 name = _metric_name(str(kind))

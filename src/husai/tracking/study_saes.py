@@ -128,10 +128,16 @@ class StudySAEs:
             self._known[name] = _Known(header, folders)
             self._run.do("adopt", child=run.info.run_id)
 
-    def log_found(self, features: pd.DataFrame, folders: SAEFolders, label_f1: float) -> None:
+    def log_found(
+        self,
+        features: pd.DataFrame,
+        folders: SAEFolders,
+        label_f1: float,
+        chance: Mapping[str, float],
+    ) -> None:
         """Add to the SAEs' runs what the comparison found about them."""
         results = []
-        for sae_id, metrics in found_about_saes(features, label_f1).items():
+        for sae_id, metrics in found_about_saes(features, label_f1, chance).items():
             path = folders.file(sae_id)
             if path.is_file():  # one from elsewhere has no run
                 _, identity, study = run_key(sae_id, read_header(path))
@@ -246,3 +252,16 @@ def study_metrics(groups: pd.DataFrame) -> dict[str, float]:
         if column.endswith("_mean") and scores[column].notna().any():
             metrics[f"pw_mcc_{column.removesuffix('_mean')}"] = float(scores[column].mean())
     return metrics
+
+
+def permuted_scores(groups: pd.DataFrame) -> dict[str, float]:
+    """Give the PW-MCC of permuted features in the full space, by group, where it is known."""
+    chosen = groups[(groups["score"] == "pw_mcc") & (groups["space"] == "full")]
+    chosen = chosen[~chosen["signed"].astype(bool)]
+    if "permuted_mean" not in chosen:
+        return {}
+    known = chosen[chosen["permuted_mean"].notna()]
+    return {
+        str(name): float(value)
+        for name, value in zip(known["group"], known["permuted_mean"], strict=True)
+    }
