@@ -68,7 +68,7 @@ viz: $(READY)    ## the pipelines in the browser
 	$(BIN)/kedro viz run --host 127.0.0.1
 
 ui: $(READY)     ## the tracked runs in the browser
-	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/data/mlflow.db
+	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri "sqlite:///$${HUSAI_DATA_DIR:-$(CURDIR)/data}/mlflow.db"
 
 lock: $(READY)   ## pin what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//' > requirements.lock

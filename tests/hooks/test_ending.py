@@ -6,7 +6,7 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 from kedro_datasets.text import TextDataset
 
-from husai.hooks.ending import RunEnding
+from husai.hooks.ending import RunEnding, kedro
 
 WRITE = Node(lambda: "", inputs=None, outputs="study_report", name="write_report")
 OTHER = Node(lambda: "", inputs=None, outputs="other", name="other")
@@ -27,6 +27,14 @@ def test_page_main_sentence_and_two_commands_are_printed(tmp_path, monkeypatch, 
     assert said.startswith(f"\n{SENTENCE}\n")
     assert "kedro viz run --env=test\n" in said
     assert said.endswith("make ui\n")
+
+
+def test_the_command_is_given_as_it_can_be_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.executable", str(tmp_path / ".venv" / "bin" / "python"))
+    assert kedro() == ".venv/bin/kedro"
+    monkeypatch.setattr("sys.executable", "/usr/bin/python3")
+    assert kedro() == "kedro"
 
 
 def test_other_runs_end_without_it(capsys):

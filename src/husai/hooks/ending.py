@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,14 @@ class RunEnding:
         options = typed_options(run_params)
         click.echo(f"\n{sentence}\n")
         click.echo(f"The page: {shortened(page)}")
-        click.echo(f"Figures, tables and pipelines in the browser: kedro viz run{options}")
+        click.echo(f"Figures, tables and pipelines in the browser: {kedro()} viz run{options}")
         click.echo("Every run and SAE in the browser: make ui")
+
+
+def kedro() -> str:
+    """Give the command as it can be typed: with its folder where that is below the current one."""
+    beside = shortened(Path(sys.executable).parent / "kedro")
+    return "kedro" if Path(beside).is_absolute() else beside
 
 
 def shortened(path: Path) -> str:
