@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.campaign.conftest import (
     ACTIVATIONS,
+    ROWS,
     TRAINING,
     Campaign,
     assert_same_weights,
     make_config,
 )
 
-from husai.campaign import estimate_campaign
+from husai.activations import Activations, ActivationStore
+from husai.campaign import estimate_campaign, run_campaign
 from husai.campaign.banks import Bank, RowsInfo, make_banks
 from husai.campaign.cost.calibrations import Calibrations
 from husai.campaign.cost.estimates import Estimates
@@ -648,3 +651,29 @@ def test_workers_end_with_their_driver(campaign):
     (worker,) = executor._workers
     worker.pipe.close()
     assert worker.process.wait(timeout=60) == 0
+
+
+def test_a_flipped_bit_of_rows_on_disk_is_found_before_anything_is_trained(
+    campaign: Campaign, tmp_path: Path
+) -> None:
+    store = ActivationStore.create(tmp_path / "store", 8, "float32", {"model": "tiny"})
+    store.write(0, ROWS)
+    store.finish(40)
+    held_out = torch.zeros(40, dtype=torch.int64)
+    rows = {"h@-1": Activations(ROWS[-40:], held_out, "h", -1, store=store)}
+    config = make_config()
+    plan = campaign.plan(config)
+
+    def start() -> int:
+        folders = campaign.folders
+        return len(list(run_campaign(plan, rows, TRAINING, config, folders, progress=False)))
+
+    (shard,) = store.folder.glob("rows-*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-7] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=r"rows-000000\.safetensors: .*a bit is flipped"):
+        start()
+    content[-7] ^= 1
+    shard.write_bytes(bytes(content))
+    assert start() == len(plan)

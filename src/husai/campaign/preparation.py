@@ -221,10 +221,15 @@ def put_rows(banks: list[Bank], executor: Executor, activations: Mapping[str, Ac
     ------
     CampaignStopped
         When there is no space for them.
+    InputError
+        When rows on disk are not those that were written there.
     """
     for key in sorted({bank.rows.key for bank in banks}):
+        found = activations[key]
+        if found.store is not None:  # once: training reads its shards without asking
+            found.store.verify()
         try:
-            executor.put(key, activations[key].training_rows)
+            executor.put(key, found.training_rows)
         except OSError as error:
             # numpy's own says how much of an array was written, and has no errno
             raise CampaignStopped(
