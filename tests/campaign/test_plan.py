@@ -22,8 +22,10 @@ from husai.campaign import (
     row_config,
     row_training,
 )
+from husai.campaign.comparison import ScoreTables, settings_tables
 from husai.campaign.plan import UNTRAINED, plan_keys, records
 from husai.config import problems
+from husai.consistency.config import ConsistencyConfig
 from husai.errors import InputError
 from husai.hooks.study import StudyConfigLoader
 from husai.sae import BankTrainingConfig
@@ -428,3 +430,12 @@ def test_a_variant_is_named_only_where_its_settings_do_not_tell_it_from_others()
     assert {"batch_topk d64 k4 batch", "batch_topk d64 k4 longer"} <= set(found)
     same = {"architecture": "topk", "d_sae": 64, "options": {"k": 4}, "vary": "data"}
     assert "topk d64 k4 order" in set(make_plan(variants={"order": same})["group"])
+
+
+def test_statistics_of_another_version_are_named() -> None:
+    plan = make_plan()
+    old = pd.DataFrame({"hook_name": ["h"], "position": [-1], "model": ["trained"], "rank": [3.0]})
+    empty = pd.DataFrame({"hook": []})
+    scores = ScoreTables(empty, empty, empty)
+    with pytest.raises(InputError, match="no entropy_rank; another version of husai"):
+        settings_tables(plan, scores, old, ConsistencyConfig())

@@ -32,6 +32,7 @@ from husai.consistency.study.tables import (
     settings_table,
     trajectory_table,
 )
+from husai.errors import InputError
 from husai.provenance import git_commit, versions
 
 logger = logging.getLogger(__name__)
@@ -182,8 +183,19 @@ def settings_tables(
         Scores against width, k and L0; architectures where they are alike, and their differences
         there; the seeds that settings need; beside the published scores; and the orders of the
         architectures.
+
+    Raises
+    ------
+    InputError
+        When the statistics are those of another version.
     """
     key = study_hooks(plan)[0]
+    absent = {"hook_name", "position", "model", "entropy_rank"} - set(statistics.columns)
+    if absent:
+        raise InputError(
+            f"activation statistics: no {', '.join(sorted(absent))}; another version of husai made "
+            "them: extract the activations again"
+        )
     known = statistics.assign(
         key=[
             activation_key(row["hook_name"], row["position"], row["model"])
