@@ -389,3 +389,16 @@ def test_a_transformer_is_typical_when_the_shipped_ones_are_like_it() -> None:
         assert (found["low"] <= found["own"] <= found["high"]) == typical
         text = page(found=replace(tables(), waves=waves.assign(frequency=[1, 2])), name=one.name)
         assert ("is typical of" in text, "is not typical of" in text) == (typical, not typical)
+
+
+def test_what_was_there_before_training_is_said_of_the_same_group() -> None:
+    given = tables()
+    head = given.kinds.iloc[0].to_dict() | {"hook": f"{HOOK}@untrained", "share": 0.7}
+    more = [
+        {**head, "group": name, "kind": kind, "d_sae": 16}
+        for name, kind in (("topk d16 k4 untrained", "operand"), ("x untrained", "wave"))
+    ]
+    found = replace(given, kinds=pd.concat([given.kinds, pd.DataFrame(more)], ignore_index=True))
+    text = page(found=found)
+    assert "70 % of those of `topk d16 k4 untrained` stand for operands" in text
+    assert "stand for waves" not in text

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from husai.campaign.plan import records
+from husai.campaign.plan import UNTRAINED, records
 from husai.consistency.config import ConsistencyConfig
 from husai.consistency.study.labels import kind_words, main_group, plural
 from husai.reporting.config import ReportingConfig
@@ -55,7 +55,7 @@ def first_screen(
             for name, flag in zip(converged["group"], converged["converged"], strict=True)
             if pd.notna(flag) and not flag
         ],
-        "before": _before(tables.kinds, hook),
+        "before": _before(tables.kinds, hook, about["group"]),
     }
 
 
@@ -174,10 +174,17 @@ def _by_group(own: FirstTables) -> dict[str, Any]:
     }
 
 
-def _before(kinds: pd.DataFrame, hook: str) -> list[dict[str, Any]]:
-    """The kind that most features are of on the transformer before training, by group."""
+def _before(kinds: pd.DataFrame, hook: str, group: str) -> dict[str, Any] | None:
+    """What most features stand for on the transformer before training: in one group's SAEs.
+
+    The same group's where they were trained, else those of the widest.
+    """
     if not len(kinds):
-        return []
+        return None
     found = kinds[(kinds["hook"] == f"{hook}@untrained") & ~kinds["kind"].isin(["other", "dead"])]
-    most = records(found.sort_values("share").drop_duplicates("group", keep="last"))
-    return [{**row, "words": plural(kind_words(str(row["kind"])))} for row in most]
+    if found.empty:
+        return None
+    own = found[found["group"] == group + UNTRAINED]
+    chosen = own if len(own) else found[found["d_sae"] == found["d_sae"].max()]
+    row = records(chosen.sort_values("share"))[-1]
+    return {**row, "words": plural(kind_words(str(row["kind"])))}
