@@ -20,16 +20,18 @@ from husai.tracking.hook import MlflowHook
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
 
 
+lineage = Lineage()
+
 HOOKS = (
     StudyStages(),
     StudyChecks(),
     RunOrigin(),
-    Lineage(),
+    lineage,
     MlflowHook(),
     NamedStudy(),
     RunEnding(),
     SignOfLife(),
-    PlainErrors(),
+    PlainErrors(lineage),
 )
 
 DATA_CATALOG_CLASS = NamedCatalog

@@ -13,6 +13,7 @@ from kedro_datasets.json import JSONDataset
 from kedro_datasets.partitions import PartitionedDataset
 
 from husai.hooks.checks import StudyError
+from husai.hooks.errors import PlainErrors
 from husai.hooks.lineage import Lineage
 
 
@@ -165,3 +166,16 @@ def test_what_was_made_through_memory_is_followed_back_to_the_files(study):
         study.run(READ_TABLE)
     study.run(THIRD_IN_TWO)
     study.run(READ_TABLE)
+
+
+def test_a_run_that_fails_on_a_changed_file_names_it(study):
+    lineage = Lineage()
+    errors = PlainErrors(lineage)
+    arguments = {"run_params": {"env": "test"}, "catalog": study.catalog()}
+    errors.on_pipeline_error(error=KeyError("v"), **arguments)  # nothing changed: a bug of ours
+    (study.folder / "parts" / "part.json").write_text('{"w": [7]}')
+    lineage.before_pipeline_run(pipeline=THIRD, **arguments)
+    errors.on_pipeline_error(error=OSError("disk"), **arguments)
+    words = r"parts: changed since written, .*KeyError: 'v'.*--pipelines=second --env=test$"
+    with pytest.raises(StudyError, match=words):
+        errors.on_pipeline_error(error=KeyError("v"), **arguments)

@@ -12,6 +12,7 @@ from kedro_datasets.json import JSONDataset
 from husai.errors import CampaignStopped, InputError
 from husai.hooks.checks import StudyError
 from husai.hooks.errors import PlainErrors, StoppedError
+from husai.hooks.lineage import Lineage
 from husai.hooks.order import check_environment, check_inputs, check_known, unread_parameters
 
 
@@ -82,7 +83,7 @@ def test_parameters_that_nothing_reads_are_listed():
 
 
 def tell(error: Exception, catalog: DataCatalog) -> None:
-    PlainErrors().on_pipeline_error(error, {"env": "test"}, catalog)
+    PlainErrors(Lineage()).on_pipeline_error(error, {"env": "test"}, catalog)
 
 
 def test_errors_of_datasets_are_one_line_with_the_file(catalog, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
@@ -9,8 +10,11 @@ from kedro.io import DatasetError
 
 from husai.errors import CampaignStopped, InputError
 from husai.hooks.checks import StudyError
+from husai.hooks.lineage import Lineage
 from husai.hooks.order import command, makers, typed_options
 from husai.provenance import hide_secrets_in_logs, without_secrets
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
@@ -22,8 +26,21 @@ class StoppedError(StudyError):
     exit_code = 3
 
 
+CONTENT_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What content of another kind leads to."""
+
+
 class PlainErrors:
-    """Turn the errors that nodes raise for the user into messages of the command line."""
+    """Turn the errors that nodes raise for the user into messages of the command line.
+
+    Parameters
+    ----------
+    lineage
+        Knows which files that the run reads are not those that were written.
+    """
+
+    def __init__(self, lineage: Lineage) -> None:
+        self._lineage = lineage
 
     @hook_impl
     def after_context_created(self) -> None:
@@ -48,6 +65,17 @@ class PlainErrors:
         if isinstance(error, DatasetError) and name in catalog:
             message = self._unreadable(name, cause, run_params, catalog)
             raise StudyError(without_secrets(message)) from error
+        from jinja2 import TemplateError  # here: it is slow to import
+
+        changed = self._lineage.changed
+        if changed and isinstance(cause, (*CONTENT_ERRORS, TemplateError)):
+            logger.debug("after a changed input", exc_info=error)
+            raise StudyError(
+                f"{', '.join(map(str, changed))}: changed since written, and this run cannot read "
+                f"it so ({type(cause).__name__}: {message[:200]}); make it again: kedro run "
+                f"--pipelines={','.join(dict.fromkeys(changed.values()))}"
+                f"{typed_options(run_params)}"
+            ) from error
 
     def _unreadable(
         self, name: str, cause: BaseException, run_params: dict[str, Any], catalog: DataCatalog

@@ -58,6 +58,8 @@ class Lineage:
     def __init__(self) -> None:
         self._catalog: DataCatalog | None = None
         self._options = ""
+        self.changed: dict[Path, str] = {}
+        """What this run reads that is not what was written, and the pipelines that wrote it."""
         self._made_here: set[str] = set()
         self._read_for: dict[str, dict[str, str]] = {}
         self._ended: list[tuple[Node, dict[str, str]]] = []
@@ -73,14 +75,14 @@ class Lineage:
         self._read_for = {}
         self._ended = []
         self._check(sorted(pipeline.inputs()), frozenset())
-        for name in sorted(pipeline.inputs()):
-            pipeline_name = self._replaced(name)
-            if pipeline_name:
-                logger.warning(
-                    "%s: changed since it was written, by hand or by damage; it is taken as it is. "
-                    "To make it again: kedro run --pipelines=%s%s",
-                    *(self._location(name), pipeline_name, self._options),
-                )
+        replaced = ((self._location(name), self._replaced(name)) for name in pipeline.inputs())
+        self.changed = {path: maker for path, maker in sorted(replaced, key=str) if path and maker}
+        for path, maker in self.changed.items():
+            logger.warning(
+                "%s: changed since it was written, by hand or by damage; it is taken as it is. "
+                "To make it again: kedro run --pipelines=%s%s",
+                *(path, maker, self._options),
+            )
 
     @hook_impl
     def before_dataset_loaded(self, dataset_name: str) -> None:
