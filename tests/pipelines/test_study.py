@@ -223,7 +223,7 @@ def test_summary_says_what_made_it(study):
     assert read_header(rows)["model"]["transformer"] == used
     page = (study / "reporting" / "home_study.md").read_text()
     assert f"The transformer's fingerprint is `{fingerprint}`." in page
-    assert "It is trained by this study from seed 0." in page
+    assert "is one that it trained itself, from seed 0." in page
 
 
 def test_summary_follows_its_schema(study):
