@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  (numba's products use it: load before its threads are set)
@@ -61,6 +62,7 @@ from husai.sae.kernels.types import (
     AdamStep,
     AuxK,
     Batch,
+    BatchMeans,
     BlockMemory,
     Calls,
     Codes,
@@ -127,6 +129,19 @@ def block_memory(pre: F32, d_sae: int) -> BlockMemory:
     )
 
 
+class _Block(NamedTuple):
+    """Rows whose pre-activations are held at once: views that each product would make anew."""
+
+    first: int
+    rows: int
+    x: torch.Tensor
+    x_T: torch.Tensor
+    pre: torch.Tensor
+    """``[rows, F]``."""
+    pre_T: torch.Tensor
+    """The same memory as ``[F, rows]``."""
+
+
 class _Worker:
     """One thread's working memory, and the steps it makes with it."""
 
@@ -136,7 +151,7 @@ class _Worker:
         bank, training = engine.bank, engine.training
         B, F, d = training.batch_size, bank.d_sae, bank.d_in
         P = len(bank.prefixes)
-        self.block_rows = min(B, max(1, BLOCK_VALUES // F))
+        self.block_rows = min(B, max(2 * d, BLOCK_VALUES // F))
         selection = bank.architecture.selection
         factor = training.k_anneal_factor if training.k_anneal_steps else 1.0
         max_k = max(min(F, round((c.k or 1) * factor)) for c in bank.configs)
@@ -151,6 +166,11 @@ class _Worker:
         # tensors, because torch's memory is aligned and a product may depend on that
         self.x_tensor = torch.empty(B, d)
         self.pre_tensor = torch.empty(self.block_rows * F + LANES)
+        self.blocks = []
+        for first in range(0, B, self.block_rows):
+            n = min(self.block_rows, B - first)
+            x, pre = self.x_tensor[first : first + n], self.pre_tensor[: n * F]
+            self.blocks.append(_Block(first, n, x, x.T, pre.view(n, F), pre.view(F, n)))
         self.batch = Batch(self.x_tensor.numpy(), np.empty((P, B, d), np.float32))
         self.memory = block_memory(self.pre_tensor.numpy(), F)
         self.bias: F32 = np.empty(F, np.float32)
@@ -224,21 +244,19 @@ class _Worker:
     def encode(self, i: int, k: int, auxk: AuxK) -> bool:
         """List SAE ``i``'s active latents on ``x``; ``False`` where a list would be too long."""
         e = self.engine
-        B, F = len(self.x_tensor), e.d_sae
-        W_enc = e.W_enc[i]
+        W_enc, W_enc_T = e.encoders[i]
         few = e.selection == "row" and k <= FEW
         call, memory, codes, bias = self.call, self.memory, self.codes, self.bias
         memory.state[:] = 0
         if e.selection == "batch":
             memory.state[2] = e.level[i]
-        for r0 in range(0, B, self.block_rows):
-            n = min(self.block_rows, B - r0)
-            x, pre = self.x_tensor[r0 : r0 + n], self.pre_tensor[: n * F]
+        for block in self.blocks:
+            r0, n = block.first, block.rows
             if few:
-                torch.mm(W_enc, x.T, out=pre.view(F, n))
+                torch.mm(W_enc, block.x_T, out=block.pre_T)
                 call(select_side_by_side, r0, n, bias, k, memory, codes, auxk, self.few)
                 continue
-            torch.mm(x, W_enc.T, out=pre.view(n, F))
+            torch.mm(block.x, W_enc_T, out=block.pre)
             if e.selection == "row":
                 call(select_in_rows, r0, n, bias, k, memory, codes, auxk)
             elif e.selection == "batch":
@@ -277,20 +295,21 @@ class _Worker:
         dense = not self.encode(i, k, auxk)
         summed = dense or self.summed
         if dense:
-            found = call(
+            means = call(
                 dense_pass,
                 *(sae, batch, self.bias, loss, jump),
                 *(self.memory, self.sums, self.gradients, auxk),
             )
         elif jumps:
-            found = call(reconstruct_jump, sae, batch, jump, codes)
+            means = call(reconstruct_jump, sae, batch, jump, codes)
         elif self.summed:
             keep = len(auxk.dead) > 0 or with_ghost
-            found = call(sum_over_rows, sae, batch, loss, codes, keep, self.sums, self.gradients)
+            means = call(sum_over_rows, sae, batch, loss, codes, keep, self.sums, self.gradients)
         elif len(e.prefixes) > 1:
-            found = call(reconstruct_nested, sae, batch, loss, codes, self.group)
+            means = call(reconstruct_nested, sae, batch, loss, codes, self.group)
         else:
-            found = call(reconstruct, sae, batch, loss, codes)
+            means = call(reconstruct, sae, batch, loss, codes)
+        found = BatchMeans(*means)
         auxiliary, aux_scale = 0.0, 0.0
         if len(auxk.dead):
             auxiliary, variance = call(reconstruct_residual, sae.W_dec, batch.error, auxk)
@@ -428,7 +447,7 @@ class SparseEngine:
         self.k_aux = min(training.aux_k or max(1, bank.d_in // 2), bank.d_sae)
         self.bandwidth: F64 = np.array([c.jumprelu_bandwidth for c in bank.configs])
         # arrays that share the tensors' memory
-        self.W_enc = bank.parameters["W_enc"]
+        self.encoders = [(W_enc, W_enc.T) for W_enc in bank.parameters["W_enc"]]
         n, F, d = len(bank), bank.d_sae, bank.d_in
         shapes = {
             "W_enc": (n, F, d),

@@ -13,12 +13,12 @@ from husai.sae.kernels.types import (
     ZERO,
     AuxK,
     Batch,
-    BatchMeans,
     BlockMemory,
     Gradients,
     GradientSums,
     JumpReLU,
     Loss,
+    Means,
     Parameters,
     kernel,
 )
@@ -35,7 +35,7 @@ def dense_pass(
     sums: GradientSums,
     gradients: Gradients,
     auxk: AuxK,
-) -> BatchMeans:
+) -> Means:
     """Select, reconstruct and add up gradients, block of rows by block.
 
     The same results as listing and reconstructing. Fills the batch's error, ``sums``, the
@@ -121,4 +121,4 @@ def dense_pass(
         else:
             dense_enc += product
     auxk.codes.start[B] = aux_count
-    return BatchMeans(squared / (d * B), cost / B, n_active / B, np.inf)
+    return squared / (d * B), cost / B, n_active / B, np.inf

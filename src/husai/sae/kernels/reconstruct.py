@@ -15,10 +15,10 @@ from husai.sae.kernels.types import (
     I64,
     ZERO,
     Batch,
-    BatchMeans,
     Codes,
     JumpReLU,
     Loss,
+    Means,
     Parameters,
     kernel,
 )
@@ -61,7 +61,7 @@ def add_weighted(W: F32, latent: I32, value: F32, begin: int, end: int, out: F32
 
 
 @kernel
-def reconstruct(sae: Parameters, batch: Batch, loss: Loss, codes: Codes) -> BatchMeans:
+def reconstruct(sae: Parameters, batch: Batch, loss: Loss, codes: Codes) -> Means:
     """Reconstruct a batch; fill its error and the gradient of each entry of the codes."""
     W_dec, b_dec, x, norms = sae.W_dec, sae.b_dec, batch.x, loss.norms
     start, latent, value, gradient = codes.start, codes.latent, codes.value, codes.gradient
@@ -88,7 +88,7 @@ def reconstruct(sae: Parameters, batch: Batch, loss: Loss, codes: Codes) -> Batc
             gradient[q] = scale * dot + pen * norms[j]
             cost += value[q] * norms[j]
             smallest = min(smallest, np.float64(value[q]))
-    return BatchMeans(squared / (d * B), cost / B, n_active / B, smallest)
+    return squared / (d * B), cost / B, n_active / B, smallest
 
 
 @kernel
@@ -103,7 +103,7 @@ def prefix_of(prefixes: I64, j: int) -> int:
 @kernel
 def reconstruct_nested(
     sae: Parameters, batch: Batch, loss: Loss, codes: Codes, group: F32
-) -> BatchMeans:
+) -> Means:
     """Reconstruct with every nested prefix (Matryoshka, arXiv 2503.17547).
 
     As :func:`reconstruct`, but row p of ``batch.error`` ends as the sum of the errors of prefixes
@@ -147,11 +147,11 @@ def reconstruct_nested(
             gradient[q] = scale * dot + pen * norms[j]
             cost += value[q] * norms[j]
             smallest = min(smallest, np.float64(value[q]))
-    return BatchMeans(squared / (d * B * P), cost / B, n_active / B, smallest)
+    return squared / (d * B * P), cost / B, n_active / B, smallest
 
 
 @kernel
-def reconstruct_jump(sae: Parameters, batch: Batch, jump: JumpReLU, codes: Codes) -> BatchMeans:
+def reconstruct_jump(sae: Parameters, batch: Batch, jump: JumpReLU, codes: Codes) -> Means:
     """Reconstruct with jumprelu; see :func:`reconstruct`. The cost is L0.
 
     The values come as the distance from the edge and leave as the activation, 0 below θ.
@@ -196,4 +196,4 @@ def reconstruct_jump(sae: Parameters, batch: Batch, jump: JumpReLU, codes: Codes
                 theta = edge[j] + half
                 g_threshold[j] -= theta * (theta * to_value + pen) / width
             gradient[q] = to_value if distance > half else ZERO
-    return BatchMeans(squared / (d * B), n_active / B, n_active / B, np.inf)
+    return squared / (d * B), n_active / B, n_active / B, np.inf

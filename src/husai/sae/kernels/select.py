@@ -27,6 +27,9 @@ from husai.sae.kernels.vectors import LANES, lowest_bit, mask_above
 FEW = 8
 """Up to as many of a row are found by as many maxima, more by bisection."""
 
+MASKED = 512
+"""Rows of up to as many latents are listed from masks of the whole row, longer ones by chunks."""
+
 
 @kernel
 def _count_above(bits: I32, n: int, level: int) -> int:
@@ -360,7 +363,7 @@ def list_for_batch(
     capacity = len(latent)
     n_dead = len(auxk.dead)
     count, aux_count, level = state[0], state[1], state[2]
-    n_chunks = _chunks(F, max(1, k // 4))
+    n_chunks = F if F <= MASKED else _chunks(F, max(1, k // 4))
     for r in range(rows):
         base = r * F
         _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
@@ -442,7 +445,7 @@ def list_positive(
     capacity = len(latent)
     n_dead = len(auxk.dead)
     count, aux_count = state[0], state[1]
-    n_chunks = _chunks(F, max(1, F // 64))
+    n_chunks = F if F <= MASKED else _chunks(F, max(1, F // 64))
     # AuxK reads the values before they are shifted
     apart = shifted and n_dead > 0
     add = bias - edge if shifted else bias

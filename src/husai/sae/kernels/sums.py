@@ -12,11 +12,11 @@ from husai.sae.kernels.types import (
     I32,
     ZERO,
     Batch,
-    BatchMeans,
     Codes,
     Gradients,
     GradientSums,
     Loss,
+    Means,
     Parameters,
     inlined,
     kernel,
@@ -94,7 +94,7 @@ def sum_over_rows(
     keep: bool,
     sums: GradientSums,
     gradients: Gradients,
-) -> BatchMeans:
+) -> Means:
     """Reconstruct each row of a batch and add up its gradients while it is in cache.
 
     The same results as :func:`husai.sae.kernels.reconstruct.reconstruct` and the gradients from
@@ -147,4 +147,4 @@ def sum_over_rows(
                     sum_enc[j, c] += to_pre * x[r, c]
     for c in range(d):
         g_b_dec[c] *= scale
-    return BatchMeans(squared / (d * B), cost / B, start[B] / B, smallest)
+    return squared / (d * B), cost / B, start[B] / B, smallest

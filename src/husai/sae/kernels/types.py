@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, TypeVarTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar, TypeVarTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,10 @@ LATENT_BLOCK = 64
 """Latents whose gradients are held between accumulation and update: few enough to stay in cache."""
 
 BLOCK_VALUES = 2**19
-"""Pre-activations held at once: few enough to stay in a core's cache, enough for a fast product."""
+"""Pre-activations held at once: few enough to stay in a core's cache, enough for a fast product.
+
+Twice as many as the encoder has weights where those are more: each block reads all of them.
+"""
 
 DENSE_FROM = 10
 """relu and jumprelu go through dense products when more than d_sae / DENSE_FROM are active."""
@@ -309,6 +312,10 @@ class AdamStep(NamedTuple):
     epsilon: float
     decay: float
     """Learning rate times AdamW's weight decay, for the encoder."""
+
+
+Means: TypeAlias = tuple[float, float, float, float]
+"""The fields of :class:`BatchMeans`: kernels give a plain tuple, which costs 10 µs less a call."""
 
 
 class BatchMeans(NamedTuple):
