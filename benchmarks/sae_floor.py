@@ -3,6 +3,7 @@
     python benchmarks/sae_floor.py                 # d_in 128, d_sae 16 to 512, k 4
     python benchmarks/sae_floor.py --wide          # d_in 768, d_sae 16,384, k 64
     python benchmarks/sae_floor.py --only topk 128 # one case, printed, nothing written
+    python benchmarks/sae_floor.py --width 64      # one width; what is in the file otherwise stays
     python benchmarks/sae_floor.py --label before  # under another name in the same file
 
 The floor is the sum of five products on the codes of the step itself: encoder, decoder, gradient
@@ -289,6 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wide", action="store_true", help="the language model's size")
     parser.add_argument("--only", nargs=2, metavar=("CASE", "D_SAE"), help="print, write nothing")
+    parser.add_argument("--width", type=int, help="only the cases of one d_sae; the rest is kept")
     parser.add_argument("--label", default="now", help="name of this version in the file")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -297,6 +299,8 @@ def main() -> None:
     if options.only:
         name, d_sae = options.only
         cases = [c for c in cases if c.name == name and (d_sae == "all" or c.d_sae == int(d_sae))]
+    if options.width:
+        cases = [c for c in cases if c.d_sae == options.width]
     found = []
     for case in cases:
         found.append(measure(case))

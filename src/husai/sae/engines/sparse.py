@@ -83,6 +83,9 @@ from husai.sae.schedule import StepTable, threshold_decay
 SUMMED_VALUES = 2**16
 """SAEs with at most as many weights add gradients up row by row: the sums stay in cache."""
 
+SUMMED_DENSE_FROM = 3
+"""For such SAEs what :data:`DENSE_FROM` is for larger ones."""
+
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
@@ -153,6 +156,7 @@ class _Worker:
         P = len(bank.prefixes)
         self.block_rows = min(B, max(2 * d, BLOCK_VALUES // F))
         selection = bank.architecture.selection
+        self.summed = F * d <= SUMMED_VALUES and selection != "threshold" and P == 1
         factor = training.k_anneal_factor if training.k_anneal_steps else 1.0
         max_k = max(min(F, round((c.k or 1) * factor)) for c in bank.configs)
         if selection == "row":
@@ -161,7 +165,7 @@ class _Worker:
             # a margin over the B·k that stay, and room for a row
             capacity = 2 * B * max_k + F
         else:
-            capacity = max(B * F // DENSE_FROM, F)
+            capacity = max(B * F // (SUMMED_DENSE_FROM if self.summed else DENSE_FROM), F)
         auxk, ghost = engine.method == "auxk", engine.method == "ghost"
         # tensors, because torch's memory is aligned and a product may depend on that
         self.x_tensor = torch.empty(B, d)
@@ -191,7 +195,6 @@ class _Worker:
         self.gradients = self._gradients(block)
         self.few = group_memory()
         dense = selection in ("all", "threshold")
-        self.summed = F * d <= SUMMED_VALUES and selection != "threshold" and P == 1
         if dense or self.summed:
             self.sums = GradientSums(
                 f=np.empty(self.block_rows * F if dense else 1, np.float32),
