@@ -18,7 +18,8 @@ from numba import typeof
 import husai.sae.kernels
 from husai.sae import ARCHITECTURES, BankTrainingConfig, SAEConfig
 from husai.sae.bank import SAEBank, build_bank
-from husai.sae.engines.sparse import SparseEngine, block_memory, empty_codes
+from husai.sae.engines.memory import block_memory, empty_codes
+from husai.sae.engines.sparse import SparseEngine
 from husai.sae.kernels import few, select, types
 from husai.sae.kernels.types import AuxK, Calls
 from husai.sae.schedule import batch_rows, step_table

@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  (numba's products use it: load before its threads are set)
@@ -15,6 +14,7 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from husai.sae.bank import SAEBank
 from husai.sae.config import BankTrainingConfig
+from husai.sae.engines.memory import Block, block_memory, empty_codes
 from husai.sae.engines.turns import Turns
 from husai.sae.kernels.adam import update_biases, update_latents, update_vector
 from husai.sae.kernels.dead import (
@@ -63,15 +63,12 @@ from husai.sae.kernels.types import (
     AuxK,
     Batch,
     BatchMeans,
-    BlockMemory,
     Calls,
-    Codes,
     GhostGradients,
     Gradients,
     GradientSums,
     Held,
     JumpReLU,
-    LatentOrder,
     Loss,
     Parameters,
     SAEState,
@@ -96,53 +93,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def empty_codes(batch_size: int, d_sae: int, capacity: int) -> Codes:
-    """Memory for ``capacity`` active latents of a batch."""
-    value = np.empty(capacity, np.float32)
-    order = LatentOrder(
-        start=np.zeros(d_sae + 1, np.int64),
-        row=np.empty(capacity, np.int32),
-        value=np.empty(capacity, np.float32),
-        gradient=np.empty(capacity, np.float32),
-    )
-    return Codes(
-        start=np.zeros(batch_size + 1, np.int64),
-        latent=np.empty(capacity, np.int32),
-        value=value,
-        bits=value.view(np.int32),
-        gradient=np.empty(capacity, np.float32),
-        order=order,
-    )
-
-
-def block_memory(pre: F32, d_sae: int) -> BlockMemory:
-    """Memory for the selection in a block whose pre-activations are ``pre [rows · d_sae]``."""
-    chunk_max = np.empty(d_sae + 1, np.float32)
-    return BlockMemory(
-        pre=pre,
-        bits=pre.view(np.int32),
-        chunk_max=chunk_max,
-        chunk_bits=chunk_max.view(np.int32),
-        chosen=np.empty(d_sae + 1, np.int32),
-        candidate_bits=np.empty(d_sae + 1, np.int32),
-        candidate=np.empty(d_sae + 1, np.int32),
-        state=np.zeros(4, np.int64),
-    )
-
-
-class _Block(NamedTuple):
-    """Rows whose pre-activations are held at once: views that each product would make anew."""
-
-    first: int
-    rows: int
-    x: torch.Tensor
-    x_T: torch.Tensor
-    pre: torch.Tensor
-    """``[rows, F]``."""
-    pre_T: torch.Tensor
-    """The same memory as ``[F, rows]``."""
 
 
 class _Worker:
@@ -174,7 +124,7 @@ class _Worker:
         for first in range(0, B, self.block_rows):
             n = min(self.block_rows, B - first)
             x, pre = self.x_tensor[first : first + n], self.pre_tensor[: n * F]
-            self.blocks.append(_Block(first, n, x, x.T, pre.view(n, F), pre.view(F, n)))
+            self.blocks.append(Block(first, n, x, x.T, pre.view(n, F), pre.view(F, n)))
         self.batch = Batch(self.x_tensor.numpy(), np.empty((P, B, d), np.float32))
         self.memory = block_memory(self.pre_tensor.numpy(), F)
         self.bias: F32 = np.empty(F, np.float32)
