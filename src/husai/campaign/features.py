@@ -190,7 +190,9 @@ def measured_features(
         function = found.strata
         cards = cards.join(found.features, found.partners, [found.note])
     agreement, saes = code_identifiability(cards, values, seed=config.seed)
-    combined = combination_table(study.group, least_r2=config.label_r2, seed=config.seed)
+    combined = combination_table(
+        study.group, least_r2=config.label_r2, seed=config.seed, workers=config.workers
+    )
     return MeasuredFeatures(cards.join(agreement), function, reliability, combined, saes)
 
 

@@ -11,7 +11,7 @@ fire. A latent that one latent explains is matched; one that only several explai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import permutations
+from itertools import permutations, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from scipy import sparse
 
 from husai.errors import InputError
 from husai.features.cards import FeatureGroup
+from husai.threads import worker_pool
 
 Floats = NDArray[np.float64]
 
@@ -132,6 +133,7 @@ def combination_table(
     least_r2: float = 0.5,
     max_features: int = 512,
     seed: int = 0,
+    workers: int = 1,
 ) -> pd.DataFrame:
     """Say of each feature and other SAE whether one latent, a few together, or none explain it.
 
@@ -149,6 +151,8 @@ def combination_table(
         Of an SAE with more live latents a random part is explained; all may explain.
     seed
         Of the halves of rows and the null's order.
+    workers
+        Threads.
 
     Returns
     -------
@@ -171,13 +175,18 @@ def combination_table(
     n = len(codes)
     rng = np.random.default_rng([seed, 2])
     asked = [np.sort(rng.permutation(one.shape[1])[:max_features]) for one in codes]
-    found = {
-        (s, t): combine(codes[s][:, asked[s]], codes[t], k=k, seed=seed)
-        for s, t in permutations(range(n), 2)
-    }
+    pairs = list(permutations(range(n), 2))
+
+    def explain(pair: tuple[int, int], at: NDArray[np.int64] | None) -> Combination:
+        s, t = pair
+        return combine(codes[s][:, asked[s]], codes[t], k=k, order=at, seed=seed)
+
+    with worker_pool(workers) as pool:
+        found = dict(zip(pairs, pool.map(explain, pairs, repeat(None)), strict=True))
+        nulls = dict(zip(pairs, pool.map(explain, pairs, repeat(order)), strict=True))
     tables = []
     for (s, t), own in found.items():
-        null = combine(codes[s][:, asked[s]], codes[t], k=k, order=order, seed=seed)
+        null = nulls[s, t]
         back = found[t, s]
         one, few = own.r2[:, 0], own.r2.max(axis=1)
         # parts of what only several latents of this SAE explain in the other

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from functools import cached_property
+from itertools import combinations, permutations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from husai.errors import InputError
 from husai.features.cards import FeatureCards, FeatureGroup, unit_decoder
 from husai.features.config import FeaturesConfig
 from husai.features.readouts import Readout
+from husai.threads import worker_pool
 
 Floats = NDArray[np.float64]
 
@@ -44,7 +46,8 @@ _NO_HARM = 1e-3
 ROLES = ("partner", "negative", "random")
 
 
-class Measured(NamedTuple):
+@dataclass(frozen=True)
+class Measured:
     """The rows on which function is measured.
 
     Attributes
@@ -63,6 +66,13 @@ class Measured(NamedTuple):
     values: NDArray[Any]
     outputs: Floats
     exact: bool
+
+    @cached_property
+    def certain(self) -> tuple[Floats, Floats]:
+        """Probabilities ``[n, m]`` of the outputs as logits, and their negative entropy ``[n]``."""
+        log_p = log_softmax(self.outputs, axis=1)
+        p = np.exp(log_p)
+        return p, (p * log_p).sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -171,17 +181,28 @@ def fingerprint_correlation(a: sparse.csr_array, b: sparse.csr_array) -> Floats:
     """
     if a.shape[1] != b.shape[1]:
         raise InputError(f"fingerprints: {a.shape[1]} numbers and {b.shape[1]}; use one readout")
-    size = a.shape[1]
+    return _correlation(a, b, _print_moments(a), _print_moments(b))
 
-    def moments(x: sparse.csr_array) -> tuple[Floats, Floats]:
-        mean = np.asarray(x.sum(axis=1, dtype=np.float64)).ravel() / size
-        squares = np.asarray(x.astype(np.float64).power(2).sum(axis=1)).ravel() / size
-        return mean, np.sqrt(np.clip(squares - mean**2, 0, None))
 
-    (mean_a, sd_a), (mean_b, sd_b) = moments(a), moments(b)
-    product = np.asarray((a @ b.T).todense(), dtype=np.float64) / size
-    scale = np.outer(sd_a, sd_b)
-    covariance = product - np.outer(mean_a, mean_b)
+class _Moments(NamedTuple):
+    """Mean and standard deviation ``[n]`` of each fingerprint."""
+
+    mean: Floats
+    sd: Floats
+
+
+def _print_moments(x: sparse.csr_array) -> _Moments:
+    mean = np.asarray(x.sum(axis=1, dtype=np.float64)).ravel() / x.shape[1]
+    squares = np.asarray(x.astype(np.float64).power(2).sum(axis=1)).ravel() / x.shape[1]
+    return _Moments(mean, np.sqrt(np.clip(squares - mean**2, 0, None)))
+
+
+def _correlation(
+    a: sparse.csr_array, b: sparse.csr_array, of_a: _Moments, of_b: _Moments
+) -> Floats:
+    product = np.asarray((a @ b.T).todense(), dtype=np.float64) / a.shape[1]
+    scale = np.outer(of_a.sd, of_b.sd)
+    covariance = product - np.outer(of_a.mean, of_b.mean)
     return np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
 
 
@@ -283,10 +304,7 @@ def _divergence(
     found = np.empty(len(at))
     kind = rows.values.dtype
     if readout.kind == "logits":
-        log_p = log_softmax(rows.outputs, axis=1)
-        p = np.exp(log_p)
-        negative_entropy = (p * log_p).sum(axis=1)
-        p = p.astype(kind)
+        p, negative_entropy = rows.certain
     for start in range(0, len(at), _BLOCK):
         part = slice(start, start + _BLOCK)
         r = at[part]
@@ -295,7 +313,7 @@ def _divergence(
             # KL = Σ p log p - Σ p z + log Σ exp z, in the outputs' own precision: one exponential
             # a number, and a constant added to all z changes nothing
             z = changed - changed.max(axis=1, keepdims=True)
-            cross = np.einsum("nm,nm->n", p[r], z) - np.log(np.exp(z).sum(axis=1))
+            cross = np.einsum("nm,nm->n", p[r].astype(kind), z) - np.log(np.exp(z).sum(axis=1))
             found[part] = negative_entropy[r] - cross
         else:
             found[part] = np.square(changed - rows.outputs[r]).sum(axis=1)
@@ -336,16 +354,27 @@ def functional_consistency(
         ablation_fingerprints(codes, W_dec, rows, readout)
         for codes, W_dec in zip(group.codes, decoders, strict=True)
     ]
-    correlation = {}
-    for s in range(n):
-        for t in range(s + 1, n):
-            correlation[s, t] = fingerprint_correlation(prints[s], prints[t])
-            correlation[t, s] = correlation[s, t].T
-    tables = []
+    moments = [_print_moments(one) for one in prints]
     rng = np.random.default_rng(config.seed)
-    for s, t in permutations(range(n), 2):
-        roles = role_partners(group, s, t, rng)
-        repaired = substitution(group, s, t, roles, rows, readout, config)
+    roles_of = {pair: role_partners(group, *pair, rng) for pair in permutations(range(n), 2)}
+    if readout.kind == "logits":
+        _ = rows.certain  # here, and not once a thread
+
+    def correlate(pair: tuple[int, int]) -> Floats:
+        s, t = pair
+        return _correlation(prints[s], prints[t], moments[s], moments[t])
+
+    def repair(pair: tuple[int, int]) -> dict[str, Floats]:
+        return substitution(group, *pair, roles_of[pair], rows, readout, config)
+
+    pairs = list(combinations(range(n), 2))
+    with worker_pool(config.workers) as pool:
+        correlation = dict(zip(pairs, pool.map(correlate, pairs), strict=True))
+        correlation |= {(t, s): own.T for (s, t), own in correlation.items()}
+        repairs = dict(zip(roles_of, pool.map(repair, roles_of), strict=True))
+    tables = []
+    for (s, t), roles in roles_of.items():
+        repaired = repairs[s, t]
         one, other = group.live[s], group.live[t]
         table = pd.DataFrame(
             {"id": one.record.id, "latent": one.index, "other_id": other.record.id}
