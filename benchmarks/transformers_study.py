@@ -492,8 +492,9 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
         "",
         "`python benchmarks/transformers_study.py`",
         "",
-        f"{groups['transformer'].nunique()} shipped transformers (six seeds at the early stop, and "
-        f"the same trained on until their weights had settled), {groups['group'].nunique()} groups "
+        f"{groups['transformer'].nunique()} shipped transformers "
+        f"({wide['transformer_seed'].nunique()} seeds, at the early stop and trained on until "
+        f"their weights had settled), {groups['group'].nunique()} groups "
         f"of SAEs on each, {int(groups['n_seeds'].max())} seeds a group: what is universal, and "
         "what belongs to one transformer.",
         "",
@@ -537,11 +538,15 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
     ]
     text += [
         "",
-        "So which features an SAE finds, and how often they come back, is decided by the "
-        "transformer more than by the SAE's seed: one latent for each answer is what a transformer "
-        "with many key frequencies of like weight gives. Where one or two frequencies hold most of "
-        "the variance, answers that lie near each other on their circles share latents, and the "
-        "permuted null is high: two dictionaries agree because the rows lie near a plane.",
+        "So which features an SAE finds, and how well they come back, depends on the transformer "
+        "far more than on the SAE's seed. A latent for each answer is found where many key "
+        "frequencies of like weight make every answer a point apart from the others. Where one or "
+        "two frequencies hold most of the variance, answers that lie near each other on their "
+        "circles share latents, and the permuted null is high: two dictionaries agree because the "
+        "rows lie near a plane. That every answer has a feature does not mean that it comes back: "
+        "see TopK in the picture on the transformer with most frequencies, at the early stop and "
+        "cleaned up. Once each answer's rows lie close together, k latents can add up to one point "
+        "in many ways.",
         "",
         f"## Every transformer at width {WIDTH}",
         "",
