@@ -21,7 +21,10 @@ def test_a_silent_node_is_named_until_the_run_ends(monkeypatch, caplog):
         life.before_pipeline_run()
         life.before_node_run(node)
         wait_for(caplog, "compare_saes … ")
-        life.after_node_run(node)
+        life.after_node_run(node, {"x": iter([1])})  # still at work, result by result
+        caplog.clear()
+        wait_for(caplog, "compare_saes … ")
+        life.after_node_run(node, {"x": 1})
         wait_for(caplog, "saving and recording what compare_saes gave … ")
         getattr(life, end)()
         said = len(caplog.messages)

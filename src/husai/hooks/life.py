@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 
@@ -32,8 +33,13 @@ class SignOfLife:
         self._doing(_short(node))
 
     @hook_impl(trylast=True)
-    def after_node_run(self, node: Node) -> None:
-        """It has ended: what it gave is saved, and the tracking server told."""
+    def after_node_run(self, node: Node, outputs: Mapping[str, Any]) -> None:
+        """It has ended: what it gave is saved, and the tracking server told.
+
+        A node that gives its results one by one works on while they are saved.
+        """
+        if any(isinstance(output, Iterator) for output in outputs.values()):
+            return
         self._doing(f"saving and recording what {_short(node)} gave")
 
     @hook_impl(trylast=True)
