@@ -207,7 +207,9 @@ def main() -> None:
         "--after", type=Path, default=ROOT / "src", help="src folder of the version in question"
     )
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--only", choices=("weights", "steps"), help="print, and write nothing")
+    parser.add_argument(
+        "--only", choices=("weights", "steps"), help="weights: print, and write nothing"
+    )
     parser.add_argument("--weights", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--first", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--time", nargs=2, help=argparse.SUPPRESS)
@@ -234,6 +236,7 @@ def main() -> None:
                 lines.append(f"| {kind} | {d_sae} | {times} | {ratio:.3f} |")
                 print(lines[-1], flush=True)
     if options.only == "steps":
+        write(options, lines, "")
         return
     found = {name: ask(source, "--weights") for name, source in versions.items()}
     differing = [case for case in found["before"] if found["before"][case] != found["after"][case]]
@@ -247,17 +250,28 @@ def main() -> None:
             first = [ask(source, "--first", cache=Path(folder)) for _ in range(2)]
         compiled.append(f"| {name} | {first[0]:.1f} s | {first[1]:.1f} s |")
         print(compiled[-1], flush=True)
-    RESULT.write_text(
-        "# The kernels in one file and in several\n\n"
-        "Written by `python benchmarks/kernels_split.py --before ../before/src --after "
-        f"../after/src` ({options.rounds} alternating rounds, least CPU time of a step on one "
-        f"thread, d_in {D_IN}, batch {BATCH:,}; a step may be {LIMIT - 1:.0%} longer).\n\n"
-        + "\n".join(lines)
-        + "\n\nSeconds until all six architectures have made a step at width 64:\n\n"
+    write(
+        options,
+        lines,
+        "\n\nSeconds until all six architectures have made a step at width 64:\n\n"
         + "\n".join(compiled)
         + f"\n\nOf {n_cases} short trainings (every architecture with every method for dead "
         f"latents, clipping, AdamW with free decoder norms, annealed k; widths 16 and 300), "
-        f"{n_cases - len(differing)} end at the same bits as before.\n"
+        f"{n_cases - len(differing)} end at the same bits as before.",
+    )
+
+
+def write(options: argparse.Namespace, lines: list[str], rest: str) -> None:
+    """Write the table of steps, and what else was compared."""
+    what = {"steps": " --only steps"}.get(options.only, "")
+    RESULT.write_text(
+        "# Steps of two versions of the kernels\n\n"
+        "Written by `python benchmarks/kernels_split.py --before ../before/src --after "
+        f"../after/src{what}` ({options.rounds} alternating rounds, least CPU time of a step on "
+        f"one thread, d_in {D_IN}, batch {BATCH:,}; a step may be {LIMIT - 1:.0%} longer).\n\n"
+        + "\n".join(lines)
+        + rest
+        + "\n"
     )
 
 

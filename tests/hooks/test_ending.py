@@ -27,6 +27,11 @@ def test_page_main_sentence_and_two_commands_are_printed(tmp_path, monkeypatch, 
     assert said.startswith(f"\n{SENTENCE}\n")
     assert "kedro viz run --env=test\n" in said
     assert said.endswith("make ui\n")
+    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "http://me:planted@127.0.0.1:5000")
+    RunEnding().after_pipeline_run({"env": "test"}, Pipeline([WRITE]), catalog)
+    said = capsys.readouterr().out
+    assert "in the browser: http://" in said.splitlines()[-1]
+    assert "planted" not in said
 
 
 def test_the_command_is_given_as_it_can_be_typed(tmp_path, monkeypatch):

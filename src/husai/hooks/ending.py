@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from kedro.framework.hooks import hook_impl
 
+from husai.provenance import without_secrets
+
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
@@ -35,7 +37,15 @@ class RunEnding:
         click.echo(f"\n{sentence}\n")
         click.echo(f"The page: {shortened(page)}")
         click.echo(f"Figures, tables and pipelines in the browser: {kedro()} viz run{options}")
-        click.echo("Every run and SAE in the browser: make ui")
+        click.echo(f"Every run and SAE in the browser: {_runs()}")
+
+
+def _runs() -> str:
+    """Say where the runs can be looked at: at their server, or with a command."""
+    import mlflow
+
+    server = mlflow.get_tracking_uri()
+    return without_secrets(server) if server.startswith("http") else "make ui"
 
 
 def kedro() -> str:
