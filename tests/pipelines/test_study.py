@@ -408,7 +408,8 @@ def test_one_seed_is_marked_not_defined_and_stops_nothing(study):
     saes, activations = partitions(study / "saes" / "trained"), partitions(study / "activations")
     config = ConsistencyConfig(null_draws=2, code_null_draws=2, symmetry_draws=1)
     records = nodes.gather(plan, saes, {}, activations, config)
-    groups, pairs, features, *_, others, summary = nodes.compare(records, config, pd.DataFrame())
+    compared = nodes.compare(records, config, pd.DataFrame())
+    groups, pairs, features, coverage, kinds, others, summary = compared
     assert groups["mean"].isna().all()
     assert (groups["reason"] == "one seed: no pair to compare").all()
     assert jsonschema.Draft202012Validator(summary_schema()).is_valid(summary)
@@ -429,10 +430,10 @@ def test_one_seed_is_marked_not_defined_and_stops_nothing(study):
     for figure in (
         nodes.plot_scores(groups),
         nodes.plot_seeds(pairs),
-        nodes.plot_reproducibility(features, config),
+        nodes.plot_reproducibility(features, kinds, config),
         nodes.plot_settings(settings),
         nodes.plot_trajectories(trajectories),
-        nodes.plot_similarity(groups, records),
+        nodes.plot_similarity(coverage, kinds, records),
     ):
         assert len(figure.texts) == 1
         assert not figure.axes
