@@ -507,13 +507,13 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
     for stop, own in wide.groupby("stop", sort=False):
         names = {"early_stop": "At the early stop", "cleaned_up": "Cleaned up"}
         for architecture, part in own.groupby("architecture", sort=False):
-            most = part.loc[part["answers"].idxmax()]
-            rest = part.drop(index=most.name)["answers"]
+            first, *others = part.sort_values("answers", ascending=False).to_dict("records")
+            rest = [row["answers"] for row in others]
             text.append(
-                f"- {names[str(stop)]}, {architecture}: {most['answers']:.0f} of {number} answers "
-                f"have a feature of their own on {most['transformer']}, whose key frequencies are "
-                f"{most['effective_frequencies']:.1f} in effect; on the other {len(rest)} "
-                f"transformers {rest.min():.0f} to {rest.max():.0f}."
+                f"- {names[str(stop)]}, {architecture}: {first['answers']:.0f} of {number} answers "
+                f"have a feature of their own on {first['transformer']}, whose key frequencies are "
+                f"{first['effective_frequencies']:.1f} in effect; on the other {len(rest)} "
+                f"transformers {min(rest):.0f} to {max(rest):.0f}."
             )
     linked = found["associations"]
     linked = linked[
@@ -573,10 +573,10 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
         "| stop | architecture | d_sae | answers | PW-MCC | permuted |",
         "|---" * 6 + "|",
     ]
-    for key, own in groups.groupby(["stop", "architecture", "d_sae"], sort=True):
-        stop, architecture, width = key if isinstance(key, tuple) else (key,)
+    by = ["stop", "architecture", "d_sae"]
+    for key, own in groups.groupby(by, sort=True):
         text.append(
-            f"| {stop} | {architecture} | {width} | {own['answers'].mean():.1f} "
+            f"| {' | '.join(map(str, key))} | {own['answers'].mean():.1f} "
             f"({own['answers'].min():.0f} to {own['answers'].max():.0f}) | "
             f"{own['pw_mcc'].mean():.3f} ({own['pw_mcc'].min():.2f} to {own['pw_mcc'].max():.2f}) "
             f"| {own['pw_mcc_permuted'].mean():.3f} |"
