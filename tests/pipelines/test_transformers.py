@@ -198,8 +198,8 @@ def test_the_report_of_the_transformers_says_the_tables_numbers() -> None:
     tables = planted_tables()
     longer = tables["groups"].query("transformer == 'seed0early_stop'").assign(answers=77.0)
     text = report(tables | {"longer": longer}, conclude(tables))
-    assert "90 of 113 answers have a feature of their own on seed5early_stop" in text
-    assert "4.0 in effect; on the other 5 transformers 34 to 79" in text
+    assert "90.4 of 113 answers have a feature of their own on seed5early_stop" in text
+    assert "4.0 in effect; on the other 5 transformers 33.9 to 79.1" in text
     assert "early_stop, topk: 1.00 (p = 0.003, 6 transformers)" in text
     assert "36 of 60 SAEs had settled" in text
     assert "| seed0early_stop | g | 3 of 5 | 77.0 | 33.9 |" in text
