@@ -538,7 +538,7 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
     ]
     text += [
         "",
-        'So what an SAE finds belongs to the transformer, and a claim about "the grokked model" from '
+        "So what an SAE finds belongs to the transformer, and a claim about the grokked model from "
         "one transformer does not carry over. A reading that fits: many key frequencies of like "
         "weight make every answer a point apart from the others, and then a latent for each answer "
         "is found; where one or two frequencies hold most of the variance, answers that lie near "
@@ -593,8 +593,8 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
         "gives the L0 of TopK and a good reconstruction, so ReLU's L0 goes from "
         f"{wide['l0'].min():.0f} to {wide['l0'].max():.0f} at this width.",
         "- One seed of the transformer, at both stops, has more than three frequencies in effect: "
-        "the reading rests on it. The rank correlations do not prove it, and transformers differ in "
-        "other ways at once (epochs, norms); none was trained to have a given number of "
+        "the reading rests on it. The rank correlations do not prove it, and transformers differ "
+        "in other ways at once (epochs, norms); none was trained to have a given number of "
         "frequencies.",
         "",
         "Tables: [groups](groups.csv), [pairs](pairs.csv), [kinds](kinds.csv), "
