@@ -8,7 +8,6 @@ import pytest
 from husai.consistency import (
     cluster_features,
     coactivation,
-    decoder_encoder_alignment,
     effective_dimension,
     neighbours,
     sparsity_pattern,
@@ -67,14 +66,6 @@ def test_clusters_of_planted_directions() -> None:
     assert len(cluster_features(W, signed=True).table) > 4
     with pytest.raises(InputError, match="2 to"):
         cluster_features(np.ones((1, 3)))
-
-
-def test_alignment_of_decoder_and_encoder() -> None:
-    W = np.random.default_rng(2).standard_normal((5, 4))
-    np.testing.assert_allclose(decoder_encoder_alignment(W, 3 * W.T), 1.0)
-    np.testing.assert_allclose(decoder_encoder_alignment(W, -W.T), -1.0)
-    with pytest.raises(InputError, match="W_enc"):
-        decoder_encoder_alignment(W, W)
 
 
 def test_sparsity_pattern_counts() -> None:

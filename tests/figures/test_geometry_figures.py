@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.patches import StepPatch
 
 from husai.consistency import (
     ConsistencyConfig,
@@ -57,8 +58,13 @@ def test_activations_add_up_and_the_dead_are_counted() -> None:
 
 def test_geometry_names_the_dimension() -> None:
     circle = np.stack([np.cos(np.arange(9)), np.sin(np.arange(9)), np.zeros(9)], axis=1)
-    figure = figures.geometry_figure({"flat": (circle, circle.T)})
+    figure = figures.geometry_figure({"flat": (circle, np.full(9, 0.72))})
     figure.draw_without_rendering()
+    (aligned,) = figure.axes[2].patches
+    assert isinstance(aligned, StepPatch)
+    values, edges, _ = aligned.get_data()
+    assert edges[int(np.argmax(values))] == pytest.approx(0.7)
+    assert max(values) == 1.0
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[0] == "flat (2.0)"
     assert labels[1].startswith("random directions")

@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 
 from husai.consistency.analyses.geometry import (
     SparsityPattern,
-    decoder_encoder_alignment,
     effective_dimension,
     neighbours,
 )
@@ -198,7 +197,8 @@ def geometry_figure(
     Parameters
     ----------
     dictionaries
-        ``{name: (W_dec [n, d], W_enc [d, n] or None)}``.
+        ``{name: (W_dec [n, d], cosine [n] of each latent's encoder to its decoder or None)}``;
+        encoders are compared in the data's metric, see :class:`husai.consistency.study.LiveSAE`.
     unconverged
         Names of SAEs that are not converged: marked †.
     seed
@@ -212,12 +212,12 @@ def geometry_figure(
     random = np.random.default_rng(seed).standard_normal(shape)
     look = styles(list(dictionaries))
     drawn: list[tuple[str, ArrayLike, ArrayLike | None, str, str]] = [
-        (name, W, E, look[name][0], LINES[i % len(LINES)])
-        for i, (name, (W, E)) in enumerate(dictionaries.items())
+        (name, W, cosine, look[name][0], LINES[i % len(LINES)])
+        for i, (name, (W, cosine)) in enumerate(dictionaries.items())
     ]
     drawn.append(("random directions", random, None, GREY, ":"))
     bins = np.linspace(0, 1, 41)
-    for name, W_dec, W_enc, colour, stroke in drawn:
+    for name, W_dec, cosine, colour, stroke in drawn:
         got = effective_dimension(W_dec)
         held = np.cumsum(got.eigenvalues) / got.eigenvalues.sum()
         spectrum.plot(
@@ -229,16 +229,16 @@ def geometry_figure(
         )
         close = neighbours(W_dec, 1)["cosine"].abs()
         nearest.stairs(np.histogram(close, bins)[0] / len(close), bins, color=colour, ls=stroke)
-        if W_enc is not None:
-            cosine = decoder_encoder_alignment(W_dec, W_enc)
-            edges = np.linspace(-1, 1, 41)
-            aligned.stairs(
-                np.histogram(cosine, edges)[0] / len(cosine), edges, color=colour, ls=stroke
-            )
+        if cosine is not None:
+            edges, n = np.linspace(-1, 1, 41), len(np.asarray(cosine))
+            aligned.stairs(np.histogram(cosine, edges)[0] / n, edges, color=colour, ls=stroke)
     plain_log(spectrum)
     spectrum.set(xlabel="directions", ylabel="share of dictionary's variance", ylim=(0, 1.03))
     nearest.set(xlabel="|cosine| to nearest own feature", ylabel="share of features")
-    aligned.set(xlabel="cosine of decoder and encoder", ylabel="share of latents")
+    aligned.set(
+        xlabel="cosine of encoder and decoder,\nas the data weigh directions",
+        ylabel="share of latents",
+    )
     for axis in (spectrum, nearest, aligned):
         tidy(axis)
     figure.legend(

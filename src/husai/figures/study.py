@@ -11,6 +11,8 @@ from husai.consistency import (
     plane_recovery,
     sparsity_pattern,
 )
+from husai.consistency.scores.subspace import data_metric
+from husai.consistency.study.record import live_sae
 from husai.figures.features import similarity_figure
 from husai.figures.geometry import (
     activation_figure,
@@ -44,8 +46,12 @@ def example_figures(study: StudyRecords) -> tuple[Figure, Figure, Figure]:
     """Draw how an SAE of each architecture lies in space, fires, and tiles the true circles."""
     chosen = {name: study.record(sae_id) for name, sae_id in example_saes(study).items()}
     open_ones = [name for name, sae in chosen.items() if not sae.converged]
-    weights = {name: (sae.W_dec, sae.W_enc) for name, sae in chosen.items()}
-    geometry = geometry_figure(weights, unconverged=open_ones)
+    metric = data_metric(study.first.covariance)
+    live = {name: live_sae(sae, "drop", metric=metric) for name, sae in chosen.items()}
+    geometry = geometry_figure(
+        {name: (sae.decoder, sae.encoder_cosine) for name, sae in live.items()},
+        unconverged=open_ones,
+    )
     patterns = {
         name: sparsity_pattern(sae.codes) for name, sae in chosen.items() if sae.codes is not None
     }

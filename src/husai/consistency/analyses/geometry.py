@@ -202,27 +202,6 @@ def cluster_features(
     return FeatureClusters(labels, order, linkage, pd.DataFrame(table))
 
 
-def decoder_encoder_alignment(W_dec: ArrayLike, W_enc: ArrayLike) -> NDArray[np.float64]:
-    """Cosine ``[n]`` of each latent's decoder row and encoder column; 0 where one is zero.
-
-    Parameters
-    ----------
-    W_dec
-        ``[n, d]`` decoder.
-    W_enc
-        ``[d, n]`` encoder as an SAE holds it.
-
-    Raises
-    ------
-    InputError
-        When the shapes do not fit.
-    """
-    decoder = unit_rows(W_dec, "W_dec")
-    if np.shape(W_enc) != decoder.shape[::-1]:
-        raise InputError(f"W_enc: shape {np.shape(W_enc)}, not {decoder.shape[::-1]}")
-    return np.asarray((decoder * unit_rows(np.asarray(W_enc).T, "W_enc")).sum(axis=1))
-
-
 @dataclass(frozen=True)
 class SparsityPattern:
     """How an SAE's latents fire.
