@@ -152,11 +152,12 @@ def main() -> None:
     given = parser.parse_args()
     names = ("groups", "contrasts", "orderings")
     groups, contrasts, orderings = (pd.read_parquet(given.tables / f"{n}.parquet") for n in names)
+    text = page(groups, contrasts, orderings)
     given.results.mkdir(parents=True, exist_ok=True)
     with atomic_path(given.results / "README.md") as path:
-        path.write_text(page(groups, contrasts, orderings), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     shutil.copyfile(given.tables / FIGURE, given.results / FIGURE)
-    print(page(groups, contrasts, orderings))
+    print(text)
 
 
 if __name__ == "__main__":
