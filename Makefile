@@ -9,7 +9,7 @@ export KEDRO_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check bench results campaign-results notebooks planted-results transformers lm viz ui docs lock release-check clean help
+.PHONY: run test check bench results campaign-results notebooks planted-results transformers lm viz ui docs paper lock release-check clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -80,6 +80,15 @@ lock: $(READY)   ## pin what is installed now
 
 docs: .venv-docs/.ready ## the documentation as a site: build/site/index.html, readable from disk
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+
+.venv-paper/.ready: requirements-paper.lock
+	$(PYTHON) -m venv .venv-paper
+	.venv-paper/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-paper.lock
+	@touch $@
+
+paper: $(READY) .venv-paper/.ready ## the paper and what is made with it, from the committed results: build/paper
+	$(BIN)/python paper/figures.py
+	.venv-paper/bin/python paper/build.py --fonts $(VENV)/lib/python3*/site-packages/matplotlib/mpl-data/fonts/ttf
 
 release-check: $(READY) ## build sdist and wheel, install each in a fresh environment, try it there
 	$(BIN)/python .ci/release_check.py

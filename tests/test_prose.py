@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("src", "docs", "conf", "notebooks", "benchmarks", ".ci")
+FOLDERS = ("src", "docs", "conf", "notebooks", "benchmarks", "paper", ".ci")
 FILES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "Makefile", "mkdocs.yml"),
-    *("pyproject.toml", "requirements.lock", "requirements-docs.lock"),
+    *("pyproject.toml", "requirements.lock", "requirements-docs.lock", "requirements-paper.lock"),
 )
-KINDS = {".py", ".pyi", ".md", ".j2", ".yml", ".ipynb"}
+KINDS = {".py", ".pyi", ".md", ".j2", ".yml", ".ipynb", ".typ"}
 
 BANNED = {
     "write 'an SAE'": r"\b[Aa] SAE\b",
