@@ -34,12 +34,23 @@ check: $(READY)  ## ruff and mypy strict
 
 # as_csv: folder, tables in it, folder of the CSV files
 as_csv = for table in $(2); do \
+	test -f $(1)/$$table.parquet || { echo "$$table: not of this study, left out"; continue; }; \
 	$(BIN)/python -c 'import sys, pandas; pandas.read_parquet(sys.argv[1]).round(5).to_csv(sys.argv[2], index=False)' \
 		$(1)/$$table.parquet $(3)/$$(basename $$table).csv || exit 1; done
+
+# the home study's tables that the documents of paper/ read
+HOME_TABLES = $(addprefix consistency/,groups settings kinds coverage seeds_needed published \
+		correlates trajectories geometry orderings) \
+	$(addprefix consistency/tables/,saes covered retention comparisons strata truth seeds) \
+	saes/table saes/loss_recovery activations/statistics activations/fourier_waves longer/moved \
+	features/function features/reliability features/identifiability
 
 results: $(READY) ## copy the last study's pages, with the pictures they show, to docs/results
 	$(BIN)/python docs/copy_results.py data/reporting/home_study.md docs/results
 	test ! -f data/reporting/structure.md || $(BIN)/python docs/copy_results.py data/reporting/structure.md docs/results
+	mkdir -p docs/results/home
+	$(call as_csv,data,$(HOME_TABLES),docs/results/home)
+	cp data/transformer/training_summary.json data/transformer/evaluation.json docs/results/home/
 
 campaign-results: $(READY) ## likewise those of kedro run --env=campaign, and its tables
 	$(BIN)/python docs/copy_results.py data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
