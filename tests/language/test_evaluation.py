@@ -12,15 +12,17 @@ import pytest
 import torch
 
 from husai.errors import InputError
-from husai.language import ReadingConfig, extract_stores
+from husai.language import ReadingConfig, evaluation, extract_stores
 from husai.language.config import EvaluationConfig
 from husai.language.evaluation import (
     CATEGORIES,
     density_histogram,
     model_metrics,
     reconstruction_metrics,
+    rows_a_context,
     saebench_results,
 )
+from husai.language.extraction import held_out_contexts
 from husai.sae import SAEConfig, TrainedSAE
 
 HOOK = "blocks.1.hook_out"
@@ -147,6 +149,23 @@ def test_reconstruction_metrics_equal_their_definitions():
     assert found["frac_alive"] == 1
 
 
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_rows_a_context_are_counted_as_a_loop_counts_them(monkeypatch, chunk):
+    monkeypatch.setattr(evaluation, "CHUNK", chunk)
+    rows = torch.randn(40, 8, generator=torch.Generator().manual_seed(1))
+    rows[:, 7] = -rows[:, 7].abs()  # the latent of its sign never fires
+    context = np.repeat([2, 3, 7, 8], [5, 1, 14, 20])
+    sae = identity(8)
+    codes = sae.encode(rows).numpy() > 0
+    expected = []
+    for latent in range(16):
+        counts = [codes[context == one, latent].sum() for one in np.unique(context)]
+        counts = [count for count in counts if count]
+        expected.append(np.mean(counts) if counts else np.nan)
+    assert np.isnan(expected).any()
+    np.testing.assert_allclose(rows_a_context(sae, rows, context), expected)
+
+
 def test_densities_are_counted_in_bins():
     table = density_histogram({"one": torch.tensor([0.0, 0.0, 1e-7, 2e-3, 0.5, 1.0])})
     assert table["latents"].sum() == 6
@@ -168,10 +187,14 @@ def test_the_json_has_saebench_s_names(tmp_path, models, tokens):
     )
     metrics: dict[str, Any] = {str(name): table[name][0] for name in table.columns}
     metrics |= reconstruction_metrics(sae, rows)
-    found = saebench_results(sae, metrics, {"sae_id": "one"})
+    context = held_out_contexts(text, "all", READING)
+    often = rows_a_context(sae, rows, context)
+    found = saebench_results(sae, metrics, {"sae_id": "one"}, often)
     values = found["eval_result_metrics"]
     assert set(values) == set(CATEGORIES)
     assert all(value is not None for group in values.values() for value in group.values())
     assert values["model_performance_preservation"]["ce_loss_score"] == pytest.approx(1, abs=1e-5)
     assert len(found["eval_result_details"]) == 32
-    assert found["eval_result_details"][0]["encoder_decoder_cosine_sim"] == pytest.approx(1)
+    details = found["eval_result_details"]
+    assert details[0]["consistent_activation_heuristic"] == often[0] > 0
+    assert details[0]["encoder_decoder_cosine_sim"] == pytest.approx(1)

@@ -96,6 +96,7 @@ def test_the_pages_name_the_hook(study):
     assert f"At `{HOOK}@all`" in page
     assert "there is no cross-entropy" in page
     assert "nan" not in page.lower()
+    assert (study / "reporting" / "language_model.png").stat().st_size > 10_000
 
 
 def test_features_are_shown_in_their_contexts(study):

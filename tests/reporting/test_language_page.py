@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from husai.errors import InputError
+from husai.figures.language import language_figure
 from husai.reporting.language_page import (
     by_density,
     by_probe,
@@ -66,6 +68,29 @@ def test_chosen_latents_are_those_of_the_probes_of_the_trained_model():
         np.mean([(0.25 + 0.5) / 2, 0.75 + 0.01])
     )
     assert table.loc["chosen by a probe", "everywhere"] == pytest.approx(np.mean([0.5, 0]))
+    assert table.loc["all others", "features"] == pytest.approx(np.mean([2, 3, 4]))
+    # no other feature fires as often as a chosen one
+    assert "others that fire as often" not in table.index
+
+
+def test_others_are_weighted_so_that_they_fire_as_often_as_the_chosen():
+    rates = [0.1] * 4 + [0.001] * 6  # of ten features an SAE, three that fire often are chosen
+    rows = [
+        {
+            "group": "g", "id": f"s{seed}", "latent": latent, "firing_rate": rate,
+            "reproducibility": 0.9 if latent < 3 else rate, "everywhere": latent < 4,
+        }
+        for seed in range(2)
+        for latent, rate in enumerate(rates)
+    ]  # fmt: skip
+    chosen = {("s0", 0), ("s0", 1), ("s0", 4), ("s1", 0)}
+    table = by_probe(pd.DataFrame(rows), chosen, 0.95).set_index("kind")
+    # s0: two chosen beside two others at 0.1, one beside five at 0.001; s1: one beside three
+    first = (2 * np.mean([0.9, 0.1]) + 1 * 0.001) / 3
+    second = np.mean([0.9, 0.9, 0.1])
+    alike = table.loc["others that fire as often"]
+    assert alike["reproducibility"] == pytest.approx(np.mean([first, second]))
+    assert alike["everywhere"] == pytest.approx(np.mean([2 / 3, 1]))
 
 
 def test_metrics_that_were_not_measured_are_left_out():
@@ -80,3 +105,24 @@ def test_metrics_that_were_not_measured_are_left_out():
     assert trained["ce_loss_score"] == pytest.approx(0.9)
     assert trained["l0_low"] < 3 < trained["l0_high"]
     assert "ce_loss_score" not in untrained
+
+
+def test_the_picture_has_every_group_and_class():
+    own = own_features(features(), "h@all")
+    twin = own.assign(group="g untrained")
+    table = by_density(pd.concat([own, twin]), 0.95)
+    probed = by_probe(own, {("s0", 1)}, 0.95)
+    figure = language_figure(table, probed, ("g untrained",))
+    figure.draw_without_rendering()
+    left, right = figure.axes
+    lines = {container.get_label(): container[0] for container in left.containers}
+    assert set(lines) == {"g", "g untrained"}
+    for group, line in lines.items():
+        part = table[table["group"] == group].set_index("density")["everywhere"]
+        ticks = [text.get_text().replace("\n", " ") for text in left.get_xticklabels()]
+        found = np.asarray(line.get_ydata(), float)
+        np.testing.assert_allclose(found, part.reindex(ticks).to_numpy(float))
+    assert lines["g untrained"].get_markerfacecolor() == "none"
+    assert [text.get_text() for text in right.get_yticklabels()] == ["g", "g untrained"]
+    with pytest.raises(InputError, match="by_probe: no row"):
+        language_figure(table, probed.iloc[:0])

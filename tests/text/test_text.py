@@ -158,3 +158,31 @@ def test_a_saved_data_set_is_read(tmp_path):
     datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(tmp_path / "saved"))
     config = TextConfig(source=str(tmp_path / "saved"), shuffle_documents=0)
     assert [document.text for document in read_documents(config)] == TEXTS
+
+
+def test_a_data_set_of_the_hub_is_read_as_a_stream(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    streams = []
+    real = datasets.load_dataset
+
+    def load(name, *options, **named):  # of a folder the library makes the stream it makes of a hub
+        streams.append(named["streaming"])
+        return real(str(tmp_path / "hub" / name), *options, **named)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    folder = tmp_path / "hub" / "owner" / "texts"
+    folder.mkdir(parents=True)
+    write(folder, ".jsonl")
+    config = TextConfig(source="hf://owner/texts", label="label", shuffle_documents=0)
+    found = list(read_documents(config))
+    assert streams == [True]
+    assert [document.text for document in found] == TEXTS
+    assert [document.label for document in found] == ["0", "1", "0"]
+    assert {document.source for document in found} == {"owner/texts"}
+    missing = config.model_copy(update={"source": "hf://owner/others"})
+    message = r"text\.source: hf://owner/others cannot be read"
+    with pytest.raises(InputError, match=message) as raised:
+        list(read_documents(missing))
+    assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match=r"cannot be read .*split: test"):
+        list(read_documents(config.model_copy(update={"split": "test"})))

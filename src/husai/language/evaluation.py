@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from husai.config import Position
 from husai.errors import InputError
@@ -113,6 +114,46 @@ def reconstruction_metrics(sae: TrainedSAE, rows: torch.Tensor) -> dict[str, flo
         "freq_over_10_percent": float((density > 0.1).double().mean()),
         "total_tokens_eval_sparsity_variance": float(n),
     }
+
+
+def rows_a_context(
+    sae: TrainedSAE, rows: torch.Tensor, context: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Give SAEBench's "consistent activation heuristic" of every latent.
+
+    Parameters
+    ----------
+    sae
+        The SAE.
+    rows
+        Of its activations ``[n, d]``.
+    context
+        Which context each row is of ``[n]``, ascending.
+
+    Returns
+    -------
+    array
+        ``[d_sae]``: on how many rows of a context a latent fires, in the mean over the contexts in
+        which it fires; NaN where it fires in none.
+    """
+    import torch
+
+    fired = np.zeros(sae.config.d_sae)
+    contexts = np.zeros(sae.config.d_sae)
+    bounds = np.flatnonzero(np.diff(context, prepend=-1))
+    ends = [*bounds[1:].tolist(), len(rows)]
+    begin = 0
+    while begin < len(bounds):
+        # whole contexts, about as many rows as a chunk has
+        last = max(begin + 1, int(np.searchsorted(ends, bounds[begin] + CHUNK, side="right")))
+        part = slice(int(bounds[begin]), ends[last - 1])
+        active = sae.encode(rows[part].float()) > 0
+        number = torch.from_numpy(np.unique(context[part], return_inverse=True)[1])
+        counts = torch.zeros(last - begin, sae.config.d_sae).index_add_(0, number, active.float())
+        fired += counts.sum(0).double().numpy()
+        contexts += (counts > 0).sum(0).double().numpy()
+        begin = last
+    return np.divide(fired, contexts, out=np.full(len(fired), np.nan), where=contexts > 0)
 
 
 def density_histogram(densities: Mapping[str, torch.Tensor]) -> pd.DataFrame:
@@ -351,7 +392,10 @@ def _scores(by_change: bool, sums: Mapping[str, _Sums], way: str) -> dict[str, f
 
 
 def saebench_results(
-    sae: TrainedSAE, metrics: Mapping[str, Any], about: Mapping[str, Any]
+    sae: TrainedSAE,
+    metrics: Mapping[str, Any],
+    about: Mapping[str, Any],
+    rows_of_contexts: NDArray[np.float64],
 ) -> dict[str, Any]:
     """Give an SAE's core evaluation in the layout of SAEBench's JSON files.
 
@@ -366,6 +410,8 @@ def saebench_results(
         Its row of the evaluation's table.
     about
         ``sae_id``, model, hook, and the evaluation's configuration.
+    rows_of_contexts
+        ``[d_sae]``, see :func:`rows_a_context`.
     """
     import torch
 
@@ -374,12 +420,20 @@ def saebench_results(
         {
             "index": index,
             "feature_density": float(density),
+            "consistent_activation_heuristic": None if math.isnan(often) else float(often),
             "encoder_bias": float(bias),
             "encoder_norm": float(norm),
             "encoder_decoder_cosine_sim": float(cos),
         }
-        for index, (density, bias, norm, cos) in enumerate(
-            zip(sae.density, sae.b_enc, sae.W_enc.norm(dim=0), cosine, strict=True)
+        for index, (density, often, bias, norm, cos) in enumerate(
+            zip(
+                sae.density,
+                rows_of_contexts,
+                sae.b_enc,
+                sae.W_enc.norm(dim=0),
+                cosine,
+                strict=True,
+            )
         )
     ]
 

@@ -61,6 +61,14 @@ def row_places(tokens: Tokens, position: Position, reading: ReadingConfig) -> Ro
     return RowPlaces(found, np.argmax((order == number[:, None]) & kept[found], axis=1))
 
 
+def held_out_contexts(
+    tokens: Tokens, position: Position, reading: ReadingConfig
+) -> NDArray[np.int64]:
+    """Say which context each held-out row is of, in the rows' order."""
+    context = row_places(tokens, position, reading).context
+    return context[context >= len(tokens) - tokens.n_held_out]
+
+
 def extract_stores(
     model: LanguageModel,
     tokens: Tokens,

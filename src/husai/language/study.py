@@ -21,8 +21,10 @@ from husai.language.evaluation import (
     density_histogram,
     model_metrics,
     reconstruction_metrics,
+    rows_a_context,
     saebench_results,
 )
+from husai.language.extraction import held_out_contexts
 from husai.language.model import LanguageModel, load_language_model
 from husai.language.probes import ProbeTables, probe_saes, probe_tasks
 from husai.sae import TrainedSAE, load_trained
@@ -99,6 +101,7 @@ def evaluate_plan(
                 table = table.merge(spliced, on="sae_id")
             named = hook.plan[["sae_id", "group", "architecture", "d_sae", "seed", "model"]]
             found.append(named.merge(table, on="sae_id"))
+            context = held_out_contexts(tokens, hook.place[1], reading)
             densities |= {one: sae.density for one, sae in hook.saes.items()}
             for row in table.to_dict("records"):
                 sae_id = str(row["sae_id"])
@@ -110,7 +113,10 @@ def evaluate_plan(
                     "evaluation": config.model_dump(mode="json"),
                 }
                 known = {str(name): value for name, value in row.items()}
-                files[sae_id] = saebench_results(hook.saes[sae_id], known, about)
+                sae = hook.saes[sae_id]
+                files[sae_id] = saebench_results(
+                    sae, known, about, rows_a_context(sae, values, context)
+                )
     return pd.concat(found, ignore_index=True), density_histogram(densities), files
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,11 @@ from husai.reporting.render import made_by, render
 
 DENSITIES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Edges of the classes of features by how often they fire."""
+
+CHOSEN, ALIKE, OTHERS = "chosen by a probe", "others that fire as often", "all others"
+
+STEPS_A_DECADE = 4
+"""Within so much of how often they fire, features count as firing as often as one another."""
 
 PROBED = 16
 """Latents that a probe chooses, for the features that probes choose; or the most there were."""
@@ -42,6 +47,26 @@ class LanguageTables:
     metrics: pd.DataFrame
     probes: pd.DataFrame
     probe_summary: pd.DataFrame
+
+
+class FigureTables(NamedTuple):
+    """What the picture shows: the tables by density and by probe, and the untrained groups."""
+
+    by_density: pd.DataFrame
+    by_probe: pd.DataFrame
+    untrained: tuple[str, ...]
+
+
+def figure_tables(tables: LanguageTables, level: float) -> FigureTables:
+    """Gather what the picture of a language model's study shows."""
+    features = own_features(tables.features, str(tables.groups["hook"].iloc[0]))
+    chosen, _ = chosen_latents(tables.probes)
+    untrained = tables.metrics.loc[tables.metrics["model"] == "untrained", "group"]
+    return FigureTables(
+        by_density(features, level),
+        by_probe(features, chosen, level),
+        tuple(sorted(set(untrained.astype(str)))),
+    )
 
 
 def language_page(
@@ -120,25 +145,44 @@ def by_density(features: pd.DataFrame, level: float) -> pd.DataFrame:
 
 
 def by_probe(features: pd.DataFrame, chosen: set[tuple[str, int]], level: float) -> pd.DataFrame:
-    """Reproducibility of the features that probes choose, and of the others."""
-    is_chosen = [
-        (str(sae_id), int(latent)) in chosen
-        for sae_id, latent in zip(features["id"], features["latent"], strict=True)
-    ]
-    kinds = np.where(is_chosen, "chosen by a probe", "others")
-    return _over_seeds(features.assign(kind=kinds), "kind", ["chosen by a probe", "others"], level)
+    """Reproducibility of the features that probes choose, and of the others.
+
+    Probes choose features that fire often, and those come back more in any case: a third row
+    weights the others of each SAE so that they fire as often as the chosen ones.
+    """
+    is_chosen = np.array(
+        [
+            (str(sae_id), int(latent)) in chosen
+            for sae_id, latent in zip(features["id"], features["latent"], strict=True)
+        ],
+        dtype=bool,
+    )
+    kinds = np.where(is_chosen, CHOSEN, OTHERS)
+    known = features.assign(kind=kinds, weight=1.0)
+    steps = np.floor(np.log10(known["firing_rate"].clip(lower=1e-12)) * STEPS_A_DECADE)
+    cells = [known["id"], steps]
+    counts = known.assign(_chosen=is_chosen).groupby(cells)["_chosen"]
+    weight = counts.transform("sum") / (counts.transform("size") - counts.transform("sum"))
+    alike = known[~is_chosen].assign(kind=ALIKE, weight=weight[~is_chosen])
+    together = pd.concat([known, alike[alike["weight"] > 0]])
+    return _over_seeds(together, "kind", [CHOSEN, ALIKE, OTHERS], level)
 
 
 def _over_seeds(features: pd.DataFrame, kind: str, kinds: list[str], level: float) -> pd.DataFrame:
+    """Mean over each SAE's features, by ``weight`` where they have one, and over the seeds."""
     found = []
-    for group, own in features.groupby("group", sort=False):
+    weighted = features if "weight" in features else features.assign(weight=1.0)
+    for group, own in weighted.groupby("group", sort=False):
         for name in kinds:
-            part = own[own[kind] == name].groupby("id")
+            rows = own[own[kind] == name]
+            part = rows.groupby("id")
             if not len(part):
                 continue
             row: dict[str, Any] = {"group": group, kind: name, "features": part.size().mean()}
             for column in ("reproducibility", "everywhere"):
-                interval = mean_interval(part[column].mean(), level=level, bounds=(0.0, 1.0))
+                sums = (rows[column] * rows["weight"]).groupby(rows["id"]).sum()
+                means = sums / part["weight"].sum()
+                interval = mean_interval(means, level=level, bounds=(0.0, 1.0))
                 row |= {
                     column: interval.mean,
                     f"{column}_low": interval.low,

@@ -8,6 +8,7 @@ import pandas as pd
 
 from husai.consistency.config import ConsistencyConfig
 from husai.language.config import LanguageModelConfig
+from husai.pipelines.hints import Figure
 from husai.storage import TensorFile
 from husai.text import Tokens
 
@@ -19,17 +20,22 @@ def write_language_page(
     consistency: ConsistencyConfig,
     consistency_summary: dict[str, Any],
     **tables: pd.DataFrame,
-) -> str:
-    """Put the study's numbers on one page of Markdown."""
-    from husai.reporting.language_page import LanguageTables, language_page
+) -> tuple[str, Figure]:
+    """Put the study's numbers on one page of Markdown, and what comes back in one picture."""
+    from husai.figures.language import language_figure
+    from husai.figures.style import drawn_or_reason
+    from husai.reporting.language_page import LanguageTables, figure_tables, language_page
 
+    known = LanguageTables(**tables)
     tokens = Tokens.from_file(text_tokens)
     about = {"model": language_model.model_dump(mode="json"), **tokens.about}
-    return language_page(
+    page = language_page(
         origin,
         consistency_summary["provenance"],
         about,
-        LanguageTables(**tables),
+        known,
         threshold=consistency.shared_threshold,
         level=consistency.level,
     )
+    figure = drawn_or_reason(lambda: language_figure(*figure_tables(known, consistency.level)))
+    return page, figure

@@ -8,7 +8,7 @@ from husai.pipelines.language_reporting.nodes import write_language_page
 
 
 def create_pipeline() -> Pipeline:
-    """Comparison, metrics and probes in; a page of Markdown out."""
+    """Comparison, metrics and probes in; a page of Markdown and its picture out."""
     return Pipeline(
         [
             Node(
@@ -26,7 +26,7 @@ def create_pipeline() -> Pipeline:
                     "probes": "probe_results",
                     "probe_summary": "probe_summary",
                 },
-                outputs="language_page",
+                outputs=["language_page", "language_figure"],
                 name="write_language_page",
             ),
         ],
