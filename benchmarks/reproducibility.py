@@ -6,9 +6,10 @@ trains a tiny study (planted rows, four architectures, two engines) on one threa
 threads, one by one instead of in a bank, and interrupted and resumed, and compares bits. It needs
 NumPy, SciPy, numba and torch, and neither Kedro nor MLflow; it takes under a minute on one core.
 
-It writes NAME.json (fingerprints and differences) and NAME.safetensors (the weights) in
-benchmarks/results/reproducibility, and the page beside that folder from all machines' files. FILE
-is the .safetensors of another machine: how far the weights are from it, by step of training.
+It writes NAME.json (fingerprints and differences), NAME.safetensors (the weights) and NAME/ (three
+SAEs as files) in benchmarks/results/reproducibility, and the page beside that folder from all
+machines' files. FILE is the .safetensors of another machine: how far the weights are from it, by
+step of training; and how far the scores that both give to that machine's three files are apart.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 
+import husai
+from husai.compare.comparison import CompareConfig, compare
+from husai.compare.document import result_document
+from husai.compare.files import load_saes
 from husai.consistency import pw_mcc
 from husai.provenance import versions
-from husai.sae import BankTrainingConfig, SAEConfig, train_bank
+from husai.sae import BankTrainingConfig, SAEConfig, save_sae, train_bank
 from husai.sae.trained import TrainedSAE
 from husai.tasks import PlantedConfig, planted_dictionary
 
@@ -51,6 +57,8 @@ SEEDS = (0, 1, 2)
 SNAPSHOT = 50
 KEPT = (50, 250)
 """Steps whose decoders are compared, beside those of the start and the end."""
+SCORED = "topk, sparse"
+"""The SAEs that are kept as files, for another machine to score."""
 Weights = dict[str, np.ndarray]
 
 
@@ -165,6 +173,57 @@ def apart(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     }
 
 
+def numbers_in(value: Any, path: str = "") -> dict[str, float]:
+    """Every number of a document, by the path to it."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return {}
+    if isinstance(value, int | float):
+        return {path: float(value)}
+    inside = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return {
+        name: number
+        for key, one in inside
+        for name, number in numbers_in(one, f"{path}/{key}").items()
+    }
+
+
+def scores_of_files(folder: Path, rows: np.ndarray) -> dict[str, float]:
+    """What ``husai compare --activations`` writes of three given SAEs: every number of it."""
+    records = load_saes(sorted(folder.glob("*.safetensors")))
+    found = compare(records, CompareConfig(), activations=rows.astype(np.float32))
+    document = result_document(found).model_dump(mode="json", by_alias=True)
+    return numbers_in({part: document[part] for part in ("pairs", "overall")})
+
+
+def scores_apart(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, Any]:
+    """How far two machines' numbers of the same files are apart, relative to their size."""
+    if ours.keys() != theirs.keys():
+        raise RuntimeError(f"other numbers than there: {sorted(ours.keys() ^ theirs.keys())[:3]}")
+    differ = {
+        name: abs(one - theirs[name]) / max(abs(one), abs(theirs[name]))
+        for name, one in ours.items()
+        if one != theirs[name]
+    }
+    partners = [name for name in ours if "_index/" in name]
+    worst = max(differ, key=differ.__getitem__, default=None)
+    return {
+        "numbers": len(ours) - len(partners),
+        "same_bits": len(ours) - len(partners) - len([n for n in differ if n not in partners]),
+        "partners_that_differ": len([name for name in partners if name in differ]),
+        "largest_relative_difference": 0.0 if worst is None else differ[worst],
+        "of": worst,
+    }
+
+
+def source_fingerprint() -> str:
+    """Fingerprint of the package's source: two machines can be compared where it is the same."""
+    state = hashlib.sha256()
+    folder = Path(husai.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        state.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return state.hexdigest()[:16]
+
+
 def machine() -> dict[str, Any]:
     """What decides rounding: processor, instructions, libraries, versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []
@@ -178,13 +237,14 @@ def machine() -> dict[str, Any]:
         "vector_instructions": [
             name for name in ("avx2", "fma", "avx512f") if name in names.get("flags", "").split()
         ],
+        "source": source_fingerprint(),
         "numba": numba.__version__,
         **versions(),
     }
 
 
-def study(rows: np.ndarray, theirs: Weights | None) -> tuple[dict[str, Any], Weights]:
-    """Train every architecture in every way; what came out, and the weights."""
+def study(rows: np.ndarray, theirs: Weights | None, files: Path) -> tuple[dict[str, Any], Weights]:
+    """Train every architecture in every way; what came out, and the weights. Keep some as files."""
     found: dict[str, Any] = {}
     weights: Weights = {}
     began = time.perf_counter()
@@ -207,6 +267,9 @@ def study(rows: np.ndarray, theirs: Weights | None) -> tuple[dict[str, Any], Wei
             }
             own = kept(whole)
             name = f"{architecture}, {engine}"
+            if name == SCORED:
+                for seed, sae in zip(SEEDS, whole, strict=True):
+                    save_sae(replace(sae, snapshots={}), files / f"seed{seed}.safetensors")
             weights |= {f"{name}, {step}": value for step, value in own.items()}
             if theirs is not None:
                 entry["from_the_other_machine"] = {
@@ -215,6 +278,21 @@ def study(rows: np.ndarray, theirs: Weights | None) -> tuple[dict[str, Any], Wei
             found[name] = entry
             print(f"{name}: {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
     return found, weights
+
+
+def scores_line(found: Mapping[str, Any]) -> str:
+    """What two machines' numbers of the same files have in common, as a sentence."""
+    equal = f"{found['same_bits']} of {found['numbers']} numbers have the same bits"
+    partners = found["partners_that_differ"]
+    matched = (
+        "every feature has the same partner" if not partners else f"{partners} partners differ"
+    )
+    if found["of"] is None:
+        return f"{equal}, and {matched}."
+    return (
+        f"{equal}; the largest relative difference of another is "
+        f"{found['largest_relative_difference']:.1e} (`{found['of'].strip('/')}`); {matched}."
+    )
 
 
 def page() -> str:
@@ -226,15 +304,17 @@ def page() -> str:
         "Written by `python benchmarks/reproducibility.py`, which trains three seeds of a tiny SAE "
         "of four architectures. What it means: [reproducibility](../../docs/reproducibility.md).",
         "",
-        "| machine | processor | instructions of torch | versions | seconds |",
-        "|---|---|---|---|---|",
+        "| machine | processor | instructions of torch | versions | source | seconds |",
+        "|---|---|---|---|---|---|",
     ]
     for name, found in every.items():
         about = found["machine"]
-        software = ", ".join(f"{one} {about[one]}" for one in ("numpy", "numba", "torch"))
+        named = ("python", "numpy", "scipy", "numba", "torch")
+        software = ", ".join(f"{one} {about[one]}" for one in named)
         lines.append(
             f"| {name} | {about['processor']}, {about['cores']} cores | "
-            f"{about['torch_instructions']} | {software} | {found['seconds']:.0f} |"
+            f"{about['torch_instructions']} | {software} | `{about['source']}` | "
+            f"{found['seconds']:.0f} |"
         )
     lines += ["", "## On one machine", "", "Whether the weights have the same bits when trained"]
     lines[-1] += " in another way."
@@ -259,6 +339,9 @@ def page() -> str:
             f"### {name} against {found['against']}",
             "",
             f"{bits}The same bits: {', '.join(same) or 'none'}.",
+            "",
+            "The same three files, scored on both (all that `husai compare --activations` writes: "
+            f"scores, nulls, intervals): {scores_line(found['scores'])}",
             "",
             "| setting | step | largest difference of a weight | least cosine of a feature | "
             "features below .99 | PW-MCC of a seed with itself |",
@@ -302,9 +385,15 @@ def main() -> None:
         result["operations_that_differ"] = [
             name for name, bits in result["operations"].items() if other["operations"][name] != bits
         ]
-    result["study"], weights = study(rows, theirs)
+    files = RESULTS / options.name
+    files.mkdir(parents=True, exist_ok=True)
+    result["study"], weights = study(rows, theirs, files)
+    if options.against:
+        ours = scores_of_files(options.against.with_suffix(""), rows)
+        result["scores"] = scores_apart(ours, other["scores_of_own_files"])
+    else:
+        result["scores_of_own_files"] = scores_of_files(files, rows)
     result["seconds"] = round(time.perf_counter() - began, 1)
-    RESULTS.mkdir(parents=True, exist_ok=True)
     save_file(weights, RESULTS / f"{options.name}.safetensors")
     (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     RESULTS.with_suffix(".md").write_text(page())
