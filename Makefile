@@ -100,6 +100,7 @@ docs: .venv-docs/.ready ## the documentation as a site: build/site/index.html, r
 
 paper: $(READY) .venv-paper/.ready ## the paper and what is made with it, from the committed results: build/paper
 	$(BIN)/python paper/figures.py
+	$(BIN)/python paper/figures_talk.py
 	.venv-paper/bin/python paper/build.py --fonts $(VENV)/lib/python3*/site-packages/matplotlib/mpl-data/fonts/ttf
 
 release-check: $(READY) ## build sdist and wheel, install each in a fresh environment, try it there
