@@ -5,7 +5,7 @@
 
 Sections: checks (the engine against the dense one, resume), ceilings, steps, kernels (where the
 time of a step goes), architectures, small (a bank of 48), peers, quality (what each precision
-costs), matching, synth (SynthSAEBench-16k). A section that fails leaves the others; the file is
+costs), matching. SynthSAEBench-16k on a GPU is `python benchmarks/reproductions.py bench`. A section that fails leaves the others; the file is
 written after each. Peers are imported from where they are installed: eai-sparsify, sae-lens,
 dictionary-learning; with ``--stand-in`` the modules that they import and a training step does not
 use (datasets, nnsight, transformer_lens, ...) are stood in for by empty ones.
@@ -786,7 +786,7 @@ def main() -> None:
 
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     here = {
-        "command": "python benchmarks/gpu.py",
+        "command": "python benchmarks/gpu.py" + " --stand-in" * options.stand_in,
         "card": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
