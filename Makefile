@@ -51,6 +51,7 @@ results: $(READY) ## copy the last study's pages, with the pictures they show, t
 	mkdir -p docs/results/home
 	$(call as_csv,data,$(HOME_TABLES),docs/results/home)
 	cp data/transformer/training_summary.json data/transformer/evaluation.json docs/results/home/
+	$(BIN)/python docs/run_costs.py docs/results/costs.csv data/mlflow.db
 	test ! -f data/features/cards.parquet || $(BIN)/python docs/feature_maps.py data docs/results/maps
 
 campaign-results: $(READY) ## likewise those of kedro run --env=campaign, and its tables
