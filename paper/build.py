@@ -28,7 +28,7 @@ _ASKED = re.compile(r'have\("(/[^"]+)"\)')
 
 def optional_files(root: Path = ROOT) -> list[str]:
     """List the files that the documents ask for with ``have`` and that are there."""
-    asked = {name for page in PAPER.glob("*.typ") for name in _ASKED.findall(page.read_text())}
+    asked = {name for page in PAPER.rglob("*.typ") for name in _ASKED.findall(page.read_text())}
     return sorted(name for name in asked if (root / name.lstrip("/")).is_file())
 
 
