@@ -94,15 +94,10 @@ lock: $(READY)   ## pin what is installed now
 docs: .venv-docs/.ready ## the documentation as a site: build/site/index.html, readable from disk
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
 
-.venv-paper/.ready: requirements-paper.lock
-	$(PYTHON) -m venv .venv-paper
-	.venv-paper/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-paper.lock
-	@touch $@
-
-paper: $(READY) .venv-paper/.ready ## the paper and what is made with it, from the committed results: build/paper
+paper: $(READY)  ## the paper and what is made with it, from the committed results: build/paper
 	$(BIN)/python paper/figures.py
 	$(BIN)/python paper/figures_talk.py
-	.venv-paper/bin/python paper/build.py --fonts $(VENV)/lib/python3*/site-packages/matplotlib/mpl-data/fonts/ttf
+	$(BIN)/python paper/build.py --fonts $(VENV)/lib/python3*/site-packages/matplotlib/mpl-data/fonts/ttf
 
 release-check: $(READY) ## build sdist and wheel, install each in a fresh environment, try it there
 	$(BIN)/python .ci/release_check.py

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("src", "docs", "conf", "notebooks", "benchmarks", "paper", ".ci")
 FILES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "Makefile", "mkdocs.yml"),
-    *("pyproject.toml", "requirements.lock", "requirements-docs.lock", "requirements-paper.lock"),
+    *("pyproject.toml", "requirements.lock", "requirements-docs.lock"),
 )
 KINDS = {".py", ".pyi", ".md", ".j2", ".yml", ".ipynb", ".typ"}
 
