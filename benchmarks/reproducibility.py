@@ -1,20 +1,27 @@
-"""What is bit-equal on this machine, and how far its numbers are from another machine's.
+r"""What is bit-equal on this machine, and how far its numbers are from another machine's.
 
     python benchmarks/reproducibility.py NAME [--against FILE]
 
 trains a tiny study (planted rows, four architectures, two engines) on one thread, again on two
 threads, one by one instead of in a bank, and interrupted and resumed, and compares bits. It needs
-NumPy, SciPy, numba and torch, and neither Kedro nor MLflow; it takes under a minute on one core.
+NumPy, SciPy, numba and torch, and neither Kedro nor MLflow; it takes about a minute on one core, and half a
+minute more the first time, while numba compiles.
 
 It writes NAME.json (fingerprints and differences), NAME.safetensors (the weights) and NAME/ (three
 SAEs as files) in benchmarks/results/reproducibility, and the page beside that folder from all
 machines' files. FILE is the .safetensors of another machine: how far the weights are from it, by
 step of training; and how far the scores that both give to that machine's three files are apart.
+
+The instructions of an older processor, on the same machine:
+
+    ATEN_CPU_CAPABILITY=default OPENBLAS_CORETYPE=Nehalem NUMBA_CPU_NAME=nehalem \
+        NUMBA_CPU_FEATURES= python benchmarks/reproducibility.py older_instructions --against ...
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -59,6 +66,8 @@ KEPT = (50, 250)
 """Steps whose decoders are compared, beside those of the start and the end."""
 SCORED = "topk, sparse"
 """The SAEs that are kept as files, for another machine to score."""
+ROOMS = ("tasks", "sae", "matching", "consistency", "compare")
+"""What makes the numbers here."""
 Weights = dict[str, np.ndarray]
 
 
@@ -215,12 +224,28 @@ def scores_apart(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict
     }
 
 
+def code_of(source: str) -> str:
+    """The lines of a module that are neither docstring nor comment."""
+    texts = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    ]
+    left_out = {line for node in texts for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+    lines = enumerate(source.splitlines(), start=1)
+    kept = [line for number, line in lines if number not in left_out]
+    return "\n".join(line for line in kept if line.strip() and not line.strip().startswith("#"))
+
+
 def source_fingerprint() -> str:
-    """Fingerprint of the package's source: two machines can be compared where it is the same."""
+    """Fingerprint of the code that makes the numbers, without its comments and docstrings."""
     state = hashlib.sha256()
     folder = Path(husai.__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        state.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    for path in sorted(path for room in ROOMS for path in (folder / room).rglob("*.py")):
+        name = path.relative_to(folder).as_posix()
+        state.update((name + code_of(path.read_text(encoding="utf-8"))).encode())
     return state.hexdigest()[:16]
 
 
