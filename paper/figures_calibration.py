@@ -69,6 +69,7 @@ def nulls() -> Figure:
     data = json.loads((BENCHMARKS / "null_calibration.json").read_text())
     table = pd.DataFrame(data["nulls"])
     figure, (left, right) = new(WIDTH, 3.0, 1, 2, width_ratios=[1.6, 1])
+    figure.get_layout_engine().set(w_pad=0.12)
     worlds = list(dict.fromkeys(table["world"]))
     looks = {
         "isotropic": ("isotropic", GREY, "D"),

@@ -183,6 +183,8 @@ class Reader:
                     self.pieces.append(Piece("call", call, self.line(start)))
             else:
                 break
+        if self.text[self.at : self.at + 1] == ";":
+            self.pieces.append(Piece("lost", self.text[start : self.at + 1], self.line(start)))
 
     def condition(self) -> None:
         """Read up to the content or block that follows an if, a for or an else, and that."""
@@ -230,6 +232,12 @@ def words(path: Path) -> int:
 def test_no_number_is_typed(path: Path) -> None:
     found = [f"{path.name}:{line}: {number!r}" for line, number in typed_numbers(SOURCES[path])]
     assert not found, "read these from a result file: " + "; ".join(found)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_no_semicolon_is_lost(path: Path) -> None:
+    """A ; right after an expression ends it and is not printed: ``\\;`` is."""
+    assert not [piece for piece in pieces(SOURCES[path]) if piece.kind == "lost"]
 
 
 @pytest.mark.parametrize(
