@@ -3,7 +3,7 @@
     python benchmarks/transformers_study.py                       # every shipped transformer
     python benchmarks/transformers_study.py --transformers seed0 seed0_clean
 
-    python benchmarks/transformers_study.py --longer --transformers seed1 seed3
+    python benchmarks/transformers_study.py --longer              # the wide ones, for longer
     python benchmarks/transformers_study.py --conclude            # from the tables that are there
 
 For each transformer it runs `kedro run --env=transformers` in a folder of its own below
@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
@@ -95,8 +94,12 @@ FREQUENCIES = ("effective_frequencies", "frequency_balance")
 """What is said of a transformer's key frequencies: their effective number, and that over their
 number."""
 
-LONGER = 4.0
-"""How many times as many steps the check of the training length makes."""
+LONGER = {"steps": 8000, "eval_interval": 500, "snapshot_interval": 500}
+LONGER_RATE = 0.004
+"""Steps and their rate in the check of the training length: both twice those of the study."""
+
+LONGER_WIDTHS = [256, 512]
+"""Of that check: the widths that settle last."""
 
 WIDTH = 256
 """Drawn: wide enough for a latent of every answer."""
@@ -588,7 +591,8 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
         "",
         f"- {settled:.0f} of {groups['n_seeds'].sum():.0f} SAEs had settled by the gate after "
         f"the study's steps, and {wide['n_converged'].sum():.0f} of {wide['n_seeds'].sum():.0f} at "
-        f"width {WIDTH}: agreement may still rise with training (see above, where it was tried).",
+        f"width {WIDTH}: agreement may still rise with training (above, wide ones were "
+        "trained for longer).",
         "- One L1 coefficient for all: where few frequencies hold the variance no coefficient "
         "gives the L0 of TopK and a good reconstruction, so ReLU's L0 goes from "
         f"{wide['l0'].min():.0f} to {wide['l0'].max():.0f} at this width.",
@@ -608,37 +612,53 @@ def _longer_text(longer: pd.DataFrame | None, groups: pd.DataFrame) -> list[str]
     """Put the SAEs that were trained for longer beside the study's."""
     if longer is None:
         return []
-    key = ["transformer", "group"]
-    columns = ["answers", "pw_mcc", "pw_mcc_permuted", "n_converged", "n_seeds"]
+    key = ["transformer", "group", "architecture", "d_sae", "stop"]
+    columns = ["answers", "pw_mcc", "pw_mcc_permuted", "fvu", "motion", "n_converged", "n_seeds"]
     both = longer[[*key, *columns]].merge(groups[[*key, *columns]], on=key, suffixes=("", "_short"))
-    return [
+    both["rise"] = both["pw_mcc"] - both["pw_mcc_short"]
+    text = [
         "",
-        f"## {LONGER:g} times as long",
+        f"## Longer: {LONGER['steps']:,} steps at rate {LONGER_RATE}",
         "",
-        f"`python benchmarks/transformers_study.py --longer --transformers "
-        f"{' '.join(longer['transformer'].unique())}`: does a transformer without answer features "
-        "get them when its SAEs are trained for longer?",
+        "`python benchmarks/transformers_study.py --longer`: do transformers without features of "
+        "answers get them when their SAEs are trained for longer? Motion is the mean turn of the "
+        "decoders' directions between snapshots, by which the gate judges; means over "
+        f"{both['transformer'].nunique()} transformers, with the least and the most.",
         "",
-        "| transformer | group | settled | answers | as in the study | PW-MCC | as in the study "
-        "| permuted |",
-        "|---" * 8 + "|",
-        *(
-            f"| {row['transformer']} | {row['group']} | {row['n_converged']} of {row['n_seeds']} | "
-            f"{row['answers']:.1f} | {row['answers_short']:.1f} | {row['pw_mcc']:.3f} | "
-            f"{row['pw_mcc_short']:.3f} | {row['pw_mcc_permuted']:.3f} |"
-            for row in both.to_dict("records")
-        ),
+        "| stop | architecture | d_sae | settled | motion | in the study | FVU | in the study "
+        "| answers | in the study | rise of PW-MCC |",
+        "|---" * 11 + "|",
     ]
+    for (stop, architecture, width), own in both.groupby(["stop", "architecture", "d_sae"]):
+        mean = own[[name for name in own if name.startswith(("motion", "fvu", "rise"))]].mean()
+        spread = [
+            f"{own[name].mean():.1f} ({own[name].min():.0f} to {own[name].max():.0f})"
+            for name in ("answers", "answers_short")
+        ]
+        text.append(
+            f"| {stop} | {architecture} | {width} | {own['n_converged'].sum()} of "
+            f"{own['n_seeds'].sum()} | {mean['motion']:.3f} | {mean['motion_short']:.3f} | "
+            f"{mean['fvu']:.3f} | {mean['fvu_short']:.3f} | {' | '.join(spread)} | "
+            f"{mean['rise']:+.3f} ({own['rise'].min():+.2f} to {own['rise'].max():+.2f}) |"
+        )
+    topk = both[both["architecture"] == "topk"]
+    fewer = both["fvu"] > both["fvu_short"]
+    text += [
+        "",
+        f"TopK: the mean motion falls from {topk['motion_short'].mean():.3f} to "
+        f"{topk['motion'].mean():.3f}, and the number of answers with a feature correlates "
+        f"{topk['answers'].corr(topk['answers_short'], method='spearman'):.2f} (rank) with that "
+        f"of the study; PW-MCC rises by {topk['rise'].mean():.3f}. The rate that lets TopK settle "
+        f"is too high for ReLU: {fewer[both['architecture'] == 'relu'].sum()} of "
+        f"{(both['architecture'] == 'relu').sum()} groups reconstruct worse than in the study.",
+    ]
+    return text
 
 
 def longer_params() -> dict[str, Any]:
-    """Give the parameters of the check with longer training: one width, three seeds."""
-    steps = yaml.safe_load((ROOT / "conf/transformers/parameters.yml").read_text())
-    training = {name: round(LONGER * value) for name, value in steps["sae_training"].items()}
-    return {
-        "sae_training": training,
-        "campaign": {"plan": {"d_sae": [WIDTH], "seeds": [0, 1, 2]}},
-    }
+    """Give the parameters of the check with longer training: the widths that settle last."""
+    plan = {"d_sae": LONGER_WIDTHS, "options": {"learning_rate": LONGER_RATE}}
+    return {"sae_training": LONGER, "campaign": {"plan": plan}}
 
 
 def main() -> None:
@@ -650,7 +670,7 @@ def main() -> None:
     parser.add_argument(
         "--longer",
         action="store_true",
-        help=f"train width {WIDTH} for {LONGER:g} times as many steps, and put it beside the study",
+        help=f"train widths {LONGER_WIDTHS} for longer, and put them beside the study",
     )
     given = parser.parse_args()
     legs = shipped_legs(given.transformers)

@@ -134,7 +134,8 @@ def planted_tables() -> dict[str, pd.DataFrame]:
             answers = 113 * balance - loss
             group = {"largest_share": 1 - balance, "frequency_balance": balance, "gt_mcc": balance}
             group |= {"n_frequencies": 5, "effective_frequencies": 5 * balance}
-            group |= {"l0": 4.0, "fvu": 0.1, "n_live": 200, "n_converged": 3, "n_seeds": 5}
+            group |= {"l0": 4.0, "fvu": 0.1, "n_live": 200, "motion": 0.01}
+            group |= {"n_converged": 3, "n_seeds": 5}
             group |= {"pw_mcc_permuted": 0.3, "shared_fraction_permuted": 0.1}
             ends = [f"{name}_{end}" for name in ("answers", "pw_mcc") for end in ("low", "high")]
             group |= dict.fromkeys(ends, balance) | {"shared_fraction": 0.5}
@@ -202,14 +203,21 @@ def test_the_report_of_the_transformers_says_the_tables_numbers() -> None:
     assert "4.0 in effect; on the other 5 transformers 33.9 to 79.1" in text
     assert "early_stop, topk: 1.00 (p = 0.003, 6 transformers)" in text
     assert "36 of 60 SAEs had settled" in text
-    assert "| seed0early_stop | g | 3 of 5 | 77.0 | 33.9 |" in text
+    assert "| early_stop | topk | 256 | 3 of 5 |" in text
+    assert "| 77.0 (77 to 77) | 33.9 (34 to 34) | +0.000 (+0.00 to +0.00) |" in text
 
 
-def test_longer_training_is_of_one_width_and_keeps_the_gates_snapshots() -> None:
+def test_longer_training_is_twice_the_steps_at_twice_the_rate_and_keeps_the_gates_snapshots() -> (
+    None
+):
     params = longer_params()
-    assert params["campaign"]["plan"]["d_sae"] == [256]
+    assert params["campaign"]["plan"]["d_sae"] == [256, 512]
     own = yaml.safe_load((PROJECT / "conf/transformers/parameters.yml").read_text())
-    assert params["sae_training"] == {k: 4 * v for k, v in own["sae_training"].items()}
+    study, longer = own["sae_training"], params["sae_training"]
+    assert longer["steps"] == 2 * study["steps"]
+    rate = own["campaign"]["plan"]["options"]["learning_rate"]
+    assert params["campaign"]["plan"]["options"] == {"learning_rate": 2 * rate}
+    assert longer["steps"] % longer["snapshot_interval"] == 0
 
 
 def test_a_leg_is_both_architectures_at_six_widths_with_six_seeds() -> None:
