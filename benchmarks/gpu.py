@@ -7,8 +7,9 @@ Sections: checks (the engine against the dense one, resume), ceilings, steps, ke
 time of a step goes), architectures, small (a bank of 48), peers, quality (what each precision
 costs), matching. A section that fails leaves the others; the file is written after each.
 SynthSAEBench-16k on a GPU is `python benchmarks/reproductions.py bench`. Peers are imported
-from where they are installed: eai-sparsify, sae-lens, dictionary-learning; with ``--stand-in`` the modules that they import and a training step does not
-use (datasets, nnsight, transformer_lens, ...) are stood in for by empty ones.
+from where they are installed: eai-sparsify, sae-lens, dictionary-learning; with ``--stand-in``
+the modules that they import and a training step does not use (datasets, nnsight,
+transformer_lens, ...) are stood in for by empty ones.
 Writes benchmarks/results/gpu.json and gpu.md.
 """
 

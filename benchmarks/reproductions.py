@@ -441,7 +441,7 @@ def bench(
     d_sae, n_eval = n_features // 4, 100 * EVAL_BATCH
     job = "bench-16k" if full else "bench"
     rate = 3e-4 if full else 1e-3
-    began, table = time.perf_counter(), []
+    began = time.perf_counter()
     world = synth_sae_bench_world(n_features, d_in, dictionary_seed=42, data_seed=42)
     data = planted_dictionary(world)
     rows = sampled(data, n_rows, len(os.sched_getaffinity(0)))
@@ -502,7 +502,7 @@ def bench(
             "l0": float(np.mean(l0)),
             "converged": float(np.mean([sae.metrics["converged"] for sae in saes])),
         }
-        table += [
+        table = [
             {
                 **common,
                 "score": score,
@@ -513,12 +513,13 @@ def bench(
             }
             for score in ("f1", "gt_mcc", "truth_uniqueness", "precision", "recall", *RATES)
         ]
+        command = (
+            f"bench --features {n_features} --d-in {d_in} --rows {n_rows} --steps {steps} "
+            f"--seeds {seeds} --trainers {kind}"
+        )
+        write("reproductions_bench.json", command, table, time.perf_counter() - began)
         print(f"{kind}: {time.perf_counter() - started:.0f} s", flush=True)
-    command = (
-        f"bench --features {n_features} --d-in {d_in} --rows {n_rows} --steps {steps} "
-        f"--seeds {seeds} --trainers {' '.join(trainers)}"
-    )
-    return write("reproductions_bench.json", command, table, time.perf_counter() - began)
+    return 0
 
 
 def matched_penalty(

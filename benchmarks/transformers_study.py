@@ -630,7 +630,7 @@ def _longer_text(longer: pd.DataFrame | None, groups: pd.DataFrame) -> list[str]
         "|---" * 11 + "|",
     ]
     for (stop, architecture, width), own in both.groupby(["stop", "architecture", "d_sae"]):
-        mean = own[[name for name in own if name.startswith(("motion", "fvu", "rise"))]].mean()
+        mean = own[["motion", "motion_short", "fvu", "fvu_short", "rise"]].mean()
         spread = [
             f"{own[name].mean():.1f} ({own[name].min():.0f} to {own[name].max():.0f})"
             for name in ("answers", "answers_short")
