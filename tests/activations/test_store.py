@@ -154,6 +154,24 @@ def test_neighbours_in_a_batch_are_not_neighbours_in_the_store(tmp_path, small_b
     assert float((distance < 0.01).double().mean()) < 0.02 + 2 / 22
 
 
+def test_rows_are_drawn_from_all_over_the_store(tmp_path):
+    numbered = torch.arange(6400.0)[:, None].repeat(1, 8)
+    store = write(tmp_path / "s", numbered, held_out=100)
+    training = TRAINING.model_copy(update={"rows_memory_gb": buffer_gb(2048), "normalize": "none"})
+    prepared = prepare_rows(store, None, training)
+    assert isinstance(prepared, BufferedRows)
+    drawn = {seed: prepared.draw(np.random.default_rng(seed), 640) for seed in (0, 0, 1)}
+    numbers = {seed: set(rows[:, 0].int().tolist()) for seed, rows in drawn.items()}
+    assert [len(found) for found in numbers.values()] == [640, 640]
+    assert max(numbers[0] | numbers[1]) < prepared.n_train
+    # two seeds have a tenth in common, as two draws of a tenth of all have
+    assert len(numbers[0] & numbers[1]) < 0.25 * 640
+    assert np.ptp(list(numbers[0])) > 0.8 * 6300
+    again = prepared.draw(np.random.default_rng(0), 640)
+    assert torch.equal(drawn[0], again)
+    assert len(prepared.draw(np.random.default_rng(0), 10**6)) == prepared.n_train
+
+
 def test_training_from_a_store_resumes_to_the_same_bits(tmp_path, rows, small_blocks):
     store = write(tmp_path / "s", rows, held_out=200)
     training = TRAINING.model_copy(update={"rows_memory_gb": buffer_gb(512)})

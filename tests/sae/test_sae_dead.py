@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from husai.sae.bank import SAEBank, build_bank
 from husai.sae.dead import resample_dead_latents
 from husai.sae.engines.dense import DenseEngine, StepSettings, dense_loss
 from husai.sae.engines.sparse import SparseEngine
-from husai.sae.rows import prepare_rows
+from husai.sae.rows import draw_rows, prepare_rows
 from husai.sae.schedule import batch_rows, step_table
 from husai.sae.train import _Run
 
@@ -101,7 +102,9 @@ def test_resampling_follows_bricken() -> None:
         for tensor in moments.values():
             tensor.fill_(1.0)
     kept = {name: p.clone() for name, p in bank.parameters.items()}
-    assert resample_dead_latents(bank, x, BankTrainingConfig(), step=100) == [2]
+    assert resample_dead_latents(
+        bank, partial(draw_rows, x), len(x), BankTrainingConfig(), step=100
+    ) == [2]
     W_dec, W_enc = bank.parameters["W_dec"][0], bank.parameters["W_enc"][0]
     centred = torch.nn.functional.normalize(x - x.mean(0), dim=1)
     for latent in (2, 5):
@@ -125,7 +128,9 @@ def test_resampling_gives_no_two_seeds_the_same_directions() -> None:
     ]
     bank = build_bank(configs, x, x.mean(0))
     bank.since_fired[:] = 10**9
-    assert resample_dead_latents(bank, x, BankTrainingConfig(), step=100) == [8, 8]
+    assert resample_dead_latents(
+        bank, partial(draw_rows, x), len(x), BankTrainingConfig(), step=100
+    ) == [8, 8]
     cosine = bank.parameters["W_dec"][0] @ bank.parameters["W_dec"][1].T
     assert float(cosine.diagonal().max()) < 0.9
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -21,10 +23,10 @@ ROWS = 8192
 
 def resample_dead_latents(
     bank: SAEBank,
-    rows: torch.Tensor,
+    draw: Callable[[np.random.Generator, int], torch.Tensor],
+    n_rows: int,
     training: BankTrainingConfig,
     step: int,
-    n_rows: int | None = None,
 ) -> list[int]:
     """Restart dead latents at rows that the SAE reconstructs badly.
 
@@ -38,14 +40,16 @@ def resample_dead_latents(
     ----------
     bank
         Changed in place.
-    rows
-        Scaled training rows ``[n, d]``, or a sample of many.
+    draw
+        Gives scaled training rows ``[n, d]``, drawn with a generator: see
+        :class:`husai.sae.rows.Rows`. From all rows, and anew for each SAE: with a sample that
+        seeds share, the rows that are reconstructed worst would be the same ones in all of them.
+    n_rows
+        Training rows of a pass.
     training
         Dead window and whether decoder rows have norm 1.
     step
         Steps done.
-    n_rows
-        Rows of a pass, where ``rows`` are a sample.
 
     Returns
     -------
@@ -53,7 +57,7 @@ def resample_dead_latents(
         Latents resampled, per SAE.
     """
     counts = [0] * len(bank)
-    dead_all = bank.since_fired >= training.dead_after_passes * (n_rows or len(rows))
+    dead_all = bank.since_fired >= training.dead_after_passes * n_rows
     for index in bank.active():
         dead = torch.nonzero(dead_all[index]).flatten()
         config = bank.configs[index]
@@ -61,8 +65,7 @@ def resample_dead_latents(
         if not len(dead) or config.baseline != "none":
             continue
         generator = np.random.default_rng([config.init_seed, config.data_seed, step])
-        sample = generator.choice(len(rows), size=min(ROWS, len(rows)), replace=False)
-        x = rows[torch.from_numpy(sample)].to(bank.parameters["W_dec"])
+        x = draw(generator, ROWS).to(bank.parameters["W_dec"])
         p = {name: tensor[index] for name, tensor in bank.parameters.items()}
         centred = x - p["b_dec"]
         loss = (centred - _codes(bank, index, centred) @ p["W_dec"]).square().sum(1)

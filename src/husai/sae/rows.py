@@ -45,7 +45,11 @@ class Rows(Protocol):
 
     @property
     def sample(self) -> torch.Tensor:
-        """Scaled training rows for initial weights and resampling: all, or some of many."""
+        """Scaled training rows for initial weights: all, or some of many."""
+        ...
+
+    def draw(self, generator: np.random.Generator, n: int) -> torch.Tensor:
+        """Draw scaled training rows ``[n, d_in]``, or all where there are fewer."""
         ...
 
     def memory(self, seeds: Collection[int], device: torch.device) -> torch.Tensor:
@@ -61,6 +65,12 @@ class Rows(Protocol):
         holds them until the next call.
         """
         ...
+
+
+def draw_rows(rows: torch.Tensor, generator: np.random.Generator, n: int) -> torch.Tensor:
+    """Draw ``n`` of the rows, none twice; all of them in disorder where there are fewer."""
+    chosen = generator.choice(len(rows), size=min(n, len(rows)), replace=False)
+    return rows[torch.from_numpy(chosen)]
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,10 @@ class HeldRows:
     def sample(self) -> torch.Tensor:
         """All training rows."""
         return self.train
+
+    def draw(self, generator: np.random.Generator, n: int) -> torch.Tensor:
+        """Draw scaled training rows, none twice."""
+        return draw_rows(self.train, generator, n)
 
     def memory(self, seeds: Collection[int], device: torch.device) -> torch.Tensor:
         """All training rows."""

@@ -360,7 +360,7 @@ class _Run:
         if due and self.step <= self.training.resample_until_fraction * self.training.steps:
             with one_thread():
                 resample_dead_latents(
-                    self.bank, self.rows.sample, self.training, self.step, self.rows.n_train
+                    self.bank, self.rows.draw, self.rows.n_train, self.training, self.step
                 )
 
 
