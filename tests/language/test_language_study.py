@@ -95,6 +95,7 @@ def test_the_pages_name_the_hook(study):
     page = (study / "reporting" / "language_model.md").read_text()
     assert f"At `{HOOK}@all`" in page
     assert "there is no cross-entropy" in page
+    assert len(re.findall(r"^\| topk d24 k3 untrained \|", page, re.M)) > 2
     assert "nan" not in page.lower()
     assert (study / "reporting" / "language_model.png").stat().st_size > 10_000
 

@@ -36,19 +36,25 @@ def top_rows(
         ``[n, d_sae]`` descending, and the rows' numbers; 0 where a latent fires on fewer rows.
         Of equal activations the earlier row comes first.
     """
-    import torch
-
     n = min(n, len(rows))
-    best = torch.zeros(n, sae.config.d_sae)
-    numbers = torch.zeros(n, sae.config.d_sae, dtype=torch.int64)
+    latent, number = np.empty((2, 0), np.int64)
+    value = np.empty(0, np.float32)
     for begin in range(0, len(rows), CHUNK):
-        codes = sae.encode(rows[begin : begin + CHUNK].float())
-        together = torch.cat([best, codes])
-        own = torch.arange(begin, begin + len(codes))[:, None].expand(codes.shape)
-        all_numbers = torch.cat([numbers, own])
-        order = together.sort(dim=0, descending=True, stable=True).indices[:n]
-        best, numbers = together.gather(0, order), all_numbers.gather(0, order)
-    return best.numpy(), numbers.numpy()
+        # few latents fire on a row: what fires is sorted, not the whole table
+        codes = sae.encode(rows[begin : begin + CHUNK].float()).numpy()
+        row, own = np.nonzero(codes)
+        latent = np.concatenate([latent, own])
+        value = np.concatenate([value, codes[row, own]])
+        number = np.concatenate([number, row + begin])
+        order = np.lexsort((number, -value, latent))
+        latent, value, number = latent[order], value[order], number[order]
+        rank = np.arange(len(latent)) - np.searchsorted(latent, latent)
+        kept = rank < n
+        latent, value, number, rank = latent[kept], value[kept], number[kept], rank[kept]
+    best = np.zeros((n, sae.config.d_sae), np.float32)
+    numbers = np.zeros((n, sae.config.d_sae), np.int64)
+    best[rank, latent], numbers[rank, latent] = value, number
+    return best, numbers
 
 
 def contexts_table(

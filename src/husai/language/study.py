@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from husai.activations import Activations, activation_key, load_activations
 from husai.config import Position, as_position
+from husai.consistency import SCORES, ConsistencyConfig, SAERecord, seed_interval
+from husai.consistency.study.features import feature_table
+from husai.consistency.study.pairs import score_pair
+from husai.consistency.study.record import live_group
 from husai.language.config import (
     ContextsConfig,
     EvaluationConfig,
@@ -184,6 +190,68 @@ def describe_plan(
     densities = _densities(plan, saes)
     table = pd.concat(contexts, ignore_index=True).merge(densities, on=["sae_id", "latent"])
     return table, pd.concat(effects, ignore_index=True)
+
+
+def compare_untrained(
+    plan: pd.DataFrame, saes: TensorFiles, activations: TensorFiles, config: ConsistencyConfig
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compare the SAEs of the model at new initial weights, as those of the trained one are.
+
+    Returns
+    -------
+    groups
+        A row for each group, whose name ends in ``untrained``: mean PW-MCC over pairs of seeds
+        with its interval, ``mean``, ``low``, ``high``. Empty where there are no such SAEs.
+    features
+        A row for each SAE and live latent, as :mod:`husai.consistency` tabulates those of the
+        trained model.
+    """
+    members = {
+        str(name): {one: hook.saes[one] for one in part["sae_id"]}
+        for hook in saes_by_hook(plan, saes, activations, "untrained")
+        for name, part in hook.plan.groupby("group", sort=False)
+    }
+    return compare_seeds(members, config)
+
+
+def compare_seeds(
+    members: Mapping[str, Mapping[str, TrainedSAE]], config: ConsistencyConfig
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Match the SAEs of every group, by name, that differ in their seed: PW-MCC and features.
+
+    Returns
+    -------
+    groups, features
+        See :func:`compare_untrained`.
+    """
+    groups: list[dict[str, Any]] = []
+    features: list[pd.DataFrame] = []
+    score = SCORES["pw_mcc"]
+    for name, own in members.items():
+        live = live_group([_record(sae, one, name) for one, sae in own.items()], config)
+        W = np.zeros((len(live), len(live)))
+        matches = {}
+        for s, t in combinations(range(len(live)), 2):
+            pair = score_pair(live[s], live[t], config, scores=[score])
+            W[s, t] = W[t, s] = pair.values[score.name, False].value
+            matches[s, t] = pair.matches[False]
+        features.append(feature_table(name, live, "full", matches, config))
+        if len(live) > 1:
+            interval = seed_interval(W, level=config.level, bounds=(0.0, 1.0))
+            ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+            groups.append({"group": name, "n_seeds": len(live), **ends})
+    return pd.DataFrame(groups), pd.concat(features) if features else pd.DataFrame()
+
+
+def _record(sae: TrainedSAE, sae_id: str, group: str) -> SAERecord:
+    return SAERecord(
+        id=sae_id,
+        architecture=sae.config.architecture,
+        seed=sae.config.init_seed,
+        W_dec=sae.W_dec.numpy(),
+        firing_rate=sae.density.numpy(),
+        group=group,
+    )
 
 
 def _densities(plan: pd.DataFrame, saes: TensorFiles) -> pd.DataFrame:

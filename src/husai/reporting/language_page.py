@@ -37,6 +37,8 @@ class LanguageTables:
         Of the activations, a row per hook.
     groups, features
         Of the comparison of seeds.
+    untrained_groups, untrained_features
+        The same of the model at new initial weights; empty where it was not read.
     metrics, probes, probe_summary
         Of :mod:`husai.language`.
     """
@@ -44,6 +46,8 @@ class LanguageTables:
     statistics: pd.DataFrame
     groups: pd.DataFrame
     features: pd.DataFrame
+    untrained_groups: pd.DataFrame
+    untrained_features: pd.DataFrame
     metrics: pd.DataFrame
     probes: pd.DataFrame
     probe_summary: pd.DataFrame
@@ -59,13 +63,15 @@ class FigureTables(NamedTuple):
 
 def figure_tables(tables: LanguageTables, level: float) -> FigureTables:
     """Gather what the picture of a language model's study shows."""
-    features = own_features(tables.features, str(tables.groups["hook"].iloc[0]))
+    hook = str(tables.groups["hook"].iloc[0])
+    features = own_features(tables.features, hook)
     chosen, _ = chosen_latents(tables.probes)
-    untrained = tables.metrics.loc[tables.metrics["model"] == "untrained", "group"]
+    twin = own_features(tables.untrained_features, "")
+    untrained = set(twin["group"].astype(str)) if len(twin) else set()
     return FigureTables(
-        by_density(features, level),
+        by_density(pd.concat([features, twin]), level),
         by_probe(features, chosen, level),
-        tuple(sorted(set(untrained.astype(str)))),
+        tuple(sorted(untrained)),
     )
 
 
@@ -95,8 +101,9 @@ def language_page(
     """
     hook = str(tables.groups["hook"].iloc[0])
     features = own_features(tables.features, hook)
-    chosen, k = chosen_latents(tables.probes)
+    _, k = chosen_latents(tables.probes)
     metrics = metrics_by_group(tables.metrics, level)
+    shown = figure_tables(tables, level)
     return render(
         "language_study.md.j2",
         origin=origin,
@@ -106,9 +113,9 @@ def language_page(
         threshold=threshold,
         level=level,
         statistics=records(tables.statistics),
-        groups=_group_rows(tables.groups, features, hook, level),
-        by_density=records(by_density(features, level)),
-        by_probe=records(by_probe(features, chosen, level)),
+        groups=_group_rows(tables, features, hook, level),
+        by_density=records(shown.by_density),
+        by_probe=records(shown.by_probe),
         probed=k,
         metrics=metrics,
         by_change=any("output_change_score" in row for row in metrics),
@@ -118,8 +125,14 @@ def language_page(
 
 
 def own_features(features: pd.DataFrame, hook: str) -> pd.DataFrame:
-    """Features of one hook's SAEs in all dimensions, with whether every other seed has them."""
-    own = features[(features["space"] == "full") & (features["hook"] == hook)]
+    """Features of one hook's SAEs in all dimensions, with whether every other seed has them.
+
+    Those of the untrained model are of one hook, and do not name it.
+    """
+    if features.empty:
+        return features
+    own = features[features["space"] == "full"]
+    own = own[own["hook"] == hook] if hook else own
     own = own[own["n_other_seeds"] > 0]
     return own.assign(everywhere=own["n_seeds_found"] == own["n_other_seeds"])
 
@@ -193,15 +206,32 @@ def _over_seeds(features: pd.DataFrame, kind: str, kinds: list[str], level: floa
 
 
 def _group_rows(
-    groups: pd.DataFrame, features: pd.DataFrame, hook: str, level: float
+    tables: LanguageTables, features: pd.DataFrame, hook: str, level: float
 ) -> list[dict[str, Any]]:
-    scores = groups[(groups["hook"] == hook) & (groups["score"] == "pw_mcc")]
-    scores = scores[~scores["signed"].astype(bool) & (scores["space"] == "full")]
-    shares = _over_seeds(features.assign(all="all"), "all", ["all"], level)
+    """Rows of the trained groups with their nulls, then of the untrained ones, which have none."""
+    groups = tables.groups
+    own = groups[(groups["hook"] == hook) & ~groups["signed"].astype(bool)]
+    own = own[own["space"] == "full"]
+    scores = own[own["score"] == "pw_mcc"]
+    found = own[own["score"] == "matched_fraction"].set_index("group")
+    scores = scores.assign(
+        matched=scores["group"].map(found["mean"]),
+        matched_low=scores["group"].map(found["low"]),
+        matched_high=scores["group"].map(found["high"]),
+        matched_permuted=scores["group"].map(found["permuted_mean"]),
+    )
+    twin = own_features(tables.untrained_features, "")
+    known = pd.concat([features, twin])
+    shares = _over_seeds(known.assign(all="all"), "all", ["all"], level)
     if shares.empty:
         return []
     kept = [c for c in shares.columns if c.startswith(("group", "features", "every"))]
-    return records(scores.merge(shares[kept], on="group", how="left"))
+    fvu = 1 - tables.metrics.groupby("group")["explained_variance"].mean()
+    untrained = tables.untrained_groups
+    if len(untrained):
+        untrained = untrained.assign(fvu=untrained["group"].map(fvu))
+    together = pd.concat([scores, untrained], ignore_index=True)
+    return records(together.merge(shares[kept], on="group", how="left"))
 
 
 def metrics_by_group(metrics: pd.DataFrame, level: float) -> list[dict[str, Any]]:

@@ -77,3 +77,15 @@ def describe(
     return describe_plan(
         sae_plan, saes, activations, tokens, text_documents, language_model, reading, contexts
     )
+
+
+def compare_untrained(
+    sae_plan: pd.DataFrame,
+    saes: TensorFiles,
+    activations: TensorFiles,
+    consistency: ConsistencyConfig,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Say how well the features of the model at new initial weights come back."""
+    from husai.language import study
+
+    return study.compare_untrained(sae_plan, saes, activations, consistency)

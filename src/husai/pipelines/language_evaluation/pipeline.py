@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from husai.pipelines.language_evaluation.nodes import describe, evaluate, probe
+from husai.pipelines.language_evaluation.nodes import compare_untrained, describe, evaluate, probe
 
 PLANNED = ["sae_plan", "saes", "activations"]
 MODEL = ["params:language_model", "params:reading"]
@@ -37,6 +37,12 @@ def create_pipeline() -> Pipeline:
                 inputs=[*PLANNED, "text_tokens", "text_documents", *MODEL, "params:contexts"],
                 outputs=["feature_contexts", "feature_logits"],
                 name="find_contexts",
+            ),
+            Node(
+                compare_untrained,
+                inputs=[*PLANNED, "params:consistency"],
+                outputs=["untrained_groups", "untrained_features"],
+                name="compare_untrained",
             ),
         ],
         namespace="language_evaluation",  # one box in Kedro-Viz until it is opened

@@ -22,6 +22,8 @@ def create_pipeline() -> Pipeline:
                     "statistics": "activation_statistics",
                     "groups": "consistency_groups",
                     "features": "consistency_features",
+                    "untrained_groups": "untrained_groups",
+                    "untrained_features": "untrained_features",
                     "metrics": "language_metrics",
                     "probes": "probe_results",
                     "probe_summary": "probe_summary",
