@@ -26,6 +26,7 @@ import torch
 from torch.nn import functional
 
 from husai.activations import ActivationStore
+from husai.campaign.plan import records
 from husai.consistency import ConsistencyConfig, mean_interval
 from husai.consistency.analyses.gate import convergence_gate, decay_start
 from husai.language.study import compare_seeds
@@ -110,7 +111,9 @@ def layer_outputs(W: Mapping[str, torch.Tensor], ids: torch.Tensor, heads: int) 
     for number in range(LAYERS):
         at = f"encoder.layer.{number}"
         q, k, v = (
-            linear(x, f"{at}.attention.self.{name}").unflatten(2, (heads, -1)).transpose(1, 2)
+            linear(x, f"{at}.attention.self.{name}")
+            .reshape(len(ids), length, heads, -1)
+            .transpose(1, 2)
             for name in ("query", "key", "value")
         )
         mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -135,9 +138,9 @@ def rows_of(folder: Path, device: torch.device) -> tuple[torch.Tensor, torch.Ten
     start = torch.cumsum(length, 0) - length
     first_row = torch.cumsum(length - 2, 0) - (length - 2)
     rows = torch.empty(int((length - 2).sum()), W["embeddings.LayerNorm.weight"].shape[0])
-    for n in length.unique().tolist():
+    for n in np.unique(length.numpy()).tolist():
         contexts = torch.nonzero(length == n).flatten()
-        for part in contexts.split(max(1, 65536 // n)):
+        for part in torch.split(contexts, max(1, 65536 // n)):
             batch = ids[start[part][:, None] + torch.arange(n)].to(device)
             with torch.no_grad():
                 found = layer_outputs(W, batch, heads=12)[:, 1:-1].cpu()
@@ -237,9 +240,11 @@ def page(out: Path) -> str:
         features["firing_rate"], [0, 1e-3, 1e-2, 1], labels=["rare", "middle", "often"]
     )
     rows = []
-    for row in groups.to_dict("records"):
+    for row in records(groups):
         own = features[(features["group"] == row["group"]) & (features["steps"] == row["steps"])]
-        shares = {"all": own, **{str(k): part for k, part in own.groupby("density", observed=True)}}
+        shares = {"all": own}
+        for name, part in own.groupby("density", observed=True):
+            shares[str(name)] = part
         for name, part in shares.items():
             per_seed = part.groupby("id")["everywhere"].mean()
             interval = mean_interval(per_seed, bounds=(0.0, 1.0))
@@ -264,7 +269,7 @@ def page(out: Path) -> str:
         "rare | middle | often |",
         "|---" * 12 + "|",
     ]
-    text += [_line(row) for row in table.sort_values(["group", "steps"]).to_dict("records")]
+    text += [_line(row) for row in records(table.sort_values(["group", "steps"]))]
     RESULTS.mkdir(parents=True, exist_ok=True)
     kept = [column for column in table.columns if not column.startswith("text_")]
     table[kept].round(5).to_csv(RESULTS / "longer.csv", index=False)
@@ -291,11 +296,11 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     given = parser.parse_args()
     if given.what == "pack":
-        pack(*given.folders)
+        pack(given.folders[0], given.folders[1])
     elif given.what == "run":
-        run(*given.folders, tuple(given.lengths))
+        run(given.folders[0], given.folders[1], tuple(given.lengths))
     else:
-        print(page(*given.folders))
+        print(page(given.folders[0]))
 
 
 if __name__ == "__main__":

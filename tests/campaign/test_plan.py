@@ -202,6 +202,12 @@ def test_widths_may_train_differently_and_untrained_ones_be_fewer():
     untrained = plan[plan["model"] == "untrained"]
     assert set(untrained["d_sae"]) == {16}
     assert untrained["group"].nunique() == 3
+    plan_of_one = make_plan(
+        untrained="grid", untrained_d_sae=(16,), untrained_architectures=("topk",)
+    )
+    untrained = plan_of_one[plan_of_one["model"] == "untrained"]
+    assert set(untrained["architecture"]) == {"topk"}
+    assert set(untrained["d_sae"]) == {16}
     # another training is another SAE; the others keep their names
     assert set(plan["sae_id"]) & set(make_plan()["sae_id"]) == {
         row["sae_id"] for row in records(make_plan()) if row["d_sae"] == 16

@@ -136,6 +136,9 @@ class PlanConfig(Config):
     untrained_d_sae: Listed[Latents] | None = Field(
         default=None, description="only settings of these widths; left out: of all"
     )
+    untrained_architectures: Listed[Name] | None = Field(
+        default=None, description="only settings of these architectures; left out: of all"
+    )
 
     @field_validator("architectures", "variants", mode="before")
     @classmethod
@@ -256,9 +259,9 @@ def _all_settings(config: PlanConfig) -> Iterator[_Setting]:
     yield from _settings(config)
     if config.untrained == "none":
         return
-    widths = config.untrained_d_sae
+    only = {"d_sae": config.untrained_d_sae, "architecture": config.untrained_architectures}
     for setting in _settings(config):
-        if widths is not None and setting.fields["d_sae"] not in widths:
+        if any(allowed and setting.fields[name] not in allowed for name, allowed in only.items()):
             continue
         if config.untrained == "all" or not setting.variant:
             yield replace(setting, name=setting.name + UNTRAINED, model="untrained")

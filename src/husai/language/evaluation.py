@@ -56,7 +56,7 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = {
 
 
 def reconstruction_metrics(sae: TrainedSAE, rows: torch.Tensor) -> dict[str, float]:
-    """Measure an SAE on rows of its activations ``[n, d]``, in float64.
+    """Measure an SAE on rows of its activations ``[n, d]``, with sums in float64.
 
     Returns
     -------
@@ -78,9 +78,8 @@ def reconstruction_metrics(sae: TrainedSAE, rows: torch.Tensor) -> dict[str, flo
     square = 0.0
     fired = torch.zeros(sae.config.d_sae, dtype=torch.float64)
     for chunk in torch.split(rows, CHUNK):
-        x = chunk.double()
-        f = sae.encode(x)
-        x_hat = sae.decode(f)
+        f = sae.encode(chunk.float())
+        x, x_hat = chunk.double(), sae.decode(f).double()
         residual = x - x_hat
         norm_in, norm_out, dot = x.norm(dim=1), x_hat.norm(dim=1), (x * x_hat).sum(1)
         total["error"] += float(residual.square().sum())
@@ -91,7 +90,7 @@ def reconstruction_metrics(sae: TrainedSAE, rows: torch.Tensor) -> dict[str, flo
         total["out_square"] += float(norm_out.square().sum())
         total["dot"] += float(dot.sum())
         total["l0"] += float((f > 0).sum())
-        total["l1"] += float(f.sum())
+        total["l1"] += float(f.sum(dtype=torch.float64))
         fired += (f > 0).sum(0)
         sums += torch.stack([x.sum(0), residual.sum(0)])
         square += float(x.square().sum())
