@@ -219,7 +219,7 @@ def run(folder: Path, out: Path, lengths: tuple[int, ...] = LENGTHS) -> None:
                 group = f"{kind} d{d_sae}"
                 members = {group: {f"s{seed}": sae for seed, sae in zip(SEEDS, saes, strict=True)}}
                 scores, features = compare_seeds(members, ConsistencyConfig())
-                row = {**group_row(saes, group), **scores.iloc[0].to_dict()}
+                row = group_row(saes, group) | records(scores)[0]
                 row |= {"steps": steps, "passes": steps * BATCH / len(rows), "seconds": seconds}
                 found.append(row)
                 kept = ["group", "id", "latent", "n_other_seeds", "n_seeds_found"]
