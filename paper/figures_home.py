@@ -289,12 +289,13 @@ def transformers() -> Figure:
     left.set(xlabel="latents (TopK)", ylabel=f"answers of {classes:.0f} with a feature")
     left.legend(
         handles=[
-            Line2D([], [], color=BLUE, label="over 3 frequencies"),
+            Line2D([], [], color=BLUE, label="over 3 in effect"),
             Line2D([], [], color="#999999", label="fewer"),
             Line2D([], [], color=BLACK, ls="-", label="early stop"),
             Line2D([], [], color=BLACK, ls="--", label="cleaned up"),
         ],
-        loc="center left",
+        loc="upper left",
+        bbox_to_anchor=(0, 0.93),
         fontsize=6.5,
     )
     letter(left, "a")
