@@ -4,8 +4,8 @@ r"""What is bit-equal on this machine, and how far its numbers are from another 
 
 trains a tiny study (planted rows, four architectures, two engines) on one thread, again on two
 threads, one by one instead of in a bank, and interrupted and resumed, and compares bits. It needs
-NumPy, SciPy, numba and torch, and neither Kedro nor MLflow; it takes about a minute on one core, and half a
-minute more the first time, while numba compiles.
+NumPy, SciPy, numba and torch, and neither Kedro nor MLflow; it takes about a minute on one core,
+and half a minute more the first time, while numba compiles.
 
 It writes NAME.json (fingerprints and differences), NAME.safetensors (the weights) and NAME/ (three
 SAEs as files) in benchmarks/results/reproducibility, and the page beside that folder from all
