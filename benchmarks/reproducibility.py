@@ -12,6 +12,10 @@ SAEs as files) in benchmarks/results/reproducibility, and the page beside that f
 machines' files. FILE is the .safetensors of another machine: how far the weights are from it, by
 step of training; and how far the scores that both give to that machine's three files are apart.
 
+SAEs of a machine from which no more came back than NAME/ are compared by
+
+    python benchmarks/reproducibility.py NAME --against FILE --trained --machine "processor, ..."
+
 The instructions of an older processor, on the same machine:
 
     ATEN_CPU_CAPABILITY=default OPENBLAS_CORETYPE=Nehalem NUMBA_CPU_NAME=nehalem \
@@ -48,7 +52,7 @@ from husai.compare.files import load_saes
 from husai.consistency import pw_mcc
 from husai.provenance import versions
 from husai.sae import BankTrainingConfig, SAEConfig, save_sae, train_bank
-from husai.sae.trained import TrainedSAE
+from husai.sae.trained import TrainedSAE, read_sae
 from husai.tasks import PlantedConfig, planted_dictionary
 
 RESULTS = Path(__file__).parent / "results" / "reproducibility"
@@ -305,8 +309,84 @@ def study(rows: np.ndarray, theirs: Weights | None, files: Path) -> tuple[dict[s
     return found, weights
 
 
-def scores_line(found: Mapping[str, Any]) -> str:
+def trained_elsewhere(files: Path, against: Path, about: str) -> dict[str, Any]:
+    """Compare three SAEs that another machine trained with those of ``against``: all there is."""
+    saes = [read_sae(files / f"seed{seed}.safetensors") for seed in SEEDS]
+    theirs = load_file(against)
+    mine = {
+        "start": np.stack([sae.W_dec_init.numpy() for sae in saes]),
+        "end": np.stack([sae.W_dec.numpy() for sae in saes]),
+    }
+    other = [read_sae(against.with_suffix("") / f"seed{seed}.safetensors") for seed in SEEDS]
+    same_rows = [
+        sae.provenance["rows"]["fingerprint"] == one.provenance["rows"]["fingerprint"]
+        for sae, one in zip(saes, other, strict=True)
+    ]
+    apart_by = {step: apart(value, theirs[f"{SCORED}, {step}"]) for step, value in mine.items()}
+    one = {
+        **scores(saes),
+        "all_weights_have_the_same_bits": digest(*tensors(saes)) == digest(*tensors(other)),
+        "from_the_other_machine": apart_by,
+    }
+    return {
+        "machine": {"as_reported": about, "torch": saes[0].provenance["torch"]},
+        "against": against.stem,
+        "rows_have_the_same_bits": all(same_rows),
+        "trained": {SCORED: one},
+    }
+
+
+def trained_lines(name: str, found: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What the page says of a machine from which three SAEs alone came back."""
+    said = "had the same bits" if found["rows_have_the_same_bits"] else "differed"
+    same = all(one["all_weights_have_the_same_bits"] for one in found["trained"].values())
+    lines = [
+        "",
+        f"### {name} against {found['against']}",
+        "",
+        f"{found['machine']['as_reported']}. Three SAEs were trained there, and nothing else came "
+        f"back: single operations, other engines and architectures, and scores of the same files "
+        f"were not compared with this machine. The rows that they were trained on {said}; the same "
+        f"bits of all weights: {'yes' if same else 'no'}.",
+        "",
+        *DISTANCES,
+    ]
+    for setting, one in found["trained"].items():
+        lines += distance_rows(setting, one["from_the_other_machine"])
+    lines += ["", *SCORES]
+    for setting, one in found["trained"].items():
+        lines.append(score_row(setting, one, other["study"][setting]))
+    return lines
+
+
+DISTANCES = (
+    "| setting | step | largest difference of a weight | least cosine of a feature | "
+    "features below .99 | PW-MCC of a seed with itself |",
+    "|---|---|---|---|---|---|",
+)
+SCORES = ("| setting | PW-MCC over seeds | there | FVU | there |", "|---|---|---|---|---|")
+
+
+def distance_rows(setting: str, by_step: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """How far the weights are apart, a row for each step."""
+    return [
+        f"| {setting} | {step} | {one['largest_difference']:.1e} | "
+        f"{one['least_cosine_of_a_feature']:.4f} | {one['share_of_features_below_0.99']:.1%} | "
+        f"{one['pw_mcc_of_one_seed_with_itself']:.4f} |"
+        for step, one in by_step.items()
+    ]
+
+
+def score_row(setting: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """What a study would report on both machines."""
+    numbers = (one[key] for key in ("pw_mcc", "fvu") for one in (ours, theirs))
+    return f"| {setting} | {' | '.join(f'{number:.4f}' for number in numbers)} |"
+
+
+def scores_line(found: Mapping[str, Any] | None) -> str:
     """What two machines' numbers of the same files have in common, as a sentence."""
+    if found is None:
+        return "not measured."
     equal = f"{found['same_bits']} of {found['numbers']} numbers have the same bits"
     partners = found["partners_that_differ"]
     matched = (
@@ -322,7 +402,9 @@ def scores_line(found: Mapping[str, Any]) -> str:
 
 def page() -> str:
     """What all machines together found, as a page."""
-    every = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    read = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    every = {name: found for name, found in read.items() if "study" in found}
+    partial_ones = {name: found for name, found in read.items() if "trained" in found}
     lines = [
         "# What is bit-equal, and how far machines are apart",
         "",
@@ -366,30 +448,17 @@ def page() -> str:
             f"{bits}The same bits: {', '.join(same) or 'none'}.",
             "",
             "The same three files, scored on both (all that `husai compare --activations` writes: "
-            f"scores, nulls, intervals): {scores_line(found['scores'])}",
+            f"scores, nulls, intervals): {scores_line(found.get('scores'))}",
             "",
-            "| setting | step | largest difference of a weight | least cosine of a feature | "
-            "features below .99 | PW-MCC of a seed with itself |",
-            "|---|---|---|---|---|---|",
+            *DISTANCES,
         ]
         for setting, one in found["study"].items():
-            for step, apart_by in one["from_the_other_machine"].items():
-                numbers = list(apart_by.values())
-                lines.append(
-                    f"| {setting} | {step} | {numbers[0]:.1e} | {numbers[1]:.4f} | "
-                    f"{numbers[2]:.1%} | {numbers[3]:.4f} |"
-                )
-        lines += [
-            "",
-            "| setting | PW-MCC over seeds | there | FVU | there |",
-            "|---|---|---|---|---|",
-        ]
+            lines += distance_rows(setting, one["from_the_other_machine"])
         other = every[found["against"]]["study"]
-        lines += [
-            f"| {setting} | {one['pw_mcc']:.4f} | {other[setting]['pw_mcc']:.4f} | "
-            f"{one['fvu']:.4f} | {other[setting]['fvu']:.4f} |"
-            for setting, one in found["study"].items()
-        ]
+        lines += ["", *SCORES]
+        lines += [score_row(name, one, other[name]) for name, one in found["study"].items()]
+    for name, found in partial_ones.items():
+        lines += trained_lines(name, found, every[found["against"]])
     return "\n".join(lines) + "\n"
 
 
@@ -398,29 +467,58 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("name", help="of this machine, in the names of the files")
     parser.add_argument("--against", type=Path, help="the .safetensors of another machine")
+    parser.add_argument("--trained", action="store_true", help="compare the files of NAME/ alone")
+    parser.add_argument("--machine", help="what trained them: processor, versions")
     options = parser.parse_args()
-    theirs = load_file(options.against) if options.against else None
+    if options.trained and not (options.against and options.machine):
+        parser.error("--trained needs --against and --machine")
+    theirs = other = None
+    if options.against:
+        theirs, other = load_file(options.against), reference(options.against)
     began = time.perf_counter()
     torch.set_num_threads(1)
     rows, _ = planted_dictionary(PlantedConfig.model_validate(WORLD)).sample(4096)
+    files = RESULTS / options.name
+    files.mkdir(parents=True, exist_ok=True)
+    if options.trained:
+        write(options.name, trained_elsewhere(files, options.against, options.machine))
+        return
     result: dict[str, Any] = {"machine": machine(), "operations": elementary(rows)}
-    if options.against:
-        other = json.loads(options.against.with_suffix(".json").read_text())
+    if other is not None:
         result["against"] = options.against.stem
         result["operations_that_differ"] = [
             name for name, bits in result["operations"].items() if other["operations"][name] != bits
         ]
-    files = RESULTS / options.name
-    files.mkdir(parents=True, exist_ok=True)
     result["study"], weights = study(rows, theirs, files)
-    if options.against:
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    # what was measured is kept, whatever becomes of the scores
+    save_file(weights, RESULTS / f"{options.name}.safetensors")
+    write(options.name, result)
+    if other is None:
+        result["scores_of_own_files"] = scores_of_files(files, rows)
+    else:
         ours = scores_of_files(options.against.with_suffix(""), rows)
         result["scores"] = scores_apart(ours, other["scores_of_own_files"])
-    else:
-        result["scores_of_own_files"] = scores_of_files(files, rows)
     result["seconds"] = round(time.perf_counter() - began, 1)
-    save_file(weights, RESULTS / f"{options.name}.safetensors")
-    (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write(options.name, result)
+
+
+def reference(against: Path) -> dict[str, Any]:
+    """What another machine found, checked to be whole before anything is trained."""
+    other: dict[str, Any] = json.loads(against.with_suffix(".json").read_text())
+    missing = [
+        path
+        for seed in SEEDS
+        if not (path := against.with_suffix("") / f"seed{seed}.safetensors").is_file()
+    ]
+    if missing or "scores_of_own_files" not in other:
+        sys.exit(f"{missing[0] if missing else against}: not there; bring all of {against.stem}*")
+    return other
+
+
+def write(name: str, result: Mapping[str, Any]) -> None:
+    """Write what was found on a machine, and the page of all machines."""
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     RESULTS.with_suffix(".md").write_text(page())
     print(RESULTS.with_suffix(".md"))
 

@@ -37,7 +37,9 @@ def pages(tmp_path_factory):
     for name in sorted(path.stem for path in PAPER.glob("figures*.py")):
         found = script(name)
         if hasattr(found, "main"):
-            found.main()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", [name])
+                found.main()
     build = script("build")
     folder = tmp_path_factory.mktemp("pages")
 
