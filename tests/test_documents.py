@@ -59,7 +59,7 @@ def test_every_slide_and_the_poster_fit_their_page(pages):
 
 
 def test_the_paper_and_the_supplement_have_their_pages(pages):
-    assert pages["paper"] >= 1
+    assert pages["paper"] >= 15
     assert pages["supplement"] >= 20
 
 
