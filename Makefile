@@ -1,5 +1,5 @@
-# Everything a newcomer types. Each target sets up what it needs on a bare machine with
-# Python >= 3.11: a virtual environment in .venv, filled from requirements.lock.
+# The commands of the project: `make help` lists them. Each target sets up what it needs on a machine
+# with Python 3.11 or newer: a virtual environment in .venv, filled from requirements.lock.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -24,7 +24,7 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY)    ## the whole home study: kedro run
 	$(BIN)/kedro run
 
-test: $(READY)   ## the test suite, the whole chain on a tiny study included
+test: $(READY)   ## the test suite, including all pipelines on a tiny study
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## ruff and mypy strict
@@ -54,33 +54,33 @@ results: $(READY) ## copy the last study's pages, with the pictures they show, t
 	$(BIN)/python docs/run_costs.py docs/results/costs.csv data/mlflow.db
 	test ! -f data/features/cards.parquet || $(BIN)/python docs/feature_maps.py data docs/results/maps
 
-campaign-results: $(READY) ## likewise those of kedro run --env=campaign, and its tables
+campaign-results: $(READY) ## copy the pages and tables of kedro run --env=campaign to docs/results/campaign
 	$(BIN)/python docs/copy_results.py data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
 	$(call as_csv,data/campaign,saes/table saes/loss_recovery consistency/groups consistency/settings,docs/results/campaign)
 
-notebooks: $(READY) ## run the notebooks over the last study and keep their outputs
+notebooks: $(READY) ## run the notebooks on the last study and save their outputs
 	$(BIN)/python notebooks/run.py
 
-planted-results: $(READY) ## likewise those of kedro run --pipelines=planted_truth
+planted-results: $(READY) ## copy the page and tables of kedro run --pipelines=planted_truth to docs/results
 	mkdir -p docs/results/planted_truth
 	cp data/planted_truth/planted_truth.md data/planted_truth/calibration.png docs/results/planted_truth/
 	$(call as_csv,data/planted_truth,settings planes calibration detectors gate,docs/results/planted_truth)
 
-transformers: $(READY) ## train the shipped transformers again (hours; other weights elsewhere)
+transformers: $(READY) ## train the shipped transformers again (hours; weights differ between machines)
 	$(BIN)/python benchmarks/ship_transformers.py data/shipped --shipped early_stop
 	$(BIN)/python benchmarks/ship_transformers.py data/shipped --shipped cleaned_up
 
-bench: $(READY)  ## the benchmarks that need no peers' packages
+bench: $(READY)  ## time a training step of the transformer
 	$(BIN)/python benchmarks/transformer_step.py
 
 lm: $(READY)     ## the study of a small language model: kedro run --env=lm
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-lm.txt
 	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env=lm
 
-viz: $(READY)    ## the pipelines in the browser
+viz: $(READY)    ## the pipelines, tables and figures in the browser (Kedro-Viz)
 	$(BIN)/kedro viz run --host 127.0.0.1
 
-ui: $(READY)     ## the tracked runs in the browser
+ui: $(READY)     ## the tracked runs in the browser (MLflow)
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri "sqlite:///$${HUSAI_DATA_DIR:-$(CURDIR)/data}/mlflow.db"
 
 lock: $(READY)   ## pin what is installed now
@@ -91,15 +91,15 @@ lock: $(READY)   ## pin what is installed now
 	.venv-docs/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.lock
 	@touch $@
 
-docs: .venv-docs/.ready ## the documentation as a site: build/site/index.html, readable from disk
+docs: .venv-docs/.ready ## build the documentation site: build/site/index.html, which opens from disk
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
 
-paper: $(READY)  ## the paper and what is made with it, from the committed results: build/paper
+paper: $(READY)  ## build the paper, supplement, slides and poster from the committed results: build/paper
 	$(BIN)/python paper/figures.py
 	$(BIN)/python paper/figures_talk.py
 	$(BIN)/python paper/build.py --fonts $(VENV)/lib/python3*/site-packages/matplotlib/mpl-data/fonts/ttf
 
-release-check: $(READY) ## build sdist and wheel, install each in a fresh environment, try it there
+release-check: $(READY) ## build sdist and wheel, install each in a fresh environment, test it there
 	$(BIN)/python .ci/release_check.py
 
 clean:           ## remove the environment (data stays)
