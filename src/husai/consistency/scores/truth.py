@@ -260,7 +260,8 @@ TRUTH_SCORES: tuple[Score, ...] = (
     Score(
         "truth_uniqueness",
         "uniqueness against the truth",
-        "share of latents whose nearest true feature no other latent has (arXiv 2602.14687)",
+        "number of different true features that are the nearest of some latent, divided by the "
+        "number of latents (arXiv 2602.14687)",
         _DIRECTIONS,
         lambda pair, signed: distinct_share(pair.nearest(signed).a_index),
         signs=(False,),
