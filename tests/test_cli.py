@@ -203,7 +203,7 @@ def test_bad_options_are_refused_before_the_work(
         (["--input-scale", "0"], "'--input-scale': 0.0 is not above 0"),
         (["--input-scale", "nan"], "'--input-scale': nan is not a finite number"),
         (["--k", str(10**30)], "'--k'"),
-        (["--resume", folder / "s0.npy"], "s0.npy is a file; name a folder"),
+        (["--resume", folder / "s0.npy"], "s0.npy is a file; give a folder"),
         (["--activations", folder / "narrow.npy"], "narrow.npy: rows of 7 numbers; the SAEs read"),
         (["--activations", folder / "still.npy"], "still.npy: all rows are equal"),
         (["--format", "pickle"], "'--format'"),

@@ -1,3 +1,3 @@
-"""HUSAI: would I find these features again?"""
+"""HUSAI: measure which features of sparse autoencoders are found again with another seed."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
-"""The boundary around files that others wrote: any failure is one line with the file's name.
+"""Read files that other programs wrote; any failure is an error of one line with the file's name.
 
-Nothing here runs code from a file, and nothing is allocated before its size has been compared with
-the size of the file.
+No function here runs code from a file. No memory is allocated before the size that a file claims
+has been compared with the size that it has.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     import torch
 
 LARGEST_JSON = 16 * 2**20
-"""Bytes of the largest configuration that is read."""
+"""Size in bytes of the largest configuration file that is read."""
 
 MOST_DEFLATED = 64
-"""How many times its packed size an archive may unpack to: numbers do not compress further."""
+"""Largest ratio of unpacked to packed size of an archive: numbers do not compress further."""
 
 ALWAYS_UNPACKED = 64 * 2**20
-"""Bytes that an archive may always unpack to, however small it is."""
+"""Unpacked size in bytes that every archive may have, however small it is."""
 
 REAL_KINDS = "fiu"
 """Kinds of NumPy dtypes that are real numbers; timedelta64 and complex are not."""
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-"""What makes a terminal write in bold, as torch's errors do."""
+"""Terminal codes for bold text, which torch's errors contain."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 
@@ -57,12 +57,12 @@ def reading(path: Path) -> Iterator[None]:
             raise
         raise InputError(f"{path}: {_one_line(error)}") from error
     except RecursionError as error:
-        raise InputError(f"{path}: nested too deeply to be read; check its origin") from error
+        raise InputError(f"{path}: nested too deeply to be read; check the file") from error
     except MemoryError as error:
         raise InputError(f"{path}: does not fit in memory") from error
     except Exception as error:
         raise InputError(
-            f"{path}: not a whole file of its kind ({type(error).__name__}: {_one_line(error)})"
+            f"{path}: incomplete or of another format ({type(error).__name__}: {_one_line(error)})"
         ) from error
 
 
@@ -101,11 +101,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        When it is missing, too large, or no JSON object.
+        When it is missing, too large, or not a JSON object.
     """
     with reading(path):
         if check_file(path) > LARGEST_JSON:
-            raise InputError(f"{path}: larger than {LARGEST_JSON} bytes; not a configuration")
+            raise InputError(
+                f"{path}: larger than {LARGEST_JSON} bytes, too large for a configuration"
+            )
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -123,7 +125,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     Raises
     ------
     InputError
-        When it is missing or not a whole safetensors file.
+        When it is missing or not a complete safetensors file.
     """
     from safetensors import safe_open
 
@@ -131,7 +133,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         check_file(path)
         with safe_open(str(path), framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            # a tensor of a type that torch does not know is left for the one who asks for it
+            # a tensor whose type torch does not know is an error only when it is used
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
@@ -163,8 +165,8 @@ def read_pt(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        When it is missing, torn, holds anything but tensors and plain values, or would take more
-        memory than the file has bytes.
+        When it is missing or incomplete, holds anything but tensors and plain values, or would
+        need more memory than the file has bytes.
     """
     import torch
 
@@ -172,12 +174,12 @@ def read_pt(path: Path) -> dict[str, Any]:
         size = check_file(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                # torch stores, and never deflates
+                # torch never compresses
                 unpacked = sum(member.file_size for member in archive.infolist())
             if unpacked > size:
                 raise InputError(
-                    f"{path}: would unpack to {unpacked:,} bytes from {size:,}; torch.save writes "
-                    "no such files"
+                    f"{path}: would unpack from {size:,} to {unpacked:,} bytes; torch.save does "
+                    "not write such files"
                 )
         data = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(data, torch.Tensor):
@@ -196,10 +198,10 @@ def _check_storage(path: Path, name: str, tensor: torch.Tensor, size: int) -> No
 
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise InputError(f"{path}: {name} is not a plain dense tensor")
-    # strides of 0 make a few bytes look like any number of them
+    # with strides of 0, a few bytes can claim to be a tensor of any size
     if tensor.numel() * tensor.element_size() > size:
         raise InputError(
-            f"{path}: {name} is {tuple(tensor.shape)}, more bytes than the file's {size:,}"
+            f"{path}: {name} {tuple(tensor.shape)} needs more bytes than the file has ({size:,})"
         )
 
 
@@ -209,7 +211,7 @@ def read_npy(path: Path) -> NDArray[Any]:
     Raises
     ------
     InputError
-        When it is missing, torn, or holds Python objects.
+        When it is missing, incomplete, or holds Python objects.
     """
     with reading(path):
         size = check_file(path)
@@ -225,7 +227,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     Raises
     ------
     InputError
-        When it is missing, torn, holds Python objects, or unpacks to absurdly many bytes.
+        When it is missing, incomplete, holds Python objects, or unpacks to far too many bytes.
     """
     with reading(path):
         size = check_file(path)
@@ -234,8 +236,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             unpacked = sum(member.file_size for member in members)
             if unpacked > max(ALWAYS_UNPACKED, MOST_DEFLATED * size):
                 raise InputError(
-                    f"{path}: would unpack to {unpacked:,} bytes from {size:,}; numbers do not "
-                    "compress so far"
+                    f"{path}: would unpack from {size:,} to {unpacked:,} bytes; numbers do not "
+                    "compress so well"
                 )
             for member in members:
                 with archive.open(member) as file:
@@ -254,11 +256,11 @@ def _check_npy(path: Path, name: str, file: BinaryIO, size: int) -> None:
     if dtype.hasobject:
         raise InputError(f"{path}: {name} holds Python objects, which are not read")
     if math.prod(shape) * dtype.itemsize > size:
-        raise InputError(f"{path}: {name} is {shape}, more bytes than it holds ({size:,})")
+        raise InputError(f"{path}: {name} {shape} needs more bytes than it has ({size:,})")
 
 
 def real_tensor(path: Path, name: str, array: NDArray[Any]) -> torch.Tensor:
-    """A NumPy array of real numbers as a tensor.
+    """Convert a NumPy array of real numbers to a tensor.
 
     Raises
     ------
@@ -269,21 +271,21 @@ def real_tensor(path: Path, name: str, array: NDArray[Any]) -> torch.Tensor:
 
     if array.dtype.kind not in REAL_KINDS:
         raise InputError(f"{path}: {name} holds {array.dtype}; give real numbers")
-    # torch knows neither longdouble, nor unsigned and byte-swapped numbers
+    # torch has no longdouble, and no unsigned or byte-swapped numbers
     wide = np.float32 if array.dtype.itemsize <= 4 and array.dtype.kind == "f" else np.float64
     with np.errstate(over="ignore"):
         return torch.from_numpy(np.array(array, dtype=wide))
 
 
 class Settings:
-    """Values of a configuration that another project wrote, each asked for by its type.
+    """Values of a configuration that another project wrote, checked for their type when read.
 
     Parameters
     ----------
     path
         Its file, for errors.
     data
-        What it holds.
+        Its content.
     """
 
     def __init__(self, path: Path, data: Mapping[str, Any]) -> None:
@@ -291,18 +293,18 @@ class Settings:
 
     @classmethod
     def of(cls, path: Path) -> Settings:
-        """The settings of a JSON file."""
+        """Read the settings from a JSON file."""
         return cls(path, read_json(path))
 
     def __contains__(self, name: str) -> bool:
         return self.data.get(name) is not None
 
     def bad(self, name: str, want: str) -> InputError:
-        """The error for a value that is not what it must be."""
+        """Make the error for a wrong value."""
         return InputError(f"{self.path}: {name}: {self.data.get(name)!r}; expected {want}")
 
     def group(self, name: str) -> Settings:
-        """A nested object; empty where it is missing."""
+        """Return a nested object; empty if it is missing."""
         value = self.data.get(name)
         if value is None:
             return Settings(self.path, {})
@@ -311,7 +313,7 @@ class Settings:
         return Settings(self.path, value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false, and not a word or number that looks like it."""
+        """Return a truth value; words and numbers are refused."""
         value = self.data.get(name)
         if value is None:
             return default
@@ -320,7 +322,7 @@ class Settings:
         return value
 
     def whole(self, name: str) -> int | None:
-        """A whole number above 0; ``4.0`` is one."""
+        """Return a whole number above 0; ``4.0`` is one."""
         value = self.number(name)
         if value is None:
             return None
@@ -329,7 +331,7 @@ class Settings:
         return int(value)
 
     def number(self, name: str) -> float | None:
-        """A finite number."""
+        """Return a finite number."""
         value = self.data.get(name)
         if value is None:
             return None
@@ -345,7 +347,7 @@ class Settings:
         return found
 
     def text(self, name: str) -> str | None:
-        """A word."""
+        """Return a text."""
         value = self.data.get(name)
         if value is None:
             return None
@@ -354,11 +356,11 @@ class Settings:
         return value
 
     def first_text(self, *names: str) -> str | None:
-        """The word under the first of these names that is there."""
+        """Return the text under the first of these names that exists."""
         return next((self.text(name) for name in names if name in self), None)
 
     def agrees(self, name: str, found: int) -> None:
-        """Compare a stated size with the one that the tensors have.
+        """Compare a stated size with the size of the tensors.
 
         Raises
         ------
@@ -367,4 +369,4 @@ class Settings:
         """
         stated = self.whole(name)
         if stated is not None and stated != found:
-            raise InputError(f"{self.path}: {name} {stated}, but the tensors have {found}")
+            raise InputError(f"{self.path}: {name} is {stated}, but the tensors have {found}")

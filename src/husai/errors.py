@@ -1,4 +1,4 @@
-"""Errors that the user can fix."""
+"""Errors that the user can fix, and their messages for missing packages."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ class InputError(ValueError):
 
 
 class CampaignStopped(RuntimeError):
-    """A campaign ended before all of its SAEs were trained; started again, it continues.
+    """A campaign ended before all of its SAEs were trained; the next start continues it.
 
     The message says why, what was done, and what to do. Kedro's command line prints it as one
-    line and exits with 3.
+    line and exits with code 3.
     """
 
 
 def needs(package: str, extra: str) -> None:
-    """Refuse what needs a package that the library alone does not bring.
+    """Raise an error with advice if an optional package is not installed.
 
     Parameters
     ----------
     package
-        The name it is imported by.
+        The name of the package in an import.
     extra
-        The extra of HUSAI's package that brings it.
+        The extra of HUSAI that installs it.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The memory of this machine, and what would not fit into it."""
+"""The memory of this machine, and an error for work that would need more."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def machine_memory() -> int:
-    """Give the memory that this process may have, in bytes: the machine's, or its container's."""
+    """Return the memory that this process may use, in bytes: the machine's or the container's."""
     import psutil
 
     total = int(psutil.virtual_memory().total)
-    with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+    with suppress(OSError, ValueError):  # no container, or a container without a limit ("max")
         total = min(total, int(CGROUP_LIMIT.read_text()))
     return total
 
 
 def check_memory(needed: float, what: str, advice: str) -> None:
-    """Refuse what takes more memory than this machine has.
+    """Raise an error if some work needs more memory than this machine has.
 
     Parameters
     ----------
     needed
         An estimate, in bytes.
     what
-        The fields and values that take it.
+        The parameters and values that need this memory.
     advice
-        What to do about it.
+        What the user can do.
 
     Raises
     ------
@@ -40,6 +40,6 @@ def check_memory(needed: float, what: str, advice: str) -> None:
     there = machine_memory()
     if needed > there:
         raise InputError(
-            f"{what}: about {needed / 1e9:,.1f} GB of memory, and this machine has "
+            f"{what}: this needs about {needed / 1e9:,.1f} GB of memory, and this machine has "
             f"{there / 1e9:,.1f} GB; {advice}"
         )

@@ -1,4 +1,4 @@
-"""Which process made something, and whether that process is still there."""
+"""Name a process in a file, and find out later whether that process has ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 
 SAME_PROCESS_SECONDS = 60.0
-"""Processes with one id whose starts differ by more are different; clocks may be corrected."""
+"""Seconds by which the recorded start of one process may vary, because clocks are corrected."""
 
 
 def this_process() -> str:
@@ -17,7 +17,7 @@ def this_process() -> str:
 
 
 def is_gone(process: str) -> bool:
-    """Whether a process of this machine has ended; False for those of others."""
+    """Whether a process of this machine has ended; False for processes of other machines."""
     import psutil
 
     node, pid, *began = process.split(":") if process.count(":") else (process, "")
@@ -29,5 +29,5 @@ def is_gone(process: str) -> bool:
         return True
     except psutil.Error:
         return False
-    # the id may belong to another process by now: in a container it is the same at every start
+    # another process may have this id by now: in a container ids are the same at every start
     return bool(began) and abs(now - float(began[0])) > SAME_PROCESS_SECONDS

@@ -1,4 +1,4 @@
-"""One progress bar for all long work, and a sign of life of work that has none."""
+"""Progress of long work: bars on the terminal, lines in logs, and a regular line without a bar."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 4.0
-"""After so long without a line, a :class:`Heartbeat` says what is being done."""
+"""Seconds without output after which a :class:`Heartbeat` logs the current step."""
 
-# A bar in a log file writes a line this often: at first, and once it has run for ten minutes.
+# Seconds between the lines of a bar in a log file: at first, and after it has run for ten minutes.
 _LINE_SECONDS, _LATER_LINE_SECONDS, _LATER = 4.0, 30.0, 600.0
 
 
 class _Lines:
-    """A text stream on which a bar that redraws itself becomes lines of a log."""
+    """A text stream that turns a bar that redraws itself into lines of a log."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -43,9 +43,9 @@ _SINK: ContextVar[Sink | None] = ContextVar("progress_sink", default=None)
 
 @contextmanager
 def progress_to(sink: Sink) -> Iterator[None]:
-    """Let the progress bars opened meanwhile report to ``sink(done, total)`` and show nothing.
+    """Make progress bars report to ``sink(done, total)`` inside the block, and show nothing.
 
-    So a worker's progress gets to the view that shows all workers.
+    A worker process uses it to send its progress to the bar that shows all workers.
     """
     token = _SINK.set(sink)
     try:
@@ -70,7 +70,7 @@ class _Reported(tqdm):  # type: ignore[type-arg]
 
 
 class _Shown(tqdm):  # type: ignore[type-arg]
-    """A bar that lets a heartbeat know when it was last drawn."""
+    """A bar that tells the heartbeat when it was last drawn."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Draw the bar."""
@@ -91,9 +91,9 @@ def progress_bar(
     Parameters
     ----------
     total
-        Units of work in all.
+        Number of units of work.
     description
-        What is going on, a few words.
+        What is being done, in a few words.
     unit
         Name of one unit of work.
     initial
@@ -120,14 +120,14 @@ def progress_bar(
 
 
 class _Life:
-    """When something was last shown, and what is being done."""
+    """When something was last shown, and which steps are running."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
         self._silent_since = time.monotonic()
 
     def seen(self, for_seconds: float = 0.0) -> None:
-        """Something was shown, and a bar shows more only after so many seconds."""
+        """Note that something was shown; the next output of a bar comes in ``for_seconds``."""
         self._silent_since = time.monotonic() + for_seconds
 
     def silent(self) -> bool:
@@ -140,7 +140,7 @@ _LIFE = _Life()
 
 @contextmanager
 def step(text: str) -> Iterator[None]:
-    """Say what is done meanwhile, for a :class:`Heartbeat`; steps may hold smaller ones.
+    """Name the work inside the block, for a :class:`Heartbeat`; steps may be nested.
 
     Parameters
     ----------
@@ -155,9 +155,9 @@ def step(text: str) -> Iterator[None]:
 
 
 class Heartbeat:
-    """Logs the current steps whenever neither a log line nor a bar was shown for some seconds.
+    """Logs the current steps if neither a log line nor a bar was shown for some seconds.
 
-    It works from :meth:`start` to :meth:`stop`, on a thread of its own.
+    It runs in a thread of its own, from :meth:`start` to :meth:`stop`.
     """
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class Heartbeat:
         self._watch = _Watch()
 
     def start(self) -> None:
-        """Begin to watch; nothing happens when it does already."""
+        """Start to watch; does nothing if it already does."""
         if self._thread is not None:
             return
         self._ended.clear()
@@ -188,7 +188,7 @@ class Heartbeat:
         began, last = time.monotonic(), ""
         while not self._ended.wait(SILENCE_SECONDS / 8):
             steps = list(_LIFE.steps)
-            if steps and steps[0] != last:  # the time is that of the whole, not of its part
+            if steps and steps[0] != last:  # count the time of the outermost step
                 began, last = time.monotonic(), steps[0]
             if steps and _LIFE.silent():
                 logger.info("%s … %.0f s", ", ".join(steps), time.monotonic() - began)
@@ -196,7 +196,7 @@ class Heartbeat:
 
 @contextmanager
 def heartbeat(text: str) -> Iterator[None]:
-    """Run a heartbeat meanwhile, and say what is done."""
+    """Run a heartbeat during the block, with a name for the work."""
     beating = Heartbeat()
     beating.start()
     try:

@@ -1,4 +1,4 @@
-"""What made a result: versions, commit and command; and how secrets are kept out of it."""
+"""Provenance of a result: versions, commit and command, with all secrets removed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _IN_URL = re.compile(r"(?<=://)[^/\s]+@")
 _IN_QUERY = re.compile(r"(?i)([?&](?:[a-z_]*(?:password|token|secret|signature|key))=)[^&\s'\"]+")
 _SECRET_NAME = re.compile(r"(PASSWORD|TOKEN|SECRET|SECRET_ACCESS_KEY|API_KEY)$")
 _SHORTEST_SECRET = 6
-"""A shorter value of such a variable would be found in the middle of ordinary words."""
+"""Shorter secrets are not hidden, because they would be found inside ordinary words."""
 
 
 def without_secrets(text: str) -> str:
     """Hide secrets: user and password in URLs, and the values of secret environment variables.
 
-    These are the values of the environment variables whose names end in ``PASSWORD``, ``TOKEN``,
+    Secret environment variables are those whose names end in ``PASSWORD``, ``TOKEN``,
     ``SECRET``, ``SECRET_ACCESS_KEY`` or ``API_KEY``.
     """
     text = _IN_QUERY.sub(rf"\1{HIDDEN}", _IN_URL.sub(f"{HIDDEN}@", text))
@@ -39,7 +39,7 @@ def without_secrets(text: str) -> str:
 
 
 class SecretsFormatter(logging.Formatter):
-    """Writes what another formatter writes of a log's record, without secrets.
+    """A formatter that removes secrets from what another formatter writes.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class SecretsFormatter(logging.Formatter):
 
 
 def hide_secrets_in_logs() -> None:
-    """Have every handler of the root logger write without secrets."""
+    """Make every handler of the root logger hide secrets."""
     for handler in logging.getLogger().handlers:
         if not isinstance(handler.formatter, SecretsFormatter):
             handler.setFormatter(SecretsFormatter(handler.formatter))
@@ -67,9 +67,9 @@ _fingerprints: dict[tuple[str, int, int], str] = {}
 
 
 def fingerprint_files(paths: Sequence[Path]) -> str:
-    """Give sixteen hex digits of the names and contents of some files; empty for none.
+    """Hash the names and contents of files to sixteen hex digits; empty for no files.
 
-    A file that has neither changed its size nor its time is read once in a process.
+    A process reads a file again only if its size or time has changed.
     """
     if not paths:
         return ""
@@ -85,16 +85,16 @@ def fingerprint_files(paths: Sequence[Path]) -> str:
 
 
 def command_line() -> str:
-    """Give the command that runs, as it was typed, without its folder and without secrets."""
+    """Return the command that runs as it was typed, without its folder and without secrets."""
     name = Path(sys.argv[0])
     program = name.parent.name if name.name == "__main__.py" else name.name
-    # ``python -m kedro`` puts these words, spaces and all, where the program's name belongs
+    # ``python -m kedro`` puts these words in the place of the program's name
     words = program.split() if program.startswith("python -m ") else [program]
     return without_secrets(shlex.join([*words, *sys.argv[1:]]))
 
 
 def git_commit(folder: str | Path) -> dict[str, str | bool]:
-    """Give the commit checked out in a folder and whether the tree differs from it.
+    """Return the commit that is checked out in a folder, and whether the tree differs from it.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def git_commit(folder: str | Path) -> dict[str, str | bool]:
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of Python and of the packages that decide the numbers."""
+    """Return the versions of Python and of the packages on which the numbers depend."""
     found = {"python": platform.python_version()}
     for name in NAMED_PACKAGES:
         try:

@@ -1,4 +1,7 @@
-"""Files on disk: written whole or not at all, appended by lines, or tensors with a header."""
+"""Write and read files safely: whole or not at all, line by line, and tensors with a header.
+
+Also the lock of a folder. Everything that the project writes to disk goes through these functions.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,10 @@ HEADER_KEY = "husai"
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success flush it to disk and rename it over.
+    """Yield a temporary path; on success flush it to disk and rename it to ``path``.
 
-    A reader sees the old file or the new one, never a torn one. On an exception the temporary
-    file is removed and ``path`` is left as it was.
+    A reader sees the old file or the new one, never an incomplete one. On an exception the
+    temporary file is removed and ``path`` does not change.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes the file private; give it the permissions an ordinary file would have
+        # mkstemp makes the file private; give it the permissions of an ordinary file
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -54,9 +57,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file, on disk when this returns.
+    """Append a line to a file; it is on disk when this returns.
 
-    Where a killed writer left the last line torn, that one alone is lost.
+    If a killed writer left the last line incomplete, only that line is lost.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
@@ -68,9 +71,9 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Give the JSON objects of a file that has one on each line; none when there is no file.
+    """Yield the JSON objects of a file that has one on each line; none if there is no file.
 
-    A line that a killed writer left torn, or that is anything else, is passed over with a warning.
+    A line that is incomplete or not a JSON object is skipped with a warning.
     """
     content = path.read_bytes() if path.is_file() else b""
     for number, line in enumerate(content.splitlines(), start=1):
@@ -81,28 +84,28 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         if isinstance(entry, dict):
             yield entry
         else:
-            logger.warning("%s: line %d does not read and is passed over", path, number)
+            logger.warning("%s: line %d cannot be read and is skipped", path, number)
 
 
 def set_aside(path: Path, reason: object) -> None:
-    """Rename a file that does not read, so that it is made anew and nothing is overwritten."""
+    """Rename a file that cannot be read, so that it is made again and nothing is overwritten."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     target = path.with_name(f"{path.name}.{stamp}.unreadable")
     path.replace(target)
-    logger.warning("%s does not read (%s); it is now %s", path, reason, target.name)
+    logger.warning("%s cannot be read (%s); it is renamed to %s", path, reason, target.name)
 
 
 @contextmanager
 def locked(folder: Path, what: str = "this campaign") -> Iterator[None]:
-    """Hold a folder's lock, which the system releases however the process ends.
+    """Hold the lock of a folder; the system releases it when the process ends, even if killed.
 
     Raises
     ------
     InputError
-        When another process or thread holds it, saying which.
+        When another process or thread holds it; the message says which.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # a file of its own: on some systems a locked one cannot be read
+    # the holder is written to a second file: on some systems a locked file cannot be read
     holder = folder / "lock.holder"
     lock = FileLock(folder / "lock")
     try:
@@ -110,8 +113,8 @@ def locked(folder: Path, what: str = "this campaign") -> Iterator[None]:
     except Timeout as error:
         by = holder.read_text(errors="replace").strip() if holder.is_file() else ""
         raise InputError(
-            f"{folder}: {by or 'another process'} works on {what}; wait for it, or give this one "
-            "a folder of its own (HUSAI_DATA_DIR)"
+            f"{folder}: {by or 'another process'} works on {what}; wait until it ends, or use "
+            "another data folder (HUSAI_DATA_DIR)"
         ) from error
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
@@ -147,7 +150,7 @@ class TensorFile:
         Raises
         ------
         InputError
-            When the content is torn or foreign; ``origin`` says whose it is.
+            When the content is incomplete or not of this format; the message names ``origin``.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -157,12 +160,12 @@ class TensorFile:
             length = int.from_bytes(content[:8], "little")
             metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         except (SafetensorError, ValueError) as error:
-            raise InputError(f"{origin}: not a whole safetensors file ({error})") from error
+            raise InputError(f"{origin}: not a complete safetensors file ({error})") from error
         return cls(tensors, _parse_header(Path(origin), metadata))
 
 
 TensorFiles = Mapping[str, Callable[[], TensorFile]]
-"""Tensor files by name, each read when it is called: what a folder of them is handed over as."""
+"""The tensor files of a folder: name to a function that reads the file."""
 
 
 def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:
@@ -174,7 +177,7 @@ def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], header: Mapping[str, A
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Digest of every bit of tensors: safetensors files have no checksum of their own."""
+    """Compute a checksum of tensors, because safetensors files have none."""
     content = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu()
@@ -205,12 +208,12 @@ def write_tensors(
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read the tensors and the header of a file written by :func:`write_tensors`.
 
-    The tensors are copies in memory: what happens to the file afterwards does not touch them.
+    The tensors are copies in memory: later changes of the file do not change them.
 
     Raises
     ------
     InputError
-        When the file is missing, torn, or not a safetensors file.
+        When the file is missing, incomplete, or not a safetensors file.
     """
     path = Path(path)
     if not path.is_file():
@@ -220,7 +223,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """Read the header of a file written by :func:`write_tensors`, leaving its tensors unread."""
+    """Read only the header of a file written by :func:`write_tensors`."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -230,7 +233,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error})") from error
+        raise InputError(f"{path}: not a complete safetensors file ({error})") from error
     return _parse_header(path, metadata)
 
 

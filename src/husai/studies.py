@@ -1,7 +1,7 @@
-"""Studies side by side: what each is called, where its files lie, what was last run in it.
+"""The studies of a data folder: their names, files and last runs, and deleting one.
 
 A study's folder holds ``study.json``, which every run in it writes. The study of an environment
-has the environment's folder; one that was given a name has ``studies/NAME`` below it.
+has the environment's folder; a study with a name has the folder ``studies/NAME`` below it.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ from husai.storage import atomic_path, locked, read_lines
 FILE = "study.json"
 
 FOLDER = "studies"
-"""Folder of the studies that were given names."""
+"""Folder of the studies that have names."""
 
 PARAMETER = "study"
-"""Its name on the command line: ``--params study=NAME``."""
+"""The parameter that names a study: ``--params study=NAME``."""
 
 LINEAGE = ".made"
-"""Folder of the records of what files were made from, beside those files."""
+"""Folder of the records that say from what each file was made, beside the files."""
 
 
 NEUTRAL = ("campaign.compute.", "campaign.budget.", "campaign.max_failures", "campaign.name")
-"""Parameters that say where and at what cost something is made, not what."""
+"""Parameters that change where and at what cost something is made, but not the result."""
 
 
 class Study(Config):
-    """What ``study.json`` says of a study."""
+    """The content of ``study.json``."""
 
     name: Name
     environment: str
     root: str
-    """Folder of MLflow's store, seen from the study's."""
+    """Folder of MLflow's store, relative to the study's folder."""
     command: str
     started: str
     ended: str | None = None
     state: Literal["running", "finished", "failed"] = "running"
     process: str
     parts: tuple[str, ...] = ()
-    """Files and folders below the study's that its runs have written."""
+    """Files and folders in the study's folder that its runs have written."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Values of every group of parameters at the last run that read it."""
 
     def write(self, folder: Path) -> None:
-        """Write it into the study's folder, whole or not at all."""
+        """Write ``study.json`` into the study's folder, whole or not at all."""
         with atomic_path(folder / FILE) as temporary:
             temporary.write_text(self.model_dump_json(indent=1) + "\n")
 
     @property
     def how_it_stands(self) -> str:
-        """Its state; ``interrupted`` where the process that was running it is gone."""
+        """Return its state; ``interrupted`` if the process that was running it has ended."""
         gone = self.state == "running" and is_gone(self.process)
         return "interrupted" if gone else self.state
 
@@ -87,12 +87,12 @@ def now() -> str:
 
 
 def read_study(folder: Path) -> Study | None:
-    """Read what stands in a folder of a study; None where it holds none.
+    """Read ``study.json`` from a folder; None if there is no such file.
 
     Raises
     ------
     InputError
-        When the file does not read.
+        When the file cannot be read.
     """
     path = folder / FILE
     if not path.is_file():
@@ -102,12 +102,12 @@ def read_study(folder: Path) -> Study | None:
         return Study.model_validate(content)
     except ValidationError as error:
         raise InputError(
-            f"{path}: {problems(error)[0]}; remove this file, the next run writes it again"
+            f"{path}: {problems(error)[0]}; remove this file: the next run writes it again"
         ) from error
 
 
 def data_folder(default: str = "data") -> str:
-    """Give the folder of all data: ``HUSAI_DATA_DIR`` when set, or the environment's own."""
+    """Return the folder of all data: ``HUSAI_DATA_DIR`` if it is set, or the environment's own."""
     return os.environ.get("HUSAI_DATA_DIR") or default
 
 
@@ -117,7 +117,7 @@ def find_studies(root: Path) -> list[FoundStudy]:
     Raises
     ------
     InputError
-        When there is no such folder, or a file of a study does not read.
+        When there is no such folder, or a file of a study cannot be read.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; run a study first, or give --data FOLDER")
@@ -138,26 +138,30 @@ def _places(root: Path) -> Iterator[Path]:
 
 
 def find_study(root: Path, name: str) -> FoundStudy:
-    """Find the study of a name.
+    """Find the study with a name.
 
     Raises
     ------
     InputError
-        When there is none or are several.
+        When there is no such study, or more than one.
     """
     found = find_studies(root)
     named = [one for one in found if one.study.name == name]
     if not named:
         names = sorted({one.study.name for one in found})
-        raise InputError(f"study '{name}': none in {root}; there are: {', '.join(names) or 'none'}")
+        raise InputError(
+            f"study '{name}': not found in {root}; the studies there: {', '.join(names) or 'none'}"
+        )
     if len(named) > 1:
         places = ", ".join(str(one.folder) for one in named)
-        raise InputError(f"study '{name}': several ({places}); choose with --data FOLDER")
+        raise InputError(
+            f"study '{name}': more than one has this name ({places}); choose with --data FOLDER"
+        )
     return named[0]
 
 
 def studies_table(root: Path) -> pd.DataFrame:
-    """Tabulate the studies in a folder of data.
+    """Make a table of the studies in a folder of data.
 
     Returns
     -------
@@ -189,47 +193,47 @@ def studies_table(root: Path) -> pd.DataFrame:
 def _planned(plan: Path) -> set[str]:
     try:
         return set(pd.read_parquet(plan, columns=["sae_id"])["sae_id"])
-    except (OSError, ValueError):  # none yet, or one that does not read
+    except (OSError, ValueError):  # there is no plan yet, or it cannot be read
         return set()
 
 
 def sae_run_ids(found: FoundStudy) -> list[str]:
-    """Give the MLflow runs of a study's SAEs that are written down in its folder."""
+    """Return the ids of the MLflow runs of a study's SAEs that are recorded in its folder."""
     lines = read_lines(found.folder / "saes" / "campaign" / RUNS)
     return list(dict.fromkeys(str(line["run_id"]) for line in lines if "run_id" in line))
 
 
 def files_of_study(found: FoundStudy) -> list[Path]:
-    """Give the files and folders that deleting a study removes."""
+    """List the files and folders that deleting a study removes."""
     folder, study = found
-    # names of entries of the folder, whatever was written into its file
+    # only entries of the folder itself, whatever study.json says
     parts = [part for part in study.parts if part == Path(part).name and part != ".."]
     paths = [folder / part for part in (*parts, LINEAGE, FILE)]
     return [path for path in paths if path.exists()]
 
 
 def check_idle(found: FoundStudy) -> None:
-    """Refuse to delete a study that is being worked on.
+    """Raise an error if a process works on a study.
 
     Raises
     ------
     InputError
-        With the process.
+        When one does; the message names the process.
     """
     if found.study.how_it_stands == "running":
         raise InputError(
-            f"study '{found.study.name}': process {found.study.process} works on it; stop that "
-            "before deleting it"
+            f"study '{found.study.name}': process {found.study.process} works on it; stop this "
+            "process before you delete the study"
         )
 
 
 def delete_files(found: FoundStudy) -> None:
-    """Remove what a study's runs have written, and its folder where nothing else is in it.
+    """Remove the files that a study's runs have written, and its folder if it is then empty.
 
     Raises
     ------
     InputError
-        When something works in the study.
+        When a process works on the study.
     """
     check_idle(found)
     folder, study = found
@@ -251,7 +255,7 @@ def changed_groups(
     Parameters
     ----------
     before, after
-        Group to its values; groups that only one of them has are left out.
+        Group to its values; groups that only one of the two has are left out.
 
     Returns
     -------

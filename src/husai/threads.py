@@ -1,4 +1,4 @@
-"""A pool of threads that share the cores between them."""
+"""A pool of threads that share the cores: their linear algebra starts no further threads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Give ``workers`` threads, whose linear algebra starts no threads of its own meanwhile.
+    """Yield a pool of ``workers`` threads, in which BLAS uses one thread each.
 
     Two threads that each wait for two BLAS threads spend more time waiting than computing, several
-    times more on busy cores. One worker leaves BLAS as it is.
+    times more on busy cores. With one worker, BLAS keeps its own number of threads.
     """
     with (
         threadpool_limits(1 if workers > 1 else None, user_api="blas"),

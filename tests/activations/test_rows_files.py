@@ -117,7 +117,7 @@ def save(path, content):
         ("r.npz", {"p": np.ones((2, 2)), "q": np.ones((2, 2))}, "2 of its arrays may be the rows"),
         ("r.npz", {"label": np.arange(3)}, r"label has shape \[3\]"),
         ("r.pt", [1, 2], "holds list"),
-        ("r.pt", {"rows": object()}, "not a whole file"),
+        ("r.pt", {"rows": object()}, "incomplete or of another format"),
     ],
 )
 def test_what_cannot_be_rows_is_one_line(tmp_path, name, content, message):
@@ -142,7 +142,7 @@ def test_missing_foreign_and_torn_files_are_named(tmp_path):
         read_rows(tmp_path / "several")
     for path in (write_pt(tmp_path), write_safetensors(tmp_path), write_parquet(tmp_path)):
         path.write_bytes(path.read_bytes()[:60])
-        with pytest.raises(InputError, match="not a whole file of its kind"):
+        with pytest.raises(InputError, match="incomplete or of another format"):
             read_rows(path)
     pq.write_table(pa.table({"v": [[1.0, 2.0], [1.0]]}), tmp_path / "u.parquet")
     with pytest.raises(InputError, match="column v: its lists"):

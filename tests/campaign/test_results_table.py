@@ -65,7 +65,7 @@ def test_a_plan_and_records_that_do_not_read_are_left_out(campaign, caplog):
     assert len(table) == 12
     assert table.loc[sae_id, "run_id"] == "r"
     assert "plan.parquet does not read" in caplog.text
-    assert "runs.jsonl: line 1 does not read" in caplog.text
+    assert "runs.jsonl: line 1 cannot be read" in caplog.text
 
 
 def test_quarantined_files_are_rows_of_their_own(campaign):

@@ -53,7 +53,7 @@ def test_other_file_systems():
 def test_a_torn_file_is_an_error_that_names_it(tmp_path, cut):
     path = tmp_path / "w.safetensors"
     path.write_bytes(make_file().to_bytes()[:cut])
-    with pytest.raises(DatasetError, match=r"w\.safetensors: not a whole safetensors file"):
+    with pytest.raises(DatasetError, match=r"w\.safetensors: not a complete safetensors file"):
         TensorDataset(filepath=str(path)).load()
 
 
@@ -113,7 +113,7 @@ def test_a_plan_that_does_not_read_is_a_line_with_its_name(tmp_path):
     for content in (b"", b"PAR1 and no more"):
         (tmp_path / "plan.parquet").write_bytes(content)
         assert not dataset.exists()
-        with pytest.raises(InputError, match=r"plan\.parquet: not a whole file"):
+        with pytest.raises(InputError, match=r"plan\.parquet: incomplete or of another format"):
             dataset.missing()
 
 

@@ -456,11 +456,11 @@ def test_a_failed_run_is_marked_with_its_traceback(study, tmp_path):
     shutil.copytree(study, tmp_path / "copy", ignore=shutil.ignore_patterns("ml*"))
     path = next((tmp_path / "copy" / "activations").glob("*resid_post*.safetensors"))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(Exception, match="not a whole safetensors file"):
+    with pytest.raises(Exception, match="not a complete safetensors file"):
         run(tmp_path / "copy", pipeline_names=["sae_training"])
     (failed,) = runs_of(tmp_path / "copy", parent=True)
     assert failed.info.status == "FAILED"
-    assert "not a whole safetensors file" in failed.data.tags["error"]
+    assert "not a complete safetensors file" in failed.data.tags["error"]
     artifacts = client_of(tmp_path / "copy").list_artifacts(failed.info.run_id)
     assert "traceback.txt" in {item.path for item in artifacts}
 

@@ -182,12 +182,12 @@ def test_the_first_screen_is_a_picture_and_five_sentences() -> None:
     text = page()
     title, first = text.split("\n", 1)
     assert title == "# The home study"
-    assert first.lstrip().startswith("![How well every feature comes back, by what it stands for")
+    assert first.lstrip().startswith("![Reproducibility of every feature, by what it stands for")
     assert text.index("kinds.png") < text.index("1. **What comes back.**") < text.index("\n## ")
     assert "come back: they match" in sentence(text, 1)
     assert "**0.98 [0.50, 0.99]**, and 100 % of them are found" in sentence(text, 1)
     assert (
-        "4 of an SAE's 16 features: 25 % of those that fire, and 100 % of those that are found in"
+        "4 of the 16 features of an SAE: 25 % of the features that fire, and 100 % of those that"
         in sentence(text, 2)
     )
     assert "The other features match at 0.62." in sentence(text, 2)
@@ -203,12 +203,12 @@ def test_the_first_screen_is_a_picture_and_five_sentences() -> None:
     [
         (
             {"found_everywhere": 0.3},
-            "Only a part.",
+            "Only a part of the features.",
             "above permuted features (0.41), but only 30 % are found in every other seed.",
         ),
         (
             {"reproducibility": 0.272, "low": 0.2, "found_everywhere": 0.0},
-            "Nothing that is clearly above chance.",
+            "No features that match clearly above chance.",
             "it is not shown that features of this kind come back: they agree between seeds at "
             "0.27, not clearly better than permuted features (0.41).",
         ),
@@ -234,7 +234,7 @@ def test_without_labels_the_first_screen_is_about_all_features() -> None:
     got = written(found=replace(given, kinds=pd.DataFrame(), coverage=pd.DataFrame()))
     assert "features come back: they match" in sentence(got.text, 1)
     assert "**0.81 [0.70, 0.90]**, and 75 % of them" in sentence(got.text, 1)
-    assert "all 14 features of an SAE that fire, of 16; 25 % are found in no other" in got.text
+    assert "the 14 features that fire, of the 16 features of an SAE; 25 % of them" in got.text
     assert "Bring labels" in sentence(got.text, 3)
     assert "features match at 0.65." in sentence(got.text, 4)
     assert "../consistency/reproducibility.png" in got.text.split("1. **")[0]
@@ -267,7 +267,7 @@ def test_sentences_follow_the_numbers() -> None:
     assert "the null to base a claim on, in 1 of 1 settings, and below it in 0" in text
     assert "75 % to 75 % are found in every other seed, and 25 % to 25 % in none" in text
     assert "number of the 1 groups" in text
-    assert "- how often it fires: better in 1, worse in 0\n" in text
+    assert "- how often it fires: above in 1, below in 0\n" in text
     assert "opposite order, not separated" in text
     assert "nan" not in text.lower()
 
@@ -328,7 +328,8 @@ def test_trajectories_and_matched_architectures_are_shown_with_their_numbers() -
     assert "nothing kept." in section
     assert "|---|" not in section
     assert (
-        "no curves." in page().split("## Architectures where they are alike\n")[1].split("## ")[0]
+        "no curves."
+        in page().split("## Architectures at equal sparsity or error\n")[1].split("## ")[0]
     )
 
 

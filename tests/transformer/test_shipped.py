@@ -172,7 +172,7 @@ def test_a_damaged_or_foreign_file_is_refused(dataset: ModularDataset, folder: P
     path.write_bytes(content)
     assert "not the file that was shipped" in refusal(choice_of(FIRST), dataset, folder=folder)
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         load_shipped(choice_of(FIRST), dataset, folder=folder)
     shutil.copy(FOLDER / f"{EVERY[-1].name}.safetensors", path)
     assert "there" in refusal(choice_of(FIRST), dataset, folder=folder)

@@ -1,4 +1,4 @@
-"""``husai compare``: how alike SAEs are."""
+"""``husai compare``: whether several SAEs learned the same features."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
     "json_out",
     type=Path,
     metavar="OUT",
-    help="Write the result to this file, with versions, file hashes and the full matching. The "
-    "matching of many features goes into a .parquet file beside it.",
+    help="Write the result to this file, with versions, file hashes and the full matching. A "
+    "large matching is written to a .parquet file beside it.",
 )
 @click.option(
     "--threshold",
@@ -60,14 +60,14 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
     "--null-draws",
     type=int,
     metavar="N",
-    help="Number of random pairs behind each chance level; 0 leaves chance out.  [default: as many "
+    help="Number of random pairs for each chance level; 0: no chance levels.  [default: as many "
     "as take about a minute, 1 to 40, fewer for wide SAEs]",
 )
 @click.option(
     "--encoder/--no-encoder",
     default=True,
     show_default=True,
-    help="Compare the encoders too. Without them, wide SAEs take half the time.",
+    help="Compare the encoders too. Without this, wide SAEs take half the time.",
 )
 @click.option(
     "--fail-under",
@@ -80,8 +80,8 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
     "--resume",
     type=Path,
     metavar="FOLDER",
-    help="Save the state of long matches in this folder, and continue from what is there. The "
-    "files are removed at the end.",
+    help="Save the state of long matches in this folder, and continue from a state saved there. "
+    "The files are removed at the end.",
 )
 @click.option(
     "--max-passes",
@@ -104,7 +104,7 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
 @click.option(
     "--any-space",
     is_flag=True,
-    help="Compare directions even where a transcoder writes other activations than an SAE reads.",
+    help="Compare directions even if a transcoder writes other activations than an SAE reads.",
 )
 @with_hints
 @click.option(
@@ -129,22 +129,23 @@ def compare(
     Each SAE is a directory or file written by SAELens, dictionary_learning, sparsify, Gemma Scope,
     Llama Scope, Qwen Scope, OpenAI, Goodfire or HUSAI, hf://OWNER/REPO/FOLDER on the Hugging Face
     hub, or a plain dictionary: an .npy, .npz, .safetensors or .pt matrix [features, d] with one
-    feature a row. A folder may hold several SAEs: all of them are compared. All must read
-    activations of the same space. Every pair is compared:
+    feature per row. A folder may hold several SAEs: all of them are compared. All SAEs must read
+    activations of the same space. These scores are computed for every pair:
 
     \b
       PW-MCC    mean cosine of the best one-to-one match of the decoders,
                 which is found exactly
       MMCS      mean cosine of each feature with its nearest feature, many to
                 one; usually higher than PW-MCC
-      matched   share of features whose partner in that match is at least as
-                close as the threshold
-      shared    the same, where the match of the encoders names the same
-                partner and is as close (Paulo & Belrose)
+      matched   share of features whose partner in that match has a cosine at
+                the threshold or above
+      shared    share of features for which the match of the encoders gives
+                the same partner, both cosines at the threshold or above
+                (Paulo & Belrose)
 
     Each score is given with |cosine| and with the signed cosine. Two random dictionaries score far
-    above zero, so each score stands beside its chance level ("corrected": 0 is chance, 1 is
-    identity). With three or more SAEs, the means over pairs have an interval over SAEs.
+    above zero, so each score is shown with its chance level ("corrected": 0 is chance, 1 is
+    perfect). With three or more SAEs, the means over pairs have an interval over SAEs.
 
     No GPU is needed, nothing is uploaded, and no code in the files is run.
     """  # noqa: D301 - click wants the backspace itself, not two letters
@@ -159,10 +160,10 @@ def compare(
     if json_out is not None:
         check_writable(json_out)
     if resume is not None and resume.exists() and not resume.is_dir():
-        raise InputError(f"--resume: {resume} is a file; name a folder")
+        raise InputError(f"--resume: {resume} is a file; give a folder")
     loaded = load_saes(saes, file_format, Hints(k, input_scale))
     if len(loaded) < 2:
-        raise InputError(f"{saes[0]}: only one SAE given; name two or more to compare")
+        raise InputError(f"{saes[0]}: only one SAE is given; give two or more to compare")
     for mismatch in check_contracts(loaded, strict=strict, any_space=any_space):
         click.echo(f"WARNING: not the same activations: {mismatch}", err=True)
     rows, origin = None, None
@@ -193,7 +194,7 @@ def compare(
     if fail_under is not None:
         score = next(r.mean for r in comparison.overall if (r.score, r.signed) == ("pw_mcc", False))
         if score is None or score < fail_under:
-            found = "that is not defined" if score is None else f"{score:.4f}"
+            found = "is not defined, which" if score is None else f"{score:.4f}"
             click.echo(
                 f"husai compare: PW-MCC {found} is below --fail-under {fail_under:g}", err=True
             )

@@ -31,8 +31,8 @@ Examples:
     "--activations",
     type=Path,
     metavar="FILE",
-    help="Rows that the SAEs read, as for husai compare; whole numbers beside them are labels. "
-    "Without rows a page shows cosines alone.",
+    help="Activation rows that the SAEs read, as for husai compare; whole numbers beside them are "
+    "labels. Without rows the page shows only cosines.",
 )
 @click.option(
     "--contexts",
@@ -45,7 +45,7 @@ Examples:
     "--modulus",
     type=click.IntRange(min=2),
     metavar="P",
-    help="The rows are all pairs (a, b) modulo P, a slowest: draw maps.",
+    help="Draw maps over (a, b): the rows are all pairs (a, b) modulo P, with a changing slowest.",
 )
 @click.option("--out", type=Path, required=True, metavar="PAGE", help="The HTML file to write.")
 @click.option(
@@ -58,7 +58,7 @@ Examples:
     default=2000,
     show_default=True,
     metavar="N",
-    help="Features on the page; of more a random part is shown.",
+    help="Most features on the page; if there are more, a random sample is shown.",
 )
 @with_format
 @with_hints
@@ -113,8 +113,8 @@ Example:
     type=Path,
     required=True,
     metavar="FILE",
-    help="Rows that the SAEs read, as for husai compare. The encoder is fitted to most of them; on "
-    "the others the dictionaries are measured.",
+    help="Activation rows that the SAEs read, as for husai compare. Most of them are used to fit "
+    "the encoder, the others to measure the result.",
 )
 @click.option("--out", type=Path, required=True, metavar="DIR", help="The new folder to write.")
 @click.option(
@@ -139,7 +139,7 @@ Example:
     type=click.Choice(["mean", "medoid"]),
     default="mean",
     show_default=True,
-    help="What stands for the features found.",
+    help="Direction of a consensus feature: the mean or the medoid of the features found.",
 )
 @click.option(
     "--active",
@@ -163,11 +163,11 @@ def consensus(
     input_scale: float | None,
     **settings: Any,
 ) -> int:
-    """Make one SAE of the features that come back in several.
+    """Make one SAE of the features that are found in several SAEs.
 
-    Features are followed from SAE to SAE; those found in enough of them become one direction each.
-    An encoder is fitted to the rows, and the result is written as an SAE, with a table of what it
-    keeps beside as many latents of one SAE.
+    Features are followed from SAE to SAE. Each feature that is found in enough of them becomes one
+    direction. An encoder is fitted to the rows, and the result is written as an SAE, with a table
+    that compares it with as many latents of one SAE.
     """
     from husai.compare.consensus import consensus_of_files
     from husai.features import ConsensusConfig

@@ -37,8 +37,8 @@ def convert(
 ) -> int:
     """Write an SAE in the format of another project.
 
-    OUT is a new folder, or for husai a new .safetensors file. The codes stay the same: what was
-    written is read back and compared on random rows.
+    OUT is a new folder, or a new .safetensors file for the format husai. The command reads the
+    written SAE back and checks on random rows that its codes are the same.
     """
     from husai.sae.formats import Hints
     from husai.sae.formats import convert as convert_sae
@@ -50,12 +50,12 @@ def convert(
 
 @click.command()
 @click.argument("saes", metavar="SAE...", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list with an entry for each.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list with one entry per SAE.")
 @with_hints
 def inspect(saes: tuple[str, ...], as_json: bool, k: int | None, input_scale: float | None) -> int:
     """Describe SAEs: sizes, architecture, norms, dead rows.
 
-    It also lists what the files do not say. A folder may hold several SAEs.
+    It also lists what the files do not contain, such as k. A folder may hold several SAEs.
     """
     from husai.sae.formats import Hints, inspect_sae, inspection_text, read_all
 

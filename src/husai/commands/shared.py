@@ -1,4 +1,4 @@
-"""What several commands take alike, and their exit codes."""
+"""Options that several commands share, and the exit codes."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ with_found_threshold = click.option(
 
 
 def with_hints(command: Callable[..., int]) -> Callable[..., int]:
-    """Add the options for what the files of an SAE may leave out."""
+    """Add the options for facts that the files of an SAE may not contain."""
     for option in (
         click.option(
             "--input-scale",
             type=float,
             callback=positive,
             metavar="S",
-            help="Factor by which activations were multiplied before the SAE read them, where its "
+            help="Factor by which activations are multiplied before the SAE reads them, if its "
             "files do not say.",
         ),
         click.option(
             "--k",
             type=click.IntRange(1, MOST_LATENTS),
             metavar="K",
-            help="Active latents per row, where the files of the SAE do not say.",
+            help="Active latents per row, if the files of the SAE do not say.",
         ),
     ):
         command = option(command)
@@ -73,13 +73,13 @@ def with_hints(command: Callable[..., int]) -> Callable[..., int]:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a result file that cannot be written before the work, not after it."""
+    """Check before the work starts that the result file can be written."""
     from husai.errors import InputError
 
     folder = path.parent
     if path.is_dir():
-        raise InputError(f"{path}: a directory; name the file to write")
+        raise InputError(f"{path}: a directory; give the name of the file to write")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such directory; make it before writing {path.name} there")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: not writable; name another place for {path.name}")
+        raise InputError(f"{folder}: not writable; choose another folder for {path.name}")

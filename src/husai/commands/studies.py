@@ -1,4 +1,4 @@
-"""``husai studies``: which studies there are, and deleting one."""
+"""``husai studies``: list the studies, and delete one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from husai.commands.shared import OK
     metavar="FOLDER",
     help="Folder of all data.  [default: HUSAI_DATA_DIR, or data]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list with an entry for each.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list, one entry per study.")
 @click.pass_context
 def studies(context: click.Context, data: Path | None, as_json: bool) -> int:
-    """List the studies: name, where, last run, how it stands, SAEs of its plan.
+    """List the studies: name, folder, last run, state, SAEs of the plan.
 
-    A study gets its name from kedro run --params study=NAME; without one it has that of its
+    kedro run --params study=NAME gives a study its name; without one it has the name of its
     environment.
     """
     from husai.studies import data_folder, studies_table
@@ -63,13 +63,16 @@ def delete(data: Path, name: str, yes: bool) -> int:
         try:
             click.confirm("Delete them?", abort=True)
         except click.Abort as error:
-            raise InputError(f"study '{name}': nothing is deleted; --yes asks nothing") from error
-    if client is not None:  # the files last: they say what belongs to it, should this fail
+            raise InputError(
+                f"study '{name}': nothing is deleted; to delete without a question, give --yes"
+            ) from error
+    if client is not None:  # files last: if this fails, they still say which runs to delete
         delete_runs(client, runs)
     delete_files(found)
     click.echo(f"deleted: study '{name}'")
     if client is not None and runs:
         click.echo(
-            f"MLflow keeps deleted runs until: mlflow gc --backend-store-uri {client.tracking_uri}"
+            "MLflow only marks runs as deleted; to remove them: "
+            f"mlflow gc --backend-store-uri {client.tracking_uri}"
         )
     return OK

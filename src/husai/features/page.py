@@ -70,16 +70,18 @@ COLUMNS = (
     ),
     Column("n_seeds_found", "in seeds", "other seeds that have it at the threshold or above", 0),
     Column("label", "label", "the label of the rows that explains its activation best", None, True),
-    Column("kind", "kind", "kind of that label; other where it explains too little", None),
+    Column("kind", "kind", "kind of that label; other if no label explains enough", None),
     Column("r2", "fit", "share of its activation's variance that the best label explains (R²)", 2),
     Column("firing_rate", "fires", "share of the rows on which it is active", 4),
-    Column("function", "function", "correlation of what its ablation does with its partners'", 2),
-    Column("repaired", "repaired", "share of its ablation's harm that its partners undo", 2),
-    Column("probability", "new seed", "estimated probability that one more seed has it", 2),
+    Column(
+        "function", "function", "correlation of the effects of its ablation and its partners'", 2
+    ),
+    Column("repaired", "repaired", "share of its ablation's damage that its partners undo", 2),
+    Column("probability", "new seed", "estimated probability that a new seed has it", 2),
     Column(
         "n_exchangeable",
         "exchangeable",
-        "mean number of partners that are about as good as its own, which is one of them",
+        "mean number of partners that are about as good as its own, its own included",
         1,
     ),
 )
@@ -159,7 +161,7 @@ def features_page(
             return text
         if len(shown) <= 2 * len(cards.group.live):
             raise InputError(
-                f"max_megabytes: {config.max_megabytes:g} is too little for a page of "
+                f"max_megabytes: {config.max_megabytes:g} is too small for a page of "
                 f"{len(shown)} features ({size / _MEGABYTE:.1f} MB); raise it"
             )
         wanted = max(2, int(len(shown) * limit / size * _SHRINK))

@@ -1,4 +1,4 @@
-"""Figures: one function per figure, data in, Figure out."""
+"""Figures: one function per figure, which takes tables and returns a matplotlib ``Figure``."""
 
 from husai.errors import needs
 

@@ -34,10 +34,10 @@ def similarity_figure(
     names: tuple[str, str] = ("A", "B"),
     unconverged: bool = False,
 ) -> Figure:
-    """How alike the matched features of two dictionaries are, best pairs first.
+    """Draw how similar the matched features of two dictionaries are, best pairs first.
 
-    Where the line is high and the dots below it, a feature has one clear partner; where they meet,
-    it could as well have had another.
+    If the line is high and the dots lie below it, the features have one clear partner; if the dots
+    reach the line, another feature fits as well as the partner.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def similarity_figure(
     )
     lowest = min(0.0, float(match.similarity.min(initial=0.0)))
     axis.set(
-        xlabel=f"features of {names[0]}, best matched first",
+        xlabel=f"features of {names[0]}, ordered by similarity to their partner",
         ylabel=f"{kind} with a feature of {names[0]}",
         ylim=(lowest, 1.03),
     )
@@ -86,7 +86,7 @@ def _best_other(
     *,
     signed: bool,
 ) -> NDArray[np.float64]:
-    """Highest similarity of each feature to any but its partner, a block of rows at a time."""
+    """Highest similarity of each feature to a feature other than its partner, block by block."""
     found = np.full(len(rows), -np.inf)
     for start in range(0, len(rows), 1024):
         own = slice(start, start + 1024)
@@ -105,7 +105,7 @@ def reproducibility_figure(
     max_points: int = 4000,
     lead: str | None = None,
 ) -> Figure:
-    """How well each feature comes back in other seeds, against how often it fires.
+    """Draw the reproducibility of each feature against how often it fires.
 
     Parameters
     ----------
@@ -116,14 +116,17 @@ def reproducibility_figure(
     threshold
         Drawn as a line: above it a feature counts as found.
     max_points
-        Points drawn a group; the strata use all of them.
+        Points drawn for a group; median and quartiles use all features.
     lead
-        Kind of feature that has a colour of its own, where ``features`` has kinds.
+        Kind of feature that has a colour of its own, if ``features`` has kinds.
     """
     require(features, ["group", "space", "firing_rate", "reproducibility"], "features")
     chosen = features[(features["space"] == space) & features["reproducibility"].notna()]
     if chosen.empty:
-        raise InputError(f"features: none in space {space!r} was compared with another seed")
+        raise InputError(
+            f"features: no feature in space {space!r} was compared with another seed; train at "
+            "least two seeds"
+        )
     names = group_order(chosen)
     columns = min(3 if len(names) <= 9 else 5, len(names))
     lines = -(-len(names) // columns)
@@ -150,7 +153,7 @@ def reproducibility_figure(
     for axis in axes.ravel()[len(names) :]:
         axis.set_visible(False)
     if (rate <= 0).any():
-        # silent features stand in a column of their own, which says so
+        # features that never fire are drawn in a column of their own
         axes[0, 0].set_xticks([floor, *_decades(floor, rate.max())])
         axes[0, 0].set_xticklabels(["never", *(f"{x:g}" for x in _decades(floor, rate.max()))])
     else:
@@ -163,7 +166,7 @@ def reproducibility_figure(
     figure.supylabel("reproducibility: mean similarity to partners in other seeds", size=FONT)
     handles = [
         Line2D([], [], color="black", marker="o", ms=3, lw=1.6, label="median and quartiles"),
-        Line2D([], [], color=GREY, ls="--", label=f"{threshold:g}: counted as found"),
+        Line2D([], [], color=GREY, ls="--", label=f"found at {threshold:g} or above"),
     ]
     if lead is not None and "kind" in chosen:
         for colour, label in (
@@ -182,7 +185,7 @@ def reproducibility_figure(
 
 
 def _clouds(part: pd.DataFrame, lead: str | None) -> list[tuple[str, pd.DataFrame]]:
-    """Points and their colour: the leading kind apart, where it is known."""
+    """Split the points by colour: features of the leading kind, and all others."""
     if lead is None or "kind" not in part:
         return [(COLOURS[5], part)]
     own = part["kind"] == lead
@@ -190,13 +193,13 @@ def _clouds(part: pd.DataFrame, lead: str | None) -> list[tuple[str, pd.DataFram
 
 
 def _decades(floor: float, highest: float) -> list[float]:
-    """Powers of ten above the column of what never fires."""
+    """Give the powers of ten above the column of features that never fire."""
     first = int(np.ceil(np.log10(8 * floor)))
     return [10.0**n for n in range(first, int(np.ceil(np.log10(highest))) + 1)]
 
 
 def _strata(axis: Axes, part: pd.DataFrame, floor: float) -> None:
-    """Median and quartiles of each third of a decade of firing rate; silence apart."""
+    """Draw median and quartiles for each third of a decade of firing rate, and for silent ones."""
     rate = np.maximum(part["firing_rate"].to_numpy(dtype=np.float64), floor)
     y = part["reproducibility"].to_numpy(dtype=np.float64)
     stratum = np.where(rate > floor, np.floor(3 * np.log10(rate)), -np.inf)
@@ -211,7 +214,7 @@ def _strata(axis: Axes, part: pd.DataFrame, floor: float) -> None:
 
 
 def reliability_figure(table: pd.DataFrame) -> Figure:
-    """Draw how often features came back against the predicted probability: a reliability diagram.
+    """Draw a reliability diagram: how often a new seed has features, by predicted probability.
 
     Parameters
     ----------
@@ -224,7 +227,7 @@ def reliability_figure(table: pd.DataFrame) -> Figure:
         When it is empty: fewer than four SAEs.
     """
     if table.empty:
-        raise InputError("reliability: it takes four SAEs to leave one out and learn from the rest")
+        raise InputError("reliability: this needs at least four SAEs; train more seeds")
     require(table, ["predicted", "happened", "n", "brier", "brier_of_base_rate"], "reliability")
     figure = Figure(figsize=(3.8, 3.6), layout="constrained")
     axis = figure.subplots()
@@ -235,10 +238,10 @@ def reliability_figure(table: pd.DataFrame) -> Figure:
     axis.set_xlim(-0.03, 1.03)
     axis.set_ylim(-0.03, 1.03)
     axis.set_xlabel("predicted probability that a new seed has the feature")
-    axis.set_ylabel("share of features that it has")
+    axis.set_ylabel("share of these features that it has")
     first = table.iloc[0]
     axis.set_title(
-        f"Brier score {first['brier']:.3f}; always the base rate: "
+        f"Brier score {first['brier']:.3f}; of the base rate: "
         f"{first['brier_of_base_rate']:.3f}\n(area of a point: number of features)",
         fontsize=FONT,
     )

@@ -1,4 +1,4 @@
-"""Figures of one dictionary's geometry: activations, circles, symmetries."""
+"""Figures of single dictionaries: how they fire, the circles they cover, geometry, symmetries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from husai.figures.style import (
 def activation_figure(
     patterns: Mapping[str, SparsityPattern], *, unconverged: Sequence[str] = ()
 ) -> Figure:
-    """How SAEs fire: activation sizes, firing rates of latents, and L0 of rows where it varies.
+    """Draw how SAEs fire: activation sizes, firing rates of latents, and L0 of rows if it varies.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def activation_figure(
     """
     if not patterns:
         raise InputError("patterns: none given")
-    # where every row has as many active latents as the next, there is nothing to see of L0
+    # if every row has the same number of active latents, L0 is not drawn
     varied = any(np.count_nonzero(one.l0_counts) > 1 for one in patterns.values())
     figure = Figure(figsize=(8.4 if varied else 5.8, 3.2), layout="constrained")
     axes = figure.subplots(1, 3 if varied else 2)
@@ -63,8 +63,8 @@ def activation_figure(
             l0 = np.flatnonzero(pattern.l0_counts)
             rows = pattern.l0_counts[l0] / pattern.n_rows
             axes[2].plot(l0, rows, ls=stroke, marker=".", color=colour)
-    sizes.set(xlabel="activation, where it fires", ylabel="share of activations")
-    rates.set(xlabel="latent, most frequent first", ylabel="firing rate")
+    sizes.set(xlabel="activation, if above 0", ylabel="share of activations")
+    rates.set(xlabel="latents, most frequent first", ylabel="firing rate")
     if varied:
         axes[2].set(xlabel="L0 of a row", ylabel="share of rows")
         axes[2].set_ylim(bottom=0)
@@ -92,13 +92,13 @@ def circle_figure(
     unconverged: Sequence[str] = (),
     max_planes: int = 8,
 ) -> Figure:
-    """How features tile each plane's circle: a row for each SAE, a column for each plane.
+    """Draw the features in each true plane: a row for each SAE, a column for each plane.
 
-    SAEs without a feature in any plane, and planes without a feature of any SAE, are counted in the
-    title and left out.
+    SAEs without a feature in any plane, and planes without a feature of any SAE, are left out; the
+    title counts them.
 
-    Filled points lie in the plane (rho at the threshold or above); crosses are features whose
-    best plane this is without lying in it. The circle has radius 1.
+    Filled points lie in the plane (rho at the threshold or above). Crosses do not lie in it, but it
+    is their nearest plane. The circle has radius 1.
 
     Parameters
     ----------
@@ -109,13 +109,15 @@ def circle_figure(
     unconverged
         Names of SAEs that are not converged.
     max_planes
-        Show only so many planes, the first of those that hold a feature.
+        Most planes to show: the first ones that hold a feature.
     """
     if not recoveries:
         raise InputError("recoveries: none given")
     counts = {len(one.planes) for one in recoveries.values()}
     if len(counts) != 1:
-        raise InputError(f"recoveries: of {sorted(counts)} planes; give the same planes for all")
+        raise InputError(
+            f"recoveries: they have {sorted(counts)} planes; give the same planes for all SAEs"
+        )
     total = counts.pop()
     names = list(plane_names) if plane_names is not None else [f"plane {k}" for k in range(total)]
     found = {
@@ -192,7 +194,7 @@ def geometry_figure(
     unconverged: Sequence[str] = (),
     seed: int = 0,
 ) -> Figure:
-    """Dimensions filled, nearest neighbours, and decoder against encoder of several SAEs.
+    """Draw the spectrum, nearest neighbours, and cosines of decoder and encoder of several SAEs.
 
     Parameters
     ----------
@@ -202,7 +204,7 @@ def geometry_figure(
     unconverged
         Names of SAEs that are not converged: marked †.
     seed
-        Of the random dictionary drawn for comparison, of the first one's shape.
+        Of the random dictionary that is drawn for comparison; it has the first one's shape.
     """
     if not dictionaries:
         raise InputError("dictionaries: none given")
@@ -233,10 +235,12 @@ def geometry_figure(
             edges, n = np.linspace(-1, 1, 41), len(np.asarray(cosine))
             aligned.stairs(np.histogram(cosine, edges)[0] / n, edges, color=colour, ls=stroke)
     plain_log(spectrum)
-    spectrum.set(xlabel="directions", ylabel="share of dictionary's variance", ylim=(0, 1.03))
-    nearest.set(xlabel="|cosine| to nearest own feature", ylabel="share of features")
+    spectrum.set(
+        xlabel="principal directions", ylabel="share of dictionary's variance", ylim=(0, 1.03)
+    )
+    nearest.set(xlabel="|cosine| to nearest feature of the SAE", ylabel="share of features")
     aligned.set(
-        xlabel="cosine of encoder and decoder,\nas the data weigh directions",
+        xlabel="cosine of encoder and decoder,\nin the data's metric",
         ylabel="share of latents",
     )
     for axis in (spectrum, nearest, aligned):
@@ -253,14 +257,14 @@ def geometry_figure(
 
 
 def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
-    """How far each symmetry of the task maps dictionaries, beside relabelled inputs.
+    """Draw how well each symmetry of the task maps dictionaries, beside relabelled inputs.
 
     Parameters
     ----------
     symmetries
         Of :func:`husai.consistency.study.geometry.symmetry_table`.
     max_groups
-        Show so many groups: of each architecture the narrowest and the widest.
+        Most groups to show: the narrowest and the widest of each architecture.
     """
     if "score" not in symmetries or symmetries["score"].isna().all():
         given = symmetries["reason"].dropna() if "reason" in symmetries else ()
@@ -312,8 +316,8 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
         axis.set(
             yticks=list(place.values()),
             yticklabels=list(place),
-            title="a dictionary to itself" if kind == "itself" else "one seed to another",
-            xlabel="correlation of matched codes, inputs moved",
+            title="an SAE to itself" if kind == "itself" else "one seed to another",
+            xlabel="correlation of matched codes,\nsymmetry applied to the inputs of one side",
             xlim=(min(0.0, float(known["null_mean"].min())) - 0.02, 1.03),
         )
         tidy(axis)

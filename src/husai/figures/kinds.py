@@ -1,4 +1,4 @@
-"""The study's main picture: how well every feature comes back, by what it means."""
+"""The study's main picture: the reproducibility of every feature, by what it stands for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_POINTS = 1500
 
 
 def kinds_figure(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
-    """Draw every feature's reproducibility, two populations apart, before the permuted null.
+    """Draw the reproducibility of every feature: one kind, all others, and the permuted null.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def kinds_figure(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
     chosen = features[(features["space"] == "full") & features["reproducibility"].notna()]
     lead = leading_kind(kinds)
     if chosen.empty or lead is None:
-        raise InputError("kinds: no label explains a feature; there are no kinds to draw")
+        raise InputError("kinds: no label explains a feature, so there are no kinds to draw")
     names = group_order(kinds)
     figure = Figure(figsize=(max(4.6, 1.15 * len(names) + 1.6), 4.2), layout="constrained")
     axis = figure.subplots()
@@ -118,7 +118,7 @@ def kinds_figure(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
             ),
             Line2D([], [], color=COLOURS[1], marker="o", ms=4, ls="", label="all other features"),
             Line2D([], [], color="black", lw=1.4, label="mean"),
-            Patch(color=GREY, alpha=0.25, label="by chance: 90 % of permuted features"),
+            Patch(color=GREY, alpha=0.25, label="chance: the middle 90 % of permuted features"),
         ],
         loc="outside upper center",
         ncols=2,

@@ -1,4 +1,4 @@
-"""Figures of planted truth: how far a consistency score can be trusted."""
+"""The figure of planted truth: how well consistency scores agree with known features."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from husai.calibration.scores import SCORES
+from husai.consistency.analyses.gate import MOTION_STEPS
 from husai.errors import InputError
 from husai.figures.style import COLOURS, FONT, GREY, MARKERS
 
@@ -22,7 +23,7 @@ def calibration_figure(
     gate: pd.DataFrame,
     planes: pd.DataFrame,
 ) -> Figure:
-    """What a user can see beside the truth, over planted worlds.
+    """Draw what a user can measure against what is true, over planted worlds.
 
     Parameters
     ----------
@@ -44,13 +45,13 @@ def calibration_figure(
         When there is no setting.
     """
     if settings.empty:
-        raise InputError("settings: no row; a figure needs one at least")
+        raise InputError("settings: no row; a figure needs at least one")
     figure = Figure(figsize=(11.0, 9.0), layout="constrained")
     axes = figure.subplots(2, 3)
     lines = settings[settings["n_planes"] == 0]
     worlds = list(dict.fromkeys(settings["world"]))
     look = {
-        # markers move on by one when the colours are used up
+        # when all colours are used, they start again with the next marker
         world: (COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
         for i, world in enumerate(worlds)
     }
@@ -77,7 +78,7 @@ def _corrected(table: pd.DataFrame) -> pd.Series:
 def _points(
     panel: Axes, table: pd.DataFrame, look: dict[str, tuple[str, str]], size: float
 ) -> None:
-    """A point per setting, hollow where not every seed passes the gate."""
+    """Draw a point per setting, hollow if not every seed passes the gate."""
     truth = _corrected(table)
     for world, (colour, marker) in look.items():
         for converged, face in ((True, colour), (False, "none")):
@@ -142,7 +143,7 @@ def _diagonal(panel: Axes) -> None:
 
 def _rank_bars(panel: Axes, calibration: pd.DataFrame) -> None:
     panel.set(
-        title="Rank correlation with GT-MCC", xlabel="Spearman's ρ, 95 % over draws of worlds"
+        title="Rank correlation with GT-MCC", xlabel="Spearman's ρ, interval over draws of worlds"
     )
     if calibration.empty:
         panel.text(0.5, 0.5, "no world without planes", ha="center", transform=panel.transAxes)
@@ -176,7 +177,7 @@ def _interval_points(
     look: int,
     label: str,
 ) -> None:
-    """Values with intervals beside one another; without a bar where there is no interval."""
+    """Draw values with their intervals, or without a bar if there is no interval."""
     value, low, high = (table[name].to_numpy(dtype=float) for name in columns)
     spread = np.nan_to_num(np.stack([value - low, high - value]).clip(min=0))
     panel.errorbar(
@@ -193,7 +194,7 @@ def _interval_points(
 
 
 def _legend_below(panel: Axes, columns: int = 2) -> None:
-    """Points fill these panels: their keys stand under the axis."""
+    """Put the legend below the axis, because points fill the panel."""
     panel.legend(
         fontsize=FONT - 1,
         frameon=False,
@@ -209,8 +210,8 @@ def _detector_bars(panel: Axes, detectors: pd.DataFrame) -> None:
     at = np.arange(len(detectors), dtype=np.float64)
     for i, (column, label) in enumerate(
         (
-            ("precision", "true, of the reproduced\n(rest: stable but wrong)"),
-            ("recall", "reproduced, of the true"),
+            ("precision", "share of reproduced latents that are true\n(rest: stable but wrong)"),
+            ("recall", "share of true latents that are reproduced"),
             ("auc", "AUC"),
         )
     ):
@@ -220,8 +221,8 @@ def _detector_bars(panel: Axes, detectors: pd.DataFrame) -> None:
     panel.set_yticks(at, names)
     panel.invert_yaxis()
     panel.set(
-        title="Reproduced features: are they true?",
-        xlabel="share of latents, 95 % over draws (all)\nor over groups of seeds (one world)",
+        title="Are reproduced features true?",
+        xlabel="share of latents, interval over draws (all)\nor over groups of seeds (one world)",
         xlim=(-0.03, 1.03),
     )
     panel.grid(axis="y", lw=0.3)
@@ -232,8 +233,8 @@ def _gate_lines(panel: Axes, gate: pd.DataFrame) -> None:
     table = gate[gate["gate"] == gate.loc[gate["in_use"], "gate"].iloc[0]].sort_values("threshold")
     for i, (column, fmt, label) in enumerate(
         (
-            ("false_hold", "s--", "held back, though settled"),
-            ("false_pass", "o-", "passed, recovery still to change"),
+            ("false_hold", "s--", "settled but held back"),
+            ("false_pass", "o-", "passed but not settled"),
         )
     ):
         known = table[table[column].notna()]
@@ -255,9 +256,9 @@ def _gate_lines(panel: Axes, gate: pd.DataFrame) -> None:
     for motion in table.loc[table["in_use"], "threshold"]:
         panel.axvline(motion, c=GREY, lw=0.8, ls=":", label="threshold in use")
     panel.set(
-        title="Convergence gate's errors",
-        xlabel="largest motion that passes\n(1 − |cosine| / 500 steps)",
-        ylabel="share of SAEs, 95 % over draws",
+        title="Errors of the convergence gate",
+        xlabel=f"largest motion that passes\n(1 − |cosine| per {MOTION_STEPS} steps)",
+        ylabel="share of SAEs, interval over draws",
         xscale="log",
         xlim=(table["threshold"].min() / 1.5, table["threshold"].max() * 1.5),
         ylim=(-0.03, 1.03),
@@ -266,7 +267,7 @@ def _gate_lines(panel: Axes, gate: pd.DataFrame) -> None:
 
 
 def _plane_panel(panel: Axes, planes: pd.DataFrame) -> None:
-    panel.set_title("Planes: what one dimension misses")
+    panel.set_title("Planes: one-dimensional scores beside planes")
     if planes.empty:
         panel.text(0.5, 0.5, "no world with planes", ha="center", transform=panel.transAxes)
         return
@@ -278,11 +279,11 @@ def _plane_panel(panel: Axes, planes: pd.DataFrame) -> None:
     for i, (column, label) in enumerate(
         (
             ("line_recovery", "lines recovered"),
-            ("axis_recovery", "planes' axes recovered"),
-            ("axis_recovery_chance", "axes, by chance of phase"),
-            ("plane_recall", "planes recovered"),
+            ("axis_recovery", "axes of planes recovered"),
+            ("axis_recovery_chance", "axes recovered by chance"),
+            ("plane_recall", "planes recalled"),
             ("plane_covered", "circles covered"),
-            ("plane_recall_null", "planes, by chance"),
+            ("plane_recall_null", "planes recalled by chance"),
         )
     ):
         panel.plot(
@@ -299,6 +300,6 @@ def _plane_panel(panel: Axes, planes: pd.DataFrame) -> None:
     for tick in panel.get_yticklabels():
         tick.set_fontsize(FONT - 2)
     panel.invert_yaxis()
-    panel.set(xlabel="share at |cos| or projection ≥ threshold", xlim=(-0.03, 1.03))
+    panel.set(xlabel="share with |cosine| or projection ≥ threshold", xlim=(-0.03, 1.03))
     panel.grid(axis="y", lw=0.3)
     _legend_below(panel)

@@ -1,4 +1,4 @@
-"""Figures of SAEs: how they learn, and how often their latents are active."""
+"""The figure of the SAEs' learning curves: held-out FVU, L0 and dead latents over training."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ PANELS = (
 
 
 def learning_curves(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
-    """Held-out FVU, L0 and dead latents, by step.
+    """Draw held-out FVU, L0 and dead latents by step.
 
     Parameters
     ----------
     groups
-        Name (of a setting) to its SAEs, alike but for their seeds; a line is the mean over them,
-        the band its smallest and largest value. SAEs that failed are left out.
+        Name (of a setting) to its SAEs, which differ only in their seeds; a line is the mean over
+        them, the band their smallest and largest value. SAEs that failed are left out.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def learning_curves(groups: Mapping[str, Sequence[TrainedSAE]]) -> Figure:
 def _band(
     axis: Axes, histories: Sequence[pd.DataFrame], column: str, name: str, number: int
 ) -> None:
-    """Draw the mean over seeds and their range, as far as all of them go."""
+    """Draw the mean over seeds and their range, up to the last step that all of them have."""
     length = min(len(history) for history in histories)
     step = histories[0]["step"].to_numpy()[:length]
     values = np.stack([history[column].to_numpy(dtype=float)[:length] for history in histories])

@@ -30,10 +30,10 @@ from husai.figures.style import (
     unconverged_gate,
 )
 
-# a curve over a setting needs this many values, each this many times the one before
+# a curve over a setting needs this many values, and each must be APART times the one before
 MIN_VALUES = 3
 APART = 1.1
-# so many values of a setting are ticks of their own
+# up to this number, each value of a setting has a tick of its own
 MOST_TICKS = 6
 _UPRIGHT = {"_": "|"}
 
@@ -47,7 +47,7 @@ def legend_handles(
 ) -> list[Line2D]:
     """Give the legend's entries: architectures, the nulls that are drawn, and the gate's mark.
 
-    With ``upright`` the bars of nulls stand, as where scores are read along the horizontal axis.
+    With ``upright`` the bars of nulls are vertical, for figures with scores on the horizontal axis.
     """
     turned = _UPRIGHT if upright else {}
     handles = [
@@ -66,7 +66,7 @@ def legend_handles(
 
 
 def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = False) -> Figure:
-    """Score, interval over seeds and nulls: a line for each group.
+    """Draw a score with its interval over seeds and its nulls: a line for each group.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def _score_panel(
     look: Mapping[str, tuple[str, str]],
     place: Mapping[str, int],
 ) -> None:
-    """A line for each group: its score with the interval, and its nulls."""
+    """Draw a line for each group: its score with the interval, and its nulls."""
     for row in _rows(part):
         if pd.isna(row["mean"]):
             continue
@@ -145,7 +145,7 @@ def seed_matrix_figure(
     space: str = "full",
     orders: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
-    """Score of every pair of seeds, a heat map for each group, on one scale.
+    """Draw the score of every pair of seeds: a heat map for each group, on one colour scale.
 
     Parameters
     ----------
@@ -226,10 +226,10 @@ def _annotate(axis: Axes, W: NDArray[np.float64], middle: float) -> None:
 def settings_figure(
     settings: pd.DataFrame, *, score: str = "pw_mcc", signed: bool = False, space: str = "full"
 ) -> Figure:
-    """Score against width, against k, and against L0.
+    """Draw a score against width, against k, and against L0.
 
-    A panel is left out where its setting has too few values for a curve, and so is a group without
-    another one beside it.
+    A panel is left out if its setting has too few values for a curve. A group is left out if no
+    other group differs from it in this setting alone.
 
     Parameters
     ----------
@@ -293,7 +293,7 @@ def _width_label(chosen: pd.DataFrame) -> str:
 
 
 def _on_curves(chosen: pd.DataFrame, column: str, same: Sequence[str]) -> pd.DataFrame:
-    """Keep what has another value of the column beside it, all else alike."""
+    """Keep the groups from which another group differs only in this column."""
     part = chosen[chosen[column].notna() & (chosen[column] > 0)]
     values = part.groupby(["architecture", *same], dropna=False)[column]
     return part[values.transform("nunique") > 1]
@@ -312,8 +312,8 @@ def _curves(
     same: Sequence[str],
     look: Mapping[str, tuple[str, str]],
 ) -> None:
-    """One line for each architecture and value of ``same``, with intervals and nulls."""
-    # architectures that share a setting stand side by side
+    """Draw one line for each architecture and value of ``same``, with intervals and nulls."""
+    # architectures with the same setting are drawn side by side
     beside = 1.0 if column == "l0" else 1.03
     for keys, own in part.groupby(["architecture", *same], dropna=False, sort=True):
         colour, marker = look[str(keys[0])]

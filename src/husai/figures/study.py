@@ -1,4 +1,4 @@
-"""Figures of a study's own SAEs: of which to draw, and what there is to say where none is."""
+"""Figures of a study's own SAEs: which SAEs are drawn, and what is said if there are none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from husai.figures.style import not_available
 
 
 def own_hook(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep the rows of the study's own hook, the table's first: others are not like for like."""
+    """Keep the rows of the study's own hook, the first in the table: other hooks are other data."""
     return table[table["hook"] == table["hook"].iloc[0]] if len(table) else table
 
 
@@ -43,7 +43,7 @@ def main_pair_figure(group: str, study: StudyRecords) -> Figure:
 
 
 def example_figures(study: StudyRecords) -> tuple[Figure, Figure, Figure]:
-    """Draw how an SAE of each architecture lies in space, fires, and tiles the true circles."""
+    """Draw geometry, firing and true circles of one SAE of each architecture."""
     chosen = {name: study.record(sae_id) for name, sae_id in example_saes(study).items()}
     open_ones = [name for name, sae in chosen.items() if not sae.converged]
     metric = data_metric(study.first.covariance)

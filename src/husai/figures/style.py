@@ -26,10 +26,10 @@ FONT = 8.0
 SEQUENTIAL = "cividis"
 DIVERGING = "PuOr_r"
 
-# architecture and width, as the names of a plan's groups begin
+# the names of a plan's groups begin with architecture and width
 _NAME = r"^(\S+) d(\d+)"
 
-# The null to base a claim on is drawn strongest.
+# The permuted null, the one to base claims on, has the strongest colour.
 NULLS = {
     "permuted": ("permuted null", "_", "#000000"),
     "isotropic": ("isotropic null", "_", "#AAAAAA"),
@@ -106,7 +106,7 @@ def require(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
 def dagger_note(figure: Figure) -> None:
     """Explain the dagger below a figure."""
     figure.supxlabel(
-        "† SAEs not converged: what is shown may be unfinished training", size=FONT - 1
+        "† SAEs not converged: longer training may change what is shown", size=FONT - 1
     )
 
 
@@ -118,7 +118,7 @@ def not_available(why: str) -> Figure:
 
 
 def drawn_or_reason(draw: Callable[[], Figure]) -> Figure:
-    """Draw; or say in the figure why there is nothing to: one seed, no latent that fires."""
+    """Draw a figure, or one that says why there is nothing to draw: one seed, no latent fires."""
     try:
         return draw()
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Figures of agreement between seeds over training."""
+"""The figure of agreement between seeds over training."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from husai.figures.style import (
 
 
 def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figure:
-    """PW-MCC and cosine to the initialisation over training, with the nulls; one column per width.
+    """Draw PW-MCC and cosine to the initialisation over training; a column for each width.
 
     Parameters
     ----------
     trajectories
         Of :func:`husai.consistency.study.tables.trajectory_table`.
     max_columns
-        Show so many widths, the narrowest and the widest among them.
+        Most widths to show; the narrowest and the widest are always among them.
     """
     if "step" not in trajectories or trajectories["step"].isna().all():
         given = trajectories["reason"].dropna() if "reason" in trajectories else ()
@@ -84,7 +84,7 @@ def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figu
         Line2D([], [], color=c, marker=m, ls=strokes[n], label=n) for n, (c, m) in look.items()
     ]
     handles += [
-        Line2D([], [], color=GREY, ls="--", lw=1.2, label="permuted null, in its colour"),
+        Line2D([], [], color=GREY, ls="--", lw=1.2, label="permuted null (in the group's colour)"),
         Line2D([], [], color="black", ls=":", lw=0.9, label="isotropic null"),
     ]
     if any_open:

@@ -1,4 +1,4 @@
-"""Figures of the transformer: how it grokked, and the waves it computes with."""
+"""The figure of the transformer's training: how it grokked, and the frequencies that it uses."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def progress_figure(history: pd.DataFrame, measures: pd.DataFrame) -> Figure:
                 history["epoch"], history[f"{split}_accuracy"], style, color=colour, label=split
             )
     loss.set(title="Loss", ylabel="cross-entropy (nats)", yscale="log")
-    accuracy.set(title="Accuracy", ylabel="fraction right", ylim=(-0.03, 1.05))
+    accuracy.set(title="Accuracy", ylabel="accuracy", ylim=(-0.03, 1.05))
 
     _lines(
         circuit,
         measures,
         {
-            "restricted_loss": "restricted: key waves only",
+            "restricted_loss": "restricted: key frequencies only",
             "trig_loss": "trig: cos k(s−c) only",
-            "excluded_loss": "excluded: key waves removed (train)",
+            "excluded_loss": "excluded: without key frequencies (train)",
         },
     )
-    circuit.set(title="Losses through the key waves", ylabel="cross-entropy (nats)")
+    circuit.set(title="Losses with and without key frequencies", ylabel="cross-entropy (nats)")
     if measures["restricted_loss"].notna().any():
         circuit.set_yscale("log")
     _lines(
@@ -65,7 +65,7 @@ def progress_figure(history: pd.DataFrame, measures: pd.DataFrame) -> Figure:
         },
     )
     explained.set(
-        title="Variance at the key waves", ylabel="fraction explained", ylim=(-0.03, 1.05)
+        title="Variance at the key frequencies", ylabel="fraction explained", ylim=(-0.03, 1.05)
     )
     _lines(sparsity, measures, {"gini_W_E": "$W_E$", "gini_W_L": "$W_L = W_U W_{out}$"})
     sparsity.set(title="Sparsity in the Fourier basis", ylabel="Gini coefficient", ylim=(0, 1.0))

@@ -1,4 +1,4 @@
-"""What is universal and what belongs to one transformer, in one picture."""
+"""The figure of several transformers: which findings hold for all of them, and which do not."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ STOPS: Mapping[str, tuple[str, str]] = {
     "early_stop": ("early stop", "o"),
     "cleaned_up": ("cleaned up", "s"),
 }
-"""A transformer's stop: its name and its marker."""
+"""When the training of a transformer was stopped: name and marker."""
 
 LEAST_FEATURES = 1.0
-"""Of a kind, an SAE: fewer are no population, and are not drawn."""
+"""Kinds with fewer features per SAE than this are not drawn."""
 
 
 def transformers_figure(groups: pd.DataFrame, kinds: pd.DataFrame, d_sae: int) -> Figure:
-    """Draw, for each transformer, answers with a latent and what comes back, by its frequencies.
+    """Draw answers with a feature, and reproducibility, against the number of key frequencies.
 
     Parameters
     ----------
@@ -61,12 +61,12 @@ def transformers_figure(groups: pd.DataFrame, kinds: pd.DataFrame, d_sae: int) -
         )
     number = float(groups["n_answers"].max())
     first.axhline(number, color=GREY, ls=":", lw=0.9)
-    first.set(ylabel=f"of {number:.0f} answers, with a feature (d_sae {d_sae})", ylim=(-4, None))
+    first.set(ylabel=f"answers with a feature, of {number:.0f}\n(d_sae {d_sae})", ylim=(-4, None))
     first.legend(fontsize=FONT - 1, frameon=False, loc="center left")
     axis_of = groups.drop_duplicates("transformer").set_index("transformer")
     for axis, name in zip(others, sorted(look), strict=True):
         _kinds(axis, kinds[kinds["architecture"] == name], axis_of, look[name][0])
-        axis.set_title(f"{name}: every seed against the others", fontsize=FONT)
+        axis.set_title(f"{name}: reproducibility over seeds", fontsize=FONT)
     for axis in (first, *others):
         axis.set_xlabel("effective number of key frequencies")
         tidy(axis)
@@ -88,7 +88,7 @@ def _kinds(axis: Axes, kinds: pd.DataFrame, by: pd.DataFrame, colour: str) -> No
             color=colour,
             mfc=colour if answer else "none",
             ms=6,
-            label=f"{'answers' if answer else 'the rest'}, {title}",
+            label=f"{'answer features' if answer else 'other features'}, {title}",
         )
     null = kinds.groupby("transformer")["null_mean"].mean()
     axis.plot(

@@ -29,10 +29,10 @@ from husai.transformer.shipped import shipped_transformers
 
 COVARIATES = {
     "firing_rate": "how often it fires",
-    "cosine_to_init": "its cosine to the initialisation",
-    "cosine_to_encoder": "its cosine with its own encoder",
-    "purity": "its purity in one true plane",
-    "energy": "its energy in the true planes",
+    "cosine_to_init": "cosine to its initial value",
+    "cosine_to_encoder": "cosine to its encoder row",
+    "purity": "purity in one true plane",
+    "energy": "energy in the true planes",
 }
 TRUTH_MEASURES = {
     "mean_energy": "energy",

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from husai.config import HOME_STUDY
+from husai.consistency.analyses.gate import MOTION_STEPS
 
 DASH = "–"
 
@@ -53,7 +54,7 @@ def environment() -> Environment:
         "dagger": dagger,
         "words": lambda name: str(name).replace("_", " "),
     }
-    made.globals |= {"dash": DASH, "home_study": HOME_STUDY}
+    made.globals |= {"dash": DASH, "home_study": HOME_STUDY, "motion_steps": MOTION_STEPS}
     return made
 
 

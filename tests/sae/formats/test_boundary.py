@@ -70,7 +70,7 @@ def test_strides_of_zero_are_not_unrolled(tmp_path: Path) -> None:
     }
     path = dictionary_learning(tmp_path / "sae", content)
     assert (path / "ae.pt").stat().st_size < 10_000
-    refused(path, "more bytes than the file's")
+    refused(path, "more bytes than the file has")
 
 
 def test_archives_that_unpack_to_absurd_sizes_are_refused(tmp_path: Path) -> None:
@@ -96,13 +96,13 @@ def test_headers_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path)
         header = {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**4)}
         np.lib.format.write_array_header_1_0(file, header)
         file.write(b"\0" * 100)
-    refused(short, "more bytes than it holds")
+    refused(short, "more bytes than it has")
     header_only = json.dumps(
         {"W_dec": {"dtype": "F32", "shape": [10**6, 10**4], "data_offsets": [0, 4 * 10**10]}}
     ).encode()
     claims = tmp_path / "claims.safetensors"
     claims.write_bytes(len(header_only).to_bytes(8, "little") + header_only + b"\0" * 100)
-    refused(claims, "not a whole file of its kind")
+    refused(claims, "incomplete or of another format")
 
 
 @pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
