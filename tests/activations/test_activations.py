@@ -50,10 +50,10 @@ def test_chunks_give_what_one_pass_gives(model_and_tokens):
         ({"hook_names": ("blocks.7.hook_resid_post",)}, "no hook 'blocks.7.hook_resid_post'"),
         ({"positions": (3,)}, "3 is outside the context of 3"),
         ({"hook_names": ("blocks.0.hook_resid_post@-4",)}, "-4 is outside the context of 3"),
-        ({"hook_names": ("hook_embed@-1", "hook_embed")}, r"read twice: \['hook_embed@-1'\]"),
-        ({"positions": (-1, 2)}, "names a position of the 3 tokens twice"),
+        ({"hook_names": ("hook_embed@-1", "hook_embed")}, r"given twice: \['hook_embed@-1'\]"),
+        ({"positions": (-1, 2)}, "gives one of the 3 positions twice"),
         ({"hook_names": ("blocks.0.attn.hook_pattern",)}, r"no \[batch, position\] axes"),
-        ({"hook_names": ("blocks.0.attn.hook_q_input",)}, "does not fire"),
+        ({"hook_names": ("blocks.0.attn.hook_q_input",)}, "gives nothing"),
     ],
 )
 def test_bad_extraction_names_field_and_value(model_and_tokens, change, message):

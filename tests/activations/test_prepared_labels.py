@@ -31,12 +31,12 @@ def test_numbers_truth_values_and_words_are_kept_as_they_are():
     assert [type(one) for one in classes] == [Classes, Classes, Classes, Regressors]
 
 
-def test_of_many_values_the_commonest_are_classes(monkeypatch, caplog):
+def test_of_many_values_the_most_frequent_are_classes(monkeypatch, caplog):
     monkeypatch.setattr(module, "MOST_CLASSES", 2)
     table = pd.DataFrame({"token": [7, 7, 7, 5, 5, 3, 2], "word": list("xxyyyzw")})
     with caplog.at_level(logging.WARNING):
         made = prepare_labels(table)
-    assert "4 values; the 2 commonest" in caplog.text
+    assert "4 values; the 2 most frequent" in caplog.text
     assert made["token"].fillna(-1).tolist() == [7, 7, 7, 5, 5, -1, -1]
     (tokens, words) = table_labels(made)
     assert isinstance(tokens, Classes)
@@ -48,9 +48,9 @@ def test_a_column_that_tells_nothing_is_left_out_with_a_warning(caplog):
     table = pd.DataFrame({"row": range(4), "same": [1] * 4, "flat": [0.5] * 4, "y": [0, 0, 1, 1]})
     with caplog.at_level(logging.WARNING):
         assert list(prepare_labels(table)) == ["y"]
-    assert "'row': another value in every row" in caplog.text
-    assert "'same': one value in all rows" in caplog.text
-    assert "'flat': one value in all rows" in caplog.text
+    assert "'row': no value occurs twice" in caplog.text
+    assert "'same': all rows have the same value" in caplog.text
+    assert "'flat': all rows have the same value" in caplog.text
 
 
 def test_numbers_that_are_missing_are_one_line():
@@ -79,11 +79,11 @@ def test_columns_of_a_table_keep_their_kind(tmp_path, caplog):
         "is": [True, False, True],
     }
     assert "column when holds timestamp" in caplog.text
-    assert "pair (int64 [3, 2]) is no label of the 3 rows" in caplog.text
+    assert "pair (int64 [3, 2]) does not have one value for each of the 3 rows" in caplog.text
 
 
 def test_labels_of_another_length_are_left_out_with_a_warning(tmp_path, caplog):
     np.savez(tmp_path / "rows.npz", rows=np.ones((4, 2)), y=np.arange(3))
     with caplog.at_level(logging.WARNING):
         assert read_rows(tmp_path / "rows.npz").labels.empty
-    assert "y (int64 [3]) is no label of the 4 rows" in caplog.text
+    assert "y (int64 [3]) does not have one value for each of the 4 rows" in caplog.text

@@ -114,7 +114,7 @@ def save(path, content):
         ("r.npy", np.ones((5, 1)), "rows of one number"),
         ("r.npy", np.full((2, 2), 1e300), "float32 cannot hold"),
         ("r.npz", {}, "none of its arrays is a matrix"),
-        ("r.npz", {"p": np.ones((2, 2)), "q": np.ones((2, 2))}, "2 of its arrays may be the rows"),
+        ("r.npz", {"p": np.ones((2, 2)), "q": np.ones((2, 2))}, "2 arrays could be the rows"),
         ("r.npz", {"label": np.arange(3)}, r"label has shape \[3\]"),
         ("r.pt", [1, 2], "holds list"),
         ("r.pt", {"rows": object()}, "incomplete or of another format"),

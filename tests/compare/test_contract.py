@@ -175,7 +175,7 @@ def test_files_without_usable_rows_are_named(array: Any, words: str, tmp_path: P
 
 def test_several_arrays_and_no_rows(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", a=SAE.rows, b=SAE.rows)
-    with pytest.raises(InputError, match="2 of its arrays may be the rows"):
+    with pytest.raises(InputError, match="2 arrays could be the rows"):
         load_activations(tmp_path / "rows.npz")
     (tmp_path / "rows.csv").write_text("1,2")
     with pytest.raises(InputError, match="rows are read from"):

@@ -35,11 +35,11 @@ def rows(n: int = 100) -> torch.Tensor:
         ({}, "k: topk needs one"),
         ({"k": 0}, "k"),
         ({"architecture": "relu"}, "l1_coefficient"),
-        ({"architecture": "relu", "l1_coefficient": 1.0, "k": 2}, "takes none"),
+        ({"architecture": "relu", "l1_coefficient": 1.0, "k": 2}, "has no k"),
         ({"architecture": "jumprelu"}, "l0_coefficient"),
         ({"architecture": "jumprelu", "l0_coefficient": 1.0, "l1_coefficient": 1.0}, "l1"),
         ({"architecture": "topk", "k": 2, "l0_coefficient": 1.0}, "l0_coefficient"),
-        ({"architecture": "gated", "k": 2}, "'gated' is not one of"),
+        ({"architecture": "gated", "k": 2}, "'gated' does not exist"),
         ({"k": 2, "learning_rate": float("nan")}, "learning_rate"),
         ({"k": 2, "learning_rat": 1e-3}, "learning_rat"),
         ({"k": 2, "matryoshka_fractions": (0.5, 0.25, 1.0)}, "matryoshka_fractions"),
@@ -59,7 +59,7 @@ def with_value(value: float) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (with_value(float("nan")), "1 of 100 rows hold NaN or infinity, the first is row 17"),
+        (with_value(float("nan")), "1 of 100 rows have NaN or infinity, the first is row 17"),
         (with_value(float("inf")), "row 17"),
         (torch.ones(100, 6), "all 90 training rows are equal"),
         (rows(30), "batch_size: 32 is more than the 27 training rows"),
@@ -92,7 +92,7 @@ def test_cuda_is_not_quietly_replaced() -> None:
 
 
 def test_a_name_is_registered_once() -> None:
-    with pytest.raises(InputError, match="registered already"):
+    with pytest.raises(InputError, match="already exists"):
         register_architecture(Architecture("topk", "row", "none", False, "again"))
     assert ARCHITECTURES["topk"].source != "again"
 

@@ -285,7 +285,7 @@ def test_measures_refuse_what_they_cannot_say(grokked: Any) -> None:
         progress_measures([(0, state)], product, MODEL)
     with pytest.raises(InputError, match="no checkpoint"):
         progress_measures([], grokked.dataset, MODEL)
-    with pytest.raises(InputError, match="model_config is needed"):
+    with pytest.raises(InputError, match="model_config: give it"):
         progress_measures([(0, state)], grokked.dataset)
 
 

@@ -1,4 +1,4 @@
-"""Activations: extraction by hook name, statistics, and the file they are kept in."""
+"""Rows of activations: from a model by hook name, from files, from stores on disk; statistics."""
 
 from husai.activations.extraction import OWN_HOOK, ExtractionConfig, extract_activations
 from husai.activations.files import RowsFile, read_rows

@@ -1,4 +1,4 @@
-"""Read activations out of a model by hook name and position."""
+"""Read activations from the small transformer, by hook name and position."""
 
 from __future__ import annotations
 
@@ -19,33 +19,31 @@ if TYPE_CHECKING:
 
 
 OWN_HOOK = "rows"
-"""Hook name given to rows of the user's own."""
+"""Hook name of the user's own rows."""
 
 
 class ExtractionConfig(Config):
-    """What to read from the model, or the file of the user's own rows.
+    """Which activations to read from the model, or the file of the user's own rows.
 
-    A path alone stands for ``file``: ``kedro run --env=own --params activations=rows.npy``.
+    A path alone sets ``file``: ``kedro run --env=own --params activations=rows.npy``.
     """
 
     file: str | None = Field(
         default=None,
         min_length=1,
-        description="rows of your own, in a file that husai.activations.read_rows reads; read by "
-        "--env=own, where there is no transformer",
+        description="file of your own rows, for --env=own, which has no transformer; its formats "
+        "are those of husai.activations.read_rows",
     )
     hook_names: tuple[Hook, ...] = Field(
         default=("blocks.0.hook_resid_post",),
         min_length=1,
-        description="TransformerLens hooks, read at every one of positions; or, as NAME@POSITION, "
-        "at a position of their own",
+        description="TransformerLens hooks; NAME is read at all of positions, NAME@POSITION only "
+        "at this position",
     )
     positions: tuple[int, ...] = Field(
-        default=(-1,), min_length=1, description="token positions; negative ones from the end"
+        default=(-1,), min_length=1, description="token positions; negative: counted from the end"
     )
-    untrained: bool = Field(
-        default=False, description="read the model at its initial weights too: a null for SAEs"
-    )
+    untrained: bool = Field(default=False, description="read the model at its initial weights too")
     chunk_size: Count = Field(default=4096, description="inputs in one forward pass")
 
     @model_validator(mode="before")
@@ -62,7 +60,7 @@ class ExtractionConfig(Config):
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         repeated = sorted({value for value in values if values.count(value) > 1})
         if repeated:
-            raise ValueError(f"named more than once: {repeated}; leave repeats out")
+            raise ValueError(f"given more than once: {repeated}; remove the repeats")
         return values
 
     def hook_positions(self) -> list[tuple[str, int]]:
@@ -85,7 +83,7 @@ class ExtractionConfig(Config):
             found += [(name, one) for one in own]
         repeated = sorted({f"{name}@{at}" for name, at in found if found.count((name, at)) > 1})
         if repeated:
-            raise InputError(f"activations.hook_names: read twice: {repeated}; leave one out")
+            raise InputError(f"activations.hook_names: given twice: {repeated}; remove one")
         return found
 
 
@@ -95,7 +93,7 @@ def check_extraction(model: TransformerBridge, n_ctx: int, config: ExtractionCon
     Raises
     ------
     InputError
-        Naming the field, the value, and what there is instead.
+        When one does not; the message names the field, the value, and what exists instead.
     """
     known = model.hook_dict
     hook_positions = config.hook_positions()
@@ -116,8 +114,8 @@ def check_extraction(model: TransformerBridge, n_ctx: int, config: ExtractionCon
             )
     if len({(name, position % n_ctx) for name, position in hook_positions}) < len(hook_positions):
         raise InputError(
-            f"activations.positions: {[position for _, position in hook_positions]} names a "
-            f"position of the {n_ctx} tokens twice; leave one out"
+            f"activations.positions: {[position for _, position in hook_positions]} gives one of "
+            f"the {n_ctx} positions twice; remove one"
         )
 
 
@@ -129,7 +127,7 @@ def extract_activations(
     model_description: Mapping[str, Any],
     progress: bool = True,
 ) -> Iterator[Activations]:
-    """Run the model over the tokens in chunks and keep what the hooks give.
+    """Run the model on the tokens in chunks and keep the activations at the hooks.
 
     Axes after (batch, position), such as heads, are flattened into one.
 
@@ -144,7 +142,7 @@ def extract_activations(
     config
         Hooks, positions, chunk size.
     model_description
-        Kept in every result's header.
+        Stored in the header of every result.
     progress
         Show a progress bar.
 
@@ -190,14 +188,14 @@ def extract_activations(
 def _hook_value(cache: Mapping[str, torch.Tensor], name: str, batch: torch.Tensor) -> torch.Tensor:
     if name not in cache:
         raise InputError(
-            f"activations.hook_names: '{name}' exists in the model but does not fire in this "
-            "configuration"
+            f"activations.hook_names: '{name}' exists in the model but gives nothing in this "
+            "configuration; choose another hook"
         )
     value = cache[name]
     if value.ndim < 3 or value.shape[:2] != batch.shape:
         raise InputError(
-            f"activations.hook_names: '{name}' gives shape {list(value.shape)}, which has no "
-            "[batch, position] axes in front; choose a hook on the residual stream, the "
+            f"activations.hook_names: '{name}' gives shape {list(value.shape)}, which does not "
+            "begin with [batch, position]; choose a hook on the residual stream, the "
             "attention's values or outputs, or the MLP"
         )
     return value

@@ -1,4 +1,4 @@
-"""Labels beside rows of activations, made fit for asking what a latent means."""
+"""Prepare the user's labels of rows, which say what a latent stands for: classes and numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from husai.errors import InputError
 logger = logging.getLogger(__name__)
 
 MOST_CLASSES = 1000
-"""Values of a column that are taken as classes; of more, as of token ids, the commonest are."""
+"""Most classes of a column; if it has more values (token ids), the most frequent become classes."""
 
 
 def prepare_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """Make the columns beside rows classes or numbers.
+    """Turn the columns of labels into classes or numbers.
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ def prepare_labels(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The same rows. Of a column with more than :data:`MOST_CLASSES` values the commonest stay
-        and the others become no class (missing). Columns in which no value occurs twice, such as
-        the number of the row, or only one occurs, are left out with a warning.
+        The same rows. If a column has more than :data:`MOST_CLASSES` values, the most frequent are
+        kept and the others become missing (no class). Columns in which no value occurs twice, such
+        as the number of the row, or with only one value, are left out with a warning.
 
     Raises
     ------
@@ -44,22 +44,22 @@ def prepare_labels(table: pd.DataFrame) -> pd.DataFrame:
             if not finite.all():
                 row = int(np.flatnonzero(~finite)[0])
                 raise InputError(
-                    f"labels {str(name)!r}: row {row} holds NaN or infinity; fill it or leave the "
-                    "column out"
+                    f"labels {str(name)!r}: row {row} has NaN or infinity; give it a number, or "
+                    "remove the column"
                 )
             if column.nunique() > 1:
                 kept[name] = column
             else:
-                logger.warning("labels %r: one value in all rows; left out", str(name))
+                logger.warning("labels %r: all rows have the same value; left out", str(name))
             continue
         counts = column.value_counts()
         if len(counts) < 2 or counts.iloc[0] < 2:
-            what = "one value in all rows" if len(counts) < 2 else "another value in every row"
+            what = "all rows have the same value" if len(counts) < 2 else "no value occurs twice"
             logger.warning("labels %r: %s; left out", str(name), what)
             continue
         if len(counts) > MOST_CLASSES:
             logger.warning(
-                "labels %r: %d values; the %d commonest are taken as classes",
+                "labels %r: %d values; the %d most frequent are used as classes",
                 str(name),
                 len(counts),
                 MOST_CLASSES,

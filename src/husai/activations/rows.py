@@ -1,4 +1,4 @@
-"""A table of activations: one row per input, with what it is the activation of."""
+"""Activations of one hook and position: the rows, with their split, model and true planes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SPLITS = ("train", "val", "test")
 
 
 def activation_key(hook_name: str, position: Position, model: str = "trained") -> str:
-    """Name a hook and position as one word: ``blocks.0.hook_resid_post@-1``.
+    """Write a hook and a position as one name: ``blocks.0.hook_resid_post@-1``.
 
-    Those of the model at its initial weights end in ``@untrained``.
+    Names for the model at its initial weights end in ``@untrained``.
     """
     return f"{hook_name}@{position}" + ("" if model == "trained" else f"@{model}")
 
@@ -40,8 +40,7 @@ class Activations:
     split
         Integer tensor ``[n_rows]``: 0 train, 1 val, 2 test of the model's own training.
     hook_name, position
-        Where in the model they were read; for activations brought from elsewhere, what the
-        user calls them.
+        Where in the model they were read; for the user's own rows, the name that the user gave.
     model
         Anything that identifies the model: its configuration, a name, a fingerprint.
     planes
@@ -50,9 +49,9 @@ class Activations:
     plane_names
         Their names.
     trained
-        False for those of the model at its initial weights.
+        False for activations of the model at its initial weights.
     store
-        Where SAEs are trained on more rows than these: ``values`` are its held-out rows then.
+        The store with the training rows, if there is one: ``values`` are then its held-out rows.
     """
 
     values: torch.Tensor
@@ -67,12 +66,12 @@ class Activations:
 
     @property
     def training_rows(self) -> torch.Tensor | ActivationStore:
-        """Rows that SAEs are trained on: those of the store, where there is one."""
+        """Rows that SAEs are trained on: those of the store if there is one, else ``values``."""
         return self.values if self.store is None else self.store
 
     @property
     def key(self) -> str:
-        """Hook and position as one word, see :func:`activation_key`."""
+        """Hook and position as one name, see :func:`activation_key`."""
         return activation_key(
             self.hook_name, self.position, "trained" if self.trained else "untrained"
         )
@@ -83,7 +82,7 @@ class Activations:
         return hashlib.sha256(self.values.contiguous().numpy().tobytes()).hexdigest()[:16]
 
     def to_tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Give the tensors and the header that a file of these activations holds."""
+        """Return the tensors and the header for a file of these activations."""
         counts = {name: int((self.split == index).sum()) for index, name in enumerate(SPLITS)}
         header: dict[str, Any] = {
             "kind": "activations",
@@ -111,8 +110,8 @@ class Activations:
     ) -> Activations:
         """Build from a file's tensors and header, checking them.
 
-        A file without the header keys is accepted when it holds a tensor ``activations``
-        ``[n_rows, d_in]``: that is how users bring their own.
+        A file without the header keys is accepted if it has a tensor ``activations``
+        ``[n_rows, d_in]``: users can bring such files.
 
         Parameters
         ----------
@@ -154,7 +153,8 @@ def check_activations(activations: Activations, origin: str) -> Activations:
     Raises
     ------
     InputError
-        Naming ``origin``, what is wrong, and for non-finite values the first row that has one.
+        When they are not; the message names ``origin``, the fault, and for non-finite values the
+        first row that has one.
     """
     import torch
 
@@ -166,7 +166,7 @@ def check_activations(activations: Activations, origin: str) -> Activations:
         )
     if split.shape != values.shape[:1]:
         raise InputError(
-            f"{origin}: {len(values)} rows of activations but split has shape {list(split.shape)}"
+            f"{origin}: {len(values)} rows of activations, but split has shape {list(split.shape)}"
         )
     planes = activations.planes
     if planes is not None and (planes.ndim != 3 or planes.shape[1:] != (2, values.shape[1])):
@@ -178,7 +178,7 @@ def check_activations(activations: Activations, origin: str) -> Activations:
     if not bool(finite.all()):
         bad = np.flatnonzero(~finite.numpy())
         raise InputError(
-            f"{origin}: {len(bad)} of {len(values)} rows hold NaN or infinite values, "
+            f"{origin}: {len(bad)} of {len(values)} rows have NaN or infinite values, "
             f"the first is row {bad[0]}"
         )
     return activations
@@ -190,15 +190,15 @@ def load_activations(files: TensorFiles, key: str, stores: Path | None = None) -
     Parameters
     ----------
     files, key
-        The files, and which of them.
+        The files, and the name of one of them.
     stores
-        Folder of the stores, by key; without it a store's held-out rows alone are given.
+        Folder of the stores, by key; without it only the held-out rows of a store are returned.
 
     Raises
     ------
     InputError
-        When there are none of that name, saying which there are; or the store is another one than
-        that whose held-out rows these are.
+        When there are no activations of that name, or when the held-out rows are not those of the
+        store.
     """
     if key not in files:
         raise InputError(f"no activations of '{key}'; there are: {', '.join(sorted(files))}")
@@ -209,7 +209,7 @@ def load_activations(files: TensorFiles, key: str, stores: Path | None = None) -
     store = ActivationStore(stores / key)
     if store.fingerprint != file.header["store"]:
         raise InputError(
-            f"{store.folder}: holds other rows than those whose held-out part is there; run the "
+            f"{store.folder}: its rows do not belong to the held-out rows in the file; run the "
             "extraction again"
         )
     return replace(rows, store=store)

@@ -1,4 +1,4 @@
-"""What a set of activations looks like: norms, variance and effective rank."""
+"""Statistics of activations: norms, variance and effective rank."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
 
     The effective rank is that of Roy & Vetterli (2007), :math:`\exp(H(p))` with ``H`` the
     Shannon entropy in nats of the covariance's eigenvalues normalised to sum to one. The
-    participation ratio :math:`(\sum \lambda)^2 / \sum \lambda^2` stands beside it, since
-    publications use either.
+    participation ratio :math:`(\sum \lambda)^2 / \sum \lambda^2` is given too, because papers
+    use one or the other.
 
     Returns
     -------
@@ -53,5 +53,5 @@ def activation_statistics(activations: Activations) -> dict[str, str | int | flo
 
 
 def statistics_table(activations: TensorFiles) -> pd.DataFrame:
-    """Tabulate :func:`activation_statistics` of every hook and position, a row each."""
+    """Make a table of :func:`activation_statistics`, with a row for each hook and position."""
     return pd.DataFrame([activation_statistics(rows) for rows in load_all(activations)])

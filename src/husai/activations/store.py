@@ -1,4 +1,4 @@
-"""Rows of activations on disk: more of them than memory holds, in shards that are mapped."""
+"""A store of activation rows on disk, for more rows than fit in memory: memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class RowsReader(Protocol):
 
     @property
     def n_rows(self) -> int:
-        """Rows for training, the first ones."""
+        """Number of training rows, which come first."""
         ...
 
     @property
     def n_held_out(self) -> int:
-        """Rows after them for the metrics; 0 where none were set apart."""
+        """Number of held-out rows for the metrics, which come after them; may be 0."""
         ...
 
     @property
@@ -70,8 +70,8 @@ class ActivationStore:
     """A folder of shards, each a safetensors file of rows with their sums in its header.
 
     Shards are written whole or not at all, in any order; :meth:`finish` counts them and makes the
-    store readable. What is written again gives the same bytes, so that an interrupted extraction
-    writes what is missing. Later rows are added by further shards and :meth:`finish`.
+    store readable. Writing a shard again gives the same bytes, so that an interrupted extraction
+    only writes the missing shards. To add rows later, write further shards and call :meth:`finish`.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class ActivationStore:
     Raises
     ------
     InputError
-        When there is no store in the folder, or it is one of another version.
+        When there is no store in the folder, or it has another version.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -100,21 +100,21 @@ class ActivationStore:
     def create(
         cls, folder: str | Path, d_in: int, dtype: StoreDtype, about: Mapping[str, Any]
     ) -> ActivationStore:
-        """Make an empty store, or open the one that is there and says the same of itself.
+        """Make an empty store, or open the existing one if it is about the same rows.
 
         Parameters
         ----------
         folder
-            Where.
+            The folder of the store.
         d_in, dtype
-            Width of the rows and the type they are kept as.
+            Width of the rows, and the type in which they are stored.
         about
             What the rows are, as JSON data: model and revision, hook, tokenizer, text.
 
         Raises
         ------
         InputError
-            When another store is there.
+            When the folder has a store of other rows.
         """
         folder = Path(folder)
         header = {"kind": KIND, "version": VERSION, "d_in": d_in, "dtype": dtype}
@@ -125,7 +125,7 @@ class ActivationStore:
                 differs = sorted(k for k in header if found.get(k) != header[k])
                 raise InputError(
                     f"{folder}: holds other activations ({', '.join(differs)} differs); delete the "
-                    "folder, or give this run a folder of its own (HUSAI_DATA_DIR)"
+                    "folder, or use another data folder (HUSAI_DATA_DIR)"
                 )
         else:
             folder.mkdir(parents=True, exist_ok=True)
@@ -134,24 +134,24 @@ class ActivationStore:
         return cls(folder)
 
     def check_space(self, n_rows: int) -> None:
-        """Refuse to start when the disk has no room for so many rows.
+        """Raise an error if the disk has too little space for some number of rows.
 
         Raises
         ------
         InputError
-            With both numbers.
+            When it has; the message gives both numbers.
         """
         needed = n_rows * self.d_in * BYTES[self.dtype] - self._bytes_there()
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise InputError(
-                f"{self.folder}: {n_rows:,} rows of {self.d_in} take {needed / 1e9:,.1f} GB more "
+                f"{self.folder}: {n_rows:,} rows of {self.d_in} need {needed / 1e9:,.1f} GB more "
                 f"as {self.dtype}, and the disk has {free / 1e9:,.1f} GB; lower text.n_tokens, "
                 "read fewer hooks, or choose float16"
             )
 
     def has(self, number: int) -> bool:
-        """Whether shard ``number`` is there and whole."""
+        """Whether shard ``number`` exists and is complete."""
         path = self._shard(number)
         if not path.is_file():
             return False
@@ -162,7 +162,7 @@ class ActivationStore:
         return True
 
     def write(self, number: int, rows: torch.Tensor) -> None:
-        """Write shard ``number``; shards follow one another in the order of their numbers.
+        """Write shard ``number``; the rows of the store are in the order of these numbers.
 
         Parameters
         ----------
@@ -174,7 +174,7 @@ class ActivationStore:
         Raises
         ------
         InputError
-            When the width differs, or a value is not finite or too large for the store's type.
+            When the width differs, or a value is not finite or is too large for the store's type.
         """
         import torch
 
@@ -186,9 +186,9 @@ class ActivationStore:
         if not bool(kept.isfinite().all()):
             hint = "choose bfloat16 or float32" if bool(rows.isfinite().all()) else "fix the model"
             raise InputError(
-                f"{self.folder}: shard {number} holds NaN or infinity as {self.dtype}; {hint}"
+                f"{self.folder}: shard {number} has NaN or infinity as {self.dtype}; {hint}"
             )
-        # float64: sums over millions of rows
+        # float64, because these are sums over millions of rows
         wide = kept.double()
         header = {
             "rows": len(kept),
@@ -204,12 +204,12 @@ class ActivationStore:
         Parameters
         ----------
         n_held_out
-            Rows at the end that are kept for the metrics.
+            Number of rows at the end that are kept for the metrics.
 
         Raises
         ------
         InputError
-            When a shard is missing or torn.
+            When a shard is missing or incomplete.
         """
         paths = sorted(self.folder.glob(f"rows-*{SUFFIX}"))
         shards = []
@@ -239,7 +239,7 @@ class ActivationStore:
     @cached_property
     def _index(self) -> dict[str, Any]:
         return _read_json(
-            self.folder / INDEX, "the extraction has not ended; run it again: it continues"
+            self.folder / INDEX, "the extraction has not finished; run it again to continue it"
         )
 
     @cached_property
@@ -257,7 +257,7 @@ class ActivationStore:
 
     @property
     def n_rows(self) -> int:
-        """Rows for training, the first ones."""
+        """Number of training rows, which come first."""
         return self._starts[-1] - self.n_held_out
 
     def __len__(self) -> int:
@@ -288,7 +288,7 @@ class ActivationStore:
         Raises
         ------
         InputError
-            When a shard is torn.
+            When a shard is incomplete.
         """
         import torch
 
@@ -301,7 +301,7 @@ class ActivationStore:
             path = self._shard(number)
             width = self.d_in * BYTES[self.dtype]
             offset = self._offset(path, starts[number + 1] - starts[number])
-            # mapped for this range alone: pages of the file leave the process with the array
+            # mapped only for this range, so that the memory is released with the array
             mapped = np.memmap(
                 path,
                 np.uint8,
@@ -314,7 +314,7 @@ class ActivationStore:
             out, start, number = out[end - start :], end, number + 1
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Give rows ``start … stop − 1`` as float32 ``[stop − start, d_in]``."""
+        """Return rows ``start … stop − 1`` as float32 ``[stop − start, d_in]``."""
         import torch
 
         out = torch.empty(stop - start, self.d_in)
@@ -322,12 +322,12 @@ class ActivationStore:
         return out
 
     def verify(self) -> None:
-        """Read every shard and compare it with the digest it was written with.
+        """Read every shard and compare it with the digest in its header.
 
         Raises
         ------
         InputError
-            Naming the shard that is torn or changed.
+            When a shard is incomplete or changed; the message names it.
         """
         import torch
 
@@ -338,7 +338,7 @@ class ActivationStore:
             found = hashlib.sha256(kept.view(torch.uint8).numpy().tobytes()).hexdigest()
             if found != shard["digest"]:
                 raise InputError(
-                    f"{path}: not what was written: a bit is flipped; delete it and run the "
+                    f"{path}: its content has changed since it was written; delete it and run the "
                     "extraction again"
                 )
 
@@ -357,7 +357,7 @@ class ActivationStore:
         return sum(path.stat().st_size for path in self.folder.glob(f"rows-*{SUFFIX}"))
 
     def _offset(self, path: Path, n_rows: int) -> int:
-        """Where the rows start in a shard: after its header, before nothing else."""
+        """Byte at which the rows of a shard start: after its header. Nothing comes after them."""
         return path.stat().st_size - n_rows * self.d_in * BYTES[self.dtype]
 
     def _check_size(self, path: Path, n_rows: int) -> None:
@@ -368,8 +368,8 @@ class ActivationStore:
         whole = 8 + length + n_rows * self.d_in * BYTES[self.dtype]
         if path.stat().st_size != whole:
             raise InputError(
-                f"{path}: torn: {path.stat().st_size} bytes of {whole}; delete it and run the "
-                "extraction again"
+                f"{path}: incomplete: {path.stat().st_size} bytes of {whole}; delete it and run "
+                "the extraction again"
             )
 
 
@@ -379,7 +379,9 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path.parent}: {missing}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: it cannot be read ({error}); extract again") from error
+        raise InputError(
+            f"{path}: it cannot be read ({error}); run the extraction again"
+        ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object; extract again")
+        raise InputError(f"{path}: not a JSON object; run the extraction again")
     return content

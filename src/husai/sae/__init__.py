@@ -1,6 +1,6 @@
-"""Sparse autoencoders: architectures, the bank that trains many at once, weights on disk."""
+"""Sparse autoencoders: architectures, training of many at once in a bank, and their files."""
 
 import lazy_loader
 
-# the names stand in __init__.pyi; each is imported when it is first used
+# the names are listed in __init__.pyi; each is imported when it is first used
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""The registry of architectures: what sets one apart, and nothing they share."""
+"""The registry of SAE architectures: only what differs between them, see :class:`Architecture`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Architecture:
     Attributes
     ----------
     name
-        What configurations call it.
+        Its name in configurations.
     selection
-        Which positive pre-activations stay: ``all`` of them, the ``k`` largest of each ``row``,
-        the ``B·k`` largest of the ``batch``, or those over a learned ``threshold``.
+        Which positive pre-activations are kept: ``all`` of them, the ``k`` largest of each ``row``,
+        the ``B·k`` largest of the ``batch``, or those above a learned ``threshold``.
     penalty
-        The sparsity term of the loss it needs, if any.
+        The sparsity term of its loss, or ``none``.
     nested
-        Whether nested prefixes of the dictionary reconstruct as well (Matryoshka).
+        Whether nested prefixes of the dictionary are trained to reconstruct too (Matryoshka).
     source
         The paper.
     """
@@ -38,17 +38,17 @@ class Architecture:
 
     @property
     def needs_k(self) -> bool:
-        """Whether it takes a number of active latents."""
+        """Whether it needs ``k``, the number of active latents."""
         return self.selection in ("row", "batch")
 
     @property
     def dead_latents(self) -> DeadLatentMethod:
         """The default method for its dead latents.
 
-        AuxK needs dead latents with positive pre-activations. Where latents compete for k places,
-        or stay below a threshold, there are such; under an L1 penalty a latent is dead because it
-        has none, and AuxK is idle. Measured in benchmarks/results/planted_trainers_winners.csv
-        and home_dead_latents.csv.
+        AuxK needs dead latents with positive pre-activations. These exist if latents compete for k
+        places or have to reach a threshold. Under an L1 penalty a dead latent has no positive
+        pre-activation, and AuxK does nothing. Measured in
+        benchmarks/results/planted_trainers_winners.csv and home_dead_latents.csv.
         """
         return "resample" if self.penalty == "l1" else "auxk"
 
@@ -65,22 +65,22 @@ def register_architecture(entry: Architecture) -> Architecture:
         When the name is taken.
     """
     if entry.name in ARCHITECTURES:
-        raise InputError(f"architecture: {entry.name!r} is registered already; choose another name")
+        raise InputError(f"architecture: {entry.name!r} already exists; choose another name")
     ARCHITECTURES[entry.name] = entry
     return entry
 
 
 def architecture(name: str) -> Architecture:
-    """Look an architecture up.
+    """Return the architecture with a name.
 
     Raises
     ------
     InputError
-        When there is none of that name.
+        When there is no such architecture.
     """
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise InputError(f"architecture: {name!r} is not one of {known}")
+        raise InputError(f"architecture: {name!r} does not exist; use one of {known}")
     return ARCHITECTURES[name]
 
 
@@ -100,7 +100,7 @@ register_architecture(
     )
 )
 register_architecture(
-    # each row keeps its own k, of which every prefix takes those it holds: the ordered SAEs of
-    # arXiv 2512.02194 with a prefix for every latent
+    # each row has its own k active latents, and a prefix uses those of them that it contains; with
+    # a prefix for every latent these are the ordered SAEs of arXiv 2512.02194
     Architecture("matryoshka_topk", "row", "none", True, "arXiv 2503.17547, arXiv 2512.02194")
 )

@@ -1,4 +1,4 @@
-"""Many SAEs of one shape, stacked: parameters, optimiser state, counters."""
+"""A bank: the parameters, optimiser state and counters of many SAEs of one shape, stacked."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from husai.sae.architectures import Architecture, architecture
 from husai.sae.config import SAEConfig
 
 SPAN_VARIANCE = 0.999
-"""Part of the variance that the principal directions called "the data's span" hold."""
+"""Share of the variance in the principal directions that are called "the data's span"."""
 
 
 @dataclass
 class SAEBank:
     """The state of N SAEs of one shape while they train, in scaled units.
 
-    The encoder is stored latent by latent, ``[N, d_sae, d_in]`` as the decoder is, so that the
-    gradient of one latent touches one row. Nothing in it couples two SAEs.
+    The encoder is stored latent by latent, ``[N, d_sae, d_in]`` like the decoder, so that the
+    gradient of one latent changes one row. The SAEs do not depend on each other.
 
     Attributes
     ----------
@@ -31,17 +31,17 @@ class SAEBank:
         ``W_enc [N, F, d]``, ``b_enc [N, F]``, ``W_dec [N, F, d]``, ``b_dec [N, d]``, and
         ``log_threshold [N, F]`` for jumprelu.
     first_moment, second_moment
-        Adam's, by parameter name.
+        Adam's moments, by parameter name.
     W_dec_init
         Decoders before the first step ``[N, F, d]``.
     running_threshold
         BatchTopK's inference threshold ``[N]`` float64; −1 before the first step.
     since_fired
-        Rows seen since each latent fired ``[N, F]`` int64.
+        Rows seen since each latent last fired ``[N, F]`` int64.
     stopped_at
-        Step after which an SAE no longer trains, −1 while it does ``[N]``.
+        Last step of each SAE ``[N]``; −1 while it still trains.
     failed
-        Whether it was stopped because its loss was not finite ``[N]``.
+        Whether an SAE was stopped because its loss was not finite ``[N]``.
     """
 
     configs: tuple[SAEConfig, ...]
@@ -56,7 +56,7 @@ class SAEBank:
 
     @property
     def architecture(self) -> Architecture:
-        """The architecture all of them share."""
+        """The architecture of all SAEs of the bank."""
         return architecture(self.configs[0].architecture)
 
     @property
@@ -78,11 +78,11 @@ class SAEBank:
         return len(self.configs)
 
     def active(self) -> list[int]:
-        """Indices of the SAEs still training."""
+        """Indices of the SAEs that still train."""
         return [int(i) for i in torch.nonzero(self.stopped_at < 0).flatten()]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All state by name: what a checkpoint holds."""
+        """Return all state by name, as a checkpoint stores it."""
         named = {f"parameters.{name}": tensor for name, tensor in self.parameters.items()}
         named |= {f"first_moment.{name}": tensor for name, tensor in self.first_moment.items()}
         named |= {f"second_moment.{name}": tensor for name, tensor in self.second_moment.items()}
@@ -95,15 +95,15 @@ class SAEBank:
         }
 
     def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Copy back what :meth:`tensors` gave; storage stays where it is."""
+        """Copy the tensors of :meth:`tensors` into the bank's own memory."""
         for name, mine in self.tensors().items():
             mine.copy_(tensors[name])
 
     def exported(self, index: int, scale: float) -> dict[str, Any]:
-        """Give one SAE's weights in the activations' own space, by the names of `TrainedSAE`.
+        """Return one SAE's weights in the space of the activations, named as in `TrainedSAE`.
 
-        With rows ``scale·x`` in training, ``b_enc``, ``b_dec`` and the threshold are divided by
-        ``scale``; decoder rows keep norm 1 and features come out in units of the activations.
+        Training uses rows ``scale·x``, so ``b_enc``, ``b_dec`` and the threshold are divided by
+        ``scale``. Decoder rows keep norm 1, and features are in units of the activations.
         """
         p = {name: tensor[index].detach().cpu() for name, tensor in self.parameters.items()}
         selection = self.architecture.selection
@@ -142,25 +142,25 @@ class SAEBank:
 
 
 def check_one_shape(configs: Sequence[SAEConfig]) -> None:
-    """Refuse configurations that cannot share a bank.
+    """Raise an error if configurations cannot share a bank.
 
     Raises
     ------
     InputError
-        When there are none, or two differ in architecture, d_sae or prefixes.
+        When the list is empty, or two configurations differ in architecture, d_sae or prefixes.
     """
     if not configs:
         raise InputError("configs: empty; give at least one SAEConfig")
     keys = {config.shape_key for config in configs}
     if len(keys) > 1:
         raise InputError(
-            f"configs: SAEs of several shapes {sorted(keys)} cannot share a bank; "
+            f"configs: SAEs of different shapes {sorted(keys)} cannot share a bank; "
             "split them with group_into_banks"
         )
 
 
 def group_into_banks(configs: Sequence[SAEConfig]) -> list[list[int]]:
-    """Indices of the configurations, grouped by shape, in order of first appearance."""
+    """Group the indices of configurations by shape, in order of first appearance."""
     groups: dict[tuple[str, int, tuple[int, ...]], list[int]] = {}
     for index, config in enumerate(configs):
         groups.setdefault(config.shape_key, []).append(index)
@@ -170,7 +170,7 @@ def group_into_banks(configs: Sequence[SAEConfig]) -> list[list[int]]:
 def geometric_median(
     rows: torch.Tensor, tolerance: float = 1e-6, max_iterations: int = 200
 ) -> torch.Tensor:
-    """Point with the least sum of distances to the rows, by Weiszfeld's iteration.
+    """Compute the point with the least sum of distances to the rows, by Weiszfeld's iteration.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ def geometric_median(
     tolerance
         Stop when the point moves less than this, relative to the spread of the rows.
     max_iterations
-        Stop in any case after as many.
+        Most iterations.
 
     Returns
     -------
@@ -190,7 +190,7 @@ def geometric_median(
     point = x.mean(0)
     spread = float((x - point).norm(dim=1).mean())
     for _ in range(max_iterations):
-        # a row that is the point itself would get infinite weight
+        # a row equal to the point would get infinite weight
         weight = 1 / (x - point).norm(dim=1).clamp_min(1e-9 * spread + 1e-30)
         new = (weight[:, None] * x).sum(0) / weight.sum()
         moved = float((new - point).norm())
@@ -201,9 +201,9 @@ def geometric_median(
 
 
 def span_projection(rows: torch.Tensor) -> torch.Tensor:
-    """Projector ``[d, d]`` on the leading principal directions of the centred rows.
+    """Compute the projector ``[d, d]`` on the leading principal directions of the centred rows.
 
-    As many directions as hold :data:`SPAN_VARIANCE` of the variance.
+    They are the fewest directions that hold :data:`SPAN_VARIANCE` of the variance.
     """
     x = rows.double() - rows.double().mean(0)
     variance, directions = torch.linalg.eigh(x.T @ x)
@@ -217,16 +217,16 @@ def span_projection(rows: torch.Tensor) -> torch.Tensor:
 def initial_decoder(
     config: SAEConfig, rows: torch.Tensor, b_dec: torch.Tensor, projection: torch.Tensor | None
 ) -> torch.Tensor:
-    """Unit decoder rows ``[d_sae, d_in]`` float32, a function of ``init_seed`` and the data.
+    """Draw unit decoder rows ``[d_sae, d_in]`` float32, from ``init_seed`` and the data.
 
     Parameters
     ----------
     config
-        Its ``init`` says how.
+        Its ``init`` chooses the method.
     rows
         Scaled training rows ``[n, d_in]``.
     b_dec
-        Subtracted from the rows for ``init="data"`` ``[d_in]``.
+        ``[d_in]``, subtracted from the rows for ``init="data"``.
     projection
         From :func:`span_projection`, for ``init="random_in_span"``.
     """
@@ -236,7 +236,7 @@ def initial_decoder(
         chosen = torch.randperm(len(rows), generator=generator)
         repeats = -(-config.d_sae // len(rows))
         directions = rows[chosen.repeat(repeats)[: config.d_sae]].double() - b_dec.double()
-        # a tiny isotropic part keeps repeated or zero rows from giving equal or empty latents
+        # with a tiny isotropic part, repeated or zero rows give no equal or empty latents
         noise = torch.randn(config.d_sae, d_in, generator=generator, dtype=torch.float64)
         directions = directions + 1e-3 * directions.norm(dim=1).mean() * noise / d_in**0.5
     else:
@@ -257,7 +257,7 @@ def build_bank(configs: Sequence[SAEConfig], rows: torch.Tensor, b_dec: torch.Te
     rows
         Scaled training rows ``[n, d_in]``, for the data-dependent initialisations.
     b_dec
-        Where every ``b_dec`` starts ``[d_in]``.
+        Initial value of every ``b_dec`` ``[d_in]``.
     """
     check_one_shape(configs)
     needs_span = any(config.init == "random_in_span" for config in configs)

@@ -1,4 +1,4 @@
-"""Rows that do not fit in memory: read in a shuffled order through a buffer of fixed size."""
+"""Training rows that do not fit in memory: read in a shuffled order into a buffer of fixed size."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from husai.activations.store import RowsReader
 from husai.errors import InputError
 
 BLOCK_ROWS = 1024
-"""Rows that are read in one piece."""
+"""Number of rows that are read at once."""
 
 SAMPLE_BLOCKS = 32
-"""Blocks, evenly spaced, whose rows set initial weights."""
+"""Number of evenly spaced blocks whose rows are used for initial weights."""
 
 PIECE_ROWS = 32
-"""Rows that are drawn in one piece: neighbours, as a rule of one document or two."""
+"""Number of neighbouring rows that are drawn together; mostly they are of one or two documents."""
 
 FLOAT_BYTES = 4
 
 
 def is_reader(rows: Any) -> TypeGuard[RowsReader]:
-    """Whether rows are read by range."""
+    """Whether the rows are those of a store, which are read by range."""
     return callable(getattr(rows, "read", None)) and hasattr(rows, "mean_square")
 
 
 class BufferedRows:
-    """Training rows in an order that is a function of the data seed and the buffer's size alone.
+    """Training rows in an order that depends only on the data seed and the size of the buffer.
 
-    A pass goes over all blocks of rows in a random order. As many as fill half of the buffer are a
-    window, and the rows of a window are permuted; the next window is read in the background while
-    the engine works on one. The step says where a pass stands, so that resuming is exact. Rows
-    after the last whole block are left out.
+    A pass goes over all blocks of rows in a random order. The blocks that fill half of the buffer
+    are a window, and the rows of a window are permuted. The next window is read in the background
+    while the engine uses the present one. The step determines the position in the pass, so that
+    resuming is exact. Rows after the last whole block are left out.
 
     Parameters
     ----------
     reader
         The rows, and how to read them.
     n_train
-        The first so many are trained on.
+        Number of training rows, which come first.
     held_out
         Rows for the metrics ``[n, d_in]``, not scaled.
     scale
         Factor for the training rows.
     fingerprint
-        Of all rows.
+        Fingerprint of all rows.
     batch_size
-        Rows of a step.
+        Rows per step.
     memory_gb
         Size of the buffer of one data seed, in 10⁹ bytes.
 
@@ -78,15 +78,15 @@ class BufferedRows:
         self.n_train = self.n_blocks * BLOCK_ROWS
         most = int(memory_gb * 1e9 / (2 * FLOAT_BYTES * reader.d_in * BLOCK_ROWS))
         self.n_windows = max(1, -(-self.n_blocks // max(1, most)))
-        # windows of a pass differ by a block at most
+        # the windows of a pass differ by one block at most
         self.sizes = [
             BLOCK_ROWS * len(part)
             for part in np.array_split(np.arange(self.n_blocks), self.n_windows)
         ]
         if most < 1 or min(self.sizes) < batch_size:
             raise InputError(
-                f"rows_memory_gb: {memory_gb:g} holds {most * BLOCK_ROWS} rows of width "
-                f"{reader.d_in} twice, fewer than batch_size = {batch_size}; raise it"
+                f"rows_memory_gb: {memory_gb:g} is enough for two windows of {most * BLOCK_ROWS} "
+                f"rows of width {reader.d_in}, fewer than batch_size = {batch_size}; raise it"
             )
         self.ends = np.cumsum(self.sizes).tolist()
         self._streams: dict[int, _Stream] = {}
@@ -94,13 +94,13 @@ class BufferedRows:
 
     @cached_property
     def sample(self) -> torch.Tensor:
-        """Scaled rows of evenly spaced blocks, 32,768 of them.
+        """Return the scaled rows of evenly spaced blocks, 32,768 rows.
 
-        They are enough for where ``b_dec`` starts, which training moves: their mean lies within
-        1/180 of the rows' spread of the mean of all, or a few times that where neighbours are
-        alike. ``init="data"`` takes its directions from them too, the same rows for all seeds: of
-        a dictionary that is not much narrower than the sample many directions would be shared, so
-        that ``init="random"`` is the one to compare seeds with.
+        They are enough for the initial value of ``b_dec``, which training changes: their mean is
+        within 1/180 of the rows' spread of the mean of all rows, or a few times that if neighbours
+        are similar. ``init="data"`` takes its directions from them too, the same rows for all
+        seeds. If a dictionary is not much narrower than the sample, its seeds share many initial
+        directions, so use ``init="random"`` to compare seeds.
         """
         chosen = np.unique(np.linspace(0, self.n_blocks - 1, SAMPLE_BLOCKS).round().astype(int))
         rows = torch.empty(len(chosen) * BLOCK_ROWS, self.reader.d_in)
@@ -124,7 +124,7 @@ class BufferedRows:
         self.reader.read(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS, out)
 
     def memory(self, seeds: Collection[int], device: torch.device) -> torch.Tensor:
-        """Two windows for every data seed, on the device."""
+        """Allocate two windows for every data seed, on the device."""
         size = 2 * max(self.sizes)
         self._memory = torch.empty(len(seeds) * size, self.reader.d_in, device=device)
         self._streams = {
@@ -136,7 +136,7 @@ class BufferedRows:
     def batches(
         self, seeds: Collection[int], first: int, last: int
     ) -> tuple[int, dict[int, torch.Tensor]]:
-        """Give the batches up to the end of the window, or the one that lies in two windows."""
+        """Return the batches up to the end of the window, or one batch that lies in two windows."""
         begin = first * self.batch_size
         window, end = self.window_at(begin)
         until = min(last, end // self.batch_size)
@@ -157,14 +157,14 @@ class BufferedRows:
         return until, found
 
     def window_at(self, row: int) -> tuple[int, int]:
-        """Which window the stream's row is in, counted over all passes, and where it ends."""
+        """Return the number of the window that has a row, counted over all passes, and its end."""
         number, within = divmod(row, self.n_train)
         window = int(np.searchsorted(self.ends, within, side="right"))
         return number * self.n_windows + window, number * self.n_train + self.ends[window]
 
 
 class _Stream:
-    """The windows of one data seed, in turn in either half of its part of the buffer."""
+    """The windows of one data seed, which use the two halves of its buffer in turn."""
 
     def __init__(
         self, rows: BufferedRows, seed: int, memory: torch.Tensor, first_number: int
@@ -174,14 +174,14 @@ class _Stream:
         self.waiting: dict[int, Future[None]] = {}
 
     def prefetch(self, window: int) -> None:
-        """Start to read a window, over the one before the last."""
+        """Start to read a window into the half that is not in use."""
         if window in self.waiting:
             return
         self.waiting = {n: f for n, f in self.waiting.items() if n == window - 1}
         self.waiting[window] = self.pool.submit(self._load, window)
 
     def ready(self, window: int) -> NDArray[np.int64]:
-        """Wait for a window and give its rows' numbers in the order of the stream."""
+        """Wait for a window and return the numbers of its rows in the order of the stream."""
         self.prefetch(window)
         self.waiting[window].result()
         _, order = self._drawn(window)
@@ -191,7 +191,7 @@ class _Stream:
         return window % 2 * (len(self.memory) // 2)
 
     def _drawn(self, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Blocks of a window, ascending, and the order of their rows."""
+        """Draw the blocks of a window, ascending, and the order of their rows."""
         rows = self.rows
         number, within = divmod(window, rows.n_windows)
         order = np.random.default_rng([self.seed, number]).permutation(rows.n_blocks)

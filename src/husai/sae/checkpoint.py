@@ -1,4 +1,4 @@
-"""Checkpoints of a bank: everything a resumed run needs to end at the same bits."""
+"""Checkpoints of a bank: everything that a resumed run needs to end with the same bits."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FILE_KIND = "husai.bank-checkpoint"
 class Checkpoint:
     """State of a bank after ``step`` steps.
 
-    The order of the rows and the resampling draws are functions of seed and step, so the step is
-    the whole state of every generator.
+    The order of the rows and the draws of resampling depend only on the seed and the step, so that
+    no state of a random generator has to be stored.
     """
 
     step: int
@@ -30,12 +30,12 @@ class Checkpoint:
     records: list[list[dict[str, float]]]
     snapshots: list[dict[int, torch.Tensor]]
     pending: dict[str, torch.Tensor]
-    """Losses added up since the last entry of the history."""
+    """Sums of the losses since the last entry of the history."""
     pending_steps: int
 
 
 def checkpoint_files(directory: Path) -> list[Path]:
-    """Checkpoints of a directory, oldest first."""
+    """List the checkpoints in a directory, oldest first."""
     return sorted(directory.glob("step_*.safetensors"))
 
 
@@ -67,12 +67,12 @@ def write_checkpoint(
 
 
 def read_latest(directory: Path, identity: dict[str, Any]) -> Checkpoint | None:
-    """Read the newest checkpoint of a directory, ``None`` when there is none.
+    """Read the newest checkpoint in a directory; ``None`` if there is none.
 
     Raises
     ------
     InputError
-        When it was written for other rows, SAEs or training parameters, naming what differs.
+        When it is of other rows, SAEs or training parameters; the message says what differs.
     """
     files = checkpoint_files(directory)
     if not files:
@@ -119,7 +119,7 @@ def read_latest(directory: Path, identity: dict[str, Any]) -> Checkpoint | None:
 
 
 ADDED_FIELDS = {"baseline": "none"}
-"""Fields of an SAE's configuration that older checkpoints do not name, and what they meant."""
+"""Fields of an SAE's configuration that older checkpoints do not have, and their values there."""
 
 
 def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:

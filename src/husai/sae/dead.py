@@ -1,4 +1,4 @@
-"""Resampling of dead latents (Bricken et al. 2023); the other methods live in the loss."""
+"""Resampling of dead latents (Bricken et al. 2023); AuxK and ghost gradients are in the losses."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ENCODER_SCALE = 0.2
 """Norm of a resampled encoder row over the mean norm of the live ones (Bricken et al.)."""
 
 COMPETING_ENCODER_SCALE = 1.0
-"""The same where latents compete for k places: at 0.2 a resampled latent never gets one."""
+"""The same if latents compete for k places: with 0.2 a resampled latent would never be active."""
 
 ROWS = 8192
-"""Rows whose losses set the chances of being drawn."""
+"""Number of rows from which the new directions are drawn, by their losses."""
 
 
 def resample_dead_latents(
@@ -28,13 +28,13 @@ def resample_dead_latents(
     training: BankTrainingConfig,
     step: int,
 ) -> list[int]:
-    """Restart dead latents at rows that the SAE reconstructs badly.
+    """Give dead latents new directions: rows that the SAE reconstructs badly.
 
-    Each gets a decoder row along an input drawn with probability ∝ loss², the encoder that
-    direction at 0.2 × the mean encoder norm of the live latents (1 × where latents compete for k
-    places), bias 0, and fresh optimiser state. Draws depend on both seeds and the step: these are
-    initial weights again, and SAEs of other seeds must not be given the same ones. Baselines
-    (``SAEConfig.baseline``) are left alone.
+    The new decoder row is an input drawn with probability ∝ loss². The encoder row has the same
+    direction and 0.2 × the mean encoder norm of the live latents (1 × if latents compete for k
+    places); the bias is 0 and the optimiser state is new. Draws depend on both seeds and the step,
+    so that SAEs of different seeds do not get the same directions. Baselines
+    (``SAEConfig.baseline``) are not changed.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ def resample_dead_latents(
     n_rows
         Training rows of a pass.
     training
-        Dead window and whether decoder rows have norm 1.
+        When a latent is dead, and whether decoder rows have norm 1.
     step
-        Steps done.
+        Number of steps done.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def resample_dead_latents(
     for index in bank.active():
         dead = torch.nonzero(dead_all[index]).flatten()
         config = bank.configs[index]
-        # a baseline's directions are those it started with
+        # a baseline keeps its initial directions
         if not len(dead) or config.baseline != "none":
             continue
         generator = np.random.default_rng([config.init_seed, config.data_seed, step])
@@ -92,6 +92,6 @@ def _codes(bank: SAEBank, index: int, centred: torch.Tensor) -> torch.Tensor:
     pre = centred @ p["W_enc"].T + p["b_enc"]
     selection = bank.architecture.selection
     threshold = p["log_threshold"].exp() if selection == "threshold" else None
-    # these rows are not a training batch, so BatchTopK takes k of each row
+    # these rows are not a training batch, so BatchTopK uses the k largest of each row
     rule = "row" if selection == "batch" else selection
     return active_latents(rule, pre, k=bank.configs[index].k, threshold=threshold)

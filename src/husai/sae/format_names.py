@@ -1,4 +1,4 @@
-"""Names of the formats of SAE files. It imports nothing: the command's help needs it at once."""
+"""Names of the formats of SAE files. It imports nothing, so that ``husai --help`` is fast."""
 
 from typing import Literal
 

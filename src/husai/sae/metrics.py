@@ -1,4 +1,4 @@
-"""Metrics on held-out rows, in float64."""
+"""Metrics of an SAE on held-out rows, in float64: error, sparsity, dead latents, loss recovered."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ def evaluate(
     Parameters
     ----------
     sae
-        The SAE; it encodes as it would at inference (with its threshold, where it has one).
+        The SAE; it encodes as at inference (with its threshold, if it has one).
     rows
         ``[n, d_in]``.
     loss_with
-        Gives the loss of the model the rows come from when a function is applied to the hooked
-        activations: adds what :func:`loss_recovered` gives.
+        Returns the loss of the model that the rows come from when a function is applied to the
+        activations at the hook. If it is given, the metrics include :func:`loss_recovered`.
 
     Returns
     -------
     metrics
         ``mse``: mean over rows and elements of (x̂ − x)². ``fvu``: Σ‖x − x̂‖² / Σ‖x − x̄‖², the
         mean over the same rows. ``explained_variance``: 1 − Σ_j var(x_j − x̂_j) / Σ_j var(x_j),
-        which forgives a constant offset where fvu does not. ``l0``: active latents per row.
+        which ignores a constant offset, unlike fvu. ``l0``: active latents per row.
         ``l1``: Σ f_i‖W_dec_i‖ per row. ``dead_fraction``: latents active on none of the rows.
-        ``cosine_to_init``: mean over latents of the |cosine| of a decoder row with its start.
+        ``cosine_to_init``: mean over latents of the |cosine| of a decoder row with its initial
+        value.
     density
         Fraction of the rows on which each latent is active ``[d_sae]``.
     """
@@ -48,7 +49,7 @@ def evaluate(
     residual_sum = torch.zeros(sae.d_in, dtype=torch.float64)
     active = torch.zeros(sae.config.d_sae, dtype=torch.float64)
     for chunk in torch.split(rows, CHUNK):
-        # sums over many rows: float32 would lose the digits that small differences live in
+        # float64, because sums over many rows would lose small differences in float32
         x = chunk.double()
         f = sae.encode(x)
         residual = x - sae.decode(f)
@@ -70,7 +71,7 @@ def evaluate(
         "l0": l0 / n,
         "l1": l1 / n,
         "dead_fraction": float((active == 0).double().mean()),
-        # a row and its reverse are one direction
+        # a row and its negative are the same direction
         "cosine_to_init": float(cosine.abs().mean()),
     }
     if loss_with is not None:
@@ -81,7 +82,7 @@ def evaluate(
 def loss_recovered(
     sae: TrainedSAE, loss_with: LossWith, bounds: tuple[float, float] | None = None
 ) -> dict[str, float]:
-    """Measure how much of a model's loss comes back when a reconstruction is spliced in.
+    """Measure how much of a model's performance is kept when activations are reconstructed.
 
     Parameters
     ----------
@@ -90,8 +91,8 @@ def loss_recovered(
     loss_with
         See :func:`evaluate`.
     bounds
-        ``loss_clean`` and ``loss_zero`` where they are known already: they are the same for all
-        SAEs of one hook.
+        ``loss_clean`` and ``loss_zero`` if they are already known: they are the same for all SAEs
+        of one hook.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Rows before training: checked, partly held out, scaled, and given to the engine."""
+"""Training rows: check them, hold some out, scale the others, and give batches to the engine."""
 
 from __future__ import annotations
 
@@ -21,61 +21,61 @@ FLOAT_BYTES = 4
 
 
 class Rows(Protocol):
-    """What a bank is trained on."""
+    """The rows that a bank is trained on."""
 
     @property
     def held_out(self) -> torch.Tensor:
-        """Rows for the metrics, in their own space ``[n, d_in]``."""
+        """Rows for the metrics ``[n, d_in]``, not scaled."""
         ...
 
     @property
     def scale(self) -> float:
-        """Factor that the training rows were scaled by."""
+        """Factor by which the training rows were multiplied."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of all rows."""
+        """Fingerprint of all rows: sixteen hex digits."""
         ...
 
     @property
     def n_train(self) -> int:
-        """Training rows."""
+        """Number of training rows."""
         ...
 
     @property
     def sample(self) -> torch.Tensor:
-        """Scaled training rows for initial weights: all, or some of many."""
+        """Scaled training rows for initial weights: all of them, or a sample."""
         ...
 
     def draw(self, generator: np.random.Generator, n: int) -> torch.Tensor:
-        """Draw scaled training rows ``[n, d_in]``, or all where there are fewer."""
+        """Draw scaled training rows ``[n, d_in]``, or all of them if there are fewer."""
         ...
 
     def memory(self, seeds: Collection[int], device: torch.device) -> torch.Tensor:
-        """Scaled rows ``[m, d_in]`` that the engine holds; the batches' numbers are theirs."""
+        """Scaled rows ``[m, d_in]`` in the engine's memory; batches are numbers of these rows."""
         ...
 
     def batches(
         self, seeds: Collection[int], first: int, last: int
     ) -> tuple[int, dict[int, torch.Tensor]]:
-        """Give the batches of steps ``first … until − 1`` and ``until``, at most ``last``.
+        """Return the end ``until``, at most ``last``, and the batches of ``first … until − 1``.
 
-        For every data seed the numbers ``[n_steps, batch_size]`` of rows in :meth:`memory`, which
-        holds them until the next call.
+        For every data seed these are the numbers ``[n_steps, batch_size]`` of rows in
+        :meth:`memory`, which keeps these rows until the next call.
         """
         ...
 
 
 def draw_rows(rows: torch.Tensor, generator: np.random.Generator, n: int) -> torch.Tensor:
-    """Draw ``n`` of the rows, none twice; all of them in disorder where there are fewer."""
+    """Draw ``n`` of the rows without repeats; if there are fewer, all of them in random order."""
     chosen = generator.choice(len(rows), size=min(n, len(rows)), replace=False)
     return rows[torch.from_numpy(chosen)]
 
 
 @dataclass(frozen=True)
 class HeldRows:
-    """Rows in memory, all of them; see :class:`Rows`."""
+    """Rows that are all in memory; see :class:`Rows`."""
 
     train: torch.Tensor
     held_out: torch.Tensor
@@ -85,7 +85,7 @@ class HeldRows:
 
     @property
     def n_train(self) -> int:
-        """Training rows."""
+        """Number of training rows."""
         return len(self.train)
 
     @property
@@ -104,7 +104,7 @@ class HeldRows:
     def batches(
         self, seeds: Collection[int], first: int, last: int
     ) -> tuple[int, dict[int, torch.Tensor]]:
-        """Give the batches of all the steps asked for."""
+        """Return the batches of all steps from ``first`` to ``last − 1``."""
         size = self.batch_size
         found = {
             seed: torch.from_numpy(batch_rows(seed, len(self.train), size, first, last))
@@ -114,19 +114,21 @@ class HeldRows:
 
 
 def as_matrix(rows: Any, name: str) -> torch.Tensor:
-    """Take rows from a tensor, an array, or an object that has them as ``values``.
+    """Convert rows to a tensor, from a tensor, an array, or an object with ``values``.
 
     Raises
     ------
     InputError
-        When they are not a finite matrix ``[n, d_in]`` that varies.
+        When they are not a finite matrix ``[n, d_in]``.
     """
-    # a tensor has a method of that name
+    # a tensor has a method with the name "values"
     values = rows if isinstance(rows, torch.Tensor) else getattr(rows, "values", rows)
     if isinstance(values, np.ndarray):
         values = torch.from_numpy(values)
     if not isinstance(values, torch.Tensor):
-        raise InputError(f"{name}: {type(rows).__name__} is not a matrix of activations")
+        raise InputError(
+            f"{name}: {type(rows).__name__} is not a matrix of activations; give [n_rows, d_in]"
+        )
     if values.dim() != 2 or not values.numel():
         raise InputError(f"{name}: shape {tuple(values.shape)}; give a matrix [n_rows, d_in]")
     values = values.detach().cpu().float().contiguous()
@@ -135,26 +137,26 @@ def as_matrix(rows: Any, name: str) -> torch.Tensor:
         bad = int((~finite).sum())
         first = int(torch.nonzero(~finite)[0])
         raise InputError(
-            f"{name}: {bad} of {len(values)} rows hold NaN or infinity, the first is row {first}; "
+            f"{name}: {bad} of {len(values)} rows have NaN or infinity, the first is row {first}; "
             "remove them or fix the extraction"
         )
     return values
 
 
 def count_held_out(n_rows: int, training: BankTrainingConfig) -> int:
-    """Rows of so many that are held out."""
+    """Number of rows that are held out, of a number of rows."""
     return max(1, round(training.eval_fraction * n_rows)) if training.eval_fraction > 0 else 0
 
 
 def rows_fingerprint(rows: Any, training: BankTrainingConfig) -> str:
-    """Give the fingerprint that :func:`prepare_rows` would, without reading a store."""
+    """Return the same fingerprint as :func:`prepare_rows`, without reading a store."""
     if is_reader(rows):
         return _reader_fingerprint(rows, training)
     return prepare_rows(rows, None, training).fingerprint
 
 
 def fits(rows: RowsReader, training: BankTrainingConfig) -> bool:
-    """Whether the rows of a store are held in memory rather than read through a buffer."""
+    """Whether the rows of a store fit in memory; if not, they are read through a buffer."""
     return FLOAT_BYTES * rows.n_rows * rows.d_in <= training.rows_memory_gb * 1e9
 
 
@@ -167,7 +169,7 @@ def _reader_fingerprint(rows: RowsReader, training: BankTrainingConfig) -> str:
 
 
 def _read_rows(rows: RowsReader, training: BankTrainingConfig) -> Rows:
-    """Hold the rows of a store where they fit, or read them through a buffer."""
+    """Read the rows of a store into memory if they fit, or else through a buffer."""
     n_held_out = rows.n_held_out or max(1, round(training.eval_fraction * rows.n_rows))
     n_train = rows.n_rows + rows.n_held_out - n_held_out
     held_out = torch.empty(n_held_out, rows.d_in)
@@ -201,10 +203,10 @@ def _check_batch(training: BankTrainingConfig, n_train: int) -> None:
 
 
 def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig) -> Rows:
-    """Check the rows, hold some out when asked to, and scale the others.
+    """Check the rows, hold some out if no ``eval_rows`` are given, and scale the others.
 
-    Rows of a store are held in memory where they fit into ``training.rows_memory_gb``, and read
-    through a buffer of that size where they do not; its own held-out rows are used.
+    Rows of a store are read into memory if they fit into ``training.rows_memory_gb``, or else
+    through a buffer of that size. The held-out rows of the store are used for the metrics.
 
     Raises
     ------
@@ -213,7 +215,7 @@ def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig)
     """
     if is_reader(rows):
         if eval_rows is not None:
-            raise InputError("eval_rows: a store holds its own; leave them out")
+            raise InputError("eval_rows: a store has held-out rows of its own; leave them out")
         return _read_rows(rows, training)
     values = as_matrix(rows, "rows")
     if eval_rows is not None:
@@ -223,7 +225,7 @@ def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig)
                 f"eval_rows: width {held_out.shape[1]}, but the training rows have {train.shape[1]}"
             )
     elif training.eval_fraction > 0:
-        # the same rows for all seeds of the SAEs, so that their metrics can be compared
+        # the same held-out rows for all seeds of the SAEs, so that their metrics can be compared
         order = torch.from_numpy(np.random.default_rng(len(values)).permutation(len(values)))
         n_held_out = count_held_out(len(values), training)
         train = values[order[n_held_out:].sort().values]
@@ -232,13 +234,13 @@ def prepare_rows(rows: Any, eval_rows: Any | None, training: BankTrainingConfig)
         train = held_out = values
     _check_batch(training, len(train))
     if bool((train == train[0]).all()):
-        raise InputError(f"rows: all {len(train)} training rows are equal; nothing to learn")
+        raise InputError(f"rows: all {len(train)} training rows are equal; give rows that vary")
     if bool((held_out == held_out[0]).all()):
         raise InputError(f"eval_rows: all {len(held_out)} rows are equal; give rows that vary")
     scale = 1.0
     if training.normalize != "none":
         x = train.double()
-        # b_dec takes the mean up: what the latents see are distances to it
+        # b_dec learns the mean, so that latents see only the differences from it
         measured = x - x.mean(0) if training.normalize == "centred" else x
         scale = math.sqrt(train.shape[1] / float(measured.square().sum(1).mean()))
     digest = hashlib.sha256(train.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""What changes with the step: learning rate, sparsity, k, and which rows a batch holds."""
+"""Everything that depends on the step: learning rate, penalty, k, and the rows of each batch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ BATCH_TOPK_BETA = 0.999
 
 
 def threshold_decay(step: int) -> float:
-    """Give the decay of BatchTopK's running inference threshold at a step.
+    """Compute the decay of BatchTopK's running inference threshold at a step.
 
-    The mean reaches back over a tenth of the steps made, and over 1,000 at most. With 0.999 from
-    the start the threshold is that of SAEs long gone: after 1,000 steps, 11 latents pass it in the
-    place of 32.
+    The mean is over the last tenth of the steps, and over 1,000 steps at most. With 0.999 from the
+    start, the threshold would be that of much earlier weights: after 1,000 steps only 11 latents
+    would pass it instead of 32.
     """
     return min(BATCH_TOPK_BETA, 1 - 10 / (step + 10))
 
@@ -28,7 +28,7 @@ def threshold_decay(step: int) -> float:
 class StepTable:
     """Per-SAE settings of a run of steps; arrays ``[n_steps, N]``, one column per SAE.
 
-    ``penalty`` is λ (L1 or L0), already warmed up. ``k`` is 0 where the architecture takes none.
+    ``penalty`` is λ (L1 or L0), with its warm-up. ``k`` is 0 for architectures without k.
     """
 
     first_step: int
@@ -40,7 +40,7 @@ class StepTable:
 def step_table(
     configs: Sequence[SAEConfig], training: BankTrainingConfig, first: int, last: int
 ) -> StepTable:
-    """Settings of the steps ``first … last − 1`` (steps count from 0).
+    """Compute the settings of the steps ``first … last − 1`` (steps count from 0).
 
     Warm-up is linear and reaches the full rate at step ``warmup_steps``; the last
     ``decay_fraction`` of the steps falls linearly to 0.
@@ -72,11 +72,11 @@ def step_table(
 def batch_rows(
     data_seed: int, n_rows: int, batch_size: int, first: int, last: int
 ) -> NDArray[np.int64]:
-    """Rows of the batches of steps ``first … last − 1``: ``[n_steps, batch_size]``.
+    """Compute the rows of the batches of steps ``first … last − 1``: ``[n_steps, batch_size]``.
 
-    The rows are passed over again and again, each pass in an order that is a function of
-    ``data_seed`` and the number of the pass alone, and cut into batches without a gap. So the
-    order needs no generator state: the step says where it stands, and resuming is exact.
+    Training goes over the rows in many passes. The order of a pass depends only on ``data_seed``
+    and the number of the pass, and the passes are cut into batches without a gap. So no state of a
+    random generator is needed: the step determines the batch, and resuming is exact.
     """
     begin, end = first * batch_size, last * batch_size
     passes = [

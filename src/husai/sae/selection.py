@@ -1,6 +1,6 @@
-"""Which latents are active: one rule an architecture, wherever torch computes it.
+"""Choose the active latents: the selection rule of each architecture, in torch.
 
-:mod:`husai.sae.kernels.select` does the same for the sparse engine, and is tested against sorting.
+:mod:`husai.sae.kernels.select` does the same for the sparse engine; tests compare it with sorting.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def active_latents(
     pre
         Pre-activations ``[B, F]``, or ``[B, N, F]`` of N SAEs.
     k
-        For ``row`` and ``batch``: one for all, or one per SAE ``[N]``.
+        For ``row`` and ``batch``: one number for all SAEs, or one per SAE ``[N]``.
     threshold
         For ``threshold``, broadcast against ``pre``.
 
     Returns
     -------
     torch.Tensor
-        Features like ``pre``, never negative.
+        Features of the same shape as ``pre``, never negative.
     """
     positive = torch.relu(pre)
     if rule == "threshold":

@@ -1,4 +1,4 @@
-"""Train a bank of SAEs on rows of activations."""
+"""Train a bank of SAEs on rows of activations: :func:`train_bank`, the entry point of training."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ OnFinish = Callable[[int, TrainedSAE], None]
 EngineName = Literal["sparse", "dense", "cuda"]
 
 TRAINING_MEANS = ("loss", "train_fvu", "auxiliary", "train_l0")
-"""What the engines give as means over steps, in the history's order."""
+"""Means over steps that the engines return, in the order of the history."""
 
 CHUNK_STEPS = 100
-"""Steps whose batches are drawn at once."""
+"""Number of steps whose batches are drawn at once."""
 
 
 class Engine(Protocol):
-    """What advances a bank; all of them do the same arithmetic."""
+    """Trains a bank for some steps; all engines compute the same function."""
 
     def run(self, table: StepTable, batches: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Advance every SAE still training; give the means of the losses over the steps."""
+        """Train every SAE that has not stopped; return the means of the losses over the steps."""
         ...
 
 
 def initial_b_dec(rows: torch.Tensor, training: BankTrainingConfig) -> torch.Tensor:
-    """Where every ``b_dec`` starts, from scaled rows ``[n, d]``."""
+    """Compute the initial value of every ``b_dec`` from scaled rows ``[n, d]``."""
     if training.b_dec_init == "geometric_median":
         return geometric_median(rows).float()
     if training.b_dec_init == "mean":
@@ -55,7 +55,7 @@ def initial_b_dec(rows: torch.Tensor, training: BankTrainingConfig) -> torch.Ten
 
 
 def loss_slope(history: pd.DataFrame, window: int) -> float:
-    """Change of the held-out fvu per 1,000 steps, as a fraction of it.
+    """Compute the change of the held-out fvu per 1,000 steps, as a fraction of the fvu.
 
     Least-squares slope over the last ``window`` entries, divided by their mean; NaN with fewer
     than two.
@@ -71,12 +71,12 @@ def loss_slope(history: pd.DataFrame, window: int) -> float:
 
 
 def choose_device(training: BankTrainingConfig) -> torch.device:
-    """Device of the configuration.
+    """Choose the device.
 
     Raises
     ------
     InputError
-        When cuda is asked for and there is none, or the engine is not one of the device.
+        When cuda is configured and there is none, or the engine does not run on the device.
     """
     if training.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: cuda, but this machine has no CUDA device; use auto or cpu")
@@ -92,12 +92,12 @@ def choose_device(training: BankTrainingConfig) -> torch.device:
 def choose_engine(
     training: BankTrainingConfig, configs: Sequence[SAEConfig], device: torch.device
 ) -> EngineName:
-    """Engine of the configuration, for SAEs of one bank on a device.
+    """Choose the engine for the SAEs of one bank on a device.
 
     Raises
     ------
     InputError
-        When cuda is asked for and triton is not installed, or it does not train such SAEs.
+        When cuda is configured, but triton is not installed or it cannot train these SAEs.
     """
     if training.engine in ("sparse", "dense"):
         return training.engine
@@ -135,7 +135,7 @@ class _Run:
         self.on_finish = on_finish
         self.device = choose_device(training)
         self.engine_name = choose_engine(training, configs, self.device)
-        # on one thread, because sums depend on how many share them
+        # on one thread, because the rounding of sums depends on the number of threads
         with one_thread():
             self.bank = build_bank(configs, rows.sample, initial_b_dec(rows.sample, training))
         self.bank = self.bank.to(self.device)
@@ -148,13 +148,13 @@ class _Run:
         self.pending_steps = 0
         self.identity = {
             "configs": [config.model_dump(mode="json") for config in configs],
-            # a checkpoint may be continued with more threads, or with checkpoints at other steps
+            # a checkpoint may be continued with other threads, or with checkpoints at other steps
             "training": training.decisive(),
             "rows": rows.fingerprint,
         }
 
     def provenance(self) -> dict[str, Any]:
-        """What produced the weights, as JSON data."""
+        """How the weights were made, as JSON data."""
         return {
             "training": self.training.model_dump(mode="json"),
             "rows": {
@@ -203,7 +203,7 @@ class _Run:
         )
 
     def exported(self, index: int) -> TrainedSAE:
-        """SAE ``index`` as it is now, without metrics."""
+        """Return SAE ``index`` as it is now, without metrics."""
         failure = None
         if bool(self.bank.failed[index]):
             failure = (
@@ -226,12 +226,12 @@ class _Run:
         )
 
     def dead_fraction(self, index: int) -> float:
-        """Latents that have not fired for as long as makes them dead."""
+        """Share of latents that are dead."""
         dead_rows = self.training.dead_after_passes * self.rows.n_train
         return float((self.bank.since_fired[index] >= dead_rows).double().mean())
 
     def record(self, means: dict[str, torch.Tensor], trained: list[int]) -> None:
-        """Add an entry to the history of the SAEs that trained since the last one."""
+        """Add an entry to the history of the SAEs that trained since the last entry."""
         window = self.training.convergence_window
         for index in trained:
             metrics, _ = evaluate(self.exported(index), self.rows.held_out)
@@ -251,7 +251,7 @@ class _Run:
                     self.bank.stopped_at[index] = self.step
 
     def finish(self, index: int) -> TrainedSAE:
-        """Measure SAE ``index`` at its end."""
+        """Measure SAE ``index`` at the end of its training."""
         sae = self.exported(index)
         metrics, density = evaluate(sae, self.rows.held_out, self.loss_with)
         window = self.training.convergence_window
@@ -267,14 +267,14 @@ class _Run:
         return TrainedSAE(**{**sae.__dict__, "metrics": metrics, "density": density})
 
     def engine(self) -> Engine:
-        """Make the engine that was chosen."""
+        """Make the chosen engine."""
         rows = self.rows.memory(self.seeds, self.device)
         n_rows = self.rows.n_train
         if self.engine_name == "sparse":
             return SparseEngine(self.bank, rows, self.training, n_rows)
         if self.engine_name == "dense":
             return DenseEngine(self.bank, rows, self.training, self.device, n_rows)
-        # triton need not be installed
+        # imported here, because triton may not be installed
         from husai.sae.engines.cuda import CudaEngine, CudaRows
 
         with one_thread():
@@ -355,7 +355,7 @@ class _Run:
         return saes
 
     def resample_if_due(self) -> None:
-        """Resample dead latents when this step is one of those fixed for it."""
+        """Resample dead latents if this step is one at which it is done."""
         due = self.step % self.resample_interval() == 0
         if due and self.step <= self.training.resample_until_fraction * self.training.steps:
             with one_thread():
@@ -377,29 +377,30 @@ def train_bank(
 ) -> list[TrainedSAE]:
     """Train SAEs of one shape together.
 
-    Each comes out as it would from a bank of its own. An SAE whose loss is no longer finite is
-    frozen and says so in ``failure``; the others continue.
+    Each SAE is the same as if it were trained alone. An SAE whose loss is no longer finite stops
+    and has a ``failure``; the others continue.
 
     Parameters
     ----------
     rows
         Training activations ``[n, d_in]``: a tensor, an array, an object with ``values``, or a
-        store of them (:class:`husai.activations.ActivationStore`), which memory need not hold.
+        store (:class:`husai.activations.ActivationStore`), which may be larger than the memory.
     configs
-        One SAE each; architecture, d_sae and prefixes must agree (:func:`group_into_banks`).
+        One for each SAE; architecture, d_sae and prefixes must be the same
+        (:func:`group_into_banks`).
     training
-        What they share.
+        The training parameters that all SAEs share.
     eval_rows
         Rows for the metrics; without them ``training.eval_fraction`` of ``rows`` is held out.
     checkpoint_dir
-        Where checkpoints go. When it holds one already, training continues from there and ends at
-        the same bits as if it had not been interrupted.
+        Folder of the checkpoints. If it already has one, training continues from there and ends
+        with the same bits as without the interruption.
     progress
         Show a progress bar.
     loss_with
         For ``loss_recovered``; see :func:`husai.sae.metrics.evaluate`.
     on_finish
-        Called with the index and the SAE as each is measured at the end.
+        Called with the index and the SAE when an SAE has been measured at the end.
 
     Returns
     -------
@@ -409,8 +410,8 @@ def train_bank(
     Raises
     ------
     InputError
-        Before any work, when the rows cannot be trained on, the configurations do not fit
-        together, or the checkpoint belongs to other data or another configuration.
+        Before any work: when the rows cannot be used for training, the configurations cannot share
+        a bank, or the checkpoint is of other data or another configuration.
     """
     check_one_shape(configs)
     prepared = prepare_rows(rows, eval_rows, training)

@@ -1,4 +1,4 @@
-"""A trained SAE: weights in the space of the activations, what was measured, and its file."""
+"""A trained SAE: its weights in the space of the activations, its metrics, and its file."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FILE_VERSION = 1
 
 @dataclass(frozen=True)
 class TrainedSAE:
-    """One SAE after training, in the activations' own space (input scaling folded).
+    """One SAE after training, in the space of the activations (without the input scaling).
 
     Attributes
     ----------
     config
-        What was asked for.
+        Its parameters.
     W_enc
         Encoder ``[d_in, d_sae]``.
     b_enc
@@ -40,8 +40,8 @@ class TrainedSAE:
     b_dec
         Pre-bias ``[d_in]``: subtracted before the encoder, added after the decoder.
     threshold
-        ``[d_sae]``, a latent is active when its pre-activation is above it; ``None`` for relu
-        and topk.
+        ``[d_sae]``; a latent is active if its pre-activation is above its threshold. ``None`` for
+        relu and topk.
     W_dec_init
         Decoder rows before the first step ``[d_sae, d_in]``.
     metrics
@@ -51,7 +51,7 @@ class TrainedSAE:
     density
         Fraction of held-out rows on which each latent is active ``[d_sae]``.
     snapshots
-        Step to ``W_dec`` at that step, where ``snapshot_interval`` asked for it.
+        Step to ``W_dec`` at that step; empty without ``snapshot_interval``.
     failure
         Why training stopped early (a loss that is not finite), or ``None``.
     provenance
@@ -78,7 +78,7 @@ class TrainedSAE:
         return int(self.W_dec.shape[1])
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Features of the rows ``x [n, d_in]``: ``f [n, d_sae]``, never negative."""
+        """Compute the features ``f [n, d_sae]`` of rows ``x [n, d_in]``; never negative."""
         if x.shape[-1] != self.d_in:
             raise InputError(
                 f"x: width {x.shape[-1]}, but this SAE reads activations of width {self.d_in}"
@@ -90,12 +90,12 @@ class TrainedSAE:
         return active_latents("row" if selects_rows else "all", pre, k=self.config.k)
 
     def decode(self, f: torch.Tensor) -> torch.Tensor:
-        """Reconstruction ``[n, d_in]`` of the features ``f [n, d_sae]``."""
+        """Compute the reconstruction ``[n, d_in]`` from the features ``f [n, d_sae]``."""
         return f @ self.W_dec.to(f) + self.b_dec.to(f)
 
 
 def to_tensors(sae: TrainedSAE) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Give the tensors and the JSON header that the SAE's file holds."""
+    """Return the tensors and the JSON header for the SAE's file."""
     tensors = {
         "W_enc": sae.W_enc,
         "b_enc": sae.b_enc,
@@ -119,7 +119,7 @@ def to_tensors(sae: TrainedSAE) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         "history_columns": list(sae.history.columns),
         "failure": sae.failure,
         "provenance": dict(sae.provenance),
-        # safetensors has no checksum: without one, a flipped bit is another SAE
+        # safetensors has no checksum: without one, a changed bit would not be noticed
         "digest": tensors_digest(tensors),
     }
     return tensors, header
@@ -133,7 +133,7 @@ def from_tensors(
     Raises
     ------
     InputError
-        When they are not those of an SAE of this project, or not those that were saved, naming
+        When they are not an SAE of this project, or not what was saved; the message names
         ``origin``.
     """
     try:
@@ -154,19 +154,19 @@ def _from_tensors(
         raise InputError(f"{origin}: not an SAE file of this project (kind {header.get('kind')!r})")
     if header.get("version") != FILE_VERSION:
         raise InputError(
-            f"{origin}: file version {header.get('version')}, this release reads {FILE_VERSION}; "
-            "train again"
+            f"{origin}: file version {header.get('version')}, but this release reads version "
+            f"{FILE_VERSION}; train the SAE again"
         )
     missing = {"W_enc", "b_enc", "W_dec", "b_dec", "W_dec_init", "density"} - set(tensors)
     if missing:
         raise InputError(f"{origin}: tensors missing: {', '.join(sorted(missing))}")
     provenance = header.get("provenance", {})
-    # files of before this field hold it where a campaign wrote it
+    # older files have this value where a campaign wrote it
     saved = header.get("digest", provenance.get("campaign", {}).get("digest"))
     if saved not in (None, tensors_digest(tensors)):
         raise InputError(
-            f"{origin}: its tensors are not those that were saved: a bit is flipped, or they were "
-            "edited; train or copy it again"
+            f"{origin}: its tensors have changed since they were saved; train the SAE or copy the "
+            "file again"
         )
     try:
         config = SAEConfig.model_validate(header["config"])
@@ -229,12 +229,12 @@ def read_sae(path: str | Path) -> TrainedSAE:
 
 
 def load_trained(files: TensorFiles, ids: Sequence[str]) -> dict[str, TrainedSAE]:
-    """Load the SAEs that a plan names; files of other plans are left alone.
+    """Load the SAEs of a plan; files of other plans are ignored.
 
     Raises
     ------
     InputError
-        When one of them is not there.
+        When one of them has no file.
     """
     missing = [sae_id for sae_id in ids if sae_id not in files]
     if missing:

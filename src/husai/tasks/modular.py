@@ -1,8 +1,8 @@
-"""Modular arithmetic: every pair (a, b) of Z_p, its answer, its tokens and its split.
+"""The dataset of modular arithmetic: every pair (a, b) of Z_p, its answer, tokens and split.
 
-The model reads ``a`` and ``b`` and is asked for the answer at the ``=`` token, the last of the
+The model reads ``a`` and ``b`` and has to predict the answer at the ``=`` token, the last of the
 sequence. The answer itself is never a token of the input: a causal model that sees it at the
-position where the loss is read only learns to copy.
+position of the loss only learns to copy.
 """
 
 from __future__ import annotations
@@ -28,25 +28,31 @@ OPERATOR_SIGN: dict[Operation, str] = {
     "subtraction": "-",
     "multiplication": "*",
 }
-# 16 bytes or so an example in memory; far beyond anything that is trained full batch
+# about 16 bytes of memory per example; far larger than anything that is trained full batch
 MAX_MODULUS = 4096
 
 _VARIABLE = -1  # in a template: the place of an operand
 
 
 class ModularTaskConfig(Config):
-    """What the arithmetic is, how it is written in tokens, and how it is split."""
+    """The arithmetic of the task, how it is written in tokens, and how it is split."""
 
-    modulus: int = Field(113, ge=2, le=MAX_MODULUS, description="p of Z_p, at least 2")
+    modulus: int = Field(113, ge=2, le=MAX_MODULUS, description="p: the numbers are 0 … p-1")
     operation: Operation = Field("addition", description="answer = a (op) b mod p")
     token_format: TokenFormat = Field(
         "compact",
         description="compact [a, b, =]; index_value [index 0, a, index 1, b, =]; "
         "alternating [a, op, b, =]",
     )
-    train_fraction: float = Field(0.5, gt=0, le=1, description="share of the examples trained on")
-    val_fraction: float = Field(0.1, ge=0, lt=1, description="share held out for choices")
-    test_fraction: float = Field(0.4, ge=0, lt=1, description="share held out for reporting")
+    train_fraction: float = Field(
+        0.5, gt=0, le=1, description="share of the examples that are trained on"
+    )
+    val_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share held out for choosing hyperparameters"
+    )
+    test_fraction: float = Field(
+        0.4, ge=0, lt=1, description="share held out for the reported results"
+    )
     sample_fraction: float | None = Field(
         None, gt=0, le=1, description="keep only this share of all p² pairs; None keeps all"
     )
@@ -64,7 +70,7 @@ class ModularTaskConfig(Config):
 
 
 class Vocabulary(Config):
-    """The one description of what the token ids mean and where in the sequence they stand."""
+    """What the token ids mean and at which positions of the sequence they are."""
 
     modulus: int = Field(description="p; ids 0 … p-1 are the numbers")
     operation: Operation = Field(description="what the task computes")
@@ -88,7 +94,7 @@ class Vocabulary(Config):
 
     @property
     def answer_position(self) -> int:
-        """Position whose prediction is the answer: the last, that of ``=``."""
+        """Position at which the answer is predicted: the last, that of ``=``."""
         return self.n_ctx - 1
 
 
@@ -133,7 +139,7 @@ class ModularDataset:
 def make_vocabulary(
     modulus: int, operation: Operation = "addition", token_format: TokenFormat = "compact"
 ) -> Vocabulary:
-    """Describe the tokens of a task: numbers are 0 … p-1, ``=`` is p, further marks follow."""
+    """Describe the tokens of a task: numbers are 0 … p-1, ``=`` is p, then the other symbols."""
     sign = OPERATOR_SIGN[operation]
     names = [str(value) for value in range(modulus)] + ["="]
     equals = modulus
@@ -144,7 +150,7 @@ def make_vocabulary(
         names.append(sign)
         template = (_VARIABLE, modulus + 1, _VARIABLE, equals)
     else:
-        # the index of an operand is its own token, not the number 0 or 1
+        # the index of an operand is a token of its own, not the number 0 or 1
         names += ["index 0", "index 1"]
         template = (modulus + 1, _VARIABLE, modulus + 2, _VARIABLE, equals)
     position_a, position_b = (i for i, token in enumerate(template) if token == _VARIABLE)
@@ -251,7 +257,7 @@ def modular_dataset(config: ModularTaskConfig) -> ModularDataset:
     """
     vocabulary = make_vocabulary(config.modulus, config.operation, config.token_format)
     p = config.modulus
-    # one generator a purpose: the sub-sample does not move when only the split changes
+    # one generator for each purpose: the sub-sample does not change when only the split does
     sample_rng, split_rng = np.random.default_rng(config.seed).spawn(2)
 
     pairs = np.arange(p * p, dtype=np.int64)
@@ -265,8 +271,8 @@ def modular_dataset(config: ModularTaskConfig) -> ModularDataset:
     for name, fraction, size in zip(SPLITS, fractions, sizes, strict=True):
         if fraction > 0 and size == 0:
             raise InputError(
-                f"{name}_fraction = {fraction} of {pairs.size} examples gives none; raise it, the "
-                f"modulus ({p}) or sample_fraction ({config.sample_fraction})"
+                f"{name}_fraction = {fraction} of {pairs.size} examples is less than one example; "
+                f"raise it, the modulus ({p}) or sample_fraction ({config.sample_fraction})"
             )
     split = np.empty(pairs.size, dtype=object)
     split[split_rng.permutation(pairs.size)] = np.repeat(np.asarray(SPLITS, dtype=object), sizes)

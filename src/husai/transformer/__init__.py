@@ -1,6 +1,6 @@
-"""The transformer, its training, its progress measures and its Fourier structure."""
+"""The transformer of the modular task: model, training, progress measures, Fourier structure."""
 
 import lazy_loader
 
-# the names stand in __init__.pyi; each is imported when it is first used
+# the names are listed in __init__.pyi; each is imported when it is first used
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

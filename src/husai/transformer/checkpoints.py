@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, which can stop at any moment and continue from its folder."""
+"""Checkpoints of a transformer's training, which can stop at any moment and continue from them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class CheckpointStore:
     """A handle on a folder of checkpoints.
 
     ``epoch_00000100.safetensors`` holds the weights after epoch 100, one file per checkpoint, for
-    progress measures; ``resume.safetensors`` holds what the latest one needs to continue: weights,
-    optimiser moments, random state and history. Every file is written under another name and
-    renamed, weights first, so an interruption leaves the previous checkpoint whole.
+    progress measures. ``resume.safetensors`` holds what is needed to continue from the latest one:
+    weights, optimiser moments, random state and history. Every file is written under another name
+    and renamed, weights first, so that an interruption never damages the previous checkpoint.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class CheckpointStore:
         """Shape of the model whose checkpoints these are."""
         epochs = self.epochs()
         if not epochs:
-            raise InputError(f"{self.directory}: there is no checkpoint here; train first")
+            raise InputError(f"{self.directory}: no checkpoint in this folder; train first")
         identity = read_header(self.path(epochs[-1]))["identity"]
         return TransformerConfig.model_validate(identity["transformer"])
 
@@ -75,13 +75,13 @@ class CheckpointStore:
         Parameters
         ----------
         epoch
-            Epochs done.
+            Number of epochs done.
         weights
             The model's state dict.
         resume
             All tensors from which training continues (weights among them).
         identity
-            What is being trained: the configurations and the data's digest, as JSON.
+            What is trained: the configurations and the data's digest, as JSON.
         header
             Further JSON that resuming needs.
         """
@@ -115,14 +115,14 @@ class CheckpointStore:
         return read_tensors(path)
 
     def finish(self) -> None:
-        """Drop what resuming needs and keep the weights: the next training starts afresh."""
+        """Delete the resume file and keep the weights: the next training starts at epoch 0."""
         (self.directory / _RESUME).unlink(missing_ok=True)
 
     def _refuse(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         differences = sorted(_differences(found, wanted))
         raise InputError(
             f"{self.directory}: its checkpoints were written with another configuration "
-            f"({'; '.join(differences[:4])}). Give another folder, empty this one, or train with "
+            f"({'; '.join(differences[:4])}). Use another folder, empty this one, or train with "
             "the old values"
         )
 

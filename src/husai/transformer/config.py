@@ -1,4 +1,4 @@
-"""Parameters of the transformer and of its training. Defaults: the grokking literature's."""
+"""Parameters of the transformer and of its training; the defaults are those of Nanda et al."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TransformerConfig(Config):
     n_layers: int = Field(1, ge=1, le=1024, description="number of blocks")
     n_heads: ModelWidth = Field(4, description="attention heads per block; must divide d_model")
     d_head: ModelWidth | None = Field(
-        None, description="width of a head; n_heads * d_head = d_model. None derives it"
+        None, description="width of a head; n_heads * d_head = d_model. None: computed from that"
     )
     d_mlp: ModelWidth = Field(512, description="neurons of a block's MLP")
     act_fn: Literal["relu", "gelu", "gelu_new", "silu"] = Field(
@@ -31,16 +31,18 @@ class TransformerConfig(Config):
     )
     biases: Literal["none", "mlp", "all"] = Field(
         "mlp",
-        description="which biases are trained, the others staying 0: 'mlp' is the paper's model. "
-        "The unembedding has none in any case",
+        description="which biases are trained; the others stay 0. 'mlp' is the paper's model. The "
+        "unembedding never has a bias",
     )
     initializer_range: float | None = Field(
         None,
         gt=0,
-        description="standard deviation of the initial weights; None is 0.8 / sqrt(d_model)",
+        description="standard deviation of the initial weights; None: 0.8 / sqrt(d_model)",
     )
     d_vocab: Count | None = Field(
-        None, ge=2, description="token ids; None takes the dataset's, a number must match it"
+        None,
+        ge=2,
+        description="number of token ids; None: that of the dataset, which a number must match",
     )
     seed: Seed = Field(0, description="seed of the initial weights")
 
@@ -68,8 +70,8 @@ class TransformerConfig(Config):
 class TransformerChoice(TransformerConfig):
     """Which transformer a study is about: one that is shipped with the project, or a new one.
 
-    Rounding differs between machines, and with it the solution that a seed grows into; the
-    shipped transformers are the same bits everywhere.
+    Rounding differs between machines, and so the same seed can reach another solution on another
+    machine; the shipped transformers have the same bits everywhere.
     """
 
     start: Literal["shipped", "train"] = Field(
@@ -77,21 +79,21 @@ class TransformerChoice(TransformerConfig):
     )
     shipped: Literal["early_stop", "cleaned_up"] = Field(
         "early_stop",
-        description="which one of the seed: as training stopped once it had grokked, or trained on "
-        "until its weights had settled",
+        description="early_stop: training stopped when the model had grokked; cleaned_up: trained "
+        "for longer, until its weights had settled",
     )
 
     def shape(self) -> TransformerConfig:
-        """Give the model's shape and seed alone."""
+        """Return only the model's shape and seed."""
         return TransformerConfig.model_validate(
             self.model_dump(include=set(TransformerConfig.model_fields))
         )
 
 
 class TransformerTrainingConfig(Config):
-    """How the transformer is trained. An epoch is one pass over the train rows.
+    """How the transformer is trained. An epoch is one pass over the training rows.
 
-    With ``batch_size`` None (the default) an epoch is one optimiser step on all train rows. The
+    With ``batch_size`` None (the default) an epoch is one optimiser step on all training rows. The
     defaults are those of Nanda et al., arXiv 2301.05217: AdamW, learning rate 1e-3, weight decay
     1, betas (0.9, 0.98), ten warm-up steps, full batch.
     """
@@ -100,8 +102,10 @@ class TransformerTrainingConfig(Config):
     weight_decay: float = Field(
         1.0, ge=0, description="AdamW's decoupled weight decay, on all trained parameters"
     )
-    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moment decay rates")
-    batch_size: Count | None = Field(None, description="rows per step; None is the full batch")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.98), description="AdamW's decay rates of the two moments"
+    )
+    batch_size: Count | None = Field(None, description="rows per step; None: the full batch")
     schedule: Literal["constant", "cosine", "linear", "step"] = Field(
         "constant",
         description="learning rate after the warm-up: cosine and linear fall to "
@@ -112,11 +116,17 @@ class TransformerTrainingConfig(Config):
         10, description="optimiser steps over which the learning rate rises linearly"
     )
     final_learning_rate_fraction: float = Field(
-        0.0, ge=0, le=1, description="end of the cosine and linear schedules, of learning_rate"
+        0.0,
+        ge=0,
+        le=1,
+        description="learning rate at the end of the cosine and linear schedules, as a share of "
+        "learning_rate",
     )
     decay_every: Count = Field(1000, description="epochs between drops of the step schedule")
-    decay_factor: float = Field(0.1, gt=0, le=1, description="drop of the step schedule")
-    max_epochs: Count = Field(5000, description="epochs at most")
+    decay_factor: float = Field(
+        0.1, gt=0, le=1, description="factor of each drop of the step schedule"
+    )
+    max_epochs: Count = Field(5000, description="most epochs")
     early_stopping: bool = Field(
         True, description="stop once the model has grokked and stayed so for `patience` epochs"
     )
@@ -128,14 +138,15 @@ class TransformerTrainingConfig(Config):
     )
     patience: CountFromZero = Field(
         200,
-        description="epochs the accuracy must stay at or above grokking_threshold before stopping",
+        description="epochs for which the accuracy must stay at grokking_threshold or above before "
+        "training stops",
     )
     evaluate_every: Count = Field(10, description="epochs between rows of the history")
     checkpoint_every: Count = Field(
-        100, description="epochs between checkpoints, when there is a checkpoint folder"
+        100, description="epochs between checkpoints, if there is a checkpoint folder"
     )
     fast_path: bool = Field(
-        True, description="use the functional forward where the model's shape allows it"
+        True, description="use the faster functional forward pass if the model's shape allows it"
     )
     seed: Seed = Field(0, description="seed of the order of the mini-batches")
     device: str = Field(

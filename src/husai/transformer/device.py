@@ -11,7 +11,7 @@ from husai.errors import InputError
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn a configured device into one that is there; ``auto`` is CUDA when there is one."""
+    """Turn a configured device into an available one; ``auto`` is CUDA if there is one."""
     available = torch.cuda.is_available()
     if device == "auto":
         return torch.device("cuda" if available else "cpu")
@@ -21,7 +21,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def hardware_name(device: torch.device) -> str:
-    """Name the processor that computed."""
+    """Return the name of the processor of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

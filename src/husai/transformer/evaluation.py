@@ -15,7 +15,7 @@ from husai.tasks.modular import SPLITS, ModularDataset, Split, Vocabulary
 from husai.transformer.device import resolve_device
 from husai.transformer.model import TrainedTransformer
 
-# rows evaluated at a time through the hooked model, whose cache of all hooks is what fills memory
+# rows evaluated at a time with the hooked model: its cache of all hooks needs the most memory
 EVALUATION_ROWS = 4096
 
 
@@ -23,7 +23,7 @@ EVALUATION_ROWS = 4096
 def evaluate_transformer(
     transformer: TrainedTransformer, dataset: ModularDataset, device: str = "cpu"
 ) -> dict[str, float | None]:
-    """Measure a trained model on every split, through the hooked model.
+    """Measure the loss and accuracy of a trained model on every split.
 
     Parameters
     ----------
@@ -64,9 +64,9 @@ def evaluate_transformer(
 def split_metrics(
     logits: Tensor, answers: Tensor, rows: Mapping[Split, Tensor]
 ) -> dict[str, float]:
-    """Mean loss and accuracy of each split, NaN for one without rows.
+    """Compute the mean loss and accuracy of each split, NaN for a split without rows.
 
-    In float64: a late train loss is below float32's resolution of a mean.
+    In float64, because late in training the loss is smaller than float32 can resolve.
     """
     log_probs = logits.to(torch.float64).log_softmax(-1)
     losses = -log_probs.gather(1, answers.unsqueeze(1)).squeeze(1)
@@ -84,7 +84,7 @@ def _describe(vocabulary: Vocabulary) -> str:
 
 
 def grokking_summary(history: pd.DataFrame, threshold: float = 0.99) -> dict[str, Any]:
-    """Say when train and test accuracy first reached a threshold, and how far apart.
+    """Find when train and test accuracy first reached a threshold, and the delay between them.
 
     Parameters
     ----------
@@ -96,10 +96,10 @@ def grokking_summary(history: pd.DataFrame, threshold: float = 0.99) -> dict[str
     Returns
     -------
     dict
-        ``epoch_train_99``, ``epoch_test_99`` (None when never; the name says 99 for the default
+        ``epoch_train_99``, ``epoch_test_99`` (None if never; the 99 stands for the default
         threshold), ``grokking_delay_epochs`` (their difference), ``grokking_delay_ratio``
-        (test over train), and the final losses and accuracies. Epochs are those evaluated, so
-        they are late by up to ``evaluate_every - 1``.
+        (test over train), and the final losses and accuracies. Only evaluated epochs are known, so
+        these may be up to ``evaluate_every - 1`` epochs too late.
     """
 
     def first(column: str) -> int | None:

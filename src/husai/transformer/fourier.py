@@ -7,9 +7,10 @@ each; k and p - k are the same wave. Modular addition is learned as rotations: t
 plane the phase is not identifiable, so ground truth here is a plane, never a direction.
 
 Multiplication modulo a prime is addition of discrete logarithms, so its waves are those of the
-exponents, on the p - 1 nonzero numbers; every function here knows the operation's group.
+exponents, on the p - 1 nonzero numbers; every function here takes the operation into account.
 
-Numpy in, numpy out. Tables have the group's elements as rows, in the group's order.
+All functions take and return NumPy arrays. The rows of a table are the elements of the group, in
+the group's order.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def frequencies(order: int) -> npt.NDArray[np.int64]:
     For an even order the last, order / 2, has a cosine and no sine: it spans a line.
     """
     if order < 2:
-        raise InputError(f"order = {order}: a group needs two elements to have a frequency")
+        raise InputError(f"order = {order}: a group needs at least two elements")
     return np.arange(1, order // 2 + 1, dtype=np.int64)
 
 
@@ -148,7 +149,7 @@ def key_frequencies(table: npt.ArrayLike, min_share: float | None = None) -> lis
     if min_share is None:
         min_share = max(2 / len(powers), 0.02)
     elif not 0 < min_share < 1:
-        raise InputError(f"min_share = {min_share}; it must lie between 0 and 1")
+        raise InputError(f"min_share = {min_share}; it must be between 0 and 1")
     total = powers.sum()
     if total == 0:
         return []
@@ -156,7 +157,7 @@ def key_frequencies(table: npt.ArrayLike, min_share: float | None = None) -> lis
 
 
 def canonical_frequencies(wanted: Sequence[int], order: int) -> list[int]:
-    """Bring frequencies into 1 … n // 2 (k and n - k are one), without repeats, ascending."""
+    """Map frequencies to 1 … n // 2 (k and n - k are the same), without repeats, ascending."""
     folded = set()
     for k in wanted:
         residue = int(k) % order
@@ -178,9 +179,9 @@ def value_table(
     ----------
     values
         [p*p, d] activations of all pairs in (a, b) order, averaged over the pairs that share the
-        variable; or [p, d], a table already, which is brought into the group's order.
+        variable; or a table [p, d], which is put into the group's order.
     modulus, operation
-        p and the task's operation, which says what the answer of a pair is.
+        p and the task's operation, which determines the answer of a pair.
     variable
         What to group the pairs by: their answer, a or b.
 
@@ -209,19 +210,19 @@ def value_table(
 
 
 def answer_indices(modulus: int, operation: Operation = "addition") -> npt.NDArray[np.int64]:
-    """Place of each pair's answer among :func:`group_elements`, for pairs in (a, b) order of it."""
+    """Index of each pair's answer in :func:`group_elements`, for pairs in the group's order."""
     order = len(group_elements(modulus, operation))
     i, j = np.divmod(np.arange(order**2, dtype=np.int64), order)
     return (i - j if operation == "subtraction" else i + j) % order
 
 
 def _group_values(values: npt.ArrayLike, modulus: int, operation: Operation) -> Array:
-    """Bring values of Z_p, or of all its pairs, into the order of the operation's group."""
+    """Put values of Z_p, or of all its pairs, into the order of the operation's group."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or array.shape[0] not in (modulus, modulus**2):
         raise InputError(
             f"values has shape {array.shape}; with modulus {modulus} it needs {modulus} rows (one "
-            f"a number) or {modulus**2} rows (all pairs in (a, b) order)"
+            f"per number) or {modulus**2} rows (all pairs in (a, b) order)"
         )
     if operation != "multiplication":
         return array
@@ -263,7 +264,7 @@ def frequency_planes(
     ------
     InputError
         When a frequency spans no plane: its two coefficient vectors are zero or parallel, or it is
-        half an even order and has one only.
+        half of an even order and has only one.
     """
     table = value_table(values, modulus, operation, variable)
     order = table.shape[0]
@@ -299,7 +300,7 @@ def fraction_explained(
         p and the task's operation.
     variable
         For activations: "answer", "a" or "b" count ``cos k s`` and ``sin k s`` of that variable;
-        "pair" counts all products of {1, cos ka, sin ka} with {1, cos kb, sin kb} but the
+        "pair" counts all products of {1, cos ka, sin ka} with {1, cos kb, sin kb} except the
         constant, the form of a neuron in Nanda et al., arXiv 2301.05217, section 4.2.
 
     Returns

@@ -1,13 +1,12 @@
-"""The fast path: the one-layer model's answer logits as a function of its parameters.
+"""A fast forward pass of the one-layer model: its answer logits as a function of its parameters.
 
-Only the last position is read, and every token there and at the fixed positions is the same in
-all examples. So the query is one vector, the attention scores and values of the first operand
-take p different values each, and so do the second's: 2p + n_ctx - 2 vectors are all that
-attention needs, whatever the number of examples. The fixed positions act as one: their scores add
-up in the softmax (a log-sum-exp) and their values mix with constant weights.
+Only the last position is read, and the tokens there and at the fixed positions are the same in
+all examples. So the query is one vector, the attention scores and values of each operand take only
+p different values, and attention needs 2p + n_ctx - 2 vectors for any number of examples. The fixed
+positions act as one: their scores add up in the softmax (a log-sum-exp) and their values are
+averaged with constant weights.
 
-The logits are those of the hooked model, and so are the gradients; the tests hold them against
-each other.
+Logits and gradients are the same as those of the hooked model; the tests compare them.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def has_functional_form(config: TransformerConfig) -> bool:
-    """Say whether :func:`functional_logits` covers a model: one layer, no normalisation."""
+    """Whether :func:`functional_logits` can compute a model: one layer, no normalisation."""
     return config.n_layers == 1 and config.normalization == "none"
 
 
 class AttentionTerms(NamedTuple):
-    """What the last position sees, per operand value and head.
+    """Inputs of the attention at the last position, per operand value and head.
 
     Attributes
     ----------
@@ -49,7 +48,7 @@ class AttentionTerms(NamedTuple):
     value_a, value_b
         Value vectors, [p, n_heads, d_head].
     value_fixed
-        Mean value of the fixed positions under their own softmax, [n_heads, d_head].
+        Mean value of the fixed positions, weighted by their own softmax, [n_heads, d_head].
     resid_pre
         Residual stream before the block at the last position, [d_model].
     """
@@ -147,7 +146,7 @@ def answer_activations(
     a, b
         Operands, int64 [n] each.
     vocabulary
-        Where the operands stand and which tokens are fixed.
+        The positions of the operands, and which tokens are fixed.
     config
         Shape of the model.
 
@@ -177,7 +176,7 @@ def answer_activations(
 def after_attention(
     parameters: Mapping[str, Tensor], resid_mid: Tensor, config: TransformerConfig
 ) -> tuple[Tensor, Tensor]:
-    """Neurons ``[n, d_mlp]`` and the residual stream after the MLP, from that before it."""
+    """Compute neurons ``[n, d_mlp]`` and the residual stream after the MLP from the one before."""
     mlp = "blocks.0.mlp."
     pre = F.linear(resid_mid, parameters[mlp + "in.weight"], parameters[mlp + "in.bias"])
     post = ACTIVATIONS[config.act_fn](pre)
@@ -186,7 +185,7 @@ def after_attention(
 
 
 LOGITS_FROM = ("blocks.0.hook_resid_mid", "blocks.0.hook_resid_post")
-"""Hooks from whose activations at the answer position alone the logits follow."""
+"""Hooks whose activations at the answer position determine the logits."""
 
 
 def logits_from(
@@ -201,17 +200,20 @@ def logits_from(
     hook_name
         One of :data:`LOGITS_FROM`.
     rows
-        ``[n, d_model]`` activations there, at the answer position; changed ones too.
+        ``[n, d_model]`` activations at this hook and the answer position; they may be changed.
     config
         Shape of the model.
 
     Raises
     ------
     InputError
-        When the logits do not follow from the activations of this hook.
+        When the activations of this hook do not determine the logits.
     """
     if hook_name not in LOGITS_FROM or not has_functional_form(config):
-        raise InputError(f"hook_name: the logits do not follow from {hook_name} alone")
+        raise InputError(
+            f"hook_name: the activations at {hook_name} do not determine the logits; use one of "
+            f"{', '.join(LOGITS_FROM)}"
+        )
     if hook_name == "blocks.0.hook_resid_mid":
         _, rows = after_attention(parameters, rows, config)
     return F.linear(rows, parameters["unembed.weight"])

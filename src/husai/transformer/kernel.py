@@ -1,7 +1,7 @@
-"""The training step's inner part, compiled: loss and gradients over all rows on the CPU.
+"""Compiled loss and gradients of the one-layer model over all rows, for training on a CPU.
 
 Between attention and the output everything but the ReLU is linear, so the products that do not
-depend on the row are done first:
+depend on the row are computed first:
 
 - the MLP's input and the direct path to the logits read the residual stream through
   ``R = [W_in; W_U]``, and attention writes into it, so ``R W_O`` applied to each operand's value
@@ -9,8 +9,9 @@ depend on the row are done first:
   sum of ``2 n_heads`` table rows instead of a product with ``W_O``, ``W_in`` and ``W_U``;
 - the neurons reach the logits through ``W_U W_out``, one product instead of two.
 
-The weights of a row's softmax sum to 1, so the fixed positions' share goes into a constant and the
-tables hold differences from it. Same function, same gradients, about a third of the arithmetic.
+The weights of a row's softmax sum to 1, so the share of the fixed positions becomes a constant, and
+the tables hold differences from it. The function and its gradients stay the same, with about a
+third of the arithmetic.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from husai.tasks.modular import Vocabulary
 from husai.transformer.config import TransformerConfig
 from husai.transformer.functional import attention_terms, has_functional_form
 
-# rows worked on at a time: their neurons (block * d_mlp floats) should stay in the cache
+# rows per block: their neurons (block * d_mlp floats) should stay in the cache
 _BLOCK_ROWS = 1024
 _HEADS_AT_ONCE = 4
 
@@ -42,7 +43,7 @@ T = TypeVar("T")
 
 
 def has_compiled_form(config: TransformerConfig, device: torch.device) -> bool:
-    """Say whether :func:`compiled_loss` covers a model: CPU, ReLU, one layer, no normalisation."""
+    """Whether :func:`compiled_loss` can compute a model: CPU, ReLU, one layer, no normalisation."""
     return device.type == "cpu" and config.act_fn == "relu" and has_functional_form(config)
 
 
@@ -66,8 +67,8 @@ def compiled_loss(
     vocabulary, config
         The tokens and the model's shape.
     threads
-        Threads that share the rows; None is torch's number. What comes before and after the rows
-        is small and suffers from being split: see :func:`torch_threads`.
+        Threads that share the rows; None: torch's number. The work before and after the rows is
+        small, and is faster on one thread: see :func:`torch_threads`.
 
     Returns
     -------
@@ -81,7 +82,7 @@ def compiled_loss(
     read = torch.cat([parameters[block + "mlp.in.weight"], W_U])  # [d_mlp + d_vocab, d_model]
     d_mlp = config.d_mlp
 
-    # what a unit of each head's value adds to neurons and logits, [n_heads, d_head, features]
+    # effect of each head's value on neurons and logits, [n_heads, d_head, features]
     through_heads = (read @ W_O).T.reshape(config.n_heads, -1, read.shape[0])
     padding = -config.n_heads % _HEADS_AT_ONCE
     tables = [
@@ -118,7 +119,7 @@ def compiled_loss(
 
 
 class _RowsLoss(torch.autograd.Function):
-    """Loss over all rows from the tables. Computes the gradients on the way, block by block."""
+    """Loss over all rows from the tables; the gradients are computed with it, block by block."""
 
     @staticmethod
     def forward(
@@ -140,7 +141,7 @@ class _RowsLoss(torch.autograd.Function):
         n = a.shape[0]
         bounds = [t * n // threads for t in range(threads + 1)]
         shares = [slice(*pair) for pair in itertools.pairwise(bounds)]
-        # each thread adds into sums of its own: one order of adding for a thread count
+        # each thread has its own sums, so that the order of additions is fixed for a thread count
         parts = _in_threads(
             lambda rows: _share_of_rows(tables, M, a[rows], b[rows], answers[rows], n), shares
         )
@@ -160,7 +161,7 @@ class _RowsLoss(torch.autograd.Function):
 def _share_of_rows(
     tables: tuple[Any, ...], M: Tensor, a: Tensor, b: Tensor, answers: Tensor, n: int
 ) -> tuple[Tensor, ...]:
-    """Summed loss of some rows, and gradients of the mean over ``n`` rows, in the inputs' order."""
+    """Compute the summed loss of some rows, and the gradients of the mean over ``n`` rows."""
     s_a, s_b, t_a, t_b, base = tables
     d_vocab, d_mlp = M.shape
     sums = [torch.zeros(t.shape) for t in tables]
@@ -191,9 +192,9 @@ def _share_of_rows(
 
 
 def _loss_and_gradient(logits: Tensor, wide: Tensor, answers: Tensor, n: int) -> Tensor:
-    """Sum of the rows' losses; ``logits`` become the gradient of the mean over ``n`` rows.
+    """Sum the losses of the rows; ``logits`` become the gradient of the mean over ``n`` rows.
 
-    ``wide`` is float64 room of the same shape, for the log-softmax.
+    ``wide`` is a float64 buffer of the same shape, for the log-softmax.
     """
     wide.copy_(logits)
     wide -= wide.amax(1, keepdim=True)
@@ -209,10 +210,10 @@ def _loss_and_gradient(logits: Tensor, wide: Tensor, answers: Tensor, n: int) ->
 
 
 def _in_threads(work: Callable[[slice], T], shares: Sequence[slice]) -> list[T]:
-    """Do every share of the work in a thread of its own, torch's operations inside it on one.
+    """Do every share of the work in a thread of its own, in which torch uses one thread.
 
-    The threads meet once a step. Were every operation split among torch's threads instead, they
-    would meet dozens of times, and wait at each for other work of the cores.
+    The threads wait for each other once per step. If torch split every operation instead, they
+    would wait dozens of times.
     """
     if len(shares) == 1:
         return [work(shares[0])]
@@ -228,7 +229,7 @@ def _in_threads(work: Callable[[slice], T], shares: Sequence[slice]) -> list[T]:
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Give torch's operations in the calling thread a number of threads, for a while.
+    """Set the number of threads of torch's operations in the calling thread, inside the block.
 
     The number belongs to the calling thread, in OpenMP and in MKL alike.
     """
@@ -242,12 +243,12 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """One pool a process: a forked child inherits the object but none of its threads."""
+    """Return the pool of a process: a forked child inherits the object but not its threads."""
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="husai-kernel")
 
 
-# The loops below take four heads at once, so that a row's features pass through the registers
-# once for every four heads; the tables come padded with heads of zeros.
+# The loops below compute four heads at once, so that a row's features are loaded once for every
+# four heads; the tables are padded with heads of zeros.
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)
@@ -312,7 +313,7 @@ def _unmix(
     dtable_b: Any,
     dbase: Any,
 ) -> None:
-    """Gradients of :func:`_mix`, added to the sums there."""
+    """Compute the gradients of :func:`_mix` and add them to the given sums."""
     n_heads, n_features = table_a.shape[1:]
     d_mlp = neurons.shape[1]
     zero = np.float32(0)

@@ -1,7 +1,7 @@
-"""Progress measures: what the loss curves hide while a model groks.
+"""Progress measures: what happens inside a model before its test accuracy rises (grokking).
 
-Nanda et al., arXiv 2301.05217, section 5: before test accuracy moves, the waves of the final
-solution already form inside the network. The measures look at each checkpoint through the key
+Nanda et al., arXiv 2301.05217, section 5: before test accuracy rises, the waves of the final
+solution already form inside the network. The measures describe each checkpoint by the key
 frequencies of the last one.
 """
 
@@ -56,13 +56,12 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class FourierStructure:
-    """The waves of a trained model.
+    """The key frequencies of a trained model, and how much they explain.
 
     Attributes
     ----------
     modulus, operation
-        p and the task's operation, whose group of order n (p, or p - 1 for multiplication) the
-        waves are on.
+        p and the task's operation; its group has order n (p, or p - 1 for multiplication).
     key_frequencies
         Frequencies that stand out in the neuron-logit map, ascending.
     explained
@@ -117,7 +116,7 @@ def fourier_structure(
     if not chosen:
         raise InputError(
             "no frequency stands out in this model's neuron-logit map: it has not grokked. Train "
-            "it longer or name the key frequencies"
+            "it for longer, or give the key frequencies"
         )
     tables = _AnswerTableMaker(vocabulary, model_config)(state_dict)
     return FourierStructure(
@@ -141,10 +140,10 @@ def frequency_shares(
     model_config: TransformerConfig,
     key: Sequence[int],
 ) -> dict[int, float]:
-    """Share of the residual stream's variance at each key frequency's wave of the answer.
+    """Compute the share of the residual stream's variance at each key frequency of the answer.
 
-    At the answer position, after the last block. How evenly the frequencies hold it is
-    :func:`frequency_balance`.
+    At the answer position, after the last block. :func:`frequency_balance` says how even these
+    shares are.
 
     Parameters
     ----------
@@ -159,7 +158,7 @@ def frequency_shares(
 
 
 def frequency_balance(shares: Sequence[float]) -> float:
-    """Effective number of frequencies over their number, in (0, 1]: 1 when all hold the same.
+    """Compute the effective number of frequencies over their number, in (0, 1]: 1 if all are equal.
 
     The effective number is the exponential of the entropy of the shares, normalised to sum to 1.
 
@@ -171,7 +170,7 @@ def frequency_balance(shares: Sequence[float]) -> float:
     values = np.asarray(shares, dtype=np.float64)
     values = values[values > 0]
     if not len(values):
-        raise InputError("shares: none is above 0")
+        raise InputError("shares: none is above 0; give at least one that is")
     part = values / values.sum()
     return float(np.exp(-(part * np.log(part)).sum()) / len(shares))
 
@@ -186,15 +185,15 @@ def progress_measures(
 ) -> pd.DataFrame:
     """Compute the progress measures of Nanda et al., arXiv 2301.05217, section 5.1.
 
-    For addition and subtraction n = p and numbers stand for themselves; for multiplication n is
-    p - 1, numbers stand for their discrete logarithms, and pairs and classes are the nonzero ones.
+    For addition and subtraction n = p. For multiplication n is p - 1, numbers are replaced by their
+    discrete logarithms, and only nonzero pairs and classes count.
     Losses are mean cross-entropies in nats over the n classes. With s the answer and c the class:
 
     - ``restricted_loss``, over all pairs: of the logits' mean plus their components along
       ``cos 2πks/n`` and ``sin 2πks/n``, k a key frequency;
     - ``excluded_loss``, over the train pairs: of the logits without those components;
     - ``trig_loss``, over all pairs: of ``Σ_k α_k cos 2πk(s-c)/n`` with α_k the logits' projection,
-      the algorithm by itself;
+      that is, of the algorithm alone;
     - ``gini_W_E``, ``gini_W_L``: Gini coefficient of the n - 1 non-constant Fourier norms of the
       embedding and of ``W_L = W_U W_out``;
     - ``sum_squared_weights``: over all parameters;
@@ -206,10 +205,10 @@ def progress_measures(
     Parameters
     ----------
     checkpoints
-        (epoch, state dict) in the order of training; a
-        :class:`~husai.transformer.checkpoints.CheckpointStore` will do.
+        (epoch, state dict) in the order of training, for example a
+        :class:`~husai.transformer.checkpoints.CheckpointStore`.
     dataset
-        What the model was trained on: operation, formats and the train rows.
+        The data that the model was trained on: operation, formats and training rows.
     model_config
         The model's shape; None asks the checkpoint store.
     key
@@ -234,10 +233,10 @@ def progress_measures(
     order = len(group_elements(p, operation))
     series = list(checkpoints)
     if not series:
-        raise InputError("there is no checkpoint to measure")
+        raise InputError("checkpoints: there is none to measure; train with a checkpoint folder")
     if model_config is None:
         if not isinstance(checkpoints, CheckpointStore):
-            raise InputError("model_config is needed: only a CheckpointStore knows it by itself")
+            raise InputError("model_config: give it, unless checkpoints is a CheckpointStore")
         model_config = checkpoints.model_config()
     if key is None:
         chosen = key_frequencies(_number_tables(series[-1][1], vocabulary, model_config)[1])
@@ -291,7 +290,7 @@ def progress_measures(
 def _number_tables(
     state: Mapping[str, Tensor], vocabulary: Vocabulary, config: TransformerConfig
 ) -> tuple[Array, Array]:
-    """The embedding's and the neuron-logit map's rows of numbers, [n, d_model] and [n, d_mlp]."""
+    """Rows of the embedding [n, d_model] and of the neuron-logit map [n, d_mlp] for the numbers."""
     elements = torch.from_numpy(group_elements(vocabulary.modulus, vocabulary.operation))
     W_E = state["embed.weight"].cpu()[elements].to(torch.float64)
     W_U = state["unembed.weight"].cpu()[elements].to(torch.float64)
@@ -346,7 +345,7 @@ def _group_logits(logits: Array, vocabulary: Vocabulary) -> Array:
 def _answer_means(logits: Array, operation: Operation) -> Array:
     """Mean logits of the pairs that share an answer, [answer, class]."""
     order = logits.shape[1]
-    # in the group's order multiplying is adding
+    # in the group's order, multiplication is addition
     like: Operation = "subtraction" if operation == "subtraction" else "addition"
     return value_table(logits, order, like)
 
@@ -364,14 +363,14 @@ def _logit_waves(logits: Array, key: Sequence[int], operation: Operation) -> tup
     table = _answer_means(logits, operation)
     n = table.shape[0]
     difference = (np.arange(n)[:, None] - np.arange(n)[None, :]) % n
-    # a constant over classes does nothing; a constant over pairs is not a wave of the answer
+    # a constant over classes has no effect; a constant over pairs is not a wave of the answer
     centred = logits - logits.mean(1, keepdims=True)
     total = ((centred - centred.mean(0)) ** 2).sum()
     waves = np.zeros((n, n))
     for k in key:
         wave = np.cos(2 * np.pi * ((k * difference) % n) / n)
         waves += (table * wave).sum() / (wave**2).sum() * wave
-    # each cell of the table stands for n pairs
+    # each cell of the table is the mean of n pairs
     return waves, float(n * (waves**2).sum() / total)
 
 

@@ -1,4 +1,4 @@
-"""The transformer: built as a TransformerLens bridge, stored as safetensors."""
+"""Build the transformer as a TransformerLens bridge, and save and load trained ones."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def build_transformer(
     """Build the model with fresh weights, as a TransformerLens bridge.
 
     Positions are learned; the unembedding is untied, has no bias and covers all ``d_vocab`` ids,
-    as in the released code of Nanda et al., arXiv 2301.05217. What TransformerLens' native model
-    does otherwise than that code: weights start at N(0, 0.64/d_model) instead of N(0, 1/d_model)
-    (the unembedding there at N(0, 1/d_vocab)), and those of W_O and W_out a further
-    ``1/sqrt(2 n_layers)`` smaller; it has attention biases, which start at 0 and are left there
-    unless ``config.biases`` is "all".
+    as in the released code of Nanda et al., arXiv 2301.05217. TransformerLens' native model differs
+    from that code: weights start at N(0, 0.64/d_model) instead of N(0, 1/d_model) (the unembedding
+    in that code at N(0, 1/d_vocab)), and W_O and W_out are smaller by a further factor
+    ``1/sqrt(2 n_layers)``; it has attention biases, which stay at 0 unless ``config.biases`` is
+    "all".
 
     Parameters
     ----------
@@ -45,7 +45,8 @@ def build_transformer(
     n_ctx
         Tokens in a sequence.
     device
-        Where the weights go; drawn on the CPU, so a seed means the same weights everywhere.
+        Device of the weights; they are drawn on the CPU, so that a seed gives the same weights on
+        every device.
 
     Raises
     ------
@@ -97,14 +98,14 @@ def _is_trained(name: str, config: TransformerConfig) -> bool:
 
 @dataclass(frozen=True)
 class TrainedTransformer:
-    """A trained model with all that made it.
+    """A trained model with its configuration, learning curves and summary.
 
     Attributes
     ----------
     state_dict
         Name to weights, on the CPU.
     model_config, training_config, vocabulary
-        What was trained, how, and on which tokens.
+        The model's shape, how it was trained, and its tokens.
     history
         One row per evaluation: ``epoch``, ``train_loss``, ``val_loss``, ``test_loss`` (mean
         cross-entropy in nats at the answer position), ``train_accuracy`` …, ``weight_norm``
@@ -115,7 +116,7 @@ class TrainedTransformer:
     name
         Its name among the shipped transformers (see :mod:`husai.transformer.shipped`), or empty.
     progress
-        Progress measures of the training, kept where its checkpoints are not; or None.
+        Progress measures of the training, if they were kept; or None.
     """
 
     state_dict: dict[str, Tensor]
@@ -133,7 +134,7 @@ class TrainedTransformer:
         return tensors_digest(self.state_dict)[:16]
 
     def identity(self) -> dict[str, Any]:
-        """Say which transformer this is: its ``name``, ``seed`` and ``fingerprint``."""
+        """Return ``name``, ``seed`` and ``fingerprint`` of this transformer."""
         return {
             "name": self.name,
             "seed": self.model_config.seed,
@@ -169,11 +170,11 @@ class TrainedTransformer:
     def from_parts(
         cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
     ) -> TrainedTransformer:
-        """Put a model together from what :meth:`header` and ``state_dict`` gave."""
+        """Make a trained transformer from a ``state_dict`` and a :meth:`header`."""
         if header.get("kind") != FILE_KIND:
             raise InputError(
-                f"the file's kind is {header.get('kind')!r}, not {FILE_KIND!r}: it holds no "
-                "transformer trained here"
+                f"the file's kind is {header.get('kind')!r}, not {FILE_KIND!r}; give a file of "
+                "husai.transformer.save_transformer"
             )
         return cls(
             state_dict=dict(tensors),
@@ -215,7 +216,7 @@ def load_transformer(path: str | Path) -> TrainedTransformer:
     Raises
     ------
     InputError
-        When the file is missing, torn, or holds something else.
+        When the file is missing or incomplete, or is not a transformer.
     """
     tensors, header = read_tensors(path)
     try:

@@ -1,10 +1,10 @@
 """Trained transformers that are shipped with the project, so that everybody can start from one.
 
-Rounding differs between processors and numbers of threads, and training amplifies it: one seed
-grows into different solutions on different machines. The files in the folder ``shipped`` are the
-same bits everywhere. Each is an ordinary file of :func:`husai.transformer.save_transformer`, with
-the curves of its training; ``manifest.json``, written by ``benchmarks/ship_transformers.py``,
-says what each one is.
+Rounding differs between processors and numbers of threads, and training amplifies the differences:
+the same seed reaches different solutions on different machines. The files in the folder ``shipped``
+have the same bits everywhere. Each is an ordinary file of
+:func:`husai.transformer.save_transformer`, with its learning curves; ``manifest.json``, written by
+``benchmarks/ship_transformers.py``, describes each of them.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ SUFFIX = ".safetensors"
 
 OTHERWISE = "or set transformer.start to train"
 
-# A machine's rounding may turn a tie between two answers: ten of the 5,108 test rows.
+# Rounding on another machine may decide ties between two answers: up to ten of 5,108 test rows.
 _ACCURACY_TOLERANCE = 0.002
-# These do not change what is learned.
+# These parameters do not change what is learned.
 _FREE_FIELDS = frozenset({"device", "fast_path"})
 # A transformer that was cleaned up was trained for longer than the early stop allows.
 _LENGTH_FIELDS = frozenset({"early_stopping", "max_epochs"})
 
 
 class Shipped(Config):
-    """What the manifest says of one shipped transformer."""
+    """The entry of one shipped transformer in the manifest."""
 
-    name: str = Field(description="of the file, without its suffix")
-    seed: Seed = Field(description="of the initial weights")
+    name: str = Field(description="name of the file, without its suffix")
+    seed: Seed = Field(description="seed of the initial weights")
     shipped: Literal["early_stop", "cleaned_up"] = Field(description="as TransformerChoice says")
     epochs: int = Field(ge=1, description="epochs trained")
     stopped: str = Field(description="why the training ended")
@@ -62,17 +62,17 @@ class Shipped(Config):
     frequency_balance: float = Field(
         gt=0, le=1, description="effective number of key frequencies over their number"
     )
-    fingerprint: str = Field(pattern="^[0-9a-f]{16}$", description="of the weights")
+    fingerprint: str = Field(pattern="^[0-9a-f]{16}$", description="fingerprint of the weights")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file")
     bytes: int = Field(ge=1, description="size of the file")
     dataset_sha256: str = Field(
-        pattern="^[0-9a-f]{64}$", description="of tokens, answers and split"
+        pattern="^[0-9a-f]{64}$", description="digest of tokens, answers and split"
     )
-    task: ModularTaskConfig = Field(description="what it was trained on")
+    task: ModularTaskConfig = Field(description="the task that it was trained on")
     made_by: dict[str, Any] = Field(description="command, commit, versions, hardware, threads")
 
     def fits(self, shipped: str, seed: int) -> bool:
-        """Say whether this is the one of a seed."""
+        """Whether this is the transformer of a seed and a stage of training."""
         return self.shipped == shipped and self.seed == seed
 
 
@@ -90,7 +90,7 @@ def shipped_transformers(folder: Path = FOLDER) -> list[Shipped]:
     except (OSError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"{path}: unreadable ({reason}); install the project again {OTHERWISE}"
+            f"{path}: cannot be read ({reason}); install the project again {OTHERWISE}"
         ) from error
 
 
@@ -100,19 +100,19 @@ def check_shipped(
     task: ModularTaskConfig | None = None,
     folder: Path = FOLDER,
 ) -> Shipped:
-    """Find the transformer that is chosen, and check that it is what the parameters describe.
+    """Find the chosen transformer, and check that it was trained with these parameters.
 
     Parameters
     ----------
     choice, training, task
-        The parameters; what is None is not checked.
+        The parameters; groups that are None are not checked.
     folder
         Where the files are.
 
     Raises
     ------
     InputError
-        When none of this seed is shipped, or a parameter differs from what it was trained with.
+        When no transformer of this seed is shipped, or it was trained with another parameter.
     """
     every = shipped_transformers(folder)
     entry = next((one for one in every if one.fits(choice.shipped, choice.seed)), None)
@@ -120,7 +120,7 @@ def check_shipped(
         seeds = sorted(one.seed for one in every if one.shipped == choice.shipped)
         raise InputError(
             f"transformer.seed: no transformer of seed {choice.seed} ({choice.shipped}) is "
-            f"shipped; take one of {', '.join(map(str, seeds)) or 'another transformer.shipped'} "
+            f"shipped; use one of {', '.join(map(str, seeds)) or 'another transformer.shipped'} "
             f"{OTHERWISE}"
         )
     header = read_header(folder / f"{entry.name}{SUFFIX}")
@@ -138,8 +138,8 @@ def check_shipped(
     ]
     if differences:
         raise InputError(
-            f"{'; '.join(differences)}: the shipped transformer {entry.name} was trained "
-            "otherwise; take its value or set transformer.start to train"
+            f"{'; '.join(differences)}: the shipped transformer {entry.name} was trained with "
+            "another value; use its value or set transformer.start to train"
         )
     return entry
 
@@ -167,29 +167,29 @@ def load_shipped(
     task: ModularTaskConfig | None = None,
     folder: Path = FOLDER,
 ) -> TrainedTransformer:
-    """Load a shipped transformer and measure that it does what the manifest says.
+    """Load a shipped transformer and check that its accuracy is that of the manifest.
 
     Parameters
     ----------
     choice, training, task
         As in :func:`check_shipped`.
     dataset
-        The examples of the study, of the task it was trained on.
+        The examples of the study, which must be those of the transformer's task.
     folder
         Where the files are.
 
     Raises
     ------
     InputError
-        As :func:`check_shipped`; and when the file is damaged, the examples or their split are
-        others, or the accuracy on them is not the manifest's.
+        As :func:`check_shipped`; and when the file is damaged, the examples or their split differ,
+        or the accuracy on them is not that of the manifest.
     """
     entry = check_shipped(choice, training, task, folder)
     path = folder / f"{entry.name}{SUFFIX}"
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise InputError(
-            f"{path}: not the file that was shipped (its SHA-256 differs from the manifest's); "
+            f"{path}: not the shipped file (its SHA-256 differs from the manifest's); "
             f"install the project again {OTHERWISE}"
         )
     file = TensorFile.from_bytes(content, str(path))
@@ -205,7 +205,7 @@ def load_shipped(
         accuracy = found[f"{split}_accuracy"]
         if accuracy is None or abs(accuracy - expected) > _ACCURACY_TOLERANCE:
             raise InputError(
-                f"{path}: its accuracy on the {split} split is {accuracy} here, {expected:.4f} in "
-                f"the manifest; install the project again {OTHERWISE}"
+                f"{path}: its accuracy on the {split} split is {accuracy} here, but "
+                f"{expected:.4f} in the manifest; install the project again {OTHERWISE}"
             )
     return trained

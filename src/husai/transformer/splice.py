@@ -1,4 +1,4 @@
-"""The model's loss when something is done to its activations on the way."""
+"""The transformer's loss when its activations at one hook are replaced, for example by an SAE's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def spliced_loss(
     answer_position: int = -1,
     chunk_size: int = 4096,
 ) -> Callable[[Callable[[Tensor], Tensor]], float]:
-    """Prepare to measure the loss with a function applied to the activations at one place.
+    """Make a function that measures the loss when activations at one place are changed.
 
     Parameters
     ----------
@@ -34,18 +34,18 @@ def spliced_loss(
     tokens, answers
         int64 ``[n, n_ctx]`` and ``[n]``.
     hook_name, position
-        Where the activations are; axes after (batch, position) are flattened into one, as when
-        they were extracted.
+        Where the activations are; axes after (batch, position) are flattened into one, as in the
+        extraction.
     answer_position
-        Where the model answers.
+        The position at which the model predicts the answer.
     chunk_size
         Inputs in one forward pass.
 
     Returns
     -------
     callable
-        From a function of rows ``[n, d]`` to the mean cross-entropy in nats, as
-        :func:`husai.sae.loss_recovered` takes it.
+        It takes a function of rows ``[n, d]`` and returns the mean cross-entropy in nats, as
+        :func:`husai.sae.loss_recovered` needs it.
 
     Raises
     ------

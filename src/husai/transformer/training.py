@@ -1,4 +1,4 @@
-"""Training: AdamW on the answer's cross-entropy, with curves, checkpoints and exact resume."""
+"""Train the transformer: AdamW on the answer's cross-entropy, with curves and exact resume."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ HISTORY_COLUMNS = (
 def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
     """Mean cross-entropy in nats, through a float64 log-softmax.
 
-    Near the end of training the correct answer's probability is 1 within float32's rounding, and
-    its logarithm would be noise (Nanda et al., arXiv 2301.05217, appendix on numerics).
+    Near the end of training the probability of the correct answer rounds to 1 in float32, and its
+    logarithm would be noise (Nanda et al., arXiv 2301.05217, appendix on numerics).
 
     Parameters
     ----------
@@ -60,12 +60,12 @@ def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
 def learning_rate_factor(
     step: int, steps_per_epoch: int, config: TransformerTrainingConfig
 ) -> float:
-    """Learning rate of an optimiser step, as a share of ``config.learning_rate``.
+    """Compute the learning rate of an optimiser step, as a share of ``config.learning_rate``.
 
     Parameters
     ----------
     step
-        Steps done before this one, from 0.
+        Number of steps before this one.
     steps_per_epoch
         Optimiser steps in an epoch.
     config
@@ -102,9 +102,9 @@ def train_transformer(
     model_config, training_config
         Shape and seed of the model; how it is trained.
     checkpoint_dir
-        Folder of checkpoints. When it holds some of the same run, training continues from the last
-        one and gives what the uninterrupted run gives, bit for bit on the same machine with the
-        same number of threads. None writes no checkpoint.
+        Folder of checkpoints. If it has checkpoints of the same run, training continues from the
+        last one, and the result has the same bits as that of an uninterrupted run on the same
+        machine with the same number of threads. None: no checkpoints.
     progress
         Show a progress bar.
 
@@ -116,8 +116,8 @@ def train_transformer(
     Raises
     ------
     InputError
-        When ``d_vocab`` does not match, the device is not there, a watched split is empty, the
-        checkpoints are another run's, or the loss is no longer finite.
+        When ``d_vocab`` does not match, the device is not available, the split that early stopping
+        watches is empty, the checkpoints are of another run, or the loss is no longer finite.
     """
     run = _Run(dataset, model_config, training_config)
     store = CheckpointStore(checkpoint_dir) if checkpoint_dir is not None else None
@@ -151,12 +151,12 @@ class _Run:
         self.device = resolve_device(training_config.device)
         rows = {split: dataset.rows(split) for split in SPLITS}
         if not rows["train"].size:
-            raise InputError("the dataset has no row whose split is 'train'")
+            raise InputError("dataset: no row has the split 'train'")
         if training_config.early_stopping and not rows[training_config.stopping_split].size:
             raise InputError(
                 f"early_stopping watches stopping_split = {training_config.stopping_split!r}, "
-                "which has no rows in the dataset; give that split a fraction, name the other one "
-                "or set early_stopping to false"
+                "which has no rows in the dataset; give that split a fraction, choose the other "
+                "split or set early_stopping to false"
             )
         self.digest = dataset_digest(dataset)
         self.tokens = torch.tensor(dataset.tokens()).to(self.device)
@@ -188,7 +188,7 @@ class _Run:
         self.threads = torch.get_num_threads()
 
     def _choose_forward(self) -> str:
-        """Name the way losses are computed: compiled, functional, or hooked."""
+        """Choose how losses are computed: compiled, functional, or hooked."""
         if not (self.config.fast_path and has_functional_form(self.model_config)):
             return "hooked"
         return "compiled" if has_compiled_form(self.model_config, self.device) else "functional"
@@ -268,9 +268,9 @@ class _Run:
         if self.config.batch_size is None or self.config.batch_size >= rows.shape[0]:
             yield rows
             return
-        # drawn on the CPU: one seed means one order on every device
+        # drawn on the CPU, so that a seed gives the same order on every device
         order = torch.randperm(rows.shape[0], generator=self.order).to(self.device)
-        # (a, b) order within a batch, for the compiled loss' cache
+        # (a, b) order within a batch makes the compiled loss faster
         yield from (b.sort().values for b in torch.split(rows[order], self.config.batch_size))
 
     @torch.no_grad()
@@ -352,7 +352,7 @@ class _Run:
             {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
         )
         for name, parameter in self.trained.items():
-            # torch keeps the step counter of a CPU optimiser on the CPU and of a CUDA one there
+            # torch keeps the step counter of a CPU optimiser on the CPU, of a CUDA one on the GPU
             state = {
                 key: tensors[f"optimizer.{key}.{name}"].to(self.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")

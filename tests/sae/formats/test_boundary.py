@@ -81,10 +81,10 @@ def test_archives_that_unpack_to_absurd_sizes_are_refused(tmp_path: Path) -> Non
         for member in source.infolist():
             target.writestr(member.filename, source.read(member), zipfile.ZIP_DEFLATED)
     plain.unlink()
-    refused(packed, "would unpack to")
+    refused(packed, "would unpack from")
     archive = tmp_path / "params.npz"
     np.savez_compressed(archive, W_dec=np.zeros((25_000_000,), np.float32))
-    refused(archive, "numbers do not compress so far")
+    refused(archive, "numbers do not compress so well")
     # what is merely compressed is read
     np.savez_compressed(tmp_path / "fine.npz", W_dec=SAE.W_dec)
     assert load_dictionary(tmp_path / "fine.npz")[0].shape == (F, D)

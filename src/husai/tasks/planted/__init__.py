@@ -1,6 +1,6 @@
 """Planted dictionaries: synthetic activations whose true features are known.
 
-A planted world is a dictionary of unit rows and a law by which they fire. Rows of data are
+A planted world is a dictionary of unit rows and a law that says how they fire. Rows of data are
 
     x = Σ_i c_i d_i + bias + noise
 
@@ -12,5 +12,5 @@ of its own, so that a stream of any batch size equals the same rows held in memo
 
 import lazy_loader
 
-# the names stand in __init__.pyi; each is imported when it is first used
+# the names are listed in __init__.pyi; each is imported when it is first used
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""What a planted world is made of: dictionary, firing, hierarchy, magnitudes, sizes and seeds."""
+"""Parameters of a planted world: dictionary, firing, hierarchy, magnitudes, sizes and seeds."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class RandomDictionary(Config):
 
 
 class NearOrthogonalDictionary(Config):
-    """Rows spread out: orthonormal when n_features ≤ d_in, else optimised to low coherence.
+    """Rows far from each other: orthonormal if n_features ≤ d_in, else with low coherence.
 
     The objective is Σ_{i≠j} |d_i · d_j|^exponent on the unit sphere, minimised by Adam. Exponent
     2 is the frame potential (Benedetto & Fickus 2003) and the orthogonalisation of SynthSAEBench
-    (arXiv 2602.14687); its cost is n·d², so that it serves very wide worlds. Larger exponents
-    press on the largest cosines and come nearer to an equiangular tight frame, at cost n²·d.
+    (arXiv 2602.14687); its cost is n·d², so it can be used for very wide worlds. Larger exponents
+    lower the largest cosines more, and come nearer to an equiangular tight frame, at cost n²·d.
     """
 
     kind: Literal["near_orthogonal"] = "near_orthogonal"
@@ -50,7 +50,9 @@ class CircularDictionary(Config):
 
 
 class HierarchicalDictionary(Config):
-    """A child's direction leans on its parent's: d = α·parent + √(1−α²)·fresh ⊥ parent.
+    """A child's direction has a fixed cosine α to its parent's: d = α·parent + √(1−α²)·fresh.
+
+    ``fresh`` is a random unit vector orthogonal to the parent.
 
     The tree is the one in :class:`HierarchyConfig`.
     """
@@ -62,7 +64,8 @@ class HierarchicalDictionary(Config):
 class CorrelatedDictionary(Config):
     """Groups of rows around a common direction, with expected cosine ``cosine`` inside a group.
 
-    Row i belongs to group i // group_size; d = √c·centre + √(1−c)·fresh ⊥ centre.
+    Row i belongs to group i // group_size; d = √c·centre + √(1−c)·fresh, with ``fresh`` orthogonal
+    to ``centre``.
     """
 
     kind: Literal["correlated"] = "correlated"
@@ -92,7 +95,7 @@ class LowRankCopula(Config):
 
 
 class GroupCopula(Config):
-    """Gaussian copula in which units of one group share latent correlation ``correlation``.
+    """Gaussian copula in which units of one group have the latent correlation ``correlation``.
 
     Unit i belongs to group i // group_size.
     """
@@ -108,14 +111,14 @@ ExclusiveLayout = Literal["strided", "contiguous"]
 
 
 class UniformKFiring(Config):
-    """Exactly k units a row, drawn uniformly without replacement."""
+    """Exactly k units per row, drawn uniformly without replacement."""
 
     kind: Literal["uniform_k"] = "uniform_k"
     k: Latents = Field(description="units that fire in a row")
 
 
 class ZipfKFiring(Config):
-    """Exactly k units a row, drawn one after another without replacement, odds ∝ rank^−exponent."""
+    """Exactly k units per row, drawn without replacement with odds ∝ rank^−exponent."""
 
     kind: Literal["zipf_k"] = "zipf_k"
     k: Latents = Field(description="units that fire in a row")
@@ -123,29 +126,29 @@ class ZipfKFiring(Config):
 
 
 class _RateFiring(Config):
-    """Units that each fire at a rate of their own; who fires together can be chosen."""
+    """Units that each fire at a rate of their own; which units fire together can be chosen."""
 
-    copula: Copula | None = Field(None, description="co-occurrence; the rates stay as asked")
+    copula: Copula | None = Field(None, description="co-occurrence; it does not change the rates")
     exclusive_group_size: Latents | None = Field(
-        None, ge=2, description="units of a group never fire together; the rates stay as asked"
+        None, ge=2, description="units of a group never fire together; the rates do not change"
     )
     exclusive_layout: ExclusiveLayout = Field(
         "strided",
-        description="strided: unit i in group i mod n_groups, so that the commonest units are in "
-        "different groups; contiguous: unit i in group i // exclusive_group_size, as in correlated "
-        "dictionaries and group copulas",
+        description="strided: unit i is in group i mod n_groups, so that the most frequent units "
+        "are in different groups; contiguous: unit i is in group i // exclusive_group_size, as in "
+        "correlated dictionaries and group copulas",
     )
 
 
 class BernoulliFiring(_RateFiring):
-    """Units fire with one probability, independently by default."""
+    """All units fire with the same probability, independently by default."""
 
     kind: Literal["bernoulli"] = "bernoulli"
     probability: float = Field(gt=0, le=1, description="chance that a unit fires in a row")
 
 
 class ZipfFiring(_RateFiring):
-    """Unit of rank r fires with a probability that falls from p_max to p_min as r^−exponent.
+    """The unit of rank r fires with a probability that falls from p_max to p_min as r^−exponent.
 
     p_r = p_min + (p_max − p_min)·(r^−a − n^−a)/(1 − n^−a), the law of SynthSAEBench
     (arXiv 2602.14687). Unit 0 has rank 1.
@@ -153,7 +156,7 @@ class ZipfFiring(_RateFiring):
 
     kind: Literal["zipf"] = "zipf"
     exponent: float = Field(0.5, gt=0, description="Zipf exponent a")
-    p_max: float = Field(0.4, gt=0, le=1, description="probability of the commonest unit")
+    p_max: float = Field(0.4, gt=0, le=1, description="probability of the most frequent unit")
     p_min: float = Field(5e-4, gt=0, le=1, description="probability of the rarest unit")
 
     @model_validator(mode="after")
@@ -169,20 +172,24 @@ Firing = Annotated[
 
 
 class HierarchyConfig(Config):
-    """A forest: a child fires only when its parent does (SynthSAEBench, arXiv 2602.14687).
+    """A forest: a child fires only if its parent does (SynthSAEBench, arXiv 2602.14687).
 
-    Features are numbered breadth first: all roots, then their children, and so on; features past
-    the forest are free. With ``compensate`` a child's own probability is raised to
-    p_i/p_parent · (1 + Σ_siblings p_j/p_parent), capped at 1, which is the published correction:
-    approximate, and short of the asked rates where siblings crowd their parent.
+    Features are numbered breadth first: all roots, then their children, and so on; the features
+    after the forest are free. With ``compensate`` a child's own probability is raised to
+    p_i/p_parent · (1 + Σ_siblings p_j/p_parent), at most 1. This is the published correction. It is
+    approximate: the rates are too low if the siblings together are about as likely as the parent.
     """
 
     n_roots: Latents = Field(description="trees")
     branching: Latents = Field(4, ge=2, description="children of a node")
     depth: int = Field(3, ge=1, le=24, description="levels below the roots")
     mutually_exclusive: bool = Field(True, description="at most one child of a node fires")
-    compensate: bool = Field(True, description="raise children's probabilities for the tree")
-    scale_by_parent: bool = Field(True, description="child × parent's value / parent's mean")
+    compensate: bool = Field(
+        True, description="raise children's probabilities, because they need their parent to fire"
+    )
+    scale_by_parent: bool = Field(
+        True, description="multiply a child's value by its parent's value / the parent's mean"
+    )
 
     @property
     def n_nodes(self) -> int:
@@ -190,7 +197,7 @@ class HierarchyConfig(Config):
         return self.n_roots * sum(self.branching**level for level in range(self.depth + 1))
 
     def levels(self) -> list[tuple[int, int]]:
-        """First and past-the-last feature of every level, roots first."""
+        """First feature of every level and the first after it, roots first."""
         bounds, start, width = [], 0, self.n_roots
         for _ in range(self.depth + 1):
             bounds.append((start, start + width))
@@ -235,7 +242,7 @@ class LogNormalMagnitude(Config):
 
 
 class RectifiedNormalMagnitude(Config):
-    """max(0, N(μ_i, σ_i²)): μ_i linear in the unit's rank, σ_i a folded normal of its own.
+    """max(0, N(μ_i, σ_i²)): μ_i linear in the unit's rank, σ_i drawn from a folded normal.
 
     The magnitudes of SynthSAEBench (arXiv 2602.14687).
     """
@@ -266,14 +273,16 @@ class PlantedConfig(Config):
     firing: Firing
     hierarchy: HierarchyConfig | None = Field(None, description="a forest over the features")
     magnitude: Magnitude = HalfNormalMagnitude()
-    noise_std: float = Field(0.0, ge=0, description="isotropic Gaussian noise, a coordinate")
+    noise_std: float = Field(
+        0.0, ge=0, description="standard deviation of the Gaussian noise in each coordinate"
+    )
     bias_norm: float = Field(0.0, ge=0, description="norm of the constant offset")
     dictionary_seed: Seed = Field(0, description="seed of the world")
-    data_seed: Seed = Field(0, description="seed of the rows, unless sample() is given one")
+    data_seed: Seed = Field(0, description="seed of the rows, unless sample() gets another one")
 
     @property
     def n_units(self) -> int:
-        """Things that fire as one: a plane of a circular dictionary, otherwise a feature."""
+        """Number of units: planes of a circular dictionary fire as one, other features alone."""
         if isinstance(self.dictionary, CircularDictionary):
             return self.n_features - self.dictionary.n_planes * (self.plane_rows() - 1)
         return self.n_features
@@ -291,8 +300,8 @@ class PlantedConfig(Config):
             plane_rows = dictionary.n_planes * self.plane_rows()
             if plane_rows > self.n_features:
                 raise ValueError(
-                    f"n_features = {self.n_features} is fewer than the {plane_rows} rows of "
-                    f"dictionary.n_planes = {dictionary.n_planes} planes"
+                    f"n_features = {self.n_features} is less than the {plane_rows} rows of "
+                    f"dictionary.n_planes = {dictionary.n_planes} planes; raise it"
                 )
             dimensions = 2 * dictionary.n_planes + self.n_features - plane_rows
             if dictionary.orthogonal and dimensions > self.d_in:
@@ -314,7 +323,9 @@ class PlantedConfig(Config):
                     "cannot keep; use 'bernoulli' or 'zipf'"
                 )
             if isinstance(dictionary, CircularDictionary):
-                raise ValueError("hierarchy and dictionary.kind = 'circular' exclude each other")
+                raise ValueError(
+                    "a hierarchy cannot be combined with dictionary.kind = 'circular'; remove one"
+                )
         if isinstance(firing, UniformKFiring | ZipfKFiring) and firing.k > self.n_units:
             raise ValueError(f"firing.k = {firing.k} exceeds the {self.n_units} units; lower it")
         if isinstance(firing, BernoulliFiring | ZipfFiring) and firing.exclusive_group_size:
@@ -337,7 +348,7 @@ class PlantedConfig(Config):
 
 
 def marginals(firing: Firing, n_units: int) -> NDArray[np.float64] | None:
-    """Requested probability of every unit; None where there is no closed form."""
+    """Requested probability of every unit; None if there is no closed form."""
     if isinstance(firing, UniformKFiring):
         return np.full(n_units, firing.k / n_units)
     if isinstance(firing, BernoulliFiring):

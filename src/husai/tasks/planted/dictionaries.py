@@ -1,4 +1,4 @@
-"""Draw the true features of a planted world: unit rows with the geometry asked for."""
+"""Draw the true features of a planted world: unit rows with the configured geometry."""
 
 from __future__ import annotations
 
@@ -73,21 +73,21 @@ def _circular(
 def _spread(rows: NDArray[Any], choice: NearOrthogonalDictionary) -> NDArray[np.float64]:
     """Lower Σ_{i≠j} |d_i·d_j|^p by Adam on the sphere; Adam needs the gradient to a factor only."""
     n, p = len(rows), choice.exponent
-    # Single precision halves the time and loses nothing: this only has to go downhill
+    # Single precision halves the time and is enough to lower the objective
     rows = rows.astype(np.float32)
     mean, square = np.zeros_like(rows), np.zeros_like(rows)
     block = max(1, 2**24 // n)  # rows of the Gram matrix at a time: 64 MB
     for step in range(1, choice.n_steps + 1):
         gradient = np.empty_like(rows)
         if p == 2:
-            # Σ_j (d_i·d_j) d_j through the d × d frame operator, the row itself taken out
+            # Σ_j (d_i·d_j) d_j through the d × d frame operator, without the row itself
             gradient[:] = rows @ (rows.T @ rows) - rows
         else:
             for start in range(0, n, block):
                 cosine = rows[start : start + block] @ rows.T
                 cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = 0.0
                 gradient[start : start + block] = _odd_power(cosine, p - 1) @ rows
-        # Only the part along the sphere vanishes at the optimum
+        # At the optimum only the part along the sphere is zero
         gradient -= np.sum(gradient * rows, axis=1, keepdims=True) * rows
         mean = 0.9 * mean + 0.1 * gradient
         square = 0.999 * square + 0.001 * gradient**2
@@ -99,7 +99,7 @@ def _spread(rows: NDArray[Any], choice: NearOrthogonalDictionary) -> NDArray[np.
 
 
 def _odd_power(x: NDArray[Any], power: int) -> NDArray[Any]:
-    """x**power by multiplication: ten times the speed of ``**`` with such an exponent."""
+    """Compute x**power by multiplication, which is ten times as fast as ``**``."""
     square, result = x * x, x.copy()
     for _ in range(power // 2):
         result *= square
@@ -109,12 +109,12 @@ def _odd_power(x: NDArray[Any], power: int) -> NDArray[Any]:
 def _lean(
     fresh: NDArray[np.float64], towards: NDArray[np.float64], cosine: float
 ) -> NDArray[np.float64]:
-    """Unit rows at the given cosine to unit rows ``towards``, otherwise in direction ``fresh``."""
+    """Make unit rows with a given cosine to the unit rows ``towards``; the rest is ``fresh``."""
     across = fresh - np.sum(fresh * towards, axis=1, keepdims=True) * towards
     norm = np.linalg.norm(across, axis=1, keepdims=True)
     if (norm < 1e-8).any():
         raise InputError(
-            f"d_in = {fresh.shape[1]}: too few dimensions for rows that lean on others"
+            f"d_in = {fresh.shape[1]}: too few dimensions for rows with a given cosine; raise it"
         )
     return cosine * towards + np.sqrt(1 - cosine**2) * across / norm
 

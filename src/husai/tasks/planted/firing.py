@@ -1,4 +1,4 @@
-"""The law by which planted features fire: which, how strongly, and which together."""
+"""How planted features fire: which of them, how strongly, and which together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from husai.tasks.planted.config import (
 )
 
 BLOCK_ROWS = 1024
-"""Rows drawn from one generator. Changing it changes every data set."""
+"""Number of rows drawn from one generator. Changing it changes every data set."""
 
 # Largest share of a latent's variance that a low-rank copula may take (arXiv 2602.14687, code).
 _MAX_SHARED_VARIANCE = 0.99
@@ -40,7 +40,7 @@ Codes = sp.csr_array[Any, tuple[int, int]]
 
 
 def feature_rates(config: PlantedConfig) -> NDArray[np.float64] | None:
-    """Chance of each feature to fire ``[n_features]``; None without a closed form."""
+    """Probability of each feature to fire ``[n_features]``; None without a closed form."""
     rates = marginals(config.firing, config.n_units)
     if rates is None or not isinstance(config.dictionary, CircularDictionary):
         return rates
@@ -50,7 +50,7 @@ def feature_rates(config: PlantedConfig) -> NDArray[np.float64] | None:
 
 
 class CodeLaw:
-    """Draws a block of codes. Holds what the world's seed fixed: copula, spreads, probabilities."""
+    """Draws blocks of codes, from the copula, spreads and probabilities of one world."""
 
     def __init__(self, config: PlantedConfig, rng: np.random.Generator) -> None:
         self.config = config
@@ -88,12 +88,12 @@ class CodeLaw:
         return sp.csr_array((value, feature, bounds), shape=shape)
 
     def _fired(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row and unit of everything that fires, sorted by row, then unit."""
+        """Draw which units fire on which rows: row and unit, sorted by row, then unit."""
         firing, n = self.config.firing, self.config.n_units
         if isinstance(firing, UniformKFiring | ZipfKFiring):
             score = rng.random((BLOCK_ROWS, n))
             if isinstance(firing, ZipfKFiring):
-                # Smallest Exp(1)/weight first is successive sampling without replacement
+                # Taking the smallest Exp(1)/weight first samples without replacement
                 # (Efraimidis & Spirakis 2006)
                 score = -np.log1p(-score) * np.arange(1, n + 1) ** firing.exponent
             chosen = np.argpartition(score, firing.k - 1, axis=1)[:, : firing.k]
@@ -110,7 +110,7 @@ class CodeLaw:
         return row, unit
 
     def _latents(self, rng: np.random.Generator, copula: Copula) -> Floats:
-        """Standard normal latents of the copula, float32 [BLOCK_ROWS, n_units]."""
+        """Draw the standard normal latents of the copula, float32 [BLOCK_ROWS, n_units]."""
         n = self.config.n_units
         latent = rng.standard_normal((BLOCK_ROWS, n), dtype=np.float32)
         if isinstance(copula, LowRankCopula):
@@ -128,11 +128,11 @@ class CodeLaw:
     def _exclusive(
         self, rng: np.random.Generator, group_size: int, layout: ExclusiveLayout
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """One uniform draw per group decides which of its units fires, if any: rates stay exact."""
+        """Draw at most one unit per group: one uniform number decides, so the rates are exact."""
         assert self.probability is not None
         n = self.config.n_units
         n_groups = -(-n // group_size)
-        # [member, group] with absent members at probability 0; the unit of each place
+        # [member, group]: probabilities (0 for missing members), and the unit of each place
         places = np.arange(group_size * n_groups)
         units = (
             places.reshape(n_groups, group_size).T
@@ -155,7 +155,7 @@ class CodeLaw:
         if isinstance(choice, ConstantMagnitude):
             return np.full(size, choice.value, dtype=np.float32)
         if isinstance(choice, UniformMagnitude):
-            # 1 − [0, 1) keeps the upper end in and an exact zero out
+            # 1 − [0, 1) includes the upper end and excludes an exact zero
             return (choice.high - (choice.high - choice.low) * rng.random(size)).astype(np.float32)
         normal = rng.standard_normal(size, dtype=np.float32)
         if isinstance(choice, HalfNormalMagnitude):
@@ -173,13 +173,13 @@ class CodeLaw:
         unit: NDArray[np.int64],
         value: Floats,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-        """Apply the forest from the roots down: gate by the parent, keep one child, scale."""
+        """Apply the forest from the roots down: need the parent, keep one child, scale."""
         forest = self.config.hierarchy
         assert forest is not None
         dense = np.zeros((BLOCK_ROWS, self.config.n_features), dtype=np.float32)
         dense[row, unit] = value
         for (above, below), (start, stop) in pairwise(forest.levels()):
-            # Breadth-first numbering makes the children of a level one contiguous slice
+            # Because of the breadth-first numbering, the children of a level are one slice
             parents = dense[:, above:below, None]
             children = dense[:, start:stop].reshape(BLOCK_ROWS, below - above, forest.branching)
             children = children * (parents > 0)
@@ -192,7 +192,7 @@ class CodeLaw:
         return row, unit, dense[row, unit]
 
     def _typical(self, start: int, stop: int) -> Floats:
-        """Mean magnitude of units start … stop, the scale against which a parent is strong."""
+        """Mean magnitude of units start … stop, by which a parent's value is divided."""
         if self.mean is not None:
             return self.mean[start:stop]
         choice = self.config.magnitude
@@ -214,7 +214,7 @@ class CodeLaw:
         unit: NDArray[np.int64],
         value: Floats,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-        """From units to rows of the dictionary; they differ for planes only."""
+        """Turn units into rows of the dictionary; only for planes do they differ."""
         choice = self.config.dictionary
         if not isinstance(choice, CircularDictionary):
             return row, unit, value
@@ -255,7 +255,7 @@ def _low_rank_factor(copula: LowRankCopula, n: int, rng: np.random.Generator) ->
 
 
 def _keep_one(children: Floats, rng: np.random.Generator) -> None:
-    """Where several children of a node fire, keep one of them at random, in place."""
+    """If several children of a node fire, keep one of them at random, in place."""
     row, node = np.nonzero((children > 0).sum(axis=2) > 1)
     crowded = children[row, node]
     score = np.where(crowded > 0, rng.random(crowded.shape), -1.0)

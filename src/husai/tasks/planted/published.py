@@ -1,4 +1,4 @@
-"""Worlds of published benchmarks, by name."""
+"""Planted worlds of published benchmarks, each as a function that gives its parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def song_world(n_features: int = 16, d_in: int = 8, k: int = 3, **fields: Any) -
 
 
 def osae_world(**fields: Any) -> PlantedConfig:
-    """The toy of ordered SAEs (arXiv 2512.02194): d = 80, K = 100, 5 of them a row by Zipf 1.2."""
+    """The toy world of ordered SAEs (arXiv 2512.02194): d 80, 100 features, 5 per row, Zipf 1.2."""
     firing = ZipfKFiring(k=5, exponent=1.2)
     return PlantedConfig(n_features=100, d_in=80, firing=firing, **fields)
 
@@ -45,8 +45,8 @@ def synth_sae_bench_world(
     ``decoderesearch/synth-sae-bench-experiments``, ``create_synth_bench_16k_model.py``): Zipf
     0.5 from 0.4 to 5e-4, 128 trees of branching 4 and depth 3 with exclusive children, rank-25
     copula of scale 0.1, means 5 → 4, spreads |N(0.5, 0.5²)|, bias of norm 0.5, frame potential
-    minimised for 100 steps at 3e-4. The law is theirs; the draw is not, since their generator is
-    another.
+    minimised for 100 steps at 3e-4. The law is the same as theirs; the draw is not, because they
+    use another random generator.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A planted world and its rows, drawn on demand from the seeds."""
+"""A planted world and its rows, which are drawn from the seeds when they are needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PlantedData:
     Attributes
     ----------
     config
-        What the world was made from.
+        The parameters of the world.
     dictionary
         The true features, unit rows, float32 ``[n_features, d_in]``.
     bias
@@ -35,14 +35,14 @@ class PlantedData:
         Orthonormal bases of the planes of a circular dictionary, float32 ``[n_planes, 2, d_in]``;
         ``n_planes = 0`` for the others.
     plane_of_feature
-        Plane that a feature lies in, −1 for a line, int64 ``[n_features]``.
+        The plane of each feature, −1 for a line, int64 ``[n_features]``.
     parent
-        Parent of a feature in the hierarchy, −1 for roots and free features, int64
+        The parent of each feature in the hierarchy, −1 for roots and free features, int64
         ``[n_features]``.
     requested_rates
-        Chance that a feature fires in a row as asked for, float64 ``[n_features]``. None for
-        ``zipf_k``, whose inclusion probabilities have no closed form. A hierarchy may fall short
-        of it, see :class:`HierarchyConfig`; :meth:`firing_rates` measures.
+        Configured probability that a feature fires on a row, float64 ``[n_features]``. None for
+        ``zipf_k``, whose inclusion probabilities have no closed form. With a hierarchy the true
+        rates may be lower, see :class:`HierarchyConfig`; :meth:`firing_rates` measures them.
     """
 
     config: PlantedConfig
@@ -57,7 +57,7 @@ class PlantedData:
     def sample(
         self, n_rows: int, seed: int | None = None, *, start: int = 0
     ) -> tuple[Floats, Codes]:
-        """Rows ``start … start + n_rows`` of the endless data set of a seed, held in memory.
+        """Draw rows ``start … start + n_rows − 1`` of the endless data set of a seed.
 
         Parameters
         ----------
@@ -79,24 +79,24 @@ class PlantedData:
         Raises
         ------
         InputError
-            ``n_rows`` below 1, or ``seed`` or ``start`` below 0.
+            When ``n_rows`` is below 1, or ``seed`` or ``start`` below 0.
         """
         if n_rows < 1:
-            raise InputError(f"n_rows = {n_rows}: at least one row must be drawn")
+            raise InputError(f"n_rows = {n_rows}: draw at least one row")
         pieces = list(self.stream(n_rows, batch_size=n_rows, seed=seed, start=start))
         return pieces[0]
 
     def stream(
         self, n_rows: int, *, batch_size: int, seed: int | None = None, start: int = 0
     ) -> Iterator[tuple[Floats, Codes]]:
-        """The rows of :meth:`sample` in batches, without ever holding more than a batch.
+        """Draw the rows of :meth:`sample` in batches; never more than a batch is in memory.
 
         Parameters
         ----------
         n_rows, seed, start
             As in :meth:`sample`.
         batch_size
-            Rows a batch; the last may be shorter. It does not change the rows.
+            Rows per batch; the last may be shorter. It does not change the rows.
 
         Yields
         ------
@@ -106,7 +106,7 @@ class PlantedData:
         Raises
         ------
         InputError
-            A count that is not positive, or a negative ``seed`` or ``start``.
+            When a count is not positive, or ``seed`` or ``start`` is negative.
         """
         seed = self.config.data_seed if seed is None else seed
         for name, value, least in (
