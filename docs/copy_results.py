@@ -1,4 +1,4 @@
-"""Copy the pages of a study, with what they show, to a folder of the documentation.
+"""Copy the pages of a study, with their pictures and HTML pages, to a folder of the documentation.
 
 python docs/copy_results.py data/reporting/home_study.md docs/results
 python docs/copy_results.py data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
@@ -16,20 +16,20 @@ ROOT = Path(__file__).parents[1]
 
 
 def copy_page(page: Path, target: Path) -> list[Path]:
-    """Copy a page, with its pictures and HTML pages beside it, and link the documents it names.
+    """Copy a page and its pictures and HTML pages, and turn names of documents into links.
 
     Parameters
     ----------
     page
-        Markdown, whose pictures are given relative to it.
+        A Markdown file; its pictures have paths relative to it.
     target
         A folder, or the new file's path.
 
     Returns
     -------
     list of Path
-        What was written; pictures that no run has drawn are left out of the page, and of links
-        to HTML pages that none has written the words stay.
+        The files written. Pictures that do not exist are left out of the page, and links to HTML
+        pages that do not exist become plain text.
     """
     if target.suffix != ".md":
         target = target / page.name

@@ -1,4 +1,4 @@
-"""Draw single features of a study on all pairs (a, b), and what they must be held against.
+"""Draw single features of a study on all pairs (a, b), beside their partners in the other seeds.
 
     python docs/feature_maps.py DATA TARGET        # a study's folder; docs/results/maps
 

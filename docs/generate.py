@@ -1,8 +1,8 @@
-"""Write what comes from the code: schemas, scores, nulls, tables, parameters, commands.
+"""Write the documents made from the code: schemas, scores, nulls, tables, parameters, commands.
 
     python docs/generate.py
 
-A test compares the files with what this makes.
+A test checks that the committed files are the ones that this writes.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def null_rows() -> list[str]:
 
 
 def glossary() -> str:
-    """The glossary with its lists of scores and nulls made anew."""
+    """The glossary with new lists of scores and nulls."""
     text = (FOLDER / "glossary.md").read_text(encoding="utf-8")
     for name, rows in (("scores", score_rows()), ("nulls", null_rows())):
         begin, end = f"<!-- made by docs/generate.py: {name} -->\n", "<!-- end -->"
@@ -121,7 +121,7 @@ def glossary() -> str:
 
 
 def cell(text: str) -> str:
-    """Write a text in a cell of a table, in which a bare bar would begin the next cell."""
+    """Write a text for a cell of a table, in which a plain bar would begin the next cell."""
     return text.replace("|", "\\|")
 
 
@@ -138,7 +138,7 @@ def tables_page() -> str:
         lines += [
             f"## {table.name}",
             "",
-            f"A row: {table.meaning}",
+            f"Each row: {table.meaning}",
             "",
             "| column | cells | meaning |",
             "|---|---|---|",
@@ -152,7 +152,7 @@ def tables_page() -> str:
 
 
 def values_of(schema: Mapping[str, Any]) -> str:
-    """Say in words which values a field takes, from its JSON schema."""
+    """Describe in words the values that a field can have, from its JSON schema."""
     if "enum" in schema or "const" in schema:
         return " or ".join(str(one) for one in schema.get("enum", [schema.get("const")]))
     if "anyOf" in schema or "oneOf" in schema:
@@ -182,7 +182,7 @@ def parameter_rows(name: str, model: type[BaseModel]) -> Iterator[str]:
         described = schema["properties"][field]
         default = json.dumps(described["default"]) if "default" in described else ""
         if about.is_required():
-            default = "to be given"
+            default = "required"
         meaning = " ".join((about.description or "").split())
         if isinstance(about.annotation, type) and issubclass(about.annotation, BaseModel):
             inside[field] = about.annotation
@@ -200,9 +200,10 @@ def parameters_page() -> str:
     lines = [
         "# Parameters",
         "",
-        "Made by `python docs/generate.py` from the models that check every run's parameters. Set "
-        "them in `conf/` or with `--params GROUP.FIELD=VALUE`, a list as words with spaces. The "
-        "default is that of the model; `conf/base` holds what the home study uses.",
+        "Made by `python docs/generate.py` from the models that check the parameters of every run. "
+        "Set them in `conf/` or with `--params GROUP.FIELD=VALUE`; write a list as words with "
+        "spaces. The default here is that of the library; `conf/base` has the values of the home "
+        "study.",
         "",
     ]
     for name, model in GROUPS.items():
@@ -222,12 +223,12 @@ def command_help(command: click.Command, context: click.Context) -> Iterator[str
 
 
 def commands_page() -> str:
-    """What every command says of itself."""
+    """The help of every command."""
     settings = {**commands.context_settings, "terminal_width": 100}
     lines = [
         "# Commands",
         "",
-        "Made by `python docs/generate.py` from the commands' own help. What they are for: "
+        "Made by `python docs/generate.py` from the help of the commands. How to use them: "
         "[compare](../compare.md), [features](../features.md), [studies](../usage.md).",
         "",
         *command_help(commands, click.Context(commands, info_name="husai", **settings)),

@@ -43,7 +43,7 @@ def matching() -> Figure:
     figure = Figure(figsize=(7.2, 2.6), layout="constrained")
     titles = (
         f"best one-to-one match: PW-MCC {match.mean:.2f}",
-        f"nearest of each blue one: MMCS from A to B {mmcs(A, B, signed=True).a_to_b:.2f}",
+        f"nearest of each feature of A: MMCS from A to B {mmcs(A, B, signed=True).a_to_b:.2f}",
     )
     pairs = (list(zip(match.a_index, match.b_index, strict=True)), list(enumerate(nearest)))
     for axis, title, joined in zip(figure.subplots(1, 2), titles, pairs, strict=True):
@@ -62,7 +62,7 @@ def matching() -> Figure:
 
 
 def chance() -> Figure:
-    """What random dictionaries score, by their size."""
+    """Scores of random dictionaries, by their size."""
     sizes = [16, 32, 64, 128, 256, 512]
     figure = Figure(figsize=(5.2, 3), layout="constrained")
     axis = figure.subplots()
@@ -119,7 +119,7 @@ def nulls() -> Figure:
 
 
 def intervals() -> Figure:
-    """How often an interval that says 95 % holds the truth, by how it is made."""
+    """How often intervals contain the truth, by the method that makes them."""
     table = json.loads(COVERAGE.read_text())
     rows = [row for row in table["rows"] if row["world"] == "seeds differ"]
     figure = Figure(figsize=(4.8, 2.8), layout="constrained")
@@ -130,7 +130,7 @@ def intervals() -> Figure:
         own = [row for row in rows if row["method"] == method]
         seeds, held = [row["n_seeds"] for row in own], [row["coverage"] for row in own]
         axis.plot(seeds, held, color=colour, marker=marker, ms=4, label=method)
-    axis.set(xlabel="seeds", ylabel="intervals that hold the truth", ylim=(0.3, 1.02))
+    axis.set(xlabel="seeds", ylabel="share of intervals that contain the truth", ylim=(0.3, 1.02))
     axis.set_xticks(seeds)
     axis.legend(fontsize=8, frameon=False, loc="lower left")
     tidy(axis)

@@ -1,4 +1,4 @@
-"""Write what the runs of studies took, from their tracking databases.
+"""Write the time and memory that the runs of studies needed, from their tracking databases.
 
     python docs/run_costs.py docs/results/costs.csv DATA/mlflow.db [...]
 

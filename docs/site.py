@@ -1,7 +1,7 @@
-"""What the documentation site takes from the repository, and how it writes mathematics.
+"""A hook of MkDocs (see mkdocs.yml): adds pages from outside ``docs``, and writes formulas.
 
-A hook of MkDocs (see mkdocs.yml). Pages outside ``docs`` are pages of the site too, under the paths
-that links between the files imply, so that one link serves the site and a reader of the files.
+Pages outside ``docs`` have such paths in the site that the links between the files also work in
+the site.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
-    """Add the pages, and what they show, that lie outside the folder of documents."""
+    """Add the pages outside the folder of documents, and their pictures."""
     outside = [ROOT / name for name in PAGES]
     for folder in FOLDERS:
         outside += sorted(path for path in (ROOT / folder).rglob("*") if path.is_file())
@@ -54,7 +54,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def place(name: str, inward: bool) -> str:
-    """Where a file of the repository lies in the site (inward), or the other way round."""
+    """Map the path of a file in the repository to that in the site (inward), or back."""
     if inward:
         return name.removeprefix("docs/")
     outside = name in PAGES or name.startswith(tuple(f"{folder}/" for folder in FOLDERS))

@@ -1,11 +1,11 @@
-"""Run notebooks over a study and keep their outputs.
+"""Run the notebooks on a study and save their outputs in them.
 
-    python notebooks/run.py                     # all that are here, over ../data
+    python notebooks/run.py                     # all notebooks, on the study in ../data
     python notebooks/run.py --study FOLDER 1_first_look.ipynb
 
-Each runs in a Python process of its own, so that nothing but IPython is needed and none sees what
-another left: matplotlib tells IPython how to show figures once a process, and the second notebook
-of one process lost its pictures. Jupyter opens them as usual.
+Each notebook runs in a Python process of its own. It needs only IPython, and no notebook sees what
+another has left: matplotlib tells IPython only once per process how to show figures, so a second
+notebook in the same process would have no pictures. Jupyter opens them as usual.
 """
 
 from __future__ import annotations

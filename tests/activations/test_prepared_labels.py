@@ -54,7 +54,7 @@ def test_a_column_that_tells_nothing_is_left_out_with_a_warning(caplog):
 
 
 def test_numbers_that_are_missing_are_one_line():
-    with pytest.raises(InputError, match=r"labels 'depth': row 1 holds NaN"):
+    with pytest.raises(InputError, match=r"labels 'depth': row 1 has NaN"):
         prepare_labels(pd.DataFrame({"depth": [0.5, np.nan]}))
 
 

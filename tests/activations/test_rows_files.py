@@ -106,7 +106,7 @@ def save(path, content):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("r.npy", np.array([[1.0, np.nan], [1.0, 2.0]]), "row 0 holds NaN"),
+        ("r.npy", np.array([[1.0, np.nan], [1.0, 2.0]]), "row 0 has NaN"),
         ("r.npy", np.ones(3), r"shape \[3\]"),
         ("r.npy", np.ones((1, 3)), "at least two"),
         ("r.npy", np.array([["a", "b"]]), "give real numbers"),

@@ -163,8 +163,8 @@ def test_heads_side_by_side_are_one_row(tmp_path: Path) -> None:
         (np.ones((3, 0)), r"rows are \[n, d\]"),
         (np.ones((3, 6)) * 1j, "complex128; give real numbers"),
         (np.ones((3, 6)).astype("m8[s]"), "give real numbers"),
-        (np.array([[1.0, 0.0], [2.0, 0.0], [np.inf, 0.0]]), "row 2 holds NaN or infinity"),
-        (np.full((3, 2), 1e300), "row 0 holds NaN or infinity"),
+        (np.array([[1.0, 0.0], [2.0, 0.0], [np.inf, 0.0]]), "row 2 has NaN, infinity"),
+        (np.full((3, 2), 1e300), "row 0 has NaN, infinity"),
     ],
 )
 def test_files_without_usable_rows_are_named(array: Any, words: str, tmp_path: Path) -> None:
@@ -218,4 +218,4 @@ def test_inspect_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (
         main(["convert", str(tmp_path / "plain.npy"), str(tmp_path / "x"), "--to", "saelens"]) == 2
     )
-    assert "its decoder alone can be compared" in capsys.readouterr().err
+    assert "only its decoder can be compared" in capsys.readouterr().err

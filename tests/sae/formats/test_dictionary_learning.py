@@ -143,7 +143,7 @@ def test_a_run_with_several_trainers_gives_each(tmp_path: Path) -> None:
         save_weights(path / "checkpoints" / "ae_1000.pt", content)
     found = find_saes(tmp_path)
     assert [p.name for p in found] == ["trainer_0", "trainer_1", "trainer_2", "trainer_10"]
-    with pytest.raises(InputError, match=r"holds 4 SAEs.*trainer_10"):
+    with pytest.raises(InputError, match=r"has 4 SAEs.*trainer_10"):
         load_sae(tmp_path)
     checkpoint = load_sae(found[0] / "checkpoints" / "ae_1000.pt")
     close(checkpoint.encode(ROWS), np.maximum(pre(SAE), 0))

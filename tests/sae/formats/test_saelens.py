@@ -324,8 +324,8 @@ def test_settings_that_do_not_hold_are_named(
     [
         ("threshold", torch.tensor([0.5]), r"threshold is \(1,\), expected"),
         ("threshold", torch.tensor(0.5), r"threshold is \(\), expected"),
-        ("threshold", torch.full((F,), torch.nan), "threshold holds NaN or infinity"),
-        ("threshold", torch.full((F,), torch.inf), "threshold holds NaN or infinity"),
+        ("threshold", torch.full((F,), torch.nan), "threshold has NaN or infinity"),
+        ("threshold", torch.full((F,), torch.inf), "threshold has NaN or infinity"),
         ("W_dec", torch.zeros(F, D, dtype=torch.complex64), "complex64; give real"),
         ("W_dec", torch.zeros(F, D, dtype=torch.int64), "give floating-point"),
         ("W_dec", torch.zeros(F, D, 1), r"W_dec is \(12, 6, 1\)"),

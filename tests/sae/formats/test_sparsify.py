@@ -96,7 +96,7 @@ def test_a_run_holds_hook_points_and_seeds(tmp_path: Path) -> None:
         "layers.10",
         10,
     )
-    with pytest.raises(InputError, match="holds 4 SAEs"):
+    with pytest.raises(InputError, match="has 4 SAEs"):
         load_dictionary(tmp_path)
 
 

@@ -1,7 +1,7 @@
-"""SAEs on disk in the formats of their projects: a reader each, and a writer where there is one.
+"""SAEs on disk in the formats of other projects: a reader for each, and a writer for some.
 
-:mod:`~husai.boundary` is the one way into a file, :mod:`~husai.sae.formats.declared`
-checks its tensors, and :mod:`~husai.sae.formats.reading` holds what was found.
+All files are opened through :mod:`~husai.boundary`; :mod:`~husai.sae.formats.declared` checks
+their tensors, and :mod:`~husai.sae.formats.reading` has the type of the result.
 """
 
 from husai.sae.format_names import Format, WrittenFormat

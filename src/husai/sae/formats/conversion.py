@@ -1,4 +1,4 @@
-"""One SAE from one project's format to another's."""
+"""Convert an SAE from one project's format to another's, and check the result."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def convert(
     source, format, hints
         See :func:`husai.sae.formats.read`.
     target
-        A folder, or for ``husai`` a file; it may not exist yet.
+        A folder, or for ``husai`` a file; it must not exist.
     to
-        Which format.
+        The format to write.
 
     Returns
     -------
     float
-        Largest difference of the codes on random rows before and after, as a share of the largest
+        Largest difference between the codes of both SAEs on random rows, as a share of the largest
         code.
 
     Raises
     ------
     InputError
-        When the source is not a whole SAE, the target exists, or the format has no counterpart.
+        When the source is not a complete SAE, the target exists, or the format cannot express it.
     """
     if target.exists():
-        raise InputError(f"{target}: exists already; name a new place")
+        raise InputError(f"{target}: exists already; give a new path")
     if to == "husai" and target.suffix != ".safetensors":
         raise InputError(f"{target}: a husai SAE is one file; give it the suffix .safetensors")
     found = read(source, format, hints)
@@ -57,7 +57,8 @@ def convert(
     difference = _difference(sae, read(target, to).whole())
     if difference > _TOLERANCE:
         raise InputError(
-            f"{target}: its codes differ from those of {source} by {difference:.2g} of the largest"
+            f"{target}: its codes differ from those of {source} by {difference:.2g} of the largest "
+            "code; it was not converted correctly"
         )
     return difference
 
@@ -66,7 +67,7 @@ def _difference(sae: TrainedSAE, again: TrainedSAE) -> float:
     generator = torch.Generator().manual_seed(_SEED)
     rows = torch.randn(_ROWS, sae.d_in, generator=generator)
     if not (isinstance(sae, ForeignSAE) and sae.input_norm != "none"):
-        # around what is subtracted, so that some latents are active
+        # around the bias that is subtracted, so that some latents are active
         rows = rows * rows.new_tensor(1 + float(sae.b_dec.abs().mean())) + sae.b_dec
     f, g = sae.encode(rows), again.encode(rows)
     largest = float(f.abs().max())

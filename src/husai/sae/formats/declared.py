@@ -1,9 +1,9 @@
-"""What tensors a format has: one line each, checked by one piece of code.
+"""Check the tensors of a file against the declaration of its format.
 
-A declaration maps a tensor's name to its sizes: ``d`` the width of the activations, ``o`` of what
-the decoder writes (where that may differ), ``F`` the features, ``L`` layers; ``""`` is a single
-number. Vectors are looked at first: the biases say how large ``F`` and ``d`` are, and so which way
-a matrix lies.
+A declaration maps a tensor's name to its sizes: ``d`` the width of the activations, ``o`` that of
+the decoder's output (if it may differ), ``F`` the features, ``L`` layers; ``""`` is a single number.
+Vectors are read first: the biases give the sizes of ``F`` and ``d``, and so whether a matrix has to
+be transposed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def take(
     declared: Mapping[str, str],
     optional: Collection[str] = (),
 ) -> dict[str, torch.Tensor]:
-    """Take the declared tensors from a file's, in float32 and the declared orientation.
+    """Select the declared tensors of a file, in float32 and the declared orientation.
 
     Parameters
     ----------
     path
         The file, for errors.
     tensors
-        What it holds; other names are left alone.
+        Its tensors; other names are ignored.
     declared
         Name to sizes.
     optional
@@ -49,7 +49,7 @@ def take(
     Raises
     ------
     InputError
-        When one is missing, is not real, is not finite, or has other sizes than the rest.
+        When one is missing, is not real, is not finite, or its sizes do not fit the others.
     """
     missing = [name for name in declared if name not in tensors and name not in optional]
     if missing:
@@ -103,7 +103,7 @@ def _expected(letters: str, sizes: Mapping[str, int]) -> str:
 def _finite(path: Path, name: str, tensor: torch.Tensor, letters: str) -> torch.Tensor:
     if tensor.dtype in WHOLE:
         return tensor.contiguous()
-    # what is finite in float64 may not be in float32
+    # a number that is finite in float64 may not be finite in float32
     values = tensor.to(torch.float32).contiguous()
     bad = ~torch.isfinite(values)
     if not bad.any():
@@ -114,7 +114,7 @@ def _finite(path: Path, name: str, tensor: torch.Tensor, letters: str) -> torch.
         part = "encoder" if "enc" in name.lower() else "decoder"
         raise InputError(
             f"{path}: {len(spoiled)} of the {values.shape[axis]} features of its "
-            f"{part} hold NaN or infinity (the first is {int(spoiled[0])}); the SAE is broken, "
-            "retrain it or repair those rows"
+            f"{part} have NaN or infinity (the first is {int(spoiled[0])}); the SAE is broken: "
+            "train it again or repair those rows"
         )
-    raise InputError(f"{path}: {name} holds NaN or infinity; repair or retrain the SAE")
+    raise InputError(f"{path}: {name} has NaN or infinity; repair the SAE or train it again")

@@ -1,4 +1,4 @@
-"""Which project wrote what lies at a path, and which SAEs lie below it."""
+"""Detect the format of the SAE at a path, and find all SAEs in a folder."""
 
 from __future__ import annotations
 
@@ -29,53 +29,53 @@ FOLDERS: dict[Format, Callable[[Path], bool]] = {
     "gemma_scope": gemma_scope.found_in,
     "llama_scope": llama_scope.found_in,
 }
-"""The tests by which a folder of each project is recognised, in their order."""
+"""The test that recognises a folder of each project, in the order of use."""
 
 SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth")
 """Suffixes of files that may hold an SAE or a dictionary."""
 
 DEEPEST = 6
-"""Levels of folders that are looked through."""
+"""Levels of folders that are searched."""
 
 _BESIDE = re.compile(
     r"(sparsity|activations_store_state|activation_whitening)\.safetensors"
     r"|(trainer_state|lr_scheduler.*|optimizer.*|rank_.*|log_feature_sparsity)\.(pt|pth|safetensors)"
 )
-"""Files that training leaves beside an SAE."""
+"""Files of the training that may be in the folder of an SAE."""
 
 
 def detect_format(path: str | Path) -> Format:
-    """Tell which project wrote the SAE at ``path``, from the files that are there.
+    """Detect from its files which project wrote the SAE at ``path``.
 
     Raises
     ------
     InputError
-        When nothing is there, nothing known, or several SAEs.
+        When there is no file, no known format, or more than one SAE.
     """
     return _format(only_sae(Path(path)))
 
 
 def only_sae(path: Path) -> Path:
-    """The one SAE at or below a path: its folder, or its file.
+    """Find the only SAE at or below a path: its folder, or its file.
 
     Raises
     ------
     InputError
-        When there is none, or more than one, naming them.
+        When there is none, or more than one; the message names them.
     """
     found = find_saes(path)
     if len(found) == 1:
         return found[0]
     names = [str(one.relative_to(path)) for one in found]
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    raise InputError(f"{path}: holds {len(found)} SAEs ({shown}); name one of them")
+    raise InputError(f"{path}: has {len(found)} SAEs ({shown}); give the path of one of them")
 
 
 def find_saes(path: Path) -> list[Path]:
-    """All SAEs at or below a path, in the order of their names (2 before 10).
+    """Find all SAEs at or below a path, in the order of their names (2 before 10).
 
-    A folder that is an SAE is one, and what lies in it is not looked at. Loose files count only
-    where no folder is an SAE.
+    The content of a folder that is an SAE is not searched. Single files count only if no folder is
+    an SAE.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def find_saes(path: Path) -> list[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that an SAE's reader may look at: its own, or those its folder itself holds."""
+    """List the files that an SAE's reader may read: its own file, or the files of its folder."""
     if not path.is_dir():
         return [path]
     below = [path / weights for _, weights in llama_scope.LAYOUTS if "/" in weights]
@@ -108,7 +108,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def _owner(path: Path) -> Path:
-    """The folder whose SAE a file is, or the file itself."""
+    """Return the folder of the SAE that a file belongs to, or the file itself."""
     parts = {
         saelens.WEIGHTS: ("saelens", path.parent),
         dictionary_learning.WEIGHTS: ("dictionary_learning", path.parent),
@@ -159,7 +159,7 @@ def _format(path: Path) -> Format:
             return "husai" if read_header(path).get("kind") == FILE_KIND else "safetensors"
     check_file(path)
     raise InputError(
-        f"{path}: {path.suffix or 'no suffix'} is not a format that is read; give a file "
+        f"{path}: {path.suffix or 'no suffix'} is not a known format; give a file "
         f"{', '.join(SUFFIXES)}, or a folder of SAELens, dictionary_learning, sparsify, "
         "Gemma Scope or Llama Scope"
     )

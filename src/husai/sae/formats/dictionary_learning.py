@@ -1,4 +1,4 @@
-"""dictionary_learning: a folder with ``ae.pt`` and ``config.json``, one for each ``dict_class``."""
+"""Read and write SAEs of dictionary_learning: a folder with ``ae.pt`` and ``config.json``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read(path: Path, hints: Hints) -> Reading:
     Raises
     ------
     InputError
-        When it is broken, or of a class that is not known.
+        When it is broken, or its class is not known.
     """
     weights = path / WEIGHTS if path.is_dir() else path
     folders = (weights.parent, weights.parent.parent)
@@ -74,7 +74,9 @@ def read(path: Path, hints: Hints) -> Reading:
     trainer = config.group("trainer")
     kind = trainer.text("dict_class")
     if kind is None:
-        raise InputError(f"{config.path}: no trainer.dict_class")
+        raise InputError(
+            f"{config.path}: no trainer.dict_class; give the configuration of training"
+        )
     tensors = read_pt(weights)
     contract = Contract(
         model=trainer.text("lm_name"),
@@ -110,7 +112,7 @@ def _function(
     origin: Path,
     hints: Hints,
 ) -> tuple[Weights, dict[str, Any], str]:
-    """Weights, settings, and why codes are not known where they are not."""
+    """Return weights, settings, and the reason if the codes cannot be computed."""
     jumprelu: dict[str, Any] = {"architecture": "jumprelu", "l0_coefficient": 0.0}
     relu: dict[str, Any] = {"architecture": "relu", "l1_coefficient": 0.0}
     if kind == "AutoEncoder":
@@ -133,7 +135,7 @@ def _function(
     if kind == "AutoEncoderTopK":
         return Weights.linear(found, "b_dec"), {"architecture": "topk", "k": k}, ""
     value = float(found["threshold"])
-    # they write −1 where none was measured
+    # dictionary_learning writes −1 before a threshold was measured
     reason = f"threshold {value:g}: it was saved before one was measured" if value < 0 else ""
     if kind == "BatchTopKSAE":
         weights = Weights.linear(found, "b_dec").thresholds(value)
@@ -157,7 +159,7 @@ def _fractions(origin: Path, sizes: torch.Tensor, d_sae: int) -> tuple[float, ..
 def _k(
     trainer: Settings, found: Mapping[str, torch.Tensor], origin: Path, hints: Hints
 ) -> int | None:
-    """The k of the configuration, of the buffer, or of the user."""
+    """Return k from the configuration, the buffer, or the user."""
     stated = trainer.whole("k")
     if "k" not in found:
         return hints.k if stated is None else stated
@@ -170,7 +172,7 @@ def _k(
 
 
 def _crosscoder(path: Path, tensors: Mapping[str, Any], kind: str, contract: Contract) -> Reading:
-    """A crosscoder's decoder ``[layers, features, d]``: the layers of a feature side by side."""
+    """Read a crosscoder's decoder ``[layers, features, d]``; each feature's layers are joined."""
     found = take(path, tensors, _CROSSCODER, optional=("encoder.bias", "decoder.bias"))
     W_dec = found["decoder.weight"].permute(1, 0, 2).flatten(1)
     why = f"{kind}: it reads and writes several layers at once"
@@ -206,7 +208,7 @@ def write(sae: TrainedSAE, path: Path) -> None:
         assert sae.config.k is not None
         trainer["k"] = sae.config.k
         k = torch.tensor(sae.config.k, dtype=torch.int)
-        # dictionary_learning writes −1 where no threshold was measured
+        # dictionary_learning writes −1 before a threshold was measured
         threshold = torch.tensor(-1.0) if sae.threshold is None else sae.threshold[0]
         buffers = {"k": k, "threshold": threshold}
         if entry.nested and entry.selection == "batch":

@@ -1,7 +1,7 @@
-"""Gemma Scope: JumpReLU SAEs, ``params.npz``; those of Gemma Scope 2 are ``params.safetensors``.
+"""Read Gemma Scope's JumpReLU SAEs: ``params.npz``, or ``params.safetensors`` (Gemma Scope 2).
 
-Neither subtracts its decoder bias from the input. Gemma Scope has no configuration: model, hook
-and layer stand in the names of its folders.
+Neither subtracts its decoder bias from the input. Gemma Scope has no configuration: the names of
+its folders say model, hook and layer.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def read(path: Path, hints: Hints) -> Reading:
     cfg.agrees("width", len(found["W_dec"]))
     weights = Weights.named(found)
     if "embedding" in _published_name(path):
-        # those of the embedding were written for rows multiplied by √d
+        # SAEs of the embedding were trained on rows multiplied by √d
         weights = replace(
             weights,
             W_enc=weights.W_enc / math.sqrt(len(weights.b_dec)),
@@ -97,14 +97,14 @@ def _only(path: Path, W_dec: torch.Tensor, why: str, contract: Contract) -> Read
 
 
 def _published_name(path: Path) -> str:
-    """The folders that are the suite's own: from its repository on, or the last three."""
+    """Return the folders from the suite's repository on, or the last three."""
     parts = path.absolute().parts
     start = next((i for i, part in enumerate(parts) if "gemma-scope" in part), len(parts) - 3)
     return "/".join(parts[max(start, 0) :])
 
 
 def _contract(path: Path, cfg: Settings) -> Contract:
-    """From the configuration, or from the names of the folders above."""
+    """Read the contract from the configuration, or from the names of the folders above."""
     name = _published_name(path)
     parts = name.replace("--", "/").split("/")
     layer = layer_of(*reversed(parts))

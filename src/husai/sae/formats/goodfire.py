@@ -1,4 +1,4 @@
-"""Goodfire: ReLU SAEs as one state dict of two linear layers; no bias is subtracted."""
+"""Read Goodfire's ReLU SAEs: one state dict of two linear layers; no bias is subtracted."""
 
 from __future__ import annotations
 

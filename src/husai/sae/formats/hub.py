@@ -1,7 +1,7 @@
-"""SAEs on the Hugging Face hub: ``hf://OWNER/REPO/FOLDER``, and SAELens' names of releases.
+"""Download SAEs from the Hugging Face hub: ``hf://OWNER/REPO/FOLDER``, and names of SAELens.
 
-Downloads go through `huggingface_hub`: its cache, its offline mode (``HF_HUB_OFFLINE=1``) and its
-tokens are the user's own.
+Downloads go through `huggingface_hub`, with the user's cache, tokens and offline mode
+(``HF_HUB_OFFLINE=1``).
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def is_remote(path: str | Path) -> bool:
 
 
 def local_path(path: str | Path) -> Path:
-    """Where ``path`` lies on this machine; what is on the hub is downloaded to its cache.
+    """Return the path on this machine; files on the hub are downloaded to its cache.
 
     Raises
     ------
     InputError
-        When the address is wrong, or nothing is there or in the cache.
+        When the address is wrong, or there are no such files on the hub or in the cache.
     """
     return resolve(path)[0]
 
 
 def resolve(path: str | Path) -> tuple[Path, Hints]:
-    """As :func:`local_path`, with what a release's directory says beside its files.
+    """As :func:`local_path`, with the hints that SAELens' list of releases gives.
 
     Raises
     ------
@@ -68,14 +68,14 @@ def _download(address: str) -> Path:
         )
     inside = "" if found["inside"] == "." else found["inside"]
     if ".." in inside.split("/"):
-        raise InputError(f"{address}: '..' leads out of the repository; leave it out")
+        raise InputError(f"{address}: '..' leads out of the repository; remove it")
     from huggingface_hub import snapshot_download
 
     try:
         root = snapshot_download(
             found["repo"],
             revision=found["revision"],
-            # the configuration of a run lies above its SAEs, and names the model
+            # the configuration of a run is above its SAEs, and names the model
             allow_patterns=[inside, f"{inside}/*", "config.json"] if inside else None,
         )
     except Exception as error:
@@ -90,7 +90,7 @@ def _download(address: str) -> Path:
 
 
 def _release(address: str) -> tuple[str, Hints]:
-    """The hub address of ``saelens://RELEASE/ID``, and the input scale of that SAE."""
+    """Look up the hub address of ``saelens://RELEASE/ID``, and the input scale of that SAE."""
     release, _, sae_id = address.removeprefix(SAELENS).partition("/")
     place = _directory(address)
     with reading(place):
@@ -112,7 +112,7 @@ def _release(address: str) -> tuple[str, Hints]:
 
 
 def _directory(address: str) -> Path:
-    """SAELens' list of releases: of the installed package, or named by the environment."""
+    """Find SAELens' list of releases: in the installed package, or where a variable says."""
     named = os.environ.get(DIRECTORY)
     if named:
         return Path(named)
@@ -120,6 +120,6 @@ def _directory(address: str) -> Path:
     if package is not None and package.origin is not None:
         return Path(package.origin).with_name("pretrained_saes.yaml")
     raise InputError(
-        f"{address}: release names stand in SAELens' pretrained_saes.yaml; install sae-lens, set "
-        f"{DIRECTORY} to a copy of that file, or name the folder: hf://OWNER/REPO/FOLDER"
+        f"{address}: release names are listed in SAELens' pretrained_saes.yaml; install sae-lens, "
+        f"set {DIRECTORY} to a copy of that file, or give the folder: hf://OWNER/REPO/FOLDER"
     )

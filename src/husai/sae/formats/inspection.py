@@ -1,4 +1,4 @@
-"""A description of an SAE, from its files alone."""
+"""Describe an SAE from its files, for ``husai inspect``: sizes, norms, and what is missing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from husai.sae.formats.reading import ForeignSAE, Reading
 
 
 def inspect_sae(reading: Reading) -> dict[str, Any]:
-    """Sizes, architecture, norms and what is missing, as plain values.
+    """Describe sizes, architecture, norms and missing facts of an SAE, as plain values.
 
     Parameters
     ----------
     reading
-        What was read.
+        The content of its files.
 
     Returns
     -------
@@ -25,8 +25,8 @@ def inspect_sae(reading: Reading) -> dict[str, Any]:
         ``d_sae``, ``d``, ``k``, ``decoder_norms`` (least, median and largest of the rows that have
         a direction), ``rows_without_direction``, ``encoder_columns_without_direction``,
         ``encoder_decoder_cosine`` (mean over features), ``threshold`` (least, median, largest),
-        ``dead_fraction`` (on held-out rows, of SAEs trained here), ``metrics``, ``contract`` and
-        ``missing``: a line for each thing that the files do not say.
+        ``dead_fraction`` (on held-out rows, for SAEs trained here), ``metrics``, ``contract`` and
+        ``missing``: a line for each fact that the files do not contain.
     """
     W_dec = reading.W_dec.double()
     norms = W_dec.norm(dim=1)
@@ -102,7 +102,7 @@ def _missing(reading: Reading) -> list[str]:
 
 
 def inspection_text(found: dict[str, Any]) -> str:
-    """What :func:`inspect_sae` gave, for people."""
+    """Write the result of :func:`inspect_sae` as text."""
     contract = found["contract"]
     lines = [
         str(found["path"]),

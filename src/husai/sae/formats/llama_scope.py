@@ -1,4 +1,4 @@
-"""Llama Scope and later SAEs of the same library: a configuration and one safetensors file.
+"""Read Llama Scope and later SAEs of the same library: a configuration and a safetensors file.
 
 The first ones have ``hyperparams.json`` and ``checkpoints/final.safetensors``; later ones
 ``config.json`` and ``sae_weights.safetensors``, with other names for the same tensors.
@@ -62,7 +62,7 @@ def read(path: Path, hints: Hints) -> Reading:
     Raises
     ------
     InputError
-        When it is broken, or scaled by a norm that it does not state.
+        When it is broken, or scaled by a norm that its files do not state.
     """
     place = _layout(path)
     if place is None:
@@ -115,7 +115,7 @@ def _folded(
         contract = replace(contract, scale="unknown")
         return decoder_only(path, "llama_scope", weights.W_dec, reason, contract, name)
     contract = replace(contract, scale=norm if factor is None else f"{factor:.6g}")
-    # what is selected is the pre-activation times the decoder's norm
+    # latents are selected by the pre-activation times the decoder's norm
     if cfg.flag("sparsity_include_decoder_norm", True):
         weights = weights.unit_rows()
     settings: dict[str, Any] = {"architecture": "relu", "l1_coefficient": 0.0}
@@ -150,7 +150,7 @@ def _with_threshold(cfg: Settings, weights: Weights, found: Mapping[str, torch.T
 
 
 def _input(cfg: Settings, d: int, contract: Contract, hints: Hints) -> tuple[str, float | None]:
-    """What is done to a row first."""
+    """Return how rows are scaled before the encoder, and the factor."""
     kind = cfg.text("norm_activation")
     norms = cfg.group("dataset_average_activation_norm")
     if kind in ("none", "inference"):

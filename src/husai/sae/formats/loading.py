@@ -1,4 +1,4 @@
-"""Reading and writing SAEs in any of the formats."""
+"""Read and write SAEs in any format: the functions that the rest of the project calls."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ READERS: dict[Format, Callable[[Path, Hints], Reading]] = {
 
 
 def read(path: str | Path, format: Format | None = None, hints: Hints | None = None) -> Reading:
-    """Read all that the files at ``path`` say of an SAE.
+    """Read everything that the files at ``path`` contain about an SAE.
 
     Parameters
     ----------
     path
-        A file or folder of any project, a folder that holds one somewhere below,
+        A file or folder of any project, a folder with one SAE somewhere below,
         ``hf://OWNER/REPO/FOLDER``, or ``saelens://RELEASE/ID``.
     format
-        Found by :func:`detect_format` when not given.
+        If left out, :func:`detect_format` finds it.
     hints
-        What its files leave out.
+        Facts that its files may not contain.
 
     Raises
     ------
@@ -67,18 +67,18 @@ def read(path: str | Path, format: Format | None = None, hints: Hints | None = N
         if format in PLAIN:
             return plain.read(place, format, hints)
         if format is None or place.is_file():
-            # a file of a folder stands for the folder
+            # a file in the folder of an SAE means the folder
             place = only_sae(place)
         return _by(format or detect_format(place))(place, hints)
 
 
 def resolved(path: str | Path, hints: Hints | None = None) -> tuple[Path, Hints]:
-    """Where ``path`` lies on this machine, and what is known beside its files.
+    """Return the path on this machine, and the hints that are known about it.
 
     Raises
     ------
     InputError
-        When it is on the hub and cannot be had.
+        When it is on the hub and cannot be downloaded.
     """
     place, stated = resolve(path)
     given = hints or Hints()
@@ -120,20 +120,20 @@ def load_sae(
     path, format
         See :func:`read`.
     k
-        Active latents per row, where the files do not say.
+        Active latents per row, if the files do not say.
     input_scale
-        Factor that rows were multiplied by before the SAE read them, where the files do not say.
+        Factor by which rows are multiplied before the SAE reads them, if the files do not say.
 
     Returns
     -------
     TrainedSAE
-        In the space of the activations. Of an SAE of others, ``metrics`` and ``history`` are
-        empty, ``W_dec_init`` is NaN, and a penalty that the file does not state is 0 in ``config``.
+        In the space of the activations. For an SAE of another project, ``metrics`` and ``history``
+        are empty, ``W_dec_init`` is NaN, and an unknown penalty is 0 in ``config``.
 
     Raises
     ------
     InputError
-        When the file is torn, foreign, or does not hold or state all of an SAE.
+        When the file is incomplete or of another format, or does not contain all of an SAE.
     """
     return read(path, format, Hints(k, input_scale)).whole()
 
@@ -141,7 +141,7 @@ def load_sae(
 def load_dictionary(
     path: str | Path, format: Format | None = None
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Read the decoder of an SAE, or a plain dictionary: what a comparison needs.
+    """Read the decoder of an SAE, or a plain dictionary, for a comparison.
 
     Parameters
     ----------
@@ -153,8 +153,8 @@ def load_dictionary(
     W_dec
         ``[d_sae, d_in]`` float32.
     info
-        ``path``, ``format``, ``d_sae``, ``d_in``, ``contract``; ``left_out``, why nothing but the
-        decoder is known, or for whole SAEs ``config`` and ``metrics``.
+        ``path``, ``format``, ``d_sae``, ``d_in``, ``contract``; ``left_out``, why only the decoder
+        is known, or for complete SAEs ``config`` and ``metrics``.
 
     Raises
     ------
@@ -182,9 +182,9 @@ def export_sae(sae: TrainedSAE, path: str | Path, format: WrittenFormat) -> None
     Parameters
     ----------
     sae
-        What to write.
+        The SAE to write.
     path
-        A directory, made when missing; for ``husai`` a file.
+        A directory, which is made if it does not exist; for ``husai`` a file.
     format
         ``saelens`` (relu as standard, topk, all others as jumprelu with their thresholds),
         ``dictionary_learning`` (every architecture), ``sparsify`` (topk only) or ``husai``.
@@ -192,7 +192,7 @@ def export_sae(sae: TrainedSAE, path: str | Path, format: WrittenFormat) -> None
     Raises
     ------
     InputError
-        When the format has no counterpart of the architecture.
+        When the format cannot express the architecture.
     """
     path = Path(path)
     if format == "husai":
@@ -206,5 +206,6 @@ def export_sae(sae: TrainedSAE, path: str | Path, format: WrittenFormat) -> None
         sparsify.write(sae, path)
     else:
         raise InputError(
-            f"format: {format!r}; saelens, dictionary_learning, sparsify and husai are written"
+            f"format: {format!r} cannot be written; use saelens, dictionary_learning, sparsify or "
+            "husai"
         )

@@ -1,4 +1,4 @@
-"""OpenAI's sparse_autoencoder: one ``.pt`` state dict with ``pre_bias`` and ``latent_bias``.
+"""Read SAEs of OpenAI's sparse_autoencoder: a state dict with ``pre_bias`` and ``latent_bias``.
 
 Their TopK SAEs centre each row and divide it by its standard deviation first; the others do not.
 """

@@ -1,4 +1,4 @@
-"""HUSAI's own files: one safetensors file with the configuration in its header."""
+"""Read HUSAI's own SAE files: one safetensors file with the configuration in its header."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read(path: Path, hints: Hints) -> Reading:
     Raises
     ------
     InputError
-        When it is torn, its tensors are not those that were saved, or not finite.
+        When it is incomplete, or its tensors have changed or are not finite.
     """
     with reading(path):
         check_file(path)

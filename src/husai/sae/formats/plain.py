@@ -1,7 +1,7 @@
-"""Plain matrices: ``.npy``, ``.npz``, ``.safetensors`` and ``.pt`` with a dictionary, and no more.
+"""Read plain dictionaries: ``.npy``, ``.npz``, ``.safetensors`` and ``.pt`` files with a matrix.
 
-Rows are features. Where biases lie beside the matrix, they say which way it lies: the decoder's
-has the width of the activations, the encoder's the number of features.
+Rows are features. If the file has biases, they show whether the matrix has to be transposed: the
+decoder's bias has the width of the activations, the encoder's the number of features.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ALONE = "a plain matrix has no encoder or activation function"
 
 
 def tensors_in(path: Path, format: Format) -> dict[str, Any]:
-    """All tensors of a plain file.
+    """Read all tensors of a plain file.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def read(path: Path, format: Format, hints: Hints) -> Reading:
     Raises
     ------
     InputError
-        When no one matrix is the dictionary, or its orientation contradicts the biases.
+        When it is unclear which matrix is the dictionary, or its shape does not fit the biases.
     """
     tensors = tensors_in(path, format)
     name = _decoder(path, tensors)
@@ -86,7 +86,7 @@ def _decoder(path: Path, tensors: Mapping[str, Any]) -> str:
         )
     if len(matrices) != 1:
         raise InputError(
-            f"{path}: {len(matrices)} matrices and none named {' or '.join(DECODERS)}; "
-            "name the dictionary W_dec"
+            f"{path}: {len(matrices)} matrices, and none has the name {' or '.join(DECODERS)}; "
+            "give the dictionary the name W_dec"
         )
     return matrices[0]

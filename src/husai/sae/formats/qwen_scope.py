@@ -1,6 +1,6 @@
-"""Qwen Scope: TopK SAEs as ``layerN.sae.pt``; k stands only in the repository's name.
+"""Read Qwen Scope's TopK SAEs: ``layerN.sae.pt``; only the name of the repository says k.
 
-Their matrices lie the other way than elsewhere, and the decoder bias is not subtracted.
+Their matrices are transposed compared with other projects, and the decoder bias is not subtracted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TENSORS = {"W_enc": "Fd", "b_enc": "F", "W_dec": "dF", "b_dec": "d"}
 
 
 def named(path: Path) -> bool:
-    """Whether the file is named as one of them."""
+    """Whether the file has a name of this kind."""
     return _FILE.fullmatch(path.name) is not None
 
 

@@ -1,4 +1,4 @@
-"""What reading a file gives: a decoder, the SAE around it where that can be known, a contract."""
+"""The result of reading an SAE's files: its decoder, the SAE if it is complete, its contract."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _LAYER = re.compile(r"(?:^|[./_\-])(?:blocks?|layers?|h)[._]?(\d+)(?:[._/\-]|$)"
 
 @dataclass(frozen=True)
 class Hints:
-    """What a file may leave out, as the user knows it.
+    """Facts about an SAE that a file may not contain, given by the user.
 
     Attributes
     ----------
     k
         Active latents per row.
     input_scale
-        Factor that the activations were multiplied by before the SAE read them.
+        Factor by which the activations are multiplied before the SAE reads them.
     """
 
     k: int | None = None
@@ -48,7 +48,7 @@ class Hints:
 
 @dataclass(frozen=True)
 class Contract:
-    """What an SAE reads and writes, as far as its files say; None where they do not.
+    """Which activations an SAE reads and writes, as its files say; None if they do not.
 
     Attributes
     ----------
@@ -57,20 +57,20 @@ class Contract:
     hook
         Name of the activations that are read.
     hook_out
-        Name of those that are written, where they are others (a transcoder).
+        Name of the activations that are written, if they are others (a transcoder).
     layer
-        Of the hook.
+        Layer of the hook.
     position
-        Of the rows within a sequence, where the SAE was trained on one.
+        Position of the rows in a sequence, if the SAE was trained on a single one.
     scale
-        What is done to a row first: ``none``, ``layer_norm``, ``unit_norm``, a factor (folded into
-        the weights), or ``unknown`` where a factor was used that the files do not state.
+        How a row is scaled first: ``none``, ``layer_norm``, ``unit_norm``, a factor (already in the
+        weights), or ``unknown`` if a factor was used that the files do not state.
     reshape
-        ``hook_z`` when a row is the heads of an attention layer side by side.
+        ``hook_z`` if a row has the heads of an attention layer side by side.
     space
-        What a decoder row is a direction of: the activations that are read (``input``), others
-        (``output``: a transcoder), or those of several layers side by side (``layers``); of a plain
-        matrix it is ``unknown``.
+        The space of the decoder rows: the activations that are read (``input``), others
+        (``output``: a transcoder), or those of several layers side by side (``layers``); for a
+        plain matrix ``unknown``.
     """
 
     model: str | None = None
@@ -88,7 +88,7 @@ class Contract:
 
 
 def layer_of(*names: str | None) -> int | None:
-    """The number of the layer in the first hook or folder name that holds one."""
+    """Find the number of the layer in the first hook or folder name that has one."""
     for name in names:
         found = _LAYER.search(name) if name else None
         if found:
@@ -105,17 +105,17 @@ class Reading:
     path
         The file or folder.
     format
-        Of which project.
+        The project.
     W_dec
         ``[d_sae, d]`` float32 decoder, one feature per row.
     sae
-        The SAE, or None where the file does not hold or state all of it.
+        The SAE, or None if the files do not contain all of it.
     left_out
         Why there is no ``sae``.
     contract
-        What it reads and writes.
+        Which activations it reads and writes.
     architecture
-        As its own project calls it, or None.
+        Its name in its own project, or None.
     """
 
     path: Path
@@ -127,37 +127,38 @@ class Reading:
     architecture: str | None = None
 
     def whole(self) -> TrainedSAE:
-        """The SAE.
+        """Return the SAE.
 
         Raises
         ------
         InputError
-            When there is only a decoder, saying why.
+            When there is only a decoder; the message says why.
         """
         if self.sae is None:
-            raise InputError(f"{self.path}: {self.left_out}; its decoder alone can be compared")
+            raise InputError(f"{self.path}: {self.left_out}; only its decoder can be compared")
         return self.sae
 
 
 @dataclass(frozen=True)
 class ForeignSAE(TrainedSAE):
-    """An SAE that reads or selects in a way in which none is trained here.
+    """An SAE of another project that scales rows or selects latents in a way not used here.
 
     Attributes
     ----------
     input_norm
-        What is done to each row first. ``layer_norm``: its mean is subtracted and it is divided by
+        How each row is scaled first. ``layer_norm``: its mean is subtracted and it is divided by
         its standard deviation (n − 1) plus 1e-5. ``unit_norm``: it is scaled to norm √d.
     choice
-        ``signed`` keeps the ``k`` pre-activations largest in size, with their sign; ``groups`` the
-        largest of each of ``k`` equal groups of latents; ``own`` is what the configuration says.
+        ``signed`` keeps the ``k`` pre-activations of largest absolute value, with their sign;
+        ``groups`` the largest of each of ``k`` equal groups of latents; ``own`` follows the
+        configuration.
     """
 
     input_norm: InputNorm = "none"
     choice: Choice = "own"
 
     def _normalised(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rows as the encoder reads them, and the mean and scale to undo it."""
+        """Scale rows as the encoder needs them; also return mean and scale, to undo it."""
         zero, one = x.new_zeros(len(x), 1), x.new_ones(len(x), 1)
         if self.input_norm == "layer_norm":
             mean = x.mean(dim=-1, keepdim=True)
@@ -183,12 +184,12 @@ class ForeignSAE(TrainedSAE):
         return torch.zeros_like(groups).scatter_(-1, largest.indices, largest.values).flatten(-2)
 
     def decode(self, f: torch.Tensor) -> torch.Tensor:
-        """Reconstruction ``[n, d_in]`` of the features ``f [n, d_sae]``.
+        """Compute the reconstruction ``[n, d_in]`` of the features ``f [n, d_sae]``.
 
         Raises
         ------
         InputError
-            When each row was normalised first: its mean and scale are not in ``f``.
+            When each row is normalised first, because ``f`` does not contain its mean and scale.
         """
         if self.input_norm != "none":
             raise InputError(
@@ -207,7 +208,7 @@ class ForeignSAE(TrainedSAE):
 class Weights:
     """Tensors of one SAE, ``f = act((x − b_dec) @ W_enc + b_enc)`` and ``x̂ = f @ W_dec + b_dec``.
 
-    Each method gives weights of the same function in another convention.
+    Each method converts weights of another convention to this one; the function stays the same.
     """
 
     W_enc: torch.Tensor
@@ -238,12 +239,12 @@ class Weights:
         )
 
     def reading_raw_rows(self) -> Weights:
-        """When the encoder was written for x itself: ``x @ W_enc + b_enc``."""
+        """Convert weights of an encoder without subtraction: ``x @ W_enc + b_enc``."""
         shift = self.b_dec.double() @ self.W_enc.double()
         return replace(self, b_enc=(self.b_enc.double() + shift).float())
 
     def scaled(self, factor: float) -> Weights:
-        """When the SAE was written for rows multiplied by ``factor`` first."""
+        """Convert weights of an SAE for rows that are multiplied by ``factor`` first."""
         return replace(
             self,
             W_enc=self.W_enc * factor,
@@ -252,9 +253,9 @@ class Weights:
         )
 
     def unit_rows(self) -> Weights:
-        """When latents are weighed by their decoder norms: codes in units of unit decoder rows.
+        """Scale decoder rows to norm 1, and the codes by the old norms.
 
-        A row of zeros stays one, with a latent that is never active: it is dead, not broken.
+        A row of zeros stays zero, and its latent is never active: it is dead, not broken.
         """
         norms = self.W_dec.double().norm(dim=1)
         inverse = torch.where(norms > 0, 1 / norms.clamp_min(_TINY), 0.0)
@@ -267,12 +268,12 @@ class Weights:
         )
 
     def thresholds(self, value: float) -> Weights:
-        """With one threshold for all latents."""
+        """Add one threshold for all latents."""
         return replace(self, threshold=torch.full_like(self.b_enc, value))
 
 
 def without_direction(W_dec: torch.Tensor) -> torch.Tensor:
-    """Set decoder rows to zero that are too short for float32 to hold a direction."""
+    """Set decoder rows to zero if they are too short to have a direction in float32."""
     lost = W_dec.double().norm(dim=1) < _TINY
     return torch.where(lost[:, None], 0.0, W_dec) if bool(lost.any()) else W_dec
 
@@ -285,7 +286,7 @@ def decoder_only(
     contract: Contract,
     architecture: str | None = None,
 ) -> Reading:
-    """A reading of which only the decoder can be used, and why.
+    """Make the reading of an SAE of which only the decoder can be used.
 
     Raises
     ------
@@ -309,7 +310,7 @@ def whole_sae(
     input_norm: InputNorm = "none",
     choice: Choice = "own",
 ) -> Reading:
-    """A reading of a whole SAE.
+    """Make the reading of a complete SAE.
 
     Parameters
     ----------
@@ -318,7 +319,7 @@ def whole_sae(
     weights
         In the convention of :class:`Weights`.
     settings
-        Of `SAEConfig`, but for ``d_sae``; a ``k`` of None is asked for by name.
+        Fields of `SAEConfig` except ``d_sae``; if ``k`` is None, the error asks the user for it.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""SAELens: a folder with ``cfg.json`` and ``sae_weights.safetensors``, of every age since v3.
+"""Read and write SAEs of SAELens since v3: ``cfg.json`` and ``sae_weights.safetensors``.
 
-Before version 6 the architecture was ``standard`` whatever the activation function said, inputs
-were normalised by a boolean, and hooks were called hook points; training checkpoints hold what a
-finished SAE has folded in.
+Before version 6 the architecture was always ``standard``, whatever the activation function; the
+normalisation of inputs was a boolean, and hooks were called hook points. In training checkpoints
+the scales are not yet multiplied into the weights.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read(path: Path, hints: Hints) -> Reading:
     Raises
     ------
     InputError
-        When it is broken, or of an architecture without a decoder in the sense of an SAE.
+        When it is broken, or its architecture has no decoder as an SAE has.
     """
     cfg = Settings.of(path / CONFIG)
     weights = path / WEIGHTS
@@ -104,7 +104,7 @@ def read(path: Path, hints: Hints) -> Reading:
 
 
 def _architecture(cfg: Settings) -> tuple[str, float | None]:
-    """The architecture, by its activation function where the configuration is an old one."""
+    """Return the architecture; in old configurations the activation function determines it."""
     name = cfg.text("architecture") or "standard"
     function = cfg.first_text("activation_fn", "activation_fn_str") or "relu"
     k = cfg.number("k")
@@ -125,7 +125,7 @@ def _check_sizes(cfg: Settings, W_dec: torch.Tensor, width: str) -> None:
 
 
 def _contract(cfg: Settings) -> Contract:
-    """Model and hook, from the metadata of today or the fields of before."""
+    """Read model and hook from the metadata, or from the fields of older versions."""
     meta = cfg.group("metadata")
     places = (meta, cfg)
 
@@ -166,7 +166,7 @@ def _scaled(
     contract: Contract,
     hints: Hints,
 ) -> Reading:
-    """Fold what SAELens does at run time into the weights."""
+    """Multiply the scales that SAELens applies at run time into the weights."""
     norm, factor, whitening = _input(path, cfg, hints)
     scale = norm if factor is None else f"{factor:.6g}"
     if whitening is not None:
@@ -204,7 +204,7 @@ def _scaled(
 def _input(
     path: Path, cfg: Settings, hints: Hints
 ) -> tuple[Any, float | None, dict[str, torch.Tensor] | None]:
-    """What is done to a row first: a norm per row, a factor, or an affine map."""
+    """Return how rows are transformed first: a norm per row, a factor, or an affine map."""
     stated = cfg.data.get("normalize_activations")
     if stated in (None, "none") or stated is False:
         return "none", None, None
@@ -237,7 +237,7 @@ def _input(
 
 
 def _unwhitened(weights: Weights, maps: Mapping[str, torch.Tensor]) -> Weights:
-    """Weights for raw rows of an SAE of ``(x − mean) @ matrix``."""
+    """Convert weights of an SAE of ``(x − mean) @ matrix`` to weights for x."""
     M, back, mean = (maps[n].double() for n in ("matrix", "inverse_matrix", "mean"))
     return replace(
         weights,
@@ -250,7 +250,7 @@ def _unwhitened(weights: Weights, maps: Mapping[str, torch.Tensor]) -> Weights:
 def _function(
     cfg: Settings, name: str, k: float | None, found: Mapping[str, torch.Tensor], hints: Hints
 ) -> tuple[Weights, dict[str, Any], Choice, str]:
-    """Weights, settings, how latents are chosen, and why codes are not known where they are not."""
+    """Return weights, settings, choice of latents, and the reason if codes cannot be computed."""
     if name == "gated":
         # f = [πenc + b_gate > 0] · relu(e^r · πenc + b_mag), with πenc before either bias: a
         # threshold on the magnitude's own pre-activation
@@ -295,7 +295,7 @@ def _whole(cfg: Settings, k: float | None, hints: Hints) -> int | None:
 
 
 def _batch_settings(cfg: Settings, name: str, k: float | None, d_sae: int) -> dict[str, Any]:
-    """Settings of what selects by a threshold: its k is an average, and need not be whole."""
+    """Settings of an SAE that selects by a threshold: its k is a mean, and may be a fraction."""
     if k is None or k != int(k) or k <= 0:
         return {"architecture": "jumprelu", "l0_coefficient": 0.0}
     settings: dict[str, Any] = {"architecture": "batch_topk", "k": int(k)}
@@ -333,7 +333,7 @@ def write(sae: TrainedSAE, path: Path) -> None:
         cfg |= {"architecture": "topk", **topk}
     if isinstance(sae, ForeignSAE):
         if sae.choice == "groups":
-            raise InputError("groupmax has no counterpart in SAELens; convert to sparsify")
+            raise InputError("groupmax does not exist in SAELens; convert to sparsify")
         if sae.choice == "signed":
             cfg |= {"architecture": "abstopk", **topk}
         norms = {"unit_norm": "constant_norm_rescale"}

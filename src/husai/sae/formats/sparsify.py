@@ -1,4 +1,4 @@
-"""sparsify (EleutherAI): one folder per hook point with ``cfg.json`` and ``sae.safetensors``.
+"""Read and write SAEs of sparsify: a folder per hook with ``cfg.json`` and ``sae.safetensors``.
 
 A run with several seeds has a folder ``seedN`` below each hook point.
 """
@@ -91,13 +91,13 @@ def _check_sizes(cfg: Settings, d_sae: int, d: int) -> None:
         cfg.agrees("num_latents", d_sae)
     elif (factor := cfg.number("expansion_factor")) is not None and factor * d != d_sae:
         raise InputError(
-            f"{cfg.path}: expansion_factor {factor:g} of {d} is not the {d_sae} latents of the "
-            "tensors"
+            f"{cfg.path}: expansion_factor {factor:g} of {d} does not give the {d_sae} latents of "
+            "the tensors"
         )
 
 
 def _contract(path: Path) -> Contract:
-    """Hook from the folder's name, model from the run's configuration above it."""
+    """Read the hook from the folder's name, and the model from the run's configuration above."""
     inside = path.name.startswith("seed")
     hook = path.parent.name if inside else path.name
     run = path.parent.parent if inside else path.parent
@@ -115,13 +115,13 @@ def write(sae: TrainedSAE, path: Path) -> None:
     Raises
     ------
     InputError
-        When it is not one of its kinds: topk, signed topk, groupmax.
+        When its kind is not topk, signed topk or groupmax.
     """
     refuse_foreign(sae, "sparsify", ("own", "signed", "groups"))
     if architecture(sae.config.architecture).selection != "row":
         raise InputError(
-            f"architecture: {sae.config.architecture} has no counterpart in sparsify, which "
-            "knows topk only; export to saelens or dictionary_learning"
+            f"architecture: {sae.config.architecture} does not exist in sparsify, which has only "
+            "topk; convert to saelens or dictionary_learning"
         )
     choice = sae.choice if isinstance(sae, ForeignSAE) else "own"
     tensors = {

@@ -1,4 +1,4 @@
-"""Files for other projects' loaders, written whole or not at all."""
+"""Write files for other projects' loaders, whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors and no header."""
+    """Write tensors without a header."""
     from safetensors.torch import save
 
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -38,19 +38,20 @@ def write_pt(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def refuse_foreign(sae: TrainedSAE, project: str, choices: tuple[str, ...] = ("own",)) -> None:
-    """Refuse what a project has no way to say.
+    """Raise an error if a project's format cannot express an SAE.
 
     Raises
     ------
     InputError
-        When rows are normalised first, or latents chosen as it does not.
+        When rows are normalised first, or latents are chosen in a way that the project lacks.
     """
     if not isinstance(sae, ForeignSAE):
         return
     if sae.input_norm != "none":
         raise InputError(
-            f"{project} has no counterpart of rows normalised first ({sae.input_norm}); convert "
-            "to saelens"
+            f"{project} cannot normalise rows first ({sae.input_norm}); convert to saelens"
         )
     if sae.choice not in choices:
-        raise InputError(f"{project} has no counterpart of latents chosen by {sae.choice}")
+        raise InputError(
+            f"{project} cannot choose latents by {sae.choice}; convert to another format"
+        )
