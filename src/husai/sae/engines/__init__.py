@@ -1,1 +1,1 @@
-"""Engines that train a bank of SAEs: dense and sparse."""
+"""Engines that train a bank of SAEs: sparse (CPU), cuda (GPU), and dense (torch, the reference)."""

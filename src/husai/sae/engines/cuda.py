@@ -1,4 +1,4 @@
-"""The CUDA engine: runs of steps, SAEs that share rows at once."""
+"""The CUDA engine: trains a bank with the Triton kernels, SAEs that share rows together."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class CudaRows(NamedTuple):
     values: torch.Tensor
     """Scaled rows ``[m, d]``, or a buffer for more of them."""
     centre: torch.Tensor
-    """Taken off every row ``[d]``: a short format would lose differences of rows far from 0.
+    """Subtracted from every row ``[d]``: a 16-bit format would lose differences of rows far from 0.
 
-    The result does not depend on it but for rounding; it has to be the same after a resume.
+    It changes the result only by rounding; it has to be the same after a resume.
     """
     n_rows: int
     """Rows of a pass."""
@@ -34,9 +34,9 @@ class CudaRows(NamedTuple):
 class CudaEngine:
     """Trains a bank on a CUDA device with the Triton kernels.
 
-    The dense engine is what it is tested against. Weights are float32; ``training.precision`` is
-    that of the matrix products. SAEs do not touch each other, but the product of a bank is one
-    product, so their bits may depend on how many train together.
+    Tests compare it with the dense engine. Weights are float32; ``training.precision`` is the
+    precision of the matrix products. SAEs do not depend on each other, but the bank is one matrix
+    product, so their last bits may depend on how many train together.
     """
 
     def __init__(

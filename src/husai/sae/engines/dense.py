@@ -1,7 +1,7 @@
 """The dense engine: the whole bank as stacked torch operations with autograd.
 
-It states what a step *is*. The kernels for the CPU and for CUDA are tested against it, and it is
-the path where those do not go.
+It defines what a training step is: the kernels for the CPU and for CUDA are tested against it. It
+is used where these kernels cannot be.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from husai.sae.selection import active_latents
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings of one step, tensors ``[N]`` on the bank's device."""
+    """Settings of one step: tensors ``[N]`` on the bank's device."""
 
     penalty: torch.Tensor
     k: torch.Tensor
@@ -30,7 +30,7 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class DenseLoss:
-    """What a step's forward pass gives, per SAE ``[N]`` unless said."""
+    """Results of a step's forward pass: per SAE ``[N]``, unless another shape is given."""
 
     total: torch.Tensor
     reconstruction: torch.Tensor
@@ -39,7 +39,7 @@ class DenseLoss:
     """``[N, F]`` bool."""
     l0: torch.Tensor
     smallest_active: torch.Tensor
-    """Smallest positive activation of the batch; NaN where there is none."""
+    """Smallest positive activation of the batch; NaN if there is none."""
 
 
 class _JumpReLU(torch.autograd.Function):
@@ -75,13 +75,13 @@ def dense_loss(
     dead: torch.Tensor,
     training: BankTrainingConfig,
 ) -> DenseLoss:
-    """Loss of every SAE of the bank on a batch.
+    """Compute the loss of every SAE of the bank on a batch.
 
     With squared error summed over d_in and divided by d_in (so that it starts near 1 on scaled
-    rows): ``L = mean_b [‖x̂ − x‖² + λ·Σ_i f_i‖W_dec_i‖] / d_in + α·L_aux``. jumprelu pays λ·L0
-    instead of L1. Matryoshka takes the mean of the reconstruction term over its prefixes.
-    ``L_aux`` is the squared error of what the dead latents make of the residual, divided by the
-    residual's variance; 0 where no latent is dead (AuxK: Gao et al. §2.3; ghost gradients:
+    rows): ``L = mean_b [‖x̂ − x‖² + λ·Σ_i f_i‖W_dec_i‖] / d_in + α·L_aux``. jumprelu has λ·L0
+    instead of the L1 term. Matryoshka uses the mean of the reconstruction term over its prefixes.
+    ``L_aux`` is the squared error with which the dead latents reconstruct the residual, divided by
+    the residual's variance; 0 if no latent is dead (AuxK: Gao et al. §2.3; ghost gradients:
     Anthropic, January 2024).
 
     Parameters
@@ -174,7 +174,7 @@ def _auxiliary_loss(
 
 @contextlib.contextmanager
 def matmul_precision(training: BankTrainingConfig) -> Iterator[None]:
-    """Let float32 products on cuda be TF32's where the configuration says so, and only there."""
+    """Use TF32 for float32 products on cuda inside the block, if the configuration says so."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = training.precision == "tf32"
     try:
@@ -198,10 +198,10 @@ def adam_step(
     alive: torch.Tensor,
     training: BankTrainingConfig,
 ) -> None:
-    """Adam (Kingma & Ba, arXiv 1412.6980) for every SAE that is alive, in place.
+    """Do a step of Adam (Kingma & Ba, arXiv 1412.6980) for every SAE that still trains, in place.
 
-    The decoder's gradient along its rows is removed first, then each SAE's gradient is clipped by
-    itself, and the rows go back to norm 1 afterwards. What a baseline holds stays as it is.
+    First the decoder's gradient along its rows is removed, then the gradient of each SAE is
+    clipped; after the step the rows get norm 1 again. The frozen part of a baseline does not change.
     """
     gradients = dict(gradients)
     W_dec = bank.parameters["W_dec"]
@@ -247,7 +247,7 @@ def adam_step(
 
 
 def turned_back(rows: torch.Tensor, start: torch.Tensor, cosine: float) -> torch.Tensor:
-    """Turn rows to the nearest direction whose cosine to ``start`` is ``cosine``, if it is less.
+    """Turn rows whose cosine to ``start`` is below ``cosine`` to the nearest direction that has it.
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ class DenseEngine:
         )
 
     def run(self, table: StepTable, batches: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Advance every SAE still training over the steps of the table.
+        """Train every SAE that has not stopped, for the steps of the table.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Memory that a thread of the sparse engine works in."""
+"""Working memory of a thread of the sparse engine."""
 
 from __future__ import annotations
 

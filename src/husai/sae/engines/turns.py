@@ -1,4 +1,4 @@
-"""Which SAEs a thread advances next."""
+"""Divide the SAEs of a bank among the threads of the sparse engine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Check the tensors of a file against the declaration of its format.
 
 A declaration maps a tensor's name to its sizes: ``d`` the width of the activations, ``o`` that of
-the decoder's output (if it may differ), ``F`` the features, ``L`` layers; ``""`` is a single number.
+the decoder's output (if it may differ), ``F`` the features, ``L`` layers; ``""`` is one number.
 Vectors are read first: the biases give the sizes of ``F`` and ``d``, and so whether a matrix has to
 be transposed.
 """

@@ -1,4 +1,4 @@
-"""Codes of a batch on a CUDA device: chosen, and put in the order of latents."""
+"""Codes of a batch on a CUDA device: select the active latents, and sort the entries by latent."""
 
 from __future__ import annotations
 

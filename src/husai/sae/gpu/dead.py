@@ -1,4 +1,4 @@
-"""AuxK on a CUDA device: dense products over the dead latents alone."""
+"""AuxK on a CUDA device: dense products over the dead latents only."""
 
 from __future__ import annotations
 

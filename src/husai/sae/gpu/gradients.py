@@ -1,4 +1,4 @@
-"""Gradients: codes in the order of latents, and what the rows of a latent add up to."""
+"""Gradients on a CUDA device: sort the codes by latent, and sum over the rows of each latent."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 

@@ -1,4 +1,4 @@
-"""What the CUDA engine decides before it starts: which SAEs, what they need, which way."""
+"""Decide before a run which SAEs the CUDA engine trains together, with what memory and kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bias that stands for the centring of rows, and what the active latents make of a row."""
+"""Reconstruct rows on a CUDA device from their active latents; the bias that centres the rows."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 

@@ -1,9 +1,9 @@
-"""The active latents of each row: the largest of a row or of the batch, found by bisection.
+"""Select the active latents on a CUDA device: the largest of a row or of the batch, by bisection.
 
-Positive floats sort as their bits do, so a level is a whole number and bisection ends. The ``k``
-largest of a row are in the ``k`` groups of neighbours with the largest maxima, so only those are
-searched. For a batch the level is searched over the whole of it, by passes that end as soon as one
-has been found.
+Positive floats have the same order as their bits, so a threshold is a whole number and bisection
+ends. The ``k`` largest of a row are in the ``k`` groups of neighbours with the largest maxima, so
+only these are searched. For a batch the threshold is searched over the whole batch, in passes that
+end as soon as one has been found.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"

@@ -1,8 +1,8 @@
-"""Adam (Kingma & Ba, arXiv 1412.6980), with each latent's gradients added up on the way.
+"""Adam (Kingma & Ba, arXiv 1412.6980) on a CUDA device, with the sum of each latent's gradients.
 
-``settings [N, 8]`` float32 holds what an SAE's step needs: learning rate, 1 − β1^t, 1 − β2^t, the
-factor that clips, 2 / (B·P·d), the penalty of an activation (JumpReLU: of an active latent), the
-bandwidth, and the least cosine to the start.
+``settings [N, 8]`` float32 holds the settings of an SAE's step: learning rate, 1 − β1^t, 1 − β2^t,
+the clipping factor, 2 / (B·P·d), the penalty of an activation (JumpReLU: of an active latent), the
+bandwidth, and the smallest allowed cosine to the initial decoder.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
