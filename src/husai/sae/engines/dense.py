@@ -201,7 +201,7 @@ def adam_step(
     """Do a step of Adam (Kingma & Ba, arXiv 1412.6980) for every SAE that still trains, in place.
 
     First the decoder's gradient along its rows is removed, then the gradient of each SAE is
-    clipped; after the step the rows get norm 1 again. The frozen part of a baseline does not change.
+    clipped; then the rows get norm 1 again. The frozen part of a baseline does not change.
     """
     gradients = dict(gradients)
     W_dec = bank.parameters["W_dec"]
