@@ -79,7 +79,7 @@ def test_what_is_torn_changed_or_foreign_is_said_in_one_line(tmp_path, rows):
     with pytest.raises(InputError, match="no store of activations"):
         ActivationStore(tmp_path)
     started = ActivationStore.create(tmp_path / "t", 8, "float16", ABOUT)
-    with pytest.raises(InputError, match="the extraction has not ended"):
+    with pytest.raises(InputError, match="the extraction has not finished"):
         _ = ActivationStore(started.folder).n_rows
     with pytest.raises(InputError, match="choose bfloat16 or float32"):
         started.write(0, torch.full((2, 8), 1e6))

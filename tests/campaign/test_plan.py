@@ -376,7 +376,7 @@ def test_choices_of_yes_and_no_stay_what_they_are():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"integer": (3, 1)}, "must rise"),
+        ({"integer": (3, 1)}, "must increase"),
         ({"log_uniform": (0.0, 1.0)}, "above 0"),
         ({"uniform": (0.0, 1.0), "choice": (1,)}, "exactly one"),
     ],

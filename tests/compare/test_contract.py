@@ -105,7 +105,7 @@ def test_a_folder_of_hook_points_and_seeds_gives_each(
     assert len({sae.id for sae in two}) == 3
     code, _, error = run(capsys, "compare", str(tmp_path / "run" / "layers.10"))
     assert code == 2
-    assert "only one SAE given" in error
+    assert "only one SAE is given" in error
 
 
 def test_the_reason_for_missing_codes_is_shown(
@@ -178,7 +178,7 @@ def test_several_arrays_and_no_rows(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 arrays could be the rows"):
         load_activations(tmp_path / "rows.npz")
     (tmp_path / "rows.csv").write_text("1,2")
-    with pytest.raises(InputError, match="rows are read from"):
+    with pytest.raises(InputError, match="not a format of rows"):
         load_activations(tmp_path / "rows.csv")
 
 

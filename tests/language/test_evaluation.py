@@ -118,7 +118,7 @@ def test_one_position_is_changed_where_one_is_read(models, tokens):
     assert last["kl_div_with_ablation"][0] == pytest.approx(0, abs=1e-6)
     assert math.isclose(last["ce_loss_with_sae"][0], last["ce_loss_without_sae"][0], abs_tol=1e-6)
     with_loss = CONFIG.model_copy(update={"measure": "cross_entropy"})
-    with pytest.raises(InputError, match="has no head for tokens, so that there is no cross-ent"):
+    with pytest.raises(InputError, match="predicts no tokens, so there is no cross-ent"):
         model_metrics(
             models["bert_encoder"], text, (HOOK, "all"), saes, READING, with_loss, torch.zeros(16)
         )

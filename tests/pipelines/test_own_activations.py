@@ -57,9 +57,9 @@ def study(tmp_path_factory):
 def test_the_page_says_that_there_is_no_transformer(study):
     page = (study / "reporting" / "home_study.md").read_text()
     assert page.startswith("# Your own activations")
-    assert "There is none: these are rows of your own." in page
+    assert "There is no transformer: the rows are your own." in page
     assert "`rows@-1`" in page
-    assert "no true features are known" in page
+    assert "no known true features" in page
     assert "grok" not in page
 
 
