@@ -369,4 +369,4 @@ class Settings:
         """
         stated = self.whole(name)
         if stated is not None and stated != found:
-            raise InputError(f"{self.path}: {name} is {stated}, but the tensors have {found}")
+            raise InputError(f"{self.path}: {name} {stated}, but the tensors have {found}")

@@ -129,7 +129,7 @@ def test_what_is_not_an_autoencoder_is_read_by_its_decoder(
         ({"k": None}, "do not say k"),
         ({"k": 5, "activation": "groupmax"}, "k 5 does not divide 12"),
         ({"num_latents": F + 1}, "num_latents 13, but the tensors have 12"),
-        ({"expansion_factor": 3}, "expansion_factor 3 of 6 is not the 12 latents"),
+        ({"expansion_factor": 3}, "expansion_factor 3 of 6 does not give the 12 latents"),
         ({"d_in": D + 1}, "d_in 7, but the tensors have 6"),
     ],
 )
