@@ -138,7 +138,9 @@ def test_missing_foreign_and_torn_files_are_named(tmp_path):
         read_rows(tmp_path)
     (tmp_path / "several").mkdir()
     (tmp_path / "several" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    with pytest.raises(InputError, match=r"give the folder of one: .*several/train, .*several/test"):
+    with pytest.raises(
+        InputError, match=r"give the folder of one: .*several/train, .*several/test"
+    ):
         read_rows(tmp_path / "several")
     for path in (write_pt(tmp_path), write_safetensors(tmp_path), write_parquet(tmp_path)):
         path.write_bytes(path.read_bytes()[:60])
