@@ -58,7 +58,7 @@ from husai.consistency.study.labels import candidate_labels, label_tables
 from husai.consistency.study.pairs import score_pair
 from husai.consistency.study.record import group_members, live_group
 from husai.errors import InputError
-from husai.figures.transformers import transformers_figure
+from husai.figures.transformers import STOPS, transformers_figure
 from husai.storage import atomic_path
 from husai.transformer import (
     TrainedTransformer,
@@ -508,12 +508,12 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
         "",
     ]
     for stop, own in wide.groupby("stop", sort=False):
-        names = {"early_stop": "At the early stop", "cleaned_up": "Cleaned up"}
+        name = STOPS[str(stop)][0].capitalize()
         for architecture, part in own.groupby("architecture", sort=False):
             first, *others = part.sort_values("answers", ascending=False).to_dict("records")
             rest = [row["answers"] for row in others]
             text.append(
-                f"- {names[str(stop)]}, {architecture}: {first['answers']:.1f} of {number} answers "
+                f"- {name}, {architecture}: {first['answers']:.1f} of {number} answers "
                 f"have a feature of their own on {first['transformer']}, whose key frequencies are "
                 f"{first['effective_frequencies']:.1f} in effect; on the other {len(rest)} "
                 f"transformers {min(rest):.1f} to {max(rest):.1f}."

@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, the long files first, MLflow's empty file."""
+"""Settings of all tests: one thread per process, long files first, an empty MLflow file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The husai command: output, exit codes, errors in one line."""
+"""The husai command: output, exit codes, and errors of one line."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def test_help_and_version_import_nothing_heavy() -> None:
     )
 
 
-def test_compares_prints_and_writes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_prints_and_writes_its_result(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = folder / "out.json"
     code, text, error = run(
         capsys,
@@ -104,7 +106,7 @@ def test_compares_prints_and_writes(folder: Path, capsys: pytest.CaptureFixture[
     assert quiet == (0, "", "")
 
 
-def test_fail_under_is_an_exit_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fail_under_sets_the_exit_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair: list[str | Path] = [folder / "s0.npy", folder / "s1.npy", "--null-draws", "0"]
     assert run(capsys, "compare", *pair, "--fail-under", "0.5")[0] == 0
     code, _, error = run(capsys, "compare", *pair, "--fail-under", "0.99")
@@ -178,7 +180,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[Path, str]]:
         "given twice",
     ],
 )
-def test_bad_input_is_one_line_and_runs_nothing(
+def test_bad_input_gives_an_error_of_one_line_and_runs_no_code(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, message = bad_inputs(folder)[case]
@@ -211,8 +213,8 @@ def test_bad_options_are_refused_before_the_work(
         (["--threshold", "1.5"], "--threshold: 1.5"),
         (["--null-draws", "-1"], "--null-draws: -1"),
         (["--device", "nowhere"], "device"),
-        (["--json", str(folder / "missing" / "out.json")], "no such directory"),
-        (["--json", str(folder)], "a directory"),
+        (["--json", str(folder / "missing" / "out.json")], "this folder does not exist"),
+        (["--json", str(folder)], "this is a folder"),
         (["--activations", str(folder / "s9.npy")], "s9.npy: no such file"),
         (["--activations", str(folder / "notes.txt")], "notes.txt"),
     ):
@@ -234,7 +236,7 @@ def test_the_help_states_the_defaults_of_the_comparison() -> None:
     assert {name: options[name] for name in shared} == {name: defaults[name] for name in shared}
 
 
-def test_without_a_command_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = run(capsys)
     assert code == 2
     assert "compare" in error
@@ -305,7 +307,7 @@ def test_features_writes_a_page_and_a_table(
         (["--activations", "nothing.npy"], "no such file"),
     ],
 )
-def test_features_refuses_what_does_not_fit(
+def test_features_refuses_input_that_does_not_fit(
     folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

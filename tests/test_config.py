@@ -1,4 +1,4 @@
-"""Parameter groups: any value is accepted, or refused in one line, before anything is built."""
+"""Parameter groups: any value is accepted or refused in one line, before any work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROJECT = Path(__file__).parents[1]
 
 @functools.cache
 def groups() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give the shipped parameters and the models that read them."""
+    """Return the shipped parameters and the models that read them."""
     bootstrap_project(PROJECT)
     types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
     parameters: dict[str, Any] = {}
@@ -42,7 +42,7 @@ def groups() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Give the place of every value and mapping of a tree, but its root."""
+    """Return the place of every value and mapping of a tree except its root."""
     found = [path] if path else []
     if isinstance(value, dict):
         for key, entry in value.items():
@@ -122,5 +122,5 @@ def test_absurd_values_are_named(group: type[Config], fields: dict[str, Any], fi
 
 def test_a_plan_too_large_to_lay_out_is_refused() -> None:
     plan = PlanConfig.model_validate({**PLAN, "seeds": range(1000), "d_sae": range(8, 1000)})
-    with pytest.raises(InputError, match="992000 SAEs; at most"):
+    with pytest.raises(InputError, match="992000 SAEs; plan at most"):
         plan_saes(plan)

@@ -1,4 +1,4 @@
-"""The pages lead where they say, are all in the site's menu, and explain every score and null."""
+"""Links of the documents work, all pages are in the menu, and every score and null is explained."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def name_of(path: Path) -> str:
 
 
 def words_of(path: Path) -> str:
-    """The text of a page without what stands in code."""
+    """Return the text of a page without code."""
     text = path.read_text(encoding="utf-8")
     return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
 
@@ -47,7 +47,7 @@ def anchors(path: Path) -> frozenset[str]:
 
 
 def broken_links(path: Path) -> list[str]:
-    """The links of a page that lead nowhere."""
+    """Return the links of a page whose target does not exist."""
     found = []
     for target, anchor in LINK.findall(words_of(path)):
         to = (path.parent / target).resolve() if target else path
@@ -77,7 +77,7 @@ def menu(entries: Any) -> list[str]:
     return [page for entry in entries for page in menu(entry)]
 
 
-def test_every_page_has_one_place_in_the_menu_and_is_there() -> None:
+def test_every_page_is_in_the_menu_once_and_exists() -> None:
     pages = menu(SITE["nav"])
     assert len(pages) == len(set(pages))
     folder = ROOT / "docs"
@@ -90,7 +90,7 @@ def test_every_page_has_one_place_in_the_menu_and_is_there() -> None:
 
 
 def identifiers() -> list[tuple[str, str]]:
-    """What the reference pages show: page and module."""
+    """Return the modules that the reference pages show, with their pages."""
     pages = (ROOT / "docs" / "reference").glob("*.md")
     shown = [
         (path.name, re.findall(r"^::: (\S+)", path.read_text(), re.MULTILINE)) for path in pages
@@ -99,7 +99,7 @@ def identifiers() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "module"), identifiers())
-def test_the_reference_shows_what_is_there(page: str, module: str) -> None:
+def test_the_reference_shows_every_module(page: str, module: str) -> None:
     assert importlib.import_module(module).__doc__
 
 
@@ -111,7 +111,7 @@ def section(page: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_every_score_has_its_formula_and_says_when_it_misleads(name: str) -> None:
+def test_every_score_has_its_formula_and_its_limits(name: str) -> None:
     assert "Mislead" in section("scores.md", name)
 
 

@@ -1,4 +1,4 @@
-"""Which features the documents show: chosen from a table where the right ones are known."""
+"""The features shown in the documents are chosen correctly, on a table with known answers."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def cards() -> pd.DataFrame:
     return pd.DataFrame([*rows, other])
 
 
-def test_what_comes_back_is_the_answer_with_the_best_worst_partner():
+def test_the_recurring_example_is_the_answer_with_the_best_worst_partner():
     assert feature_maps.comes_back(cards())["label"] == "answer = 2"
 
 
-def test_what_is_lost_is_missing_in_one_seed_alone():
+def test_the_lost_example_is_missing_in_exactly_one_seed():
     feature, missing = feature_maps.lost(cards())
     assert feature["label"] == "answer = 3"
     expected = [("answer = 3", IDS[2]), ("answer = 4", IDS[1]), ("answer = 4", IDS[2])]
     assert list(missing.itertuples(index=False, name=None)) == expected
 
 
-def test_means_of_answers_find_what_depends_on_the_answer_alone():
+def test_means_of_answers_find_the_part_that_depends_on_the_answer():
     modulus = 5
     a, b = np.divmod(np.arange(modulus**2), modulus)
     answer = np.eye(modulus)[(a + b) % modulus]

@@ -1,4 +1,4 @@
-"""The glossary explains everything that pages and tables show."""
+"""The glossary explains every term that pages and tables show."""
 
 from __future__ import annotations
 

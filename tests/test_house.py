@@ -1,4 +1,4 @@
-"""Which package may import which, read from the source with ast."""
+"""Rules of the source tree: which package may import which, no cycles, no long files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ MOST_POSITIONAL = 8
 
 
 class Import(NamedTuple):
-    """One import statement: who, what, where, and whether it runs when the module is imported."""
+    """One import: importing module, imported name, line, and whether it runs at import time."""
 
     module: str
     target: str
@@ -134,12 +134,12 @@ IMPORTS = [
 
 
 def room_of(module: str) -> str:
-    """Give the room that a module of the package is in."""
+    """Return the package (its room) that a module belongs to."""
     return module.split(".")[1] if "." in module else ""
 
 
 def broken_rules(imports: list[Import]) -> list[str]:
-    """Say which imports break the rules, one line each."""
+    """Return one line for each import that breaks the rules."""
     found = []
     for one in imports:
         room, top = room_of(one.module), one.target.split(".")[0]
@@ -201,7 +201,7 @@ def test_a_broken_rule_is_found(module, text, reason):
 
 
 def cycles(imports: list[Import]) -> list[list[str]]:
-    """Give the circles among modules that import one another: at once, in a function, as a type."""
+    """Return the cycles among modules that import one another, also in functions and for types."""
     graph: dict[str, set[str]] = {module: set() for module in MODULES}
     for one in imports:
         if one.target in MODULES and one.target != one.module:

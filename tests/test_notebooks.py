@@ -1,4 +1,4 @@
-"""The notebooks are committed as they ran, small enough to read."""
+"""The notebooks are committed with their outputs, and are small enough to read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cell(source: str) -> dict[str, Any]:
     return {"cell_type": "code", "source": source.splitlines(keepends=True), "outputs": []}
 
 
-def test_there_are_four() -> None:
+def test_there_are_four_notebooks() -> None:
     assert [name[0] for name in NOTEBOOKS] == ["1", "2", "3", "4"]
 
 
@@ -41,7 +41,7 @@ def test_a_notebook_has_the_outputs_of_its_cells_and_is_small(name: str) -> None
     assert all(output["output_type"] in ("stream", "display_data") for output in shown)
 
 
-def test_what_cells_print_and_show_is_kept() -> None:
+def test_outputs_of_cells_are_kept() -> None:
     notebook = {
         "cells": [
             cell("x = 6\nprint(x * 7)"),
@@ -56,7 +56,7 @@ def test_what_cells_print_and_show_is_kept() -> None:
     assert last["execution_count"] == 2
 
 
-def test_every_notebook_of_several_keeps_its_pictures(tmp_path: Path) -> None:
+def test_each_of_several_notebooks_keeps_its_own_pictures(tmp_path: Path) -> None:
     drawn = cell(
         "%matplotlib inline\nfrom matplotlib.figure import Figure\n"
         "figure = Figure(figsize=(1, 1))\nfigure.subplots()\nfigure"
@@ -70,13 +70,13 @@ def test_every_notebook_of_several_keeps_its_pictures(tmp_path: Path) -> None:
         assert list(output["data"]) == ["image/png"], path.name
 
 
-def test_a_cell_that_fails_says_which(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_cell_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="cell 2 of the notebook failed: division by zero"):
         runner().run_notebook({"cells": [cell("x = 0"), cell("1 / x")]})
     capsys.readouterr()
 
 
-def test_by_hand_and_library_agree() -> None:
+def test_the_computation_by_hand_agrees_with_the_library() -> None:
     """The third notebook needs no study: it is run here."""
     path = FOLDER / "3_nulls_and_intervals.ipynb"
     cells = runner().run_notebook(json.loads(path.read_text()))["cells"]

@@ -1,4 +1,4 @@
-"""Long work says that it goes on."""
+"""Long work shows a progress bar or log lines."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def wait_for(found, seconds: float = 20.0) -> None:
     assert found()
 
 
-def test_silent_work_says_what_it_does(heartbeat, caplog):
+def test_work_without_output_is_named(heartbeat, caplog):
     with step("compare"), step("nulls of one group"):
         wait_for(lambda: caplog.messages)
     assert caplog.messages[0].startswith("compare, nulls of one group … ")
 
 
-def test_where_nothing_is_named_nothing_is_said(heartbeat, caplog):
+def test_without_a_name_nothing_is_logged(heartbeat, caplog):
     time.sleep(0.3)
     assert caplog.messages == []
 
 
-def test_a_bar_that_is_drawn_is_a_sign_of_life(heartbeat, caplog, capsys):
+def test_a_drawn_bar_counts_as_output(heartbeat, caplog, capsys):
     # in a log file it writes its next line after seconds; until then it is not silence
     with step("train"), progress_bar(10, "train") as bar:
         bar.update(1)
@@ -48,7 +48,7 @@ def test_a_bar_that_is_drawn_is_a_sign_of_life(heartbeat, caplog, capsys):
     assert caplog.messages == []
 
 
-def test_it_stops(heartbeat, caplog):
+def test_the_message_stops_with_the_work(heartbeat, caplog):
     heartbeat.stop()
     heartbeat.stop()  # once more is no error
     with step("compare"):
@@ -56,7 +56,7 @@ def test_it_stops(heartbeat, caplog):
     assert caplog.messages == []
 
 
-def test_a_piece_of_work_has_a_heartbeat_of_its_own(monkeypatch, caplog):
+def test_a_task_has_its_own_heartbeat(monkeypatch, caplog):
     monkeypatch.setattr(progress, "SILENCE_SECONDS", 0.08)
     caplog.set_level(logging.INFO, "husai.progress")
     with alive("opening"):

@@ -1,4 +1,4 @@
-"""Texts that people read keep to plain English, and name no machine and no package index."""
+"""Texts that people read are in plain English, and name no machine and no package index."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TEXTS = {path: path.read_text(encoding="utf-8") for path in texts()}
 
 
 @pytest.mark.parametrize("rule", BANNED)
-def test_no_text_has_a_banned_form(rule: str) -> None:
+def test_no_text_has_a_forbidden_form(rule: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 1}: {match[0]!r}"
         for path, text in TEXTS.items()
@@ -59,7 +59,7 @@ def test_no_text_has_a_banned_form(rule: str) -> None:
         ("no address of a package index", "--index-url=https://host/simple"),
     ],
 )
-def test_the_rules_find_what_they_ban(rule: str, text: str) -> None:
+def test_the_rules_find_forbidden_forms(rule: str, text: str) -> None:
     assert re.search(BANNED[rule], text)
 
 

@@ -1,4 +1,4 @@
-"""What made a result is named as it was typed."""
+"""The command that made a result is recorded as it was typed."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ from husai.provenance import command_line
         (["kedro", "--params=u=http://me:pw123456@h/"], "kedro --params=u=http://***@h/"),
     ],
 )
-def test_the_command_is_given_as_typed(monkeypatch, words, expected):
+def test_the_command_is_recorded_as_typed(monkeypatch, words, expected):
     monkeypatch.setattr(sys, "argv", words)
     assert command_line() == expected

@@ -1,4 +1,4 @@
-"""What is released says one version, and the lock file holds what the package asks for."""
+"""A release has one version everywhere, and the lock file has every required package."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOCK = pins("requirements.lock")
 LOCKED = [*PROJECT["dependencies"], *EXTRAS["lm"], *EXTRAS["project"], *EXTRAS["dev"]]
 
 
-def test_one_version_is_said_everywhere() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.search(r"^## (\S+) \((\d{4}-\d{2}-\d{2})\)$", changes, re.MULTILINE)
@@ -40,7 +40,7 @@ def test_one_version_is_said_everywhere() -> None:
 
 
 @pytest.mark.parametrize("wanted", [one for one in LOCKED if not one.startswith("husai")])
-def test_the_lock_file_has_what_is_asked_for(wanted: str) -> None:
+def test_the_lock_file_has_every_required_package(wanted: str) -> None:
     asked = Requirement(wanted)
     assert asked.specifier.contains(LOCK[canonicalize_name(asked.name)])
 
@@ -52,7 +52,7 @@ def test_extras_name_one_another() -> None:
 
 
 @pytest.mark.parametrize(("extra", "advice"), [("lm", "husai[lm]'"), ("project", "repository")])
-def test_a_missing_package_is_one_line_with_what_to_do(extra: str, advice: str) -> None:
+def test_a_missing_package_gives_one_line_that_says_what_to_do(extra: str, advice: str) -> None:
     needs("numpy", extra)
     with pytest.raises(InputError, match="absent_package is not installed") as caught:
         needs("absent_package", extra)

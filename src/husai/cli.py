@@ -1,6 +1,7 @@
-"""The ``husai`` command.
+"""The entry point of the ``husai`` command: runs a command and reports errors in one line.
 
-Nothing heavy is imported until a command runs, so that ``--help`` and ``--version`` are instant.
+Heavy libraries are imported only when a command runs, so that ``--help`` and ``--version`` are
+fast.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from husai.commands.files import convert, inspect
 from husai.commands.shared import BAD_INPUT, INTERRUPTED, OK
 from husai.commands.studies import studies
 
-cli = click.Group("husai")  # Kedro adds the commands of this group to its own: there are none
+cli = click.Group("husai")  # Kedro adds the commands of this group to its own; it has none
 
 
 @click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
@@ -50,14 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain("husai", "interrupted")
         return INTERRUPTED
     except ValueError as error:
-        # what can fail on bad input is a ValueError: InputError, and pydantic's ValidationError
+        # bad input raises a ValueError: InputError, or pydantic's ValidationError
         message = _one_line(error, context)
         if message is None:
             raise
         _complain(f"husai {context.invoked_subcommand}", message)
         return BAD_INPUT
-    except BrokenPipeError:  # the reader went away, as `head` does
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - nothing more may be flushed
+    except BrokenPipeError:  # the reader of the pipe has ended, as `head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the last flush must not fail
         return OK
     return int(code)
 
@@ -67,7 +68,7 @@ def _complain(command: str, message: str) -> None:
 
 
 def _one_line(error: ValueError, context: click.Context) -> str | None:
-    """The message for the user, or None when the error is not about the input."""
+    """Return the message for the user, or None if the error is not about the input."""
     from pydantic import ValidationError
 
     from husai.errors import InputError
@@ -75,7 +76,7 @@ def _one_line(error: ValueError, context: click.Context) -> str | None:
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, ValidationError):
-        # fields are settings of a command, which are typed by the name of an option
+        # name the option that sets the field
         command = commands.commands[str(context.invoked_subcommand)]
         typed = {parameter.name: parameter.opts[0] for parameter in command.params}
         return "; ".join(

@@ -1,4 +1,4 @@
-"""The project's pipelines."""
+"""Registers the project's pipelines for Kedro."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from husai.hooks.stages import STUDY
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Give every pipeline of the package; the default is the whole home study."""
-    # Kedro's find_pipelines leaves out those that were not asked for, and with them the knowledge
-    # of which parameters exist and what the study is; none of them is slow to import
+    """Return every pipeline of the package by name; the default is the whole home study."""
+    # Kedro's find_pipelines omits pipelines that were not asked for, but the checks need all of
+    # them to know which parameters exist; none of them is slow to import
     names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg]
     found: dict[str, Pipeline] = {
         name: NamedPipeline(import_module(f"{package.__name__}.{name}").create_pipeline().nodes)
         for name in names
     }
-    # one node gathers what both read, also when they run together
+    # both read the output of feature_group, which runs once when they run together
     group = found.pop("feature_group")
     for name in ("consensus", "feature_pages"):
         found[name] = group + found[name]

@@ -1,4 +1,4 @@
-"""Kedro project settings."""
+"""Kedro's settings for this project: its hooks, catalog and configuration loader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from husai.hooks.study import NamedStudy, StudyConfigLoader
 from husai.studies import data_folder
 from husai.tracking.hook import MlflowHook
 
-# Kedro's own call of a function that OmegaConf will rename: nothing a user could fix
+# Kedro calls a function that OmegaConf will rename; users can do nothing about it
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
 
 
@@ -41,7 +41,7 @@ CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**"], "study": ["study*"]},
-    # an environment changes the fields it names; the rest of a group stays that of base
+    # an environment changes only the fields that it names; the rest of a group is that of base
     "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
     "custom_resolvers": {"data_dir": data_folder},
 }

@@ -1,4 +1,4 @@
-"""Activations: those read are those the model computes, and their statistics are right."""
+"""Activations: the rows that are read equal those the model computes, and statistics are right."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model_and_tokens():
     return model, tokens, torch.arange(37) % 3
 
 
-def test_chunks_give_what_one_pass_gives(model_and_tokens):
+def test_chunks_give_the_same_as_one_pass(model_and_tokens):
     model, tokens, split = model_and_tokens
     hooks = ("blocks.0.mlp.hook_post", "blocks.0.hook_resid_post", "blocks.0.attn.hook_z")
     config = ExtractionConfig(hook_names=hooks, positions=(-1, 0), chunk_size=5)
@@ -72,7 +72,7 @@ def test_a_hook_may_have_a_position_of_its_own(model_and_tokens):
     torch.testing.assert_close(found["hook_embed@0"].values, embedding[tokens[:, 0]])
 
 
-def test_non_finite_activations_stop(model_and_tokens):
+def test_non_finite_activations_are_an_error(model_and_tokens):
     model, tokens, split = model_and_tokens
     weight = model.state_dict(keep_vars=True)["embed.weight"]
     kept = weight.detach().clone()
@@ -102,7 +102,7 @@ def test_statistics_of_a_planted_spectrum():
     assert found["norm_of_mean"] == pytest.approx(5 * np.sqrt(10), rel=1e-4)
 
 
-def test_file_round_trip_keeps_all(tmp_path):
+def test_file_round_trip_keeps_everything(tmp_path):
     values = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     rows = Activations(values, torch.tensor([0, 1, 2, 0, 0, 2]), "blocks.0.hook", -1, {"p": 7})
     file = TensorFile.from_bytes(TensorFile(*rows.to_tensors()).to_bytes(), "memory")

@@ -1,4 +1,4 @@
-"""Columns beside rows become classes or numbers; what can be neither is said."""
+"""Columns beside rows become classes or numbers; a column that can be neither gives a warning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from husai.consistency.analyses.labels import Classes, Regressors, table_labels
 from husai.errors import InputError
 
 
-def test_numbers_truth_values_and_words_are_kept_as_they_are():
+def test_numbers_booleans_and_words_are_kept_as_they_are():
     table = pd.DataFrame(
         {
             "class": [0, 1, 0, -1],
@@ -31,7 +31,7 @@ def test_numbers_truth_values_and_words_are_kept_as_they_are():
     assert [type(one) for one in classes] == [Classes, Classes, Classes, Regressors]
 
 
-def test_of_many_values_the_most_frequent_are_classes(monkeypatch, caplog):
+def test_only_the_most_frequent_values_become_classes(monkeypatch, caplog):
     monkeypatch.setattr(module, "MOST_CLASSES", 2)
     table = pd.DataFrame({"token": [7, 7, 7, 5, 5, 3, 2], "word": list("xxyyyzw")})
     with caplog.at_level(logging.WARNING):
@@ -44,7 +44,7 @@ def test_of_many_values_the_most_frequent_are_classes(monkeypatch, caplog):
     assert (len(tokens.names), len(words.names)) == (2, 2)
 
 
-def test_a_column_that_tells_nothing_is_left_out_with_a_warning(caplog):
+def test_a_column_without_information_is_left_out_with_a_warning(caplog):
     table = pd.DataFrame({"row": range(4), "same": [1] * 4, "flat": [0.5] * 4, "y": [0, 0, 1, 1]})
     with caplog.at_level(logging.WARNING):
         assert list(prepare_labels(table)) == ["y"]
@@ -53,7 +53,7 @@ def test_a_column_that_tells_nothing_is_left_out_with_a_warning(caplog):
     assert "'flat': all rows have the same value" in caplog.text
 
 
-def test_numbers_that_are_missing_are_one_line():
+def test_missing_numbers_give_an_error_of_one_line():
     with pytest.raises(InputError, match=r"labels 'depth': row 1 has NaN"):
         prepare_labels(pd.DataFrame({"depth": [0.5, np.nan]}))
 

@@ -1,4 +1,4 @@
-"""Rows as people bring them: every format gives the same matrix and labels, or one line."""
+"""Rows of activations in files: every format gives the same matrix and labels, or one line."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_an_npy_file_is_not_read_into_memory(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_positions_are_flattened_and_their_labels_with_them(tmp_path, dtype):
+def test_positions_are_flattened_together_with_their_labels(tmp_path, dtype):
     path = tmp_path / "r.pt"
     values = torch.arange(24).reshape(2, 3, 4).to(dtype)
     tokens = torch.tensor([[7, 8, 9], [1, 2, 3]])
@@ -120,7 +120,7 @@ def save(path, content):
         ("r.pt", {"rows": object()}, "incomplete or of another format"),
     ],
 )
-def test_what_cannot_be_rows_is_one_line(tmp_path, name, content, message):
+def test_arrays_that_cannot_be_rows_give_an_error_of_one_line(tmp_path, name, content, message):
     save(tmp_path / name, content)
     with pytest.raises(InputError, match=message) as error:
         read_rows(tmp_path / name)
@@ -128,7 +128,7 @@ def test_what_cannot_be_rows_is_one_line(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_missing_foreign_and_torn_files_are_named(tmp_path):
+def test_missing_foreign_and_incomplete_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.npy: no such file"):
         read_rows(tmp_path / "none.npy")
     (tmp_path / "r.csv").write_text("1,2\n")

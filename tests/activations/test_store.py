@@ -1,4 +1,4 @@
-"""A store of activations: what was written is read, whole or with a reason, in an exact order."""
+"""A store of activations: rows are read back exactly, in the order of the seed, or not at all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rows():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_rows_come_back_across_shards(tmp_path, rows, dtype):
+def test_rows_are_read_back_across_shards(tmp_path, rows, dtype):
     store = write(tmp_path / "s", rows, dtype=dtype, held_out=500)
     kept = rows.to(getattr(torch, dtype)).float()
     assert (store.n_rows, store.n_held_out, store.d_in) == (6000, 500, 8)
@@ -60,7 +60,7 @@ def test_the_same_rows_give_the_same_bytes_and_later_shards_are_added(tmp_path, 
     assert not one.folder.exists()
 
 
-def test_what_is_torn_changed_or_foreign_is_said_in_one_line(tmp_path, rows):
+def test_damaged_changed_or_foreign_stores_give_an_error_of_one_line(tmp_path, rows):
     store = write(tmp_path / "s", rows)
     shard = store.folder / "rows-000003.safetensors"
     content = shard.read_bytes()
@@ -100,12 +100,12 @@ def small_blocks(monkeypatch):
 
 
 def buffer_gb(rows: int, d: int = 8) -> float:
-    """Give a buffer whose half holds so many rows."""
+    """Return the size in GB of a buffer half of which holds this many rows."""
     return 2 * 4 * d * rows / 1e9 * 1.0001
 
 
 def stream(prepared, seeds, steps, pieces):
-    """Rows of the batches by seed, read in pieces of so many steps."""
+    """Return the rows of the batches by seed, read in pieces of some steps."""
     memory = prepared.memory(seeds, torch.device("cpu"))
     found: dict[int, list[torch.Tensor]] = {seed: [] for seed in seeds}
     step = 0
@@ -116,7 +116,7 @@ def stream(prepared, seeds, steps, pieces):
     return {seed: torch.cat(parts) for seed, parts in found.items()}
 
 
-def test_every_pass_has_every_row_once_in_an_order_of_the_seed_alone(tmp_path, rows, small_blocks):
+def test_every_pass_has_every_row_once_in_an_order_set_by_the_seed(tmp_path, rows, small_blocks):
     store = write(tmp_path / "s", rows, held_out=100)
     training = TRAINING.model_copy(update={"rows_memory_gb": buffer_gb(700), "normalize": "none"})
     prepared = prepare_rows(store, None, training)
@@ -190,7 +190,7 @@ def test_training_from_a_store_resumes_to_the_same_bits(tmp_path, rows, small_bl
     assert whole[0].metrics["fvu"] < 1
 
 
-def test_rows_that_fit_are_held_and_train_as_a_matrix_does(tmp_path, rows):
+def test_rows_that_fit_into_memory_train_the_same_as_a_matrix(tmp_path, rows):
     store = write(tmp_path / "s", rows, held_out=500)
     training = TRAINING.model_copy(update={"rows_memory_gb": 1.0})
     held = prepare_rows(store, None, training)

@@ -129,7 +129,7 @@ def test_seeds_that_share_a_wrong_dictionary_are_called_stable_but_wrong():
     assert found.low > 0
 
 
-def test_seeds_around_the_truth_are_in_step_or_truer():
+def test_seeds_with_small_errors_are_in_step_with_truth_or_truer_than_stable():
     rng = np.random.default_rng(4)
     # independent errors: cos(a, b) ≈ cos(a, truth)², so each is nearer to truth than to another
     seeds = [noisy(rng, TRUTH, 0.12) for _ in range(6)]
@@ -145,7 +145,7 @@ def test_seeds_around_the_truth_are_in_step_or_truer():
     assert (two.verdict, two.low) == ("not defined", None)
 
 
-def test_nulls_keep_different_chance_levels_apart():
+def test_scores_with_different_chance_levels_are_compared_above_their_nulls():
     # raw scores equal, but chance is far higher for the truth with many features
     W = np.full((4, 4), 0.7)
     found = excess_consistency(W, np.full(4, 0.7), pw_null=0.3, gt_null=0.6)
@@ -153,7 +153,7 @@ def test_nulls_keep_different_chance_levels_apart():
     assert found.verdict == "stable but wrong"
 
 
-def test_no_verdict_where_the_scores_count_different_features():
+def test_no_verdict_if_the_scores_count_different_features():
     found = excess_consistency(np.ones((4, 4)), np.full(4, 0.5), n_latents=12, n_true=8)
     assert (found.verdict, found.excess, found.low) == ("not comparable", None, None)
     assert "12 latents" in found.reason
@@ -162,7 +162,7 @@ def test_no_verdict_where_the_scores_count_different_features():
     assert (same.verdict, same.reason) == ("stable but wrong", "")
 
 
-def test_excess_interval_covers():
+def test_interval_of_the_excess_covers_the_true_value():
     rng = np.random.default_rng(5)
     inside, S, trials = 0, 5, 400
     for _ in range(trials):
@@ -175,7 +175,7 @@ def test_excess_interval_covers():
     assert abs(inside / trials - 0.95) < 4 * np.sqrt(0.95 * 0.05 / trials)
 
 
-def test_reproducible_features_find_what_is_shared_and_true():
+def test_reproducible_features_finds_features_that_are_shared_and_true():
     rng = np.random.default_rng(6)
     shared_but_wrong = rng.standard_normal((3, 16))
     seeds = []
@@ -202,7 +202,7 @@ def test_reproducible_features_find_what_is_shared_and_true():
     assert nothing["recall"] is None
 
 
-def test_detector_intervals_are_over_clusters():
+def test_detector_intervals_resample_whole_clusters():
     rng = np.random.default_rng(10)
     # clusters of 40 latents that differ in how many of the reproduced are true
     quality = rng.uniform(0.2, 0.9, 12)
@@ -256,7 +256,7 @@ def test_reproducibility_is_zero_without_a_partner():
     np.testing.assert_array_equal(first[5:], 0)
 
 
-def test_rank_correlation_is_spearman_and_respects_clusters():
+def test_rank_correlation_is_spearmans_and_respects_clusters():
     rng = np.random.default_rng(7)
     x = rng.standard_normal(30)
     y = x + rng.standard_normal(30)
@@ -290,7 +290,7 @@ def test_rank_correlation_resamples_whole_clusters():
     assert (found.low, found.high) == pytest.approx(tuple(brute), abs=0.05)
 
 
-def test_within_run_correlation_sees_what_differences_between_runs_hide():
+def test_within_run_correlation_is_not_hidden_by_differences_between_runs():
     # within every run the score falls as truth rises, over all settings it rises with it
     rows = [
         {"run": f"{c}{r}", "cluster": c, "gt_mcc": c + 0.1 * t, "score": c - 0.1 * t, "flat": 1.0}
@@ -311,7 +311,7 @@ def test_within_run_correlation_sees_what_differences_between_runs_hide():
     assert two["n"][0] == 0
 
 
-def test_rank_correlation_interval_covers():
+def test_rank_correlation_interval_covers_the_true_value():
     rng = np.random.default_rng(8)
     # bivariate normal: Spearman's ρ = 6/π·asin(r/2)
     r, trials, inside = 0.6, 150, 0
@@ -334,7 +334,7 @@ def test_undefined_rank_correlations_say_why():
     assert "3 independent clusters" in few.reason
 
 
-def test_calibrate_scores_slices():
+def test_calibrate_scores_gives_a_row_for_every_slice():
     rng = np.random.default_rng(9)
     n = 60
     truth = rng.random(n)
@@ -361,7 +361,7 @@ def test_calibrate_scores_slices():
     assert calibrate_scores(settings, ["good"], n_resamples=50)["n"][0] == n // 2
 
 
-def test_gate_calibration_counts():
+def test_gate_calibration_counts_right_and_wrong_verdicts():
     # passed: two of three settled; settled: one of three held back
     gate = gate_calibration(
         passed=[False, True, True, False, True],
@@ -403,7 +403,7 @@ def test_clustered_share_lies_between_two_wilson_intervals():
     assert (none.low, none.high) == wilson(0, 10)
 
 
-def test_clustered_share_covers_where_wilson_on_all_does_not():
+def test_clustered_share_covers_the_truth_and_wilson_on_all_does_not():
     rng = np.random.default_rng(13)
     trials, p = 400, 0.3
     inside: list[bool] = []
@@ -421,7 +421,7 @@ def test_clustered_share_covers_where_wilson_on_all_does_not():
     assert np.mean(naive) < 0.7
 
 
-def test_chance_of_axes_is_that_of_turned_latents():
+def test_chance_for_axes_equals_that_of_rotated_latents():
     rng = np.random.default_rng(14)
     planes = np.linalg.qr(rng.standard_normal((3, 10, 2)))[0].transpose(0, 2, 1)
     rho = [0.95, 1.0, 0.92, 0.97]
@@ -453,7 +453,7 @@ def test_chance_of_axes_is_that_of_turned_latents():
         (lambda: truth_scores(TRUTH, TRUTH, codes=np.ones((3, 12))), "both or neither"),
         (
             lambda: detector_metrics(np.ones((3, 12)), np.ones((4, 12)), TRUTH, TRUTH),
-            "3 rows meets 4",
+            "has 3 rows",
         ),
         (lambda: detector_metrics(np.ones((3, 5)), np.ones((3, 12)), TRUTH, TRUTH), "widths 5"),
         (lambda: excess_consistency(np.ones((3, 3)), np.ones(2)), "gt_scores"),

@@ -1,4 +1,4 @@
-"""The fused full-batch trainer of the reproductions against torch autograd, step for step."""
+"""The fused full-batch trainer of the reproductions equals torch autograd at every step."""
 
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ def by_autograd(sae, rows, k, steps):
 
 
 @pytest.mark.parametrize(("k", "d_sae"), [(None, 16), (3, 16), (3, 80)])
-def test_full_batch_equals_autograd(k, d_sae):
+def test_full_batch_training_equals_autograd(k, d_sae):
     rows, _ = planted_dictionary(song_world()).sample(700)
     architecture = "topk" if k else "standard"
     sae = initial_sae(architecture, 8, d_sae, seed=42)
@@ -47,7 +47,7 @@ def test_full_batch_equals_autograd(k, d_sae):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def test_resuming_changes_nothing_that_matters():
+def test_resumed_training_gives_the_same_result():
     rows, _ = planted_dictionary(song_world()).sample(500)
     whole, parts = (initial_sae("topk", 8, 16, seed=1) for _ in range(2))
     train(whole, rows, 3, 40)

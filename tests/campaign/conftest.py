@@ -1,4 +1,4 @@
-"""A study so small that a campaign over it takes a moment."""
+"""Fixtures: a study so small that a campaign over it takes less than a second."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Campaign:
         stop_after: int | None = None,
         on_sae: Callable[[str], None] = lambda sae_id: None,
     ) -> list[str]:
-        """Run it as Kedro does, saving every SAE; give the names of those that were trained."""
+        """Run it as Kedro does, save every SAE, and return the ids of those that were trained."""
         config = config or make_config()
         trained: list[str] = []
         campaign = run_campaign(

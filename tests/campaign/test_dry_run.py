@@ -1,4 +1,4 @@
-"""The dry run: every missing SAE once, and nothing touched."""
+"""The dry run: it lists every missing SAE once, and changes nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_dry_run_lists_what_is_missing_and_trains_nothing(campaign):
     assert "3 trained already" in text
 
 
-def test_what_banks_took_is_what_the_next_dry_run_says(campaign):
+def test_the_next_dry_run_uses_the_measured_time_of_banks(campaign):
     # with one thread the device-seconds of the ledger are the seconds of a bank
     config = make_config(compute={"processes": 0, "threads": 1})
     plan = campaign.plan(config)
@@ -69,7 +69,7 @@ class OneShape:
         return [Done(self.name, Calibration(0.0, 1.0, 0.0, 1), "here")]
 
 
-def test_measuring_one_shape_is_never_silent(tmp_path, monkeypatch, caplog):
+def test_measuring_one_shape_shows_a_sign_of_life(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(progress, "SILENCE_SECONDS", 0.02)
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
     executor = OneShape()
@@ -91,7 +91,7 @@ def test_measuring_one_shape_is_never_silent(tmp_path, monkeypatch, caplog):
     assert not progress._LIFE.steps
 
 
-def test_clock_time_is_that_of_the_fullest_slot():
+def test_clock_time_is_that_of_the_slot_with_most_work():
     assert clock_seconds([5.0, 4.0, 3.0, 3.0], 2) == 8.0
     assert clock_seconds([5.0, 4.0], 1) == 9.0
     assert clock_seconds([], 3) == 0.0
@@ -125,7 +125,7 @@ def test_no_slot_waits_long_for_the_last_bank():
     assert max(len(bank.ids) for bank in banks) <= 2
 
 
-def test_a_training_of_its_own_is_a_bank_of_its_own():
+def test_saes_with_different_training_parameters_are_in_different_banks():
     saes = configs(8, 4)
     own = BankTrainingConfig(dead_latents="none")
     banks = make_banks(

@@ -1,4 +1,4 @@
-"""Executors: each gives the same results, and reports what was lost and why."""
+"""Executors: each gives the same results, and reports which bank was lost and why."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def weights(event: Event) -> torch.Tensor:
 
 
 def next_of(executor: Executor, *kinds: type) -> Any:
-    """Give the next event of a kind."""
+    """Return the next event of a kind."""
     ends = time.monotonic() + 120
     while time.monotonic() < ends:
         for event in executor.wait(0.1):
@@ -73,7 +73,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def break_bank(executor: ProcessExecutor, folder: Path) -> int:
-    """Have a bank break that cannot write its checkpoints; give the process that had it."""
+    """Make a bank break that cannot write its checkpoints; return the process that had it."""
     bank = bank_of(seed=1)
     (folder / bank.name).write_text("where its folder should be")
     executor.submit(bank)
@@ -84,7 +84,7 @@ def break_bank(executor: ProcessExecutor, folder: Path) -> int:
     return pid
 
 
-def test_a_process_outlives_a_broken_bank_and_a_killed_one_is_a_free_place(tmp_path, expected):
+def test_a_process_outlives_a_broken_bank_and_a_killed_process_frees_its_slot(tmp_path, expected):
     executor = ProcessExecutor(tmp_path, 1, 1, 0)
     try:
         executor.put("h@-1", ROWS)
@@ -150,7 +150,7 @@ def test_rows_of_a_killed_driver_are_removed_by_the_next(temporary):
 
 
 @pytest.mark.parametrize(("device", "devices"), [("cpu", 3.0), ("auto", 1.0)])
-def test_a_gpu_is_counted_only_by_what_trains_on_it(monkeypatch, device, devices):
+def test_only_training_on_a_gpu_counts_a_gpu(monkeypatch, device, devices):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -178,7 +178,7 @@ def test_a_gpu_is_counted_only_by_what_trains_on_it(monkeypatch, device, devices
         ({}, {"memory": 1e9}, 0),
     ],
 )
-def test_room_on_a_node_is_what_ray_would_start_there(compute, node, banks):
+def test_the_number_of_slots_of_a_node_is_what_ray_would_start_there(compute, node, banks):
     assert banks_on(ComputeConfig.model_validate(compute), node) == banks
 
 
@@ -195,12 +195,12 @@ def test_room_on_a_node_is_what_ray_would_start_there(compute, node, banks):
         ({}, [], r"cpus_per_bank: 1, .* 0 nodes has 0 CPUs"),
     ],
 )
-def test_what_fits_on_no_node_is_refused(compute, nodes, message):
+def test_a_bank_that_fits_on_no_node_is_refused(compute, nodes, message):
     with pytest.raises(InputError, match=message):
         check_room(ComputeConfig.model_validate(compute), nodes)
 
 
-def test_what_rays_errors_mean():
+def test_errors_of_ray_are_told_apart():
     exceptions = pytest.importorskip("ray.exceptions")
 
     def of_task(cause: BaseException) -> Exception:

@@ -1,4 +1,4 @@
-"""Conditions: what is allowed means what Python means by it, and nothing else is ever run."""
+"""Conditions of a random search: allowed ones have the value of Python, and no other code runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ conditions = st.recursive(
 
 @given(conditions.filter(lambda text: len(text) <= MAX_LENGTH))
 @settings(max_examples=300, deadline=None)
-def test_what_is_allowed_means_what_python_means_by_it(text: str) -> None:
+def test_allowed_expressions_have_the_same_value_as_in_python(text: str) -> None:
     try:
         # the text is this test's own
         expected = eval(text, {"__builtins__": {}}, VALUES)
@@ -65,7 +65,7 @@ def reason(text: str) -> str:
 
 @given(st.text(max_size=300))
 @settings(max_examples=300, deadline=None)
-def test_any_text_is_a_condition_or_a_line_that_says_why_not(text: str) -> None:
+def test_any_text_is_a_condition_or_gives_an_error_of_one_line(text: str) -> None:
     message = reason(text)
     if not message:
         with contextlib.suppress(ValueError):
@@ -106,7 +106,7 @@ def test_any_text_is_a_condition_or_a_line_that_says_why_not(text: str) -> None:
         "",
     ],
 )
-def test_attacks_are_named_in_a_line_and_nothing_runs(tmp_path: Path, attack: str) -> None:
+def test_attacks_give_an_error_of_one_line_and_nothing_runs(tmp_path: Path, attack: str) -> None:
     ran = tmp_path / "ran"
     with pytest.raises(ValueError, match="condition") as raised:
         Condition.parse(attack.replace("{ran}", "/r")).holds(VALUES)

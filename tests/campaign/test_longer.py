@@ -1,4 +1,4 @@
-"""A part of the SAEs trained for longer: which are chosen, and which moved."""
+"""Longer training of a part of the SAEs: which are chosen, and which of them moved."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_random_part_is_trained_for_longer_with_the_same_seeds() -> None:
         longer_plan(given[given["model"] == "untrained"], TRAINING, LongerConfig())
 
 
-def test_an_sae_that_stays_has_not_moved_and_one_that_turns_has() -> None:
+def test_an_unchanged_sae_has_not_moved_and_a_rotated_one_has() -> None:
     given = plan().query("model == 'trained' and d_sae == 6")
     chosen = longer_plan(given, TRAINING, LongerConfig(share=0.5))
     saes = trained(given)

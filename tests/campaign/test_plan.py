@@ -1,4 +1,4 @@
-"""The plan: every combination once, with names that depend on what is trained and nothing else."""
+"""The plan: every combination once, with ids that depend only on what is trained."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_grid_is_complete_and_ids_are_unique():
     assert (plan["data_seed"] == 0).all()
 
 
-def test_lists_may_be_words_as_the_command_line_has_them():
+def test_lists_may_be_text_as_on_the_command_line():
     grid = {"topk": {"k": "2 4"}, "relu": {"l1_coefficient": 1.5}}
     words = make_plan(d_sae="16 64", seeds="0 1", architectures=grid)
     lists = make_plan(
@@ -99,7 +99,7 @@ def test_seeds_vary_what_the_plan_names(vary, init, data):
     assert plan["data_seed"].tolist() == data
 
 
-def test_rows_give_their_configurations_back_after_parquet(tmp_path):
+def test_configurations_can_be_read_back_from_rows_in_parquet(tmp_path):
     plan = make_plan(options={"init": "data"})
     plan.to_parquet(tmp_path / "plan.parquet")
     again = pd.read_parquet(tmp_path / "plan.parquet")
@@ -128,13 +128,13 @@ def test_bad_combinations_name_the_value(changes, message):
         make_plan(**changes)
 
 
-def test_one_sparsity_an_architecture():
+def test_two_kinds_of_sparsity_for_one_architecture_are_refused():
     with pytest.raises(ValueError, match="given: k, l1_coefficient"):
         make_plan(architectures={"topk": {"k": (2,), "l1_coefficient": (1.0,)}})
 
 
 def shipped_plan(changes: dict[str, Any] | None = None) -> pd.DataFrame:
-    """Give the plan of conf/campaign as Kedro reads it."""
+    """Return the plan of conf/campaign as Kedro reads it."""
     arguments: dict[str, Any] = dict(CONFIG_LOADER_ARGS)
     loader = StudyConfigLoader(
         str(PROJECT / "conf"),
@@ -176,7 +176,7 @@ def test_shipped_campaign_shrinks_from_the_command_line():
     assert set(shrunk["sae_id"]) < set(shipped_plan()["sae_id"])
 
 
-def test_settings_on_the_untrained_model_stand_beside_the_others():
+def test_settings_on_the_untrained_model_are_added_to_the_others():
     variants = {"wide": {"architecture": "topk", "d_sae": 128, "options": {"k": 4}}}
     alone = make_plan(variants=variants)
     for choice, groups in (("grid", 6), ("all", 7)):
@@ -304,7 +304,7 @@ def make_search(**changes: Any) -> list[dict[str, Any]]:
     return draw_samples(RandomSearch.model_validate(options))
 
 
-def test_random_search_keeps_to_its_bounds_conditions_and_constraints():
+def test_random_search_obeys_its_bounds_conditions_and_constraints():
     samples = make_search()
     assert {sample["architecture"] for sample in samples} == {"relu", "topk"}
     for sample in samples:
@@ -318,7 +318,7 @@ def test_random_search_keeps_to_its_bounds_conditions_and_constraints():
     assert kstest(weights, "uniform", (np.log(0.1), np.log(100.0))).pvalue > 1e-3
 
 
-def test_random_search_depends_on_its_seed_and_not_on_its_length():
+def test_a_longer_random_search_begins_with_the_same_settings():
     assert make_search(samples=5) == make_search()[:5]
     assert make_search(seed=1) != make_search()
     search = {
@@ -362,7 +362,7 @@ def test_a_condition_on_a_field_that_is_drawn_later_is_named():
         make_search(fields=itself, constraints=[])
 
 
-def test_choices_of_yes_and_no_stay_what_they_are():
+def test_choices_of_true_and_false_stay_booleans():
     fields = {
         "training.unit_norm_decoder": {"choice": [True, False]},
         "k": {"choice": [1, 2], "when": "training_unit_norm_decoder"},
@@ -376,7 +376,7 @@ def test_choices_of_yes_and_no_stay_what_they_are():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"integer": (3, 1)}, "must increase"),
+        ({"integer": (3, 1)}, "must be below the second"),
         ({"log_uniform": (0.0, 1.0)}, "above 0"),
         ({"uniform": (0.0, 1.0), "choice": (1,)}, "exactly one"),
     ],
@@ -406,7 +406,7 @@ def test_a_variant_with_an_unknown_training_field_is_named():
         {"random": {"samples": 2, "fields": {"l1_coefficient": {"choice": ["a"]}}}},
     ],
 )
-def test_values_that_no_setting_can_have_are_refused_in_a_line(plan: dict[str, Any]) -> None:
+def test_impossible_values_give_an_error_of_one_line(plan: dict[str, Any]) -> None:
     grid = {"seeds": [0], "d_sae": [16], "architectures": {"topk": {"k": [4]}}}
     with pytest.raises((InputError, ValidationError)) as refused:
         plan_saes(PlanConfig.model_validate({**grid, **plan}))
@@ -427,7 +427,7 @@ def test_a_variant_may_be_a_trained_baseline():
     assert {row_config(row).baseline for row in old} == {"none"}
 
 
-def test_a_variant_is_named_only_where_its_settings_do_not_tell_it_from_others():
+def test_a_variant_is_named_only_if_its_settings_are_those_of_another():
     sae = {"architecture": "batch_topk", "d_sae": 64, "options": {"k": 4}}
     longer = {**sae, "training": {"steps": 9}}
     found = make_plan(variants={"batch": sae})["group"].unique()
@@ -443,5 +443,5 @@ def test_statistics_of_another_version_are_named() -> None:
     old = pd.DataFrame({"hook_name": ["h"], "position": [-1], "model": ["trained"], "rank": [3.0]})
     empty = pd.DataFrame({"hook": []})
     scores = ScoreTables(empty, empty, empty)
-    with pytest.raises(InputError, match="no entropy_rank; another version of husai"):
+    with pytest.raises(InputError, match="entropy_rank are missing, so another version of husai"):
         settings_tables(plan, scores, old, ConsistencyConfig())

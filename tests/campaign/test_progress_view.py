@@ -1,4 +1,4 @@
-"""The live view: its numbers add up, also when banks are divided or lost."""
+"""The live view of a campaign: its numbers add up, also when banks are divided or lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_view(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> ProgressVi
     )
 
 
-def test_time_left_is_what_is_left_at_the_rate_so_far(monkeypatch):
+def test_time_left_is_the_remaining_work_at_the_rate_so_far(monkeypatch):
     clock = [0.0]
     view = make_view(monkeypatch, clock)
     assert view.seconds_left() is None
@@ -37,7 +37,7 @@ def test_time_left_is_what_is_left_at_the_rate_so_far(monkeypatch):
     assert "3 done · 0 running · 2 waiting · 1 failed" in view.text()
 
 
-def test_progress_of_a_divided_bank_is_that_of_its_halves(monkeypatch):
+def test_progress_of_a_divided_bank_is_the_sum_of_its_halves(monkeypatch):
     clock = [0.0]
     view = make_view(monkeypatch, clock)
     view.progress("a", 0.0)

@@ -1,4 +1,4 @@
-"""Two studies of one name are not averaged."""
+"""The table of results: two studies of the same name get two names and are not averaged."""
 
 from __future__ import annotations
 

@@ -46,14 +46,14 @@ def test_trained_and_missing_saes_of_several_campaigns_are_one_table(tmp_path):
     assert set(missing["seed"]) == {0, 1, 2}
 
 
-def test_campaigns_are_found_wherever_they_lie_and_each_once(tmp_path):
+def test_campaigns_are_found_in_any_folder_each_once(tmp_path):
     deep = tmp_path / "studies" / "mine" / "saes"
     Campaign(deep).start(make_config(name="deep"), stop_after=2)
     table = results(tmp_path, tmp_path / "studies", deep)
     assert table.groupby("campaign").size().to_dict() == {"deep": 12}
 
 
-def test_a_plan_and_records_that_do_not_read_are_left_out(campaign, caplog):
+def test_plans_and_records_that_cannot_be_read_are_left_out(campaign, caplog):
     campaign.start()
     folder = campaign.folders.campaign
     sae_id = next(campaign.folders.store.iterdir()).stem
@@ -64,7 +64,7 @@ def test_a_plan_and_records_that_do_not_read_are_left_out(campaign, caplog):
     table = results(folder.parent).set_index("sae_id")
     assert len(table) == 12
     assert table.loc[sae_id, "run_id"] == "r"
-    assert "plan.parquet does not read" in caplog.text
+    assert "plan.parquet cannot be read" in caplog.text
     assert "runs.jsonl: line 1 cannot be read" in caplog.text
 
 
@@ -107,11 +107,11 @@ def test_failures_say_why(campaign, monkeypatch):
 
 
 def test_a_folder_without_a_campaign_is_named(tmp_path):
-    with pytest.raises(InputError, match=f"{tmp_path}: no campaign here"):
+    with pytest.raises(InputError, match=f"{tmp_path}: no campaign/"):
         results(tmp_path)
 
 
-def test_time_between_sessions_is_not_time_by_the_clock():
+def test_time_between_sessions_is_not_counted():
     spans = [(0.0, 10.0), (5.0, 12.0), (6.0, 7.0), (1000.0, 1003.0), (None, None)]
     table = pd.DataFrame(
         [

@@ -42,7 +42,7 @@ def statuses(campaign: Campaign) -> dict[str, int]:
     return {str(status): int(n) for status, n in table["status"].value_counts().items()}
 
 
-def test_started_again_does_nothing(campaign, undisturbed):
+def test_a_finished_campaign_that_is_started_again_does_nothing(campaign, undisturbed):
     campaign.start()
     before = {path: path.stat().st_mtime_ns for path in campaign.folders.store.iterdir()}
     assert campaign.start() == []
@@ -55,7 +55,7 @@ def test_started_again_does_nothing(campaign, undisturbed):
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 11, 12])
-def test_interrupted_between_two_saes_continues(campaign, undisturbed, stop_after):
+def test_a_campaign_interrupted_between_two_saes_continues(campaign, undisturbed, stop_after):
     first = campaign.start(stop_after=stop_after)
     # closed before the ledger could say of the last one that it is done
     second = campaign.start()
@@ -69,7 +69,7 @@ def test_an_interrupted_bank_continues_from_its_checkpoint(campaign, undisturbed
     import husai.sae.train as train
 
     class Killed(BaseException):
-        """Nothing may catch it."""
+        """An error that no code may catch."""
 
     write, steps = write_checkpoint, []
 
@@ -93,7 +93,7 @@ def test_an_interrupted_bank_continues_from_its_checkpoint(campaign, undisturbed
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-def test_processes_train_the_same_weights_and_a_killed_one_costs_one_attempt_of_its_bank(
+def test_processes_train_the_same_weights_and_a_killed_one_counts_as_one_attempt(
     campaign, undisturbed, monkeypatch
 ):
     from husai.campaign.executors import local
@@ -137,7 +137,7 @@ def test_a_bank_that_always_loses_its_worker_ends_as_a_failure(campaign, monkeyp
     assert statuses(campaign) == {"failed": 1}
 
 
-def test_a_torn_or_foreign_partition_is_set_aside_and_redone(campaign, undisturbed):
+def test_a_damaged_or_foreign_partition_is_set_aside_and_trained_again(campaign, undisturbed):
     campaign.start()
     torn, foreign, *_ = sorted(undisturbed)
     content = campaign.path(torn).read_bytes()
@@ -184,7 +184,7 @@ def test_an_sae_that_diverges_fails_alone_and_is_not_tried_again(campaign, undis
 
 
 def break_training(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Have training raise where SAEs of width 8 and initial weights 1 are among a bank's."""
+    """Make training raise if a bank has SAEs of width 8 with initial weights of seed 1."""
     import husai.sae
 
     train_bank = husai.sae.train_bank
@@ -197,7 +197,7 @@ def break_training(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(husai.sae, "train_bank", faulty)
 
 
-def test_an_exception_fails_only_the_sae_at_fault(campaign, undisturbed, monkeypatch):
+def test_an_exception_fails_only_the_sae_that_raised_it(campaign, undisturbed, monkeypatch):
     break_training(monkeypatch, RuntimeError("out of luck"))
     with pytest.raises(CampaignStopped, match="10 of 12 SAEs are trained, 2 SAEs failed"):
         campaign.start()
@@ -226,7 +226,7 @@ def test_a_full_disk_stops_the_campaign_which_continues_afterwards(
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-def test_a_torn_checkpoint_is_set_aside(campaign, undisturbed):
+def test_an_incomplete_checkpoint_is_set_aside(campaign, undisturbed):
     campaign.start(stop_after=1)
     (folder,) = campaign.folders.checkpoints.iterdir()
     newest = sorted(folder.glob("step_*"))[-1]
@@ -273,7 +273,7 @@ def test_budget_stops_before_it_is_exceeded_and_continues_with_more(campaign, un
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-def test_a_budget_in_between_trains_a_part(campaign, monkeypatch):
+def test_a_budget_for_a_part_of_the_saes_trains_that_part(campaign, monkeypatch):
     from husai.campaign.cost.estimates import Estimates
 
     monkeypatch.setattr(Estimates, "seconds", lambda self, bank: 1.0)
@@ -301,7 +301,7 @@ def test_a_budget_in_between_trains_a_part(campaign, monkeypatch):
         assert ("would stop it" in text) == stops
 
 
-def test_measuring_is_paid_for(campaign):
+def test_measuring_costs_counts_against_the_budget(campaign):
     config = make_config(
         compute={"processes": 0, "threads": 1}, budget={"rate": 3600.0, "max_cost": 1e-6}
     )
@@ -322,7 +322,7 @@ def test_measuring_is_paid_for(campaign):
 
 
 def divided(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every bank of several SAEs lose its worker once it has told how far it is."""
+    """Make every bank of several SAEs lose its worker after its first report of progress."""
     from husai.campaign.executors import Progress, local
 
     wait, submit = local.ProcessExecutor.wait, local.ProcessExecutor.submit
@@ -416,7 +416,7 @@ def test_a_campaign_with_missing_saes_never_counts_as_complete(campaign, monkeyp
         campaign.start()
 
 
-def test_bad_input_fails_only_the_sae_at_fault(campaign, undisturbed, monkeypatch):
+def test_bad_input_fails_only_the_sae_that_has_it(campaign, undisturbed, monkeypatch):
     break_training(monkeypatch, InputError("init_seed: 1 is out of luck"))
     with pytest.raises(CampaignStopped, match="10 of 12 SAEs are trained, 2 SAEs failed"):
         campaign.start()
@@ -425,7 +425,7 @@ def test_bad_input_fails_only_the_sae_at_fault(campaign, undisturbed, monkeypatc
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-def test_halves_of_a_bank_cost_their_share(tmp_path):
+def test_parts_of_a_divided_bank_have_their_share_of_its_cost(tmp_path):
     training = BankTrainingConfig(steps=100, eval_interval=50)
     configs = [SAEConfig(architecture="topk", d_sae=8, k=2, init_seed=i) for i in range(3)]
     bank = make_banks(list("abc"), configs, [training] * 3, [ROWS_INFO] * 3)[0]
@@ -477,7 +477,7 @@ def test_a_worker_lost_while_measuring_does_not_stop_the_campaign(
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-def test_what_cannot_be_measured_fails_in_its_training(campaign, monkeypatch):
+def test_a_bank_whose_measurement_fails_fails_in_training(campaign, monkeypatch):
     import husai.sae
 
     break_training(monkeypatch, RuntimeError("out of luck"))
@@ -499,7 +499,7 @@ def test_what_cannot_be_measured_fails_in_its_training(campaign, monkeypatch):
 
 
 def spoiled(path: Path, **changes: Any) -> None:
-    """Write a file again with another header; None leaves an entry out."""
+    """Write a file again with other entries in the header; None removes an entry."""
     tensors, header = read_tensors(path)
     header = {**header, **changes}
     write_tensors(path, tensors, {k: v for k, v in header.items() if v is not LEFT_OUT})
@@ -559,7 +559,7 @@ def test_a_full_disk_of_the_driver_stops_the_campaign(campaign, undisturbed, mon
     assert_same_weights(campaign.saes(), undisturbed)
 
 
-def test_ledger_passes_over_a_torn_line_and_keeps_the_rest(tmp_path):
+def test_ledger_skips_an_incomplete_line_and_keeps_the_rest(tmp_path):
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path)
     ledger.record("planned", ["a", "b"])
@@ -583,7 +583,7 @@ def test_ledger_passes_over_a_torn_line_and_keeps_the_rest(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"[]", b"", b"\xff\xfe", b'{"a": 1}', b'{"a": {"fixed": "x"}}', b"null"]
 )
-def test_measured_costs_that_do_not_read_are_set_aside(campaign, undisturbed, content):
+def test_measured_costs_that_cannot_be_read_are_set_aside(campaign, undisturbed, content):
     campaign.folders.campaign.mkdir()
     path = campaign.folders.campaign / "calibrations.json"
     path.write_bytes(content)
@@ -594,7 +594,7 @@ def test_measured_costs_that_do_not_read_are_set_aside(campaign, undisturbed, co
     assert json.loads(path.read_text())
 
 
-def test_what_was_computed_is_saved_before_what_it_took(campaign, undisturbed, monkeypatch):
+def test_an_sae_is_saved_before_its_cost(campaign, undisturbed, monkeypatch):
     def fails(*arguments: Any) -> None:
         raise RuntimeError("no costs")
 
@@ -634,7 +634,7 @@ def test_banks_larger_than_the_machine_are_refused_before_training(campaign, mon
 @pytest.mark.parametrize(
     "line", [b"\xff\xfe{}", b"[]", b'{"time": 1e999}', b'{"event": [], "time": 1, "ids": 3}']
 )
-def test_a_ledger_with_a_line_of_anything_goes_on(campaign, undisturbed, line):
+def test_a_ledger_with_any_line_in_it_is_still_read(campaign, undisturbed, line):
     campaign.start(stop_after=4)
     with (campaign.folders.campaign / LEDGER).open("ab") as file:
         file.write(line + b"\n")

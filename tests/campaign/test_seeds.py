@@ -1,4 +1,4 @@
-"""Seeds that a plan needs: from an earlier run where there is one, else from the pilot."""
+"""How many seeds a plan needs: from an earlier run if there is one, else from the pilot."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def pairs_of(group: str, W: np.ndarray) -> pd.DataFrame:
     )
 
 
-def test_the_nearest_setting_of_the_pilot_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_earlier_run_the_nearest_setting_of_the_pilot_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(planning, "pilot", lambda: PILOT)
     table = planned_seeds(plan(), pd.DataFrame()).set_index(["group", "other"])
     single = table.reset_index().query("other.isna()", engine="python").set_index("group")
@@ -75,7 +77,7 @@ def test_the_nearest_setting_of_the_pilot_stands_in(monkeypatch: pytest.MonkeyPa
     assert ("topk d16 k4", "jumprelu d16 l0_1") not in table.index
 
 
-def test_an_earlier_run_says_it_better(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_run_is_used_before_the_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "pilot", lambda: PILOT)
     W = VarianceComponents(0.7, 0.02, 0.03, 0).simulate(6, np.random.default_rng(0))
     table = planned_seeds(plan(), pairs_of("topk d16 k4", W))
@@ -90,7 +92,7 @@ def test_an_earlier_run_says_it_better(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "this study" not in set(few["variances_from"])
 
 
-def test_without_either_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_both_it_says_that_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "pilot", lambda: PILOT.iloc[:0])
     table = planned_seeds(plan(), pd.DataFrame())
     assert len(table) == 4

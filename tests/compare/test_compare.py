@@ -71,7 +71,7 @@ def value(scores: list[ScoreEntry], name: str, signed: bool) -> float:
     return found
 
 
-def test_scores_are_those_of_the_library() -> None:
+def test_the_command_gives_the_scores_of_the_library() -> None:
     saes = planted()
     config = CompareConfig(null_draws=3, seed=5)
     comparison = compare(saes, config)
@@ -117,7 +117,7 @@ def test_the_interval_is_over_saes() -> None:
     assert "two seeds" in two.overall[0].reason
 
 
-def test_zero_rows_take_no_part_and_indices_name_the_latents() -> None:
+def test_zero_rows_are_left_out_and_indices_name_the_latents() -> None:
     saes = planted(2)
     W_dec = np.concatenate([np.zeros((5, 24), np.float32), saes[0].W_dec])
     with_zeros = record("zeros", W_dec, W_dec.T.copy())
@@ -132,7 +132,7 @@ def test_zero_rows_take_no_part_and_indices_name_the_latents() -> None:
     assert "5 zero rows left out" in result_text(other)
 
 
-def test_codes_of_equal_saes_agree_and_a_permutation_is_seen_through() -> None:
+def test_codes_of_equal_saes_agree_also_when_permuted() -> None:
     sae = planted(1)[0]
     order = np.random.default_rng(1).permutation(60)
     W = sae.W_dec[order]
@@ -217,7 +217,7 @@ def test_document_follows_the_published_schema_and_keeps_the_matching() -> None:
     assert document["options"]["null_draws"] == 2
 
 
-def test_large_matchings_go_into_parquet_beside(
+def test_large_matchings_are_written_to_a_parquet_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comparison = compare(planted(), CompareConfig(null_draws=0))
@@ -248,18 +248,18 @@ def test_threshold_counts_add_up() -> None:
     assert counts[0].matched == 3
 
 
-def test_text_says_what_is_unknown() -> None:
+def test_the_text_says_which_values_are_unknown() -> None:
     saes = planted(2)
     plain = [record("a", saes[0].W_dec), record("b", saes[1].W_dec, converged=False)]
     text = result_text(compare(plain, CompareConfig(null_draws=0)))
     assert "convergence unknown" in text
     assert "NOT CONVERGED" in text
     assert "no encoder in a and b" in text
-    assert "Chance was left out" in text
-    assert "Two SAEs are one pair" in text
+    assert "No nulls were drawn" in text
+    assert "Two SAEs make one pair" in text
     many = result_text(compare(planted(), CompareConfig(null_draws=1)))
     assert "interval over SAEs" in many
-    assert "its p cannot be below 0.500" in many
+    assert "p cannot be below 0.500" in many
 
 
 def test_bad_input_is_named() -> None:
@@ -310,7 +310,9 @@ def test_a_result_of_schema_1_0_stays_readable() -> None:
         Document.model_validate({**new, "schema_version": "3.0"})
 
 
-def test_the_table_is_plain_in_a_file_and_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_no_colours_in_a_file_and_fits_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     comparison = compare(planted(), CompareConfig(null_draws=1))
     text = result_text(comparison)
     assert "\x1b" not in text

@@ -1,4 +1,4 @@
-"""SAEs and rows from files of every format are the same SAE and the same rows."""
+"""Comparison of files: every format of an SAE and of rows gives the same SAE and the same rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def one_sae_in_all_formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_sae_in_every_format_is_the_same_sae(
+def test_every_format_of_one_sae_reads_as_the_same_sae(
     one_sae_in_all_formats: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = one_sae_in_all_formats

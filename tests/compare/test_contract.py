@@ -1,4 +1,4 @@
-"""What two SAEs say they read: mismatches are loud, and directions of different spaces refused."""
+"""What two SAEs say they read: a mismatch is a warning, and different spaces are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, captured.out, captured.err
 
 
-def test_another_hook_is_a_loud_warning_and_strictly_an_error(
+def test_another_hook_is_a_warning_and_an_error_with_strict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a = saelens(tmp_path / "a", model_name="gpt2", hook_name="blocks.5.hook_resid_post")
@@ -64,7 +64,7 @@ def test_another_hook_is_a_loud_warning_and_strictly_an_error(
     assert error.count("\n") == 1
 
 
-def test_the_same_activations_in_other_words_are_no_mismatch() -> None:
+def test_other_names_for_the_same_activations_are_no_mismatch() -> None:
     hugging_face = {"model": "openai-community/gpt2", "hook": "layers.5", "scale": "0.330"}
     tlens = {"model": "gpt2-small", "hook": "blocks.5.hook_resid_post", "scale": "0.331"}
     assert mismatches({"a": hugging_face, "b": tlens, "c": {"model": None}}) == []
@@ -74,7 +74,7 @@ def test_the_same_activations_in_other_words_are_no_mismatch() -> None:
     assert line == "layer differs (a, b, c and 1 more: 0, e, f: 1)"
 
 
-def test_what_a_transcoder_writes_is_not_what_an_sae_reads(
+def test_the_output_of_a_transcoder_is_not_the_input_of_an_sae(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sae = saelens(tmp_path / "sae", hook_name="blocks.5.hook_mlp_in")
@@ -89,7 +89,7 @@ def test_what_a_transcoder_writes_is_not_what_an_sae_reads(
     assert run(capsys, "compare", writes, transcoder(tmp_path / "tc2"))[0] == 0
 
 
-def test_a_folder_of_hook_points_and_seeds_gives_each(
+def test_a_folder_of_hook_points_and_seeds_gives_all_its_saes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = linear(SAE) | tensors(SAE, "W_dec", "b_dec")
@@ -126,7 +126,9 @@ def test_the_reason_for_missing_codes_is_shown(
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "pt"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_rows_in_every_kind_of_file(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_rows_are_read_from_every_kind_of_file(
+    kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     from safetensors.torch import save_file
 
     rows = tensor(SAE.rows).to(dtype).reshape(4, -1, D)
@@ -147,7 +149,7 @@ def test_rows_in_every_kind_of_file(kind: str, dtype: torch.dtype, tmp_path: Pat
     assert about["files"][0]["name"] == path.name
 
 
-def test_heads_side_by_side_are_one_row(tmp_path: Path) -> None:
+def test_concatenated_heads_are_one_row(tmp_path: Path) -> None:
     np.save(tmp_path / "z.npy", SAE.rows.reshape(-1, 2, D // 2))
     joined, _ = load_activations(tmp_path / "z.npy", width=D)
     assert joined.shape == SAE.rows.shape
@@ -173,7 +175,7 @@ def test_files_without_usable_rows_are_named(array: Any, words: str, tmp_path: P
         load_activations(tmp_path / "rows.npy")
 
 
-def test_several_arrays_and_no_rows(tmp_path: Path) -> None:
+def test_files_with_several_arrays_or_no_rows_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", a=SAE.rows, b=SAE.rows)
     with pytest.raises(InputError, match="2 arrays could be the rows"):
         load_activations(tmp_path / "rows.npz")

@@ -36,7 +36,7 @@ def stream(codes: NDArray[np.float64], step: int) -> Callable[[], Iterator[NDArr
     return lambda: (codes[i : i + step] for i in range(0, len(codes), step))
 
 
-def test_moments_are_numpys_for_every_way_to_give_codes() -> None:
+def test_moments_equal_those_of_numpy_for_every_kind_of_codes() -> None:
     a, b = random_codes(50, 6, 0), random_codes(50, 4, 1)
     expected = np.corrcoef(a.T, b.T)[:6, 6:]
     for one, other in (
@@ -107,7 +107,7 @@ def test_code_consistency_is_the_dense_computation_under_the_match() -> None:
         assert (got.jaccard, got.correlation, got.r2) == pytest.approx(expected)
 
 
-def test_the_same_codes_agree_wholly_and_turned_features_do_not() -> None:
+def test_equal_codes_agree_fully_and_rotated_features_do_not() -> None:
     A = np.eye(5)
     a = random_codes(80, 5, 9)
     same = code_consistency(a, a[:, ::-1], match_features(A, A[::-1]))
@@ -147,7 +147,7 @@ def whole_similarity(a: NDArray[np.float64], b: NDArray[np.float64]) -> Represen
     )
 
 
-def test_cka_and_svcca_are_blind_to_rotation_and_match_their_definitions() -> None:
+def test_cka_and_svcca_do_not_change_with_rotation_and_equal_their_definitions() -> None:
     a = random_codes(120, 5, 14)
     rotation, _ = np.linalg.qr(np.random.default_rng(15).standard_normal((5, 5)))
     b = a @ rotation

@@ -1,4 +1,4 @@
-"""Curves at matched L0, over training, and beside published numbers."""
+"""Curves over training, settings at matched L0, and comparison with published numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def points() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_published_numbers_carry_their_source_and_nothing_is_like_for_like() -> None:
+def test_published_numbers_have_their_source_and_are_marked_as_not_comparable() -> None:
     printed = published_numbers()
     assert printed["source"].str.contains("arXiv").all()
     assert printed["value"].between(0, 1).all()

@@ -32,7 +32,7 @@ def test_motion_is_one_minus_cosine_per_500_steps() -> None:
     assert decoder_motion(turned(0.0), half, 500, live) == pytest.approx(1 - np.cos(0.3))
 
 
-def test_it_looks_before_the_decay_only() -> None:
+def test_only_steps_before_the_decay_count() -> None:
     # moving until the decay freezes it at 2,000: the loss is flat, the SAE is not settled
     frozen = {step: turned(0.2 * min(step, 2000) / 500) for step in range(0, 3001, 500)}
     got = convergence_gate([frozen, frozen], 2000)
@@ -52,7 +52,7 @@ def test_seeds_that_stop_moving_while_the_score_changes_are_not_settled() -> Non
     assert got.settled == (False, False)
 
 
-def test_what_is_not_known_is_none_with_a_reason() -> None:
+def test_unknown_results_are_none_with_a_reason() -> None:
     one = convergence_gate([{500: turned(0.0), 1000: turned(0.0)}], 1000)
     assert one.settled == (True,)
     assert one.plateau is None
@@ -70,7 +70,7 @@ def test_what_is_not_known_is_none_with_a_reason() -> None:
         decay_start({"steps": 10})
 
 
-def test_a_dead_sae_says_nothing_and_does_not_spoil_its_group() -> None:
+def test_a_dead_sae_has_no_verdict_and_does_not_affect_its_group() -> None:
     still = {step: turned(0.0) for step in (500, 1000, 1500, 2000)}
     got = convergence_gate([still] * 3, 2000, live=[[True] * 4, [False] * 4, [True] * 4])
     assert got.settled == (True, None, True)

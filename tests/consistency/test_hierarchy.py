@@ -1,4 +1,4 @@
-"""Transformers above seeds: planted variances, coverage of intervals, and what is not known."""
+"""Seeds within transformers: planted variances, coverage of intervals, and undefined results."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_variances_are_unbiased_and_intervals_cover(
     assert 0.9 < np.mean(inside) < 0.995
 
 
-def test_pair_noise_is_told_from_seed_effects() -> None:
+def test_pair_noise_is_separated_from_seed_effects() -> None:
     rng = np.random.default_rng(1)
     found = [score_hierarchy(planted_pairs(rng)) for _ in range(100)]
     assert np.mean([one.pair_sd**2 for one in found if one.pair_sd is not None]) == (
@@ -87,7 +87,7 @@ def test_pair_noise_is_told_from_seed_effects() -> None:
     assert np.mean(shares) == pytest.approx(share, abs=0.1)
 
 
-def test_transformers_that_differ_by_their_seeds_alone_do_not_differ() -> None:
+def test_transformers_that_differ_only_by_sae_seeds_show_no_difference() -> None:
     rng = np.random.default_rng(2)
     world = VarianceComponents(MEAN, SEED, PAIR, 0)
     found = [score_hierarchy([world.simulate(6, rng) for _ in range(8)]) for _ in range(100)]
@@ -95,7 +95,7 @@ def test_transformers_that_differ_by_their_seeds_alone_do_not_differ() -> None:
     assert np.median(shares) < 0.1
 
 
-def test_what_is_not_known_says_why() -> None:
+def test_undefined_results_give_a_reason() -> None:
     one = score_hierarchy([np.full((5, 5), 0.7)])
     assert (one.mean, one.low, one.between_sd) == (0.7, None, None)
     assert "one transformer" in one.reason
@@ -135,7 +135,7 @@ def test_association_is_spearmans_with_an_exact_permutation_test() -> None:
         association([1, 2], [1])
 
 
-def test_false_alarms_of_the_association_are_as_rare_as_they_are_said_to_be() -> None:
+def test_false_positives_of_the_association_are_as_rare_as_the_level() -> None:
     rng = np.random.default_rng(4)
     p = [association(*rng.standard_normal((2, 6))).p_value for _ in range(300)]
     assert np.mean([value <= 0.05 for value in p if value is not None]) < 0.08

@@ -131,7 +131,7 @@ def test_every_planted_meaning_is_found() -> None:
     assert ranks.r2.max() < 0.5 < got["r2"][3]
 
 
-def test_a_latent_of_several_answers_is_one_of_the_answer() -> None:
+def test_a_latent_for_several_answers_is_of_the_answer_kind() -> None:
     a, b, c = grid()
     # the quadratic residues of 11: a difference set, whose spectrum is flat, so no wave fits
     planted = np.isin(c, [1, 3, 4, 5, 9]) * np.random.default_rng(8).uniform(0.9, 1.1, len(c))
@@ -154,7 +154,7 @@ def test_the_share_of_a_whole_family_is_adjusted_least_squares() -> None:
     assert expected.mean() == pytest.approx(0.0, abs=0.03)  # noise explains nothing on average
 
 
-def test_forced_weak_firings_spoil_f1_of_firing_and_not_the_best() -> None:
+def test_forced_weak_firings_lower_f1_of_firing_but_not_the_best_f1() -> None:
     _, _, c = grid()
     code = (c == 3) * 5.0 + np.random.default_rng(3).random(len(c)) * 0.1
     got = class_scores(code[:, None], class_labels("answer", c))
@@ -176,7 +176,7 @@ def test_codes_in_blocks_and_sparse_are_the_same() -> None:
             np.testing.assert_allclose(one, two)
 
 
-def test_multiplication_has_its_waves_in_the_exponents() -> None:
+def test_waves_of_multiplication_are_in_the_exponents() -> None:
     a, b = np.divmod(np.arange(49), 7)
     answer = a * b % 7
     log = np.array([-1, 0, 2, 1, 4, 5, 3])  # of 0 … 6 to the base 3, a primitive root of 7
@@ -240,7 +240,7 @@ def test_a_dictionary_of_class_means_is_recognised_against_chance() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
-def test_coverage_by_chance_is_that_of_the_full_scores(threshold: float) -> None:
+def test_fast_coverage_by_chance_equals_the_full_computation(threshold: float) -> None:
     """The short way gives what scoring every latent against every class gives."""
     rows, labels, directions = planted_classes(6)
     rng = np.random.default_rng(1)
@@ -261,7 +261,7 @@ def test_coverage_by_chance_is_that_of_the_full_scores(threshold: float) -> None
         assert threshold > 0.3 or max(expected) > 0
 
 
-def test_read_out_fires_as_often_as_asked() -> None:
+def test_read_out_fires_at_the_rate_that_is_asked_for() -> None:
     rng = np.random.default_rng(6)
     rows = rng.standard_normal((200, 4)) + 3
     codes = read_out(np.eye(4), rows, [0.0, 0.1, 0.5, 1.0])
@@ -306,6 +306,6 @@ def test_the_parts_of_the_mixture_add_up_to_the_mean() -> None:
         (lambda: reproducibility_by_kind(pd.DataFrame({"kind": []})), "missing"),
     ],
 )
-def test_what_cannot_be_scored_is_an_error(make: Callable[[], object], message: str) -> None:
+def test_input_that_cannot_be_scored_is_an_error(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()

@@ -23,7 +23,7 @@ def curve(
     return Curve(scores, {"l0": values, "fvu": 1 / values, "n_live": np.sqrt(values) * 10})
 
 
-def test_scores_are_read_off_where_the_curves_meet_and_never_beyond() -> None:
+def test_scores_are_interpolated_and_never_extrapolated() -> None:
     curves = {"topk": curve(0.3, [2, 8, 32]), "relu": curve(0.2, [4, 16, 64])}
     points, contrasts = matched(curves, "l0", n_points=4)
     assert points["at"].min() == pytest.approx(4.0)
@@ -66,7 +66,7 @@ def test_the_interval_of_a_difference_covers_the_truth(other: int) -> None:
     assert 0.91 < np.mean(covered) < 0.99
 
 
-def test_what_cannot_be_matched_says_why() -> None:
+def test_settings_that_cannot_be_matched_give_a_reason() -> None:
     points, contrasts = matched({"a": curve(0.3, [2, 4]), "b": curve(0.3, [8, 16])}, "l0")
     assert points["reason"].str.contains("no l0 in common: a 2 to 4; b 8 to 16").all()
     assert contrasts.empty
@@ -85,7 +85,7 @@ def test_what_cannot_be_matched_says_why() -> None:
         Curve(np.zeros((1, 2, 2)), {"l0": np.array([[1.0, 0.0]])})
 
 
-def test_settings_that_are_alike_in_everything_are_found() -> None:
+def test_settings_similar_in_every_measure_are_found() -> None:
     settings = pd.DataFrame(
         {
             "architecture": ["topk", "relu", "relu"],

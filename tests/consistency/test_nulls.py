@@ -68,7 +68,7 @@ def test_isotropic_null_reproduces_the_table(row: tuple[float, ...], signed: boo
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("row", SMALL, ids=lambda row: f"d{row[0]}-n{row[1]}")
-def test_small_nulls_are_exact_on_average_and_scatter_as_printed(
+def test_small_nulls_are_exact_on_average_with_the_stated_spread(
     row: tuple[float, ...], signed: bool
 ) -> None:
     d, n = int(row[0]), int(row[1])
@@ -87,7 +87,7 @@ def test_one_dimension_is_always_identical() -> None:
         null["pw_mcc"].corrected(1.0)
 
 
-def test_data_aware_null_is_the_isotropic_null_of_the_space_the_data_fill() -> None:
+def test_data_aware_null_equals_the_isotropic_null_of_the_space_of_the_data() -> None:
     # a covariance that is flat on 6 of 40 dimensions: chance is that of 6 dimensions
     rng = np.random.default_rng(0)
     basis, _ = np.linalg.qr(rng.standard_normal((40, 6)))
@@ -112,7 +112,7 @@ def test_random_dictionary_has_the_given_covariance() -> None:
     assert np.linalg.matrix_rank(rows, tol=1e-8) == 3
 
 
-def test_workers_and_order_change_nothing() -> None:
+def test_workers_and_order_do_not_change_the_null() -> None:
     one = null_scores(10, 8, 5, n_draws=6, seed=7)
     two = null_scores(10, 8, 5, n_draws=6, seed=7, workers=3)
     np.testing.assert_array_equal(one["pw_mcc"].values, two["pw_mcc"].values)
@@ -153,7 +153,7 @@ def test_bad_nulls_are_errors() -> None:
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("signed", [True, False])
-def test_the_null_of_the_shared_fraction_is_the_joint_event_at_the_threshold_in_use(
+def test_the_null_of_the_shared_fraction_is_computed_at_the_threshold_in_use(
     threshold: float, signed: bool
 ) -> None:
     """By brute force: random decoders and encoders that name one partner, both at the threshold."""
@@ -201,7 +201,7 @@ def test_a_fraction_and_its_null_follow_the_threshold() -> None:
     assert means[0] > means[1] > means[2]
 
 
-def test_nulls_are_drawn_once_for_a_shape(
+def test_nulls_are_drawn_once_per_shape(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[str] = []
@@ -224,7 +224,7 @@ def test_nulls_are_drawn_once_for_a_shape(
     assert ("shared_fraction", True) not in cache.pair(Side(rows), Side(rows))
 
 
-def test_random_encoders_are_seen_in_the_metric_that_encoders_are_compared_in() -> None:
+def test_random_encoders_are_compared_in_the_metric_of_the_encoders() -> None:
     """Data of two dimensions in twelve: in their metric random read-outs lie in a plane."""
     covariance = np.diag([1.0, 1.0, *[0.0] * 10])
     rows = unit_rows(np.random.default_rng(0).standard_normal((8, 12)))
@@ -240,7 +240,7 @@ def test_random_encoders_are_seen_in_the_metric_that_encoders_are_compared_in() 
     assert chance["raw"] == pytest.approx(full, abs=0.03)
 
 
-def test_the_permuted_null_is_drawn_from_all_seeds_of_the_group_encoders_with_decoders() -> None:
+def test_the_permuted_null_permutes_encoders_and_decoders_of_all_seeds_together() -> None:
     rng = np.random.default_rng(3)
     seeds = [unit_rows(rng.standard_normal((40, 12))) for _ in range(3)]
     sides = [Side(rows, rows) for rows in seeds]
@@ -260,7 +260,7 @@ def test_the_permuted_null_is_drawn_from_all_seeds_of_the_group_encoders_with_de
     assert other["pw_mcc", False]["permuted"] is not found["pw_mcc", False]["permuted"]
 
 
-def test_a_kind_made_of_the_saes_themselves_is_drawn_for_each_group(
+def test_a_null_made_from_the_saes_is_drawn_for_each_group(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A new kind is one entry: here the SAEs' own rows with random signs."""

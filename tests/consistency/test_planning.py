@@ -48,7 +48,7 @@ def test_pair_noise_alone_makes_three_seeds_twice_too_wide() -> None:
     assert seeds.jackknife_variance(3) == pytest.approx(seeds.variance(3))
 
 
-def test_planned_seeds_give_the_width_asked_for() -> None:
+def test_planned_seeds_give_the_width_that_is_asked_for() -> None:
     world = VarianceComponents(0.7, 0.03, 0.04, 0)
     n = seeds_for_half_width(world, 0.05)
     assert n is not None
@@ -64,7 +64,7 @@ def test_planned_seeds_give_the_width_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("seed_sd", "pair_sd"), WORLDS)
-def test_power_is_that_of_simulated_comparisons(seed_sd: float, pair_sd: float) -> None:
+def test_power_equals_that_of_simulated_comparisons(seed_sd: float, pair_sd: float) -> None:
     a = VarianceComponents(0.70, seed_sd, pair_sd, 0)
     b = VarianceComponents(0.62, seed_sd, pair_sd, 0)
     rng = np.random.default_rng(3)
@@ -89,7 +89,7 @@ def test_more_seeds_are_needed_for_smaller_differences() -> None:
     assert seeds_for_half_width(VarianceComponents(0.5, 3.0, 0.0, 0)) is None
 
 
-def test_what_cannot_be_planned_is_an_error() -> None:
+def test_impossible_plans_are_an_error() -> None:
     with pytest.raises(InputError, match="four"):
         variance_components(np.eye(3))
     world = VarianceComponents(0.5, 0.1, 0.1, 0)
@@ -101,7 +101,7 @@ def test_what_cannot_be_planned_is_an_error() -> None:
         seeds_to_separate(world, world, power=1.0)
 
 
-def test_two_basins_are_what_the_interval_over_few_seeds_does_not_cover() -> None:
+def test_the_interval_over_few_seeds_does_not_cover_two_basins() -> None:
     # scores .9 within a basin and .5 across, one seed in ten in the smaller: as the docstring says
     truth = 0.9 * (0.9**2 + 0.1**2) + 0.5 * 2 * 0.9 * 0.1
     rng = np.random.default_rng(10)

@@ -1,4 +1,4 @@
-"""References keep what they declare, and score like dictionaries that share it."""
+"""Reference dictionaries keep what they declare, and score like others that share only that."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def flat_world(n: int, d: int, seed: int, spectrum: Rows | None = None) -> list[
     return [unit_rows(rng.standard_normal((n, d)) * scale) for _ in range(2)]
 
 
-def test_isotropic_and_data_aware_references_are_the_laws_of_null_scores() -> None:
+def test_isotropic_and_data_aware_references_have_the_distributions_of_null_scores() -> None:
     covariance = np.diag([4.0, 1.0, 0.2, 0.0, 0.0])
     for kind, reference in (("isotropic", isotropic(5)), ("data_aware", data_aware(covariance))):
         mine = score_reference(reference, (9, 7), n_draws=5, seed=3)["pw_mcc"]
@@ -64,7 +64,7 @@ def test_permuted_keeps_spectrum_and_marginals_and_breaks_the_features() -> None
 
 
 @pytest.mark.parametrize("spectrum", [None, 1.0 / np.arange(1, 33) ** 0.7], ids=["flat", "steep"])
-def test_permuted_scores_like_independent_dictionaries_of_the_same_law(
+def test_permuted_scores_equal_those_of_independent_dictionaries(
     spectrum: Rows | None,
 ) -> None:
     world = flat_world(96, 32, 2, spectrum)
@@ -89,7 +89,7 @@ def test_half_shared_dictionaries_are_above_the_permuted_null_and_below_the_data
     assert null.p_value(score) == pytest.approx(1 / 61)
 
 
-def test_phase_turns_inside_the_planes_and_leaves_the_rest() -> None:
+def test_the_phase_reference_rotates_only_inside_the_planes() -> None:
     rng = np.random.default_rng(6)
     planes = np.eye(6)[:4].reshape(2, 2, 6)
     planes[1, 0] += 0.2 * planes[0, 0]  # planes of a real model are not exactly orthogonal
@@ -119,7 +119,7 @@ def test_data_rows_and_kmeans_come_from_the_data() -> None:
     assert clustered.p_value(1.0) is None  # a few runs are no independent draws
 
 
-def test_given_dictionaries_are_drawn_whole_and_never_twice() -> None:
+def test_given_dictionaries_are_drawn_unchanged_and_never_twice() -> None:
     inits = [np.eye(4)[:2], np.eye(4)[2:]]
     reference = given(inits, "init", "the initial weights")
     for seed in range(5):
@@ -127,7 +127,7 @@ def test_given_dictionaries_are_drawn_whole_and_never_twice() -> None:
         assert np.abs(a @ b.T).max() == 0.0
 
 
-def test_draws_are_the_same_for_any_workers() -> None:
+def test_draws_are_the_same_for_any_number_of_workers() -> None:
     reference = permuted(flat_world(12, 5, 8))
     one = score_reference(reference, (12, 12), n_draws=6)["pw_mcc"]
     two = score_reference(reference, (12, 12), n_draws=6, workers=3)["pw_mcc"]
@@ -187,12 +187,14 @@ def test_joint_null_is_far_below_shared_saes_and_near_independent_ones() -> None
         (lambda: data_rows(np.eye(3)).draw(np.random.default_rng(0), (9,)), "data rows"),
     ],
 )
-def test_what_cannot_be_drawn_is_an_error(make: Callable[[], object], message: str) -> None:
+def test_references_that_cannot_be_drawn_are_an_error(
+    make: Callable[[], object], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         make()
 
 
-def test_a_reference_says_what_it_keeps() -> None:
+def test_a_reference_declares_what_it_keeps() -> None:
     references: list[Reference] = [
         isotropic(3),
         data_aware(np.eye(3)),

@@ -1,4 +1,4 @@
-"""The registry of scores: each entry keeps to its declared bounds, perfect value and needs."""
+"""The registry of scores: each entry obeys its declared bounds, perfect value and needs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_score_keeps_to_its_declaration(name: str, signed: bool) -> None:
     assert score.title.format(threshold=0.7)
 
 
-def test_entries_are_the_functions_of_the_same_names() -> None:
+def test_entries_equal_the_functions_of_the_same_names() -> None:
     a, b = side(0), side(1)
     pair = PreparedPair(a, b)
     encoder_a, encoder_b = pair.encoders

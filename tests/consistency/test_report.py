@@ -46,7 +46,7 @@ def covariance() -> NDArray[np.float64]:
     return np.diag(np.r_[np.full(5, 1.0), np.full(D - 5, 1e-4)])
 
 
-def test_report_gathers_what_the_scores_say() -> None:
+def test_the_report_has_the_values_of_the_scores() -> None:
     records = [planted(s, a) for a in ("relu", "topk") for s in range(3)]
     report = consistency_report(records, ConsistencyConfig(null_draws=9), covariance=covariance())
     line = report.groups.query(
@@ -76,7 +76,7 @@ def test_report_gathers_what_the_scores_say() -> None:
     json.dumps(report.summary, allow_nan=False)
 
 
-def test_features_say_in_how_many_seeds_they_came_back() -> None:
+def test_features_have_the_number_of_seeds_in_which_they_are_found() -> None:
     records = [planted(s, noise=0.01) for s in range(4)]
     odd = records[3].W_dec.copy()
     odd[:6] = np.random.default_rng(7).standard_normal((6, D))
@@ -91,7 +91,7 @@ def test_features_say_in_how_many_seeds_they_came_back() -> None:
         assert (features.query(f"id == 'topk-{seed}'")["n_seeds_found"] == 2).sum() == 6
 
 
-def test_the_gate_is_carried_to_every_table() -> None:
+def test_every_table_has_the_verdict_of_the_gate() -> None:
     records = [
         planted(0),
         planted(1),
@@ -120,7 +120,7 @@ def test_one_seed_and_two_seeds_are_not_defined_and_say_why() -> None:
     assert line["low"] is None or np.isnan(line["low"])
 
 
-def test_dead_latents_are_a_named_choice() -> None:
+def test_dead_latents_are_kept_or_dropped_as_chosen() -> None:
     rates = np.ones(N)
     rates[:8] = 0.0
     records = [planted(s, firing_rate=rates) for s in range(3)]
@@ -173,7 +173,7 @@ def value(table: Any, column: str, **chosen: Any) -> Any:
     return table[column].iloc[0]
 
 
-def test_codes_are_read_on_the_decoders_match() -> None:
+def test_codes_are_compared_under_the_match_of_the_decoders() -> None:
     rows = np.random.default_rng(1).standard_normal((300, D))
     records = [planted(s, noise=0.02) for s in range(3)]
     records = [replace(r, codes=codes_of(r, rows)) for r in records]
@@ -206,7 +206,7 @@ def test_codes_are_read_on_the_decoders_match() -> None:
         consistency_report([replace(records[0], codes=np.zeros((300, 3))), records[1]])
 
 
-def test_planes_give_a_table_of_truth_beside_its_nulls() -> None:
+def test_planes_give_a_table_of_recovery_with_its_nulls() -> None:
     rng = np.random.default_rng(3)
     axes = np.linalg.qr(rng.standard_normal((D, 6)))[0].T.reshape(3, 2, D)
     angles = np.arange(8) * np.pi / 4
@@ -233,7 +233,7 @@ def test_planes_give_a_table_of_truth_beside_its_nulls() -> None:
     json.dumps(report.summary, allow_nan=False)
 
 
-def test_encoders_are_compared_as_the_data_see_them() -> None:
+def test_encoders_are_compared_in_the_metric_of_the_data() -> None:
     """What an encoder carries where the data do not vary is blind: it must not count."""
     rng = np.random.default_rng(5)
     cov = np.diag(np.r_[np.full(5, 1.0), np.full(D - 5, 1e-12)])
@@ -295,7 +295,7 @@ def test_adjusted_p_values_are_those_of_the_family() -> None:
     assert family["isotropic_p_adjusted"].astype(float).tolist() == pytest.approx(expected)
 
 
-def test_seeds_together_and_retention() -> None:
+def test_tables_of_seeds_and_of_retention() -> None:
     report = consistency_report(
         [planted(s, noise=0.05) for s in range(4)], ConsistencyConfig(null_draws=2)
     )

@@ -57,7 +57,7 @@ def test_pw_mcc_is_the_best_of_all_matchings(shape: tuple[int, int, int], signed
     assert pw_mcc(A, B, signed=signed) == pytest.approx(brute_force(A, B, signed), abs=1e-12)
 
 
-def test_greedy_trap() -> None:
+def test_greedy_matching_can_miss_the_optimum() -> None:
     # similarities t·[[.9, .8], [.8, 0]]: greedy takes .9 and is left with 0, the best sum is 1.6
     t = 0.7
     A = np.eye(2, 4)
@@ -97,7 +97,7 @@ def test_uniqueness_counts_distinct_partners() -> None:
     assert uniqueness(B, A) == 1.0
 
 
-def test_scores_do_not_see_order_scale_or_sign() -> None:
+def test_scores_do_not_depend_on_order_scale_or_sign() -> None:
     rng = np.random.default_rng(3)
     A, B = rng.standard_normal((12, 6)), rng.standard_normal((12, 6))
     scale = np.exp(rng.standard_normal((12, 1)))

@@ -39,7 +39,7 @@ def test_seed_path_is_the_best_of_all_orders(n: int) -> None:
     assert got.mean >= got.pair_mean
 
 
-def test_greedy_falls_into_the_trap_and_the_gap_says_so() -> None:
+def test_a_greedy_path_can_miss_the_optimum_and_the_gap_shows_it() -> None:
     # from every start the nearest neighbour takes an edge that spoils the rest, 2-opt included
     worst = max(
         (seed_path(random_scores(8, seed), n_null=1) for seed in range(30)), key=lambda p: p.gap
@@ -48,7 +48,7 @@ def test_greedy_falls_into_the_trap_and_the_gap_says_so() -> None:
     assert f"gap {worst.gap:.4f}" in str(worst)
 
 
-def test_past_the_exact_size_the_gap_is_a_bound() -> None:
+def test_for_many_seeds_the_gap_is_a_bound() -> None:
     W = random_scores(17, 3)
     got = seed_path(W, n_null=3)
     assert got.method == "greedy"
@@ -58,7 +58,7 @@ def test_past_the_exact_size_the_gap_is_a_bound() -> None:
     assert "at most" in str(got)
 
 
-def test_path_null_sees_order_and_nothing_else() -> None:
+def test_path_null_depends_on_the_order_only() -> None:
     rng = np.random.default_rng(0)
     line = np.arange(7)
     noise = 0.01 * rng.random((7, 7))
@@ -98,7 +98,7 @@ def shuffled_copies(
     return [truth[o] + noise * rng.standard_normal((n, d)) for o in orders], orders
 
 
-def test_cycles_of_one_dictionary_close_and_of_random_ones_do_so_by_chance() -> None:
+def test_cycles_of_one_dictionary_close_and_those_of_random_ones_by_chance() -> None:
     same, _ = shuffled_copies(4, 15, 10, 0.01, 0)
     got = cycle_consistency(match_all(same))
     assert got.fraction == 1.0
@@ -123,7 +123,7 @@ def test_cycle_by_brute_force_with_unequal_widths() -> None:
     assert got.fraction == pytest.approx(sum(i == j for i, j in ends.items()) / len(ends))
 
 
-def test_retention_falls_with_hops_and_is_whole_for_one_dictionary() -> None:
+def test_retention_falls_with_hops_and_is_1_for_one_dictionary() -> None:
     same, _ = shuffled_copies(4, 12, 8, 0.01, 3)
     assert (path_retention(match_all(same))["retention"] == 1.0).all()
     noisy, _ = shuffled_copies(5, 40, 8, 0.7, 4)

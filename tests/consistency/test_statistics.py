@@ -20,7 +20,7 @@ def symmetric(
     return np.asarray(0.5 + a[:, None] + a[None, :] + e + e.T)
 
 
-def test_jackknife_by_hand() -> None:
+def test_jackknife_equals_a_computation_by_hand() -> None:
     # three seeds: leaving one out leaves one pair
     W = np.array([[0, 0.4, 0.5], [0.4, 0, 0.9], [0.5, 0.9, 0]])
     got = seed_interval(W)
@@ -98,7 +98,7 @@ def test_difference_of_groups_covers_and_is_calibrated() -> None:
     assert np.mean(effects) == pytest.approx(1.0, abs=0.08)
 
 
-def test_pairing_takes_out_what_the_seeds_share() -> None:
+def test_pairing_removes_effects_that_groups_share() -> None:
     rng = np.random.default_rng(21)
     common = symmetric(rng, 5, 0.2, 0.0)
     a, b = common + 0.02 + 0.01 * symmetric(rng, 5, 0.1, 0.0), common
@@ -133,7 +133,7 @@ def block_scores(
     return W
 
 
-def test_permutation_by_hand() -> None:
+def test_permutation_test_equals_a_computation_by_hand() -> None:
     W = block_scores((3, 3), (0.8, 0.6), 0.5)
     got = seed_permutation_test(W, list("aaabbb"))
     assert got.exact
@@ -168,7 +168,7 @@ def test_permutation_p_is_uniform_under_the_null() -> None:
     assert drawn.p_value == pytest.approx(exact.p_value, abs=0.2)
 
 
-def test_many_comparisons() -> None:
+def test_adjusted_p_values_of_many_comparisons() -> None:
     assert adjust_p([0.01, 0.04, 0.03, None], method="holm") == pytest.approx(
         [0.03, 0.06, 0.06, None]
     )
@@ -187,7 +187,7 @@ def test_many_comparisons() -> None:
         adjust_p([1.2])
 
 
-def test_unfit_labels_are_errors() -> None:
+def test_labels_that_do_not_fit_are_errors() -> None:
     with pytest.raises(InputError, match="labels"):
         seed_permutation_test(np.ones((3, 3)), ["a", "b"])
     with pytest.raises(InputError, match="at least two"):

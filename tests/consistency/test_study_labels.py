@@ -1,4 +1,4 @@
-"""Labels in a study: planted answers are found, counted, and come back by kind."""
+"""Labels in a study: planted answers are found, counted, and matched across seeds by kind."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def report():
     return consistency_report(records, config, labelled=candidate_labels(own))
 
 
-def test_every_planted_answer_is_covered_and_chance_is_not(report) -> None:
+def test_every_planted_answer_is_covered_and_random_features_are_not(report) -> None:
     line = report.coverage.set_index("family").loc["answer"]
     assert (line["n_classes"], line["mean"], line["low"], line["high"]) == (P, P, P, P)
     assert line["gt_mcc"] == pytest.approx(1.0)
@@ -75,7 +75,7 @@ def test_every_planted_answer_is_covered_and_chance_is_not(report) -> None:
     assert report.coverage.set_index("family").loc["token", "mean"] == 0
 
 
-def test_the_two_populations_stand_apart_and_add_up(report) -> None:
+def test_the_two_populations_differ_and_add_up_to_all_features(report) -> None:
     kinds = report.kinds.set_index("kind")
     assert kinds.loc["answer", "n_features"] == P
     assert kinds.loc["answer", "reproducibility"] == pytest.approx(1.0)
@@ -90,7 +90,7 @@ def test_the_two_populations_stand_apart_and_add_up(report) -> None:
     assert set(report.features.loc[report.features["kind"] == "answer", "family"]) == {"answer"}
 
 
-def test_partner_similarity_is_each_pairs_match() -> None:
+def test_partner_similarity_equals_the_match_of_each_pair() -> None:
     rng = np.random.default_rng(1)
     Ws = [rng.standard_normal((n, 6)) for n in (4, 5, 3)]
     matches = {(s, t): match_features(Ws[s], Ws[t]) for s, t in combinations(range(3), 2)}
@@ -111,7 +111,7 @@ def test_partner_similarity_is_each_pairs_match() -> None:
                 assert own[s][i, column] == pytest.approx(cosine)
 
 
-def test_labels_of_the_users_own_must_fit_the_rows() -> None:
+def test_labels_given_by_the_user_must_fit_the_rows() -> None:
     own = rows()
     found = candidate_labels(own, pd.DataFrame({"topic": np.arange(P**2) % 3}))
     assert found is not None
@@ -120,7 +120,7 @@ def test_labels_of_the_users_own_must_fit_the_rows() -> None:
         candidate_labels(own, pd.DataFrame({"topic": [0, 1, 2]}))
 
 
-def test_an_interval_of_a_kind_is_of_the_mean_that_stands_beside_it() -> None:
+def test_the_interval_of_a_kind_belongs_to_its_mean() -> None:
     own, level = rows(), 0.9
     config = ConsistencyConfig(null_draws=0, code_null_draws=0, dead="drop", level=level)
     # seeds hold 4 to 7 answers: a mean of the seeds' means would be another number

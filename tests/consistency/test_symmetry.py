@@ -28,7 +28,7 @@ def found(codes: NDArray[np.float64], **options: object) -> dict[str, float]:
     return dict(zip(table["symmetry"], table["score"], strict=True))
 
 
-def test_maps_are_bijections_and_know_what_they_keep() -> None:
+def test_maps_are_bijections_and_declare_what_they_keep() -> None:
     for symmetry in task_symmetries(P):
         assert sorted(symmetry.rows) == list(range(P * P))
     kept = {s.name: s.answer_kept for s in task_symmetries(P)}
@@ -75,7 +75,7 @@ def test_codes_that_read_one_operand_are_not_swapped() -> None:
     assert float(table["retained"].loc["translate (+1, +0)"]) == pytest.approx(1.0)
 
 
-def test_one_seeds_dictionary_may_be_mapped_to_anothers() -> None:
+def test_the_dictionary_of_one_seed_may_be_mapped_to_that_of_another() -> None:
     one, double = wave_codes([1]), wave_codes([2])[:, ::-1]
     table = detect_symmetries(one, task_symmetries(P), other=double).set_index("symmetry")
     assert float(table["score"].loc["multiply by 2"]) == pytest.approx(1.0)

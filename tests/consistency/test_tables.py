@@ -55,7 +55,7 @@ def record(seed: int, codes: NDArray[np.float64] | None = None, **fields: Any) -
     )
 
 
-def test_a_translated_dictionary_is_found_out_and_an_unrelated_one_is_not() -> None:
+def test_a_translated_dictionary_is_recognised_and_an_unrelated_one_is_not() -> None:
     a, b = grid()
     codes = spots(5, 0)
     order = np.random.default_rng(1).permutation(5)
@@ -106,7 +106,7 @@ def test_symmetry_table_says_what_maps_to_what() -> None:
     assert "no codes" in blind["reason"].iloc[0]
 
 
-def test_geometry_stands_beside_random_directions() -> None:
+def test_geometry_is_compared_with_random_directions() -> None:
     rng = np.random.default_rng(0)
     flat = np.zeros((20, 9))
     flat[:, :2] = rng.standard_normal((20, 2))
@@ -129,7 +129,7 @@ def test_geometry_stands_beside_random_directions() -> None:
     assert directions_geometry(flat, 0.7)["participation_ratio"] <= 2
 
 
-def test_trajectories_end_at_the_report_and_say_when_nothing_was_kept() -> None:
+def test_trajectories_end_with_the_values_of_the_report_or_give_a_reason() -> None:
     records = [record(s, W_dec_init=np.eye(6, 9), converged=False) for s in range(3)]
     start = {r.id: np.eye(6, 9) for r in records}
     table = trajectory_table(
@@ -151,7 +151,7 @@ def test_trajectories_end_at_the_report_and_say_when_nothing_was_kept() -> None:
     assert table["isotropic_mean"].tolist() == [0.4, 0.4]
     assert not table["converged"].any()
     none = trajectory_table({"g": records}, lambda r: {}, {}, CONFIG)
-    assert none["reason"].tolist() == ["no decoders kept on the way"]
+    assert none["reason"].tolist() == ["no decoders saved during training"]
     single = trajectory_table({"g": records[:1]}, lambda r: {0: r.W_dec}, {}, CONFIG)
     assert "one seed" in single["reason"].iloc[0]
 
@@ -185,7 +185,7 @@ def matched_of(report: ConsistencyReport) -> tuple[pd.DataFrame, pd.DataFrame]:
     return matched_tables(report.groups, report.pairs, report.saes)
 
 
-def test_architectures_meet_on_one_axis_or_the_table_says_they_do_not() -> None:
+def test_architectures_are_compared_on_one_axis_or_the_table_gives_a_reason() -> None:
     report = study({"topk": (2.0, 8.0), "relu": (4.0, 16.0)})
     matched, contrasts = matched_of(report)
     for name, table in (("matched", matched), ("contrasts", contrasts)):
@@ -219,7 +219,7 @@ def test_architectures_meet_on_one_axis_or_the_table_says_they_do_not() -> None:
     assert (orderings_table(report.groups.assign(mean=np.nan), none)["reason"] != "").all()
 
 
-def test_a_seed_that_one_setting_lacks_is_left_out_of_its_whole_curve() -> None:
+def test_a_seed_missing_in_one_setting_is_left_out_of_the_whole_curve() -> None:
     report = study({"topk": (2.0, 8.0), "relu": (4.0, 16.0)}, n_seeds=5)
     lost = report.saes["id"] == "topk-1-4"
     gone = report.pairs["id_a"].eq("topk-1-4") | report.pairs["id_b"].eq("topk-1-4")
@@ -228,7 +228,7 @@ def test_a_seed_that_one_setting_lacks_is_left_out_of_its_whole_curve() -> None:
     assert seeds.to_dict() == {"relu": 5, "topk": 4}
 
 
-def test_settings_carry_the_width_over_the_rank() -> None:
+def test_settings_have_the_width_divided_by_the_rank() -> None:
     table = settings_table(study({"topk": (2.0,), "relu": (2.0,)}).groups, 4.0)
     assert (table["width_ratio"] == 2.0).all()
     assert {"pw_mcc", "shared_fraction", "mmcs"} == set(table["score"])
@@ -252,7 +252,7 @@ def test_reports_of_several_hooks_are_joined_and_never_mixed() -> None:
         join_reports({})
 
 
-def test_what_goes_with_reproducibility_is_scipys_rank_correlation() -> None:
+def test_correlations_with_reproducibility_equal_those_of_scipy() -> None:
     rng = np.random.default_rng(5)
     tables = []
     for sae in range(3):
@@ -287,7 +287,7 @@ def test_what_goes_with_reproducibility_is_scipys_rank_correlation() -> None:
     assert table.loc["purity", "reason"] == "not known"
 
 
-def test_intervals_of_shares_stay_among_shares() -> None:
+def test_intervals_of_shares_stay_between_0_and_1() -> None:
     records = []
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -309,7 +309,7 @@ def test_intervals_of_shares_stay_among_shares() -> None:
         ({"colour": "red"}, r"correlates: columns \['colour'\] are not declared"),
     ],
 )
-def test_a_table_beside_the_report_is_held_to_its_declaration(
+def test_a_table_beside_the_report_is_checked_against_its_declaration(
     change: dict[str, Any], message: str
 ) -> None:
     row = {"group": "g", "n_seeds": 3, "converged": True, "covariate": "purity", "reason": ""}

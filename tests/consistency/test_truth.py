@@ -72,7 +72,7 @@ def test_every_frequency_of_a_planted_embedding_is_its_own_plane() -> None:
     np.testing.assert_allclose(np.diff(angles), 2 * np.pi / P, atol=1e-9)
 
 
-def test_rho_does_not_see_phase_sign_scale_or_the_axes_chosen() -> None:
+def test_rho_does_not_depend_on_phase_sign_scale_or_axes() -> None:
     planes = fourier_planes(3)
     rng = np.random.default_rng(4)
     features = rng.standard_normal((9, D))
@@ -101,7 +101,7 @@ def test_overlapping_planes_do_not_count_energy_twice() -> None:
     np.testing.assert_allclose(got.features["purity"], 1.0)
 
 
-def test_one_dimensional_score_depends_on_a_phase_that_means_nothing() -> None:
+def test_one_dimensional_score_depends_on_an_arbitrary_phase() -> None:
     planes = fourier_planes(6)
     axes = planes.reshape(-1, D)
     got = axis_gt_mcc(axes, planes, n_draws=400)
@@ -146,7 +146,7 @@ def test_rayleigh_p_is_uniform_for_uniform_angles() -> None:
     assert crowded < 1e-4
 
 
-def test_data_aware_null_knows_where_the_data_lie() -> None:
+def test_data_aware_null_uses_the_covariance_of_the_data() -> None:
     planes = fourier_planes(2)
     axes = planes.reshape(-1, D)
     flat = plane_null(10, planes, n_draws=20)
@@ -155,7 +155,7 @@ def test_data_aware_null_knows_where_the_data_lie() -> None:
     assert aware.mean("mean_rho") > 0.7 > flat.mean("mean_rho")
 
 
-def test_unfit_planes_are_errors() -> None:
+def test_planes_that_do_not_fit_are_errors() -> None:
     planes = fourier_planes(2)
     with pytest.raises(InputError, match="same hook"):
         plane_recovery(np.eye(5), planes)

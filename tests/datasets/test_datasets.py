@@ -50,7 +50,7 @@ def test_other_file_systems():
 
 
 @pytest.mark.parametrize("cut", [0, 7, 40, 60])
-def test_a_torn_file_is_an_error_that_names_it(tmp_path, cut):
+def test_an_incomplete_file_is_an_error_that_names_it(tmp_path, cut):
     path = tmp_path / "w.safetensors"
     path.write_bytes(make_file().to_bytes()[:cut])
     with pytest.raises(DatasetError, match=r"w\.safetensors: not a complete safetensors file"):
@@ -74,7 +74,7 @@ def make_partitions(folder) -> PlannedPartitionedDataset:
     )
 
 
-def test_partitions_exist_only_when_the_whole_plan_does(tmp_path):
+def test_partitions_exist_only_if_all_saes_of_the_plan_do(tmp_path):
     dataset = make_partitions(tmp_path)
     assert not dataset.exists()
     pd.DataFrame({"sae_id": ["a", "b"]}).to_parquet(tmp_path / "plan.parquet")
@@ -87,7 +87,7 @@ def test_partitions_exist_only_when_the_whole_plan_does(tmp_path):
     assert set(dataset.load()) == {"a", "b", "stale"}
 
 
-def test_a_partition_is_read_once_until_it_is_written_or_let_go(tmp_path):
+def test_a_partition_is_read_once_until_it_is_written_or_released(tmp_path):
     dataset = make_partitions(tmp_path)
     dataset.save({"a": make_file(1.0), "b": make_file(2.0)})
     first = dataset.load()["a"]()
@@ -101,14 +101,14 @@ def test_a_partition_is_read_once_until_it_is_written_or_let_go(tmp_path):
     assert dataset.load()["a"]() is not second
 
 
-def test_a_handle_gives_a_folder_and_takes_nothing(tmp_path):
+def test_a_handle_loads_as_a_folder_and_cannot_be_saved(tmp_path):
     handle = DirectoryHandle(path=str(tmp_path / "x" / "y"))
     assert handle.load().is_dir()
     with pytest.raises(DatasetError, match="cannot be a node's output"):
         handle.save(tmp_path)
 
 
-def test_a_plan_that_does_not_read_is_a_line_with_its_name(tmp_path):
+def test_a_plan_that_cannot_be_read_is_an_error_of_one_line_with_its_name(tmp_path):
     dataset = make_partitions(tmp_path)
     for content in (b"", b"PAR1 and no more"):
         (tmp_path / "plan.parquet").write_bytes(content)
@@ -118,14 +118,14 @@ def test_a_plan_that_does_not_read_is_a_line_with_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", "3", '"a"', "{", ""])
-def test_a_document_is_an_object_with_entries(tmp_path, text):
+def test_a_document_must_be_an_object_with_entries(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(DatasetError):
         DocumentDataset(filepath=str(path)).load()
 
 
-def test_a_document_is_checked(tmp_path):
+def test_a_document_is_checked_against_its_schema(tmp_path):
     path, check = tmp_path / "a.json", "husai.consistency.study.summary.checked_summary"
     dataset = DocumentDataset(filepath=str(path), check=check)
     document = {"schema": "husai.consistency", "n_saes": 0}

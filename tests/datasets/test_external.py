@@ -1,4 +1,4 @@
-"""External SAEs in the catalog: read by their paths, warned of or refused when they do not fit."""
+"""External SAEs in the catalog: read from their paths; mismatches give a warning or an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def saelens(folder: Path, seed: int, **cfg: str) -> str:
     return str(write(folder, "cfg.json", told, "sae_weights.safetensors", content))
 
 
-def test_a_group_is_named_and_its_mismatches_are_warned_of(
+def test_a_group_has_a_name_and_mismatches_give_warnings(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for seed in range(3):
@@ -41,6 +41,6 @@ def test_directions_of_other_activations_are_refused(tmp_path: Path) -> None:
         ExternalSAEs(groups={"mixed": [sae, writes]}).load()
 
 
-def test_what_is_on_the_hub_is_not_looked_for_on_disk(tmp_path: Path) -> None:
+def test_saes_on_the_hub_are_not_searched_on_disk(tmp_path: Path) -> None:
     assert ExternalSAEs(groups={"hub": ["hf://me/saes/layers.6"]}).exists()
     assert not ExternalSAEs(groups={"disk": [str(tmp_path / "none")]}).exists()

@@ -19,7 +19,7 @@ def picture_of(preview: Any) -> Any:
 
 
 @pytest.mark.parametrize("size", [(8.0, 2.0), (4.0, 4.0)])
-def test_a_wide_figure_gets_space_and_others_stay_as_they_are(tmp_path, size):
+def test_a_wide_figure_gets_more_space_and_others_do_not(tmp_path, size):
     dataset = FigureDataset(filepath=str(tmp_path / "wide.png"))
     figure = Figure(figsize=size)
     figure.patch.set_facecolor("#336699")
@@ -34,7 +34,7 @@ def test_a_wide_figure_gets_space_and_others_stay_as_they_are(tmp_path, size):
     assert (shown[:top] == 255).all()
 
 
-def test_a_page_is_shown_with_its_table_and_the_pictures_that_are_there(tmp_path):
+def test_a_page_is_shown_with_its_table_and_its_existing_pictures(tmp_path):
     Image.new("RGB", (2, 2), "red").save(tmp_path / "there.png")
     dataset = PageDataset(filepath=str(tmp_path / "pages" / "page.md"))
     dataset.save("# Title\n\n![a](../there.png)\n\n![b](../absent.png)\n\n| x |\n|---|\n| 1 |\n")

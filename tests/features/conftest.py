@@ -1,4 +1,4 @@
-"""Planted SAEs: features that every seed has, beside features of its own."""
+"""Fixtures: planted SAEs, with features that every seed has and features of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ambiguity of a match, against the enumeration of every matching."""
+"""Ambiguity of a match equals the result of listing every matching."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from husai.features.ambiguity import ambiguity_tables, match_ambiguity, prices
 
 
 def forced_costs(s):
-    """What the best sum loses when i is matched with j, by trying every matching."""
+    """Compute what the best sum loses when i is matched with j, by trying every matching."""
     n_a, n_b = s.shape
     n = max(n_a, n_b)
     square = np.zeros((n, n))
@@ -29,7 +29,7 @@ def forced_costs(s):
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 5), (6, 6), (4, 6), (6, 3)])
 @pytest.mark.parametrize("seed", range(4))
-def test_costs_are_those_of_all_matchings(shape, seed):
+def test_costs_equal_those_of_all_matchings_by_brute_force(shape, seed):
     s = np.random.default_rng(seed).random(shape)
     wanted = forced_costs(s)
     for epsilon in (0.05, 0.3, 10.0):
@@ -50,13 +50,13 @@ def test_ties_and_copies_are_exchangeable():
     assert np.isnan(table["margin"][2])
 
 
-def test_prices_prove_the_optimum_and_refuse_another():
+def test_prices_prove_the_optimum_and_no_other_match():
     s = np.random.default_rng(0).random((30, 30))
     _, partner = linear_sum_assignment(s, maximize=True)
     u, v = prices(s, partner)
     assert (u[:, None] + v >= s - 1e-9).all()
     assert u.sum() + v.sum() == pytest.approx(s[np.arange(30), partner].sum())
-    with pytest.raises(InputError, match="better"):
+    with pytest.raises(InputError, match="larger sum"):
         prices(s, np.roll(partner, 1))
     for wrong in (np.array([[-0.1]]), np.array([[np.nan]]), np.zeros((0, 2))):
         with pytest.raises(InputError):

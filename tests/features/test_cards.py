@@ -33,7 +33,7 @@ def answers():
     return (a + b) % P
 
 
-def test_planted_features_find_one_another(planted):
+def test_planted_features_are_matched_with_one_another(planted):
     cards = feature_cards(planted.group)
     assert len(cards.features) == 3 * (N_SHARED + N_OWN)
     for s, one in enumerate(planted.group.live):
@@ -81,7 +81,7 @@ def test_labels_and_activity(planted):
                 assert 1 <= own.loc[latent, "mean_activation"] <= own.loc[latent, "max_activation"]
 
 
-def test_one_sae_and_labels_without_codes_are_refused(planted):
+def test_a_single_sae_and_labels_without_codes_are_refused(planted):
     record = planted.group.live[0].record
     with pytest.raises(InputError, match="at least two"):
         feature_group([record])
@@ -102,7 +102,7 @@ def test_dead_latents_have_no_card():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 4), (13, 13)])
-def test_png_is_read_back_by_another_library(shape):
+def test_png_files_can_be_read_by_another_library(shape):
     index = np.random.default_rng(0).integers(0, 16, shape)
     image = plt.imread(io.BytesIO(palette_png(index)), format="png")
     colours = np.array([[int(c[i : i + 2], 16) for i in (0, 2, 4)] for c in PALETTE])
@@ -111,7 +111,7 @@ def test_png_is_read_back_by_another_library(shape):
         palette_png(index + 16)
 
 
-def test_maps_show_every_firing_and_the_strongest_brightest():
+def test_maps_show_every_activation_and_the_strongest_as_the_brightest():
     codes = np.zeros((9, 2))
     codes[[1, 5, 8], 0] = [10.0, 0.001, 5.0]
     matrix = sparse.csc_array(codes)
@@ -132,5 +132,5 @@ def test_context_stays_in_its_document():
     assert context_of(check_contexts(table[["token"]], 5), 1, 1) == ("x", " y", "The")
     with pytest.raises(InputError, match="token"):
         check_contexts(table[["document"]], 5)
-    with pytest.raises(InputError, match="6 of activations"):
+    with pytest.raises(InputError, match="6 rows of activations"):
         check_contexts(table, 6)

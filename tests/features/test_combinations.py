@@ -56,7 +56,7 @@ def test_splitting_and_merging_across_widths_are_named():
     assert part[same].equals(table.loc[part.index, same])
 
 
-def test_combinations_are_those_of_least_squares():
+def test_combinations_equal_least_squares():
     rng = np.random.default_rng(1)
     sources = np.where(rng.random((400, 8)) < 0.3, rng.random((400, 8)), 0)
     targets = np.clip(sources @ rng.random((8, 3)) + 0.1 * rng.standard_normal((400, 3)), 0, None)
@@ -94,7 +94,7 @@ def test_pursuit_finds_planted_codes_and_the_encoder_that_uses_them_agrees():
     assert np.nanmean(support_overlap(wrong, pursuit)[0]) < 0.2
 
 
-def test_one_step_of_pursuit_is_the_nearest_and_orthogonal_dictionaries_are_exact():
+def test_one_step_of_pursuit_takes_the_nearest_and_orthogonal_dictionaries_are_exact():
     rng = np.random.default_rng(3)
     D, x = unit_rows(rng.standard_normal((12, 6))), rng.standard_normal((30, 6))
     one = matching_pursuit(x, D, np.ones(30))

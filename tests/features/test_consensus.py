@@ -1,4 +1,4 @@
-"""The consensus of planted seeds recovers what was planted, and is a whole SAE."""
+"""The consensus of planted seeds recovers the planted features, and is a complete SAE."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_consensus_recovers_the_planted_features_better_than_a_seed():
     assert np.abs(np.array(members) @ found.directions[0]).min() > 0.7
 
 
-def test_a_reversed_copy_counts_and_does_not_cancel():
+def test_a_copy_of_opposite_sign_counts_and_does_not_cancel():
     truth, _, _, _ = world()
     found = consensus_directions([truth, -truth, truth])
     assert np.allclose(np.abs(found.directions @ truth.T).max(axis=1), 1)
 
 
-def test_nothing_in_common_is_an_error():
+def test_dictionaries_without_common_features_are_an_error():
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="no feature is found in 3 of 3"):
         consensus_directions([rng.standard_normal((5, 64)) for _ in range(3)])
@@ -71,7 +71,7 @@ def test_nothing_in_common_is_an_error():
         consensus_directions([np.eye(3)])
 
 
-def test_the_fitted_encoder_holds_the_decoder_and_finds_the_codes():
+def test_fitting_the_encoder_keeps_the_decoder_and_finds_the_codes():
     truth, _, rows, codes = world()
     sae = fit_encoder(truth, rows, K)
     assert np.allclose(sae.W_dec.numpy(), truth, atol=1e-6)
@@ -95,7 +95,7 @@ def records(decoders, rows):
     return made
 
 
-def test_consensus_is_worth_more_than_subsets_as_large():
+def test_consensus_keeps_more_than_subsets_of_the_same_size():
     truth, decoders, rows, codes = world()
     classes = codes.argmax(axis=1)
     readout = Readout(
@@ -123,7 +123,7 @@ def test_consensus_recurs_in_other_seeds_more_than_single_seeds_do():
         consensus_recurrence(decoders[:3])
 
 
-def test_probe_is_right_where_classes_are_linear_and_guesses_else():
+def test_probe_is_right_for_linear_classes_and_at_chance_otherwise():
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 4, 400)
     codes = np.eye(4)[classes] + 0.1 * rng.standard_normal((400, 4))

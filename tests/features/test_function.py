@@ -35,7 +35,7 @@ WEIGHTS = np.random.default_rng(7).standard_normal((D, M))
 
 
 def readout(kind="logits"):
-    """A layer that is not linear, so that effects do not factor."""
+    """A nonlinear layer, so that effects are not products."""
     return Readout(
         lambda index, rows: np.tanh(0.3 * rows @ WEIGHTS) * 3,
         tuple(f"output {i}" for i in range(M)),
@@ -58,7 +58,7 @@ def brute_force(group, s, rows, kind):
 
 
 @pytest.mark.parametrize("kind", ["logits", "rows"])
-def test_fingerprints_and_their_correlation_are_those_of_brute_force(planted, kind):
+def test_fingerprints_and_their_correlation_equal_brute_force(planted, kind):
     group, out = planted.group, readout(kind)
     rows = measured_rows(group, planted.rows, out, FeaturesConfig())
     assert rows.exact
@@ -76,7 +76,7 @@ def test_fingerprints_and_their_correlation_are_those_of_brute_force(planted, ki
     assert np.allclose(fingerprint_correlation(*prints), correlation, atol=1e-4)
 
 
-def test_substitution_is_that_of_brute_force(planted):
+def test_substitution_equals_brute_force(planted):
     group, out = planted.group, readout()
     config = FeaturesConfig(substitution_rows=10_000)
     rows = measured_rows(group, planted.rows, out, config)
@@ -99,7 +99,7 @@ def test_substitution_is_that_of_brute_force(planted):
             assert found[role][j] == pytest.approx(wanted, abs=1e-5)
 
 
-def test_planted_partners_have_function_1_and_others_chance(planted):
+def test_planted_partners_have_function_1_and_others_are_at_chance(planted):
     cards = feature_cards(planted.group, [class_labels("answer", answers())])
     tables = functional_consistency(cards, planted.rows, readout())
     truth = {one.record.id: planted.truth[s] for s, one in enumerate(planted.group.live)}
@@ -126,8 +126,8 @@ def test_planted_partners_have_function_1_and_others_chance(planted):
     assert "output" in effect
 
 
-def test_shuffled_partners_are_chance(planted):
-    """The same latents, partners dealt anew: what a wrong match would score."""
+def test_shuffled_partners_are_at_chance(planted):
+    """The same latents with shuffled partners: what a wrong match would score."""
     records, _, rows = planted_records()
     rng = np.random.default_rng(1)
     shuffled = [records[0]]
@@ -141,7 +141,7 @@ def test_shuffled_partners_are_chance(planted):
     assert everything["repaired"] < 0.3
 
 
-def test_a_sample_of_rows_is_said_and_near_the_whole(planted):
+def test_a_sample_of_rows_is_reported_and_agrees_with_all_rows(planted):
     cards = feature_cards(planted.group)
     whole = functional_consistency(cards, planted.rows, readout())
     part = functional_consistency(
@@ -156,7 +156,7 @@ def test_a_sample_of_rows_is_said_and_near_the_whole(planted):
 
 
 @pytest.mark.parametrize("hook", ["blocks.0.hook_resid_mid", "blocks.0.hook_resid_post"])
-def test_the_modular_readout_is_the_model(hook):
+def test_the_modular_readout_gives_the_logits_of_the_model(hook):
     dataset = modular_dataset(ModularTaskConfig(modulus=11))
     words = dataset.vocabulary
     config = TransformerConfig(d_model=20, n_heads=4, d_mlp=36)
@@ -184,8 +184,8 @@ def test_the_modular_readout_is_the_model(hook):
             modular_readout(trained, other)
 
 
-def test_latents_of_no_use_are_not_lost(planted):
-    """A latent whose contribution is nothing has a function of 0 and nothing to repair."""
+def test_latents_without_effect_are_kept(planted):
+    """A latent without contribution has a function of 0, and its repair is undefined."""
     records, _, rows = planted_records()
     W = records[0].W_dec.copy()
     W[2] *= 1e-9

@@ -69,7 +69,7 @@ def test_the_file_loads_nothing(mapped, bare):
     assert "Features of &lt;a &amp; b&gt;" in mapped
 
 
-def test_every_feature_is_there_with_its_partners(cards, mapped):
+def test_the_page_has_every_feature_with_its_partners(cards, mapped):
     data = payload(mapped)
     assert len(data["features"]) == len(data["maps"]) == len(cards.features)
     for at, (feature, partners) in enumerate(zip(data["features"], data["partners"], strict=True)):
@@ -81,7 +81,7 @@ def test_every_feature_is_there_with_its_partners(cards, mapped):
         assert feature[0] in (0, 1, 2)
 
 
-def test_contexts_and_labels_stand_beside_the_strongest_rows(bare):
+def test_the_strongest_rows_have_their_contexts_and_labels(bare):
     data = payload(bare)
     for rows, _ in data["rows"]:
         for row in rows:
@@ -115,7 +115,7 @@ def test_facts_of_other_rows_are_refused(cards, facts):
 
 
 def in_browser(page: str, script: str, folder: Path, *options: str, address: str = "") -> Any:
-    """Open the page, run a script in it, and give back what it returned, or what went wrong."""
+    """Open the page, run a script in it, and return its result or the error."""
     watch = (
         "<script>var wrong=[];addEventListener('error',e=>wrong.push(String(e.message)))</script>"
     )

@@ -1,4 +1,4 @@
-"""The probability that a feature comes back, on features whose probability is planted."""
+"""The probability that a new seed has a feature, on features whose probability is planted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from husai.figures.features import reliability_figure
 
 
 def similarities(chance, n_seeds, rng):
-    """Feature i is in each other seed with its own chance; there it is near .9, elsewhere .5."""
+    """Each other seed has feature i with probability i; there its |cosine| is near .9, else .5."""
     there = rng.random((len(chance), n_seeds - 1)) < chance[:, None]
     noise = 0.05 * rng.standard_normal(there.shape)
     return np.clip(np.where(there, 0.9, 0.5) + noise, 0, 1)
@@ -40,7 +40,7 @@ def test_probabilities_are_calibrated_on_new_seeds():
     assert least < table["brier"][0] < least + 0.03 < table["brier_of_base_rate"][0]
 
 
-def test_features_of_one_kind_get_the_base_rate():
+def test_features_with_equal_chances_get_the_base_rate():
     rng = np.random.default_rng(1)
     known = [similarities(np.full(300, 0.6), 8, rng) for _ in range(8)]
     predicted = np.concatenate([fit_return(known, 0.7).probability(s) for s in known])
@@ -49,13 +49,13 @@ def test_features_of_one_kind_get_the_base_rate():
 
 
 @pytest.mark.parametrize(("chance", "expected"), [(1.0, 1.0), (0.0, 0.0)])
-def test_what_always_or_never_happens_is_predicted_so(chance, expected):
+def test_outcomes_that_always_or_never_happen_are_predicted(chance, expected):
     rng = np.random.default_rng(2)
     known = [similarities(np.full(100, chance), 4, rng) for _ in range(4)]
     assert fit_return(known, 0.7).probability(known[0]) == pytest.approx(expected, abs=0.02)
 
 
-def test_seeds_left_out_are_those_of_the_columns():
+def test_the_column_of_the_seed_that_is_left_out_is_the_right_one():
     """Seed 2 alone lacks the features: only predictions of seed 2 fail."""
     n, rng = 50, np.random.default_rng(3)
     known = []
@@ -74,7 +74,7 @@ def test_seeds_left_out_are_those_of_the_columns():
     assert table["n"].sum() == 20 * n
 
 
-def test_planted_features_are_sure_to_come_back_and_others_are_not(planted):
+def test_planted_features_have_high_return_probability_and_others_low(planted):
     cards = feature_cards(planted.group)
     features, calibration = return_probabilities(cards)
     truth = {one.record.id: planted.truth[s] for s, one in enumerate(planted.group.live)}
@@ -90,7 +90,7 @@ def test_planted_features_are_sure_to_come_back_and_others_are_not(planted):
         reliability([1.2], [True])
 
 
-def test_the_diagram_shows_every_bin_and_says_when_there_is_none():
+def test_the_diagram_shows_every_bin_or_says_that_there_is_none():
     table = reliability([0.05, 0.95, 0.9], [False, True, False])
     (axis,) = reliability_figure(table).axes
     (dots,) = axis.collections

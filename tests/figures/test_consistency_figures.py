@@ -58,7 +58,7 @@ def breadths(figure: Figure) -> list[float]:
     ]
 
 
-def test_scores_and_their_nulls_are_drawn_where_they_are() -> None:
+def test_scores_and_their_nulls_are_drawn_at_their_values() -> None:
     groups = report_tables()["groups"]
     figure = scores.scores_figure(groups)
     drawn = breadths(figure)
@@ -105,7 +105,7 @@ def test_similarity_is_ordered_by_the_match() -> None:
     assert "†" in words(figure)
 
 
-def test_groups_are_in_one_order_whatever_a_table_knows_of_them() -> None:
+def test_groups_have_the_same_order_in_every_figure() -> None:
     names = ["relu d64 l1_1", "topk d256 k4", "topk d64 k4", "topk d128 k4"]
     ordered = ["topk d64 k4", "topk d128 k4", "topk d256 k4", "relu d64 l1_1"]
     table = pd.DataFrame({"group": names})
@@ -160,11 +160,11 @@ def test_training_shows_score_nulls_and_cosine_to_init() -> None:
         assert np.isclose(drawn, value).any()
     assert "† not converged" in [text.get_text() for text in figure.legends[0].get_texts()]
     head = ["group", "architecture", "d_sae", "converged"]
-    none = curve[head].head(1).assign(reason="no decoders kept on the way")
-    assert "no decoders kept" in trajectories.training_figure(none).texts[0].get_text()
+    none = curve[head].head(1).assign(reason="no decoders saved during training")
+    assert "no decoders saved" in trajectories.training_figure(none).texts[0].get_text()
 
 
-def test_settings_draw_a_curve_only_where_there_is_one() -> None:
+def test_a_curve_is_drawn_only_for_several_settings() -> None:
     groups = report_tables()["groups"]
     table = settings_table(groups, 4.0)
     own = (table["score"] == "pw_mcc") & ~table["signed"].astype(bool) & (table["space"] == "full")
@@ -188,7 +188,7 @@ def test_settings_draw_a_curve_only_where_there_is_one() -> None:
         scores.settings_figure(table.assign(mean=np.nan))
 
 
-def test_silent_features_stand_in_a_column_that_says_so() -> None:
+def test_features_that_never_fire_are_in_a_labelled_column() -> None:
     table = report_tables()["features"]
     figure = features.reproducibility_figure(table)
     figure.draw_without_rendering()

@@ -45,7 +45,7 @@ def test_circles_show_each_feature_at_its_angle() -> None:
         figures.circle_figure({"a": got, "b": plane_recovery(circle, planes[:1])})
 
 
-def test_activations_add_up_and_the_dead_are_counted() -> None:
+def test_shares_of_activations_add_up_and_dead_latents_are_counted() -> None:
     rng = np.random.default_rng(0)
     codes = rng.random((200, 10)) * (rng.random((200, 10)) < 0.3)
     codes[:, 3] = 0.0

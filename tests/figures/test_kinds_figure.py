@@ -1,4 +1,4 @@
-"""The main picture shows two populations before the band of chance."""
+"""The main picture shows two populations of features, and the band of their null behind them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_two_populations_their_means_and_the_band() -> None:
     assert [label.get_text() for label in axis.get_xticklabels()] == ["topk\nd8 k2 †\n40% answers"]
 
 
-def test_without_a_label_that_explains_something_there_is_nothing_to_draw() -> None:
+def test_without_a_label_that_explains_a_feature_nothing_is_drawn() -> None:
     features, kinds = tables()
     with pytest.raises(InputError, match="no label explains"):
         kinds_figure(features, kinds[kinds["kind"] == "other"])

@@ -1,4 +1,4 @@
-"""An entry of the catalog that makes no dataset is one line with its file and name."""
+"""A catalog entry that cannot be read gives an error of one line with its file and name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (3, "not a valid dataset configuration"),
     ],
 )
-def test_a_wrong_entry_is_a_line_with_file_and_name(make, entry, words):
+def test_a_wrong_entry_is_an_error_of_one_line_with_file_and_name(make, entry, words):
     with pytest.raises(StudyError) as found:
         make({"other": GOOD, "sae_table": entry}, "sae_table")
     message = found.value.format_message()
@@ -56,7 +56,7 @@ def test_a_pattern_is_named_as_it_is_written(make):
         make({"{name}_table": GOOD | {"filepath": "{nam}.parquet"}}, "sae_table")
 
 
-def test_right_entries_are_kedros_own(make):
+def test_correct_entries_are_made_by_kedro_itself(make):
     assert make({"sae_table": GOOD}, "sae_table") is not None
     assert make({"sae_table": GOOD}, "not_there") is None
     assert isinstance(make({"a": {"type": "MemoryDataset"}}, "a"), MemoryDataset)

@@ -1,4 +1,4 @@
-"""A run that wrote the page ends with where it is and what it says."""
+"""A run that wrote the page ends by printing where it is and its main sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OTHER = Node(lambda: "", inputs=None, outputs="other", name="other")
 SENTENCE = "Answers come back."
 
 
-def test_page_main_sentence_and_two_commands_are_printed(tmp_path, monkeypatch, capsys):
+def test_the_page_its_main_sentence_and_two_commands_are_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     catalog = DataCatalog(
         {
@@ -34,7 +34,7 @@ def test_page_main_sentence_and_two_commands_are_printed(tmp_path, monkeypatch, 
     assert "planted" not in said
 
 
-def test_the_command_is_given_as_it_can_be_typed(tmp_path, monkeypatch):
+def test_the_command_is_printed_as_it_can_be_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.executable", str(tmp_path / ".venv" / "bin" / "python"))
     assert kedro() == ".venv/bin/kedro"

@@ -1,4 +1,4 @@
-"""A run says which node works when nothing else is shown."""
+"""A run names the node that works when nothing else is shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from husai import progress
 from husai.hooks.life import SignOfLife
 
 
-def test_a_silent_node_is_named_until_the_run_ends(monkeypatch, caplog):
+def test_a_node_that_shows_nothing_is_named_until_the_run_ends(monkeypatch, caplog):
     monkeypatch.setattr(progress, "SILENCE_SECONDS", 0.08)
     caplog.set_level(logging.INFO, "husai.progress")
     node = Node(lambda: 1, inputs=None, outputs="x", name="compare_saes", namespace="analysis")

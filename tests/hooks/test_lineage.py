@@ -1,4 +1,4 @@
-"""A chain of datasets: what does not fit what it was made from is refused."""
+"""A chain of datasets: a dataset made from an older version of its input is refused."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def study(tmp_path: Path) -> Study:
     return study
 
 
-def test_what_fits_is_read_stage_by_stage_and_all_at_once(study):
+def test_matching_data_are_read_in_separate_runs_and_in_one_run(study):
     study.run(THIRD)
     study.run(SECOND)
     study.run(THIRD)
@@ -107,14 +107,14 @@ def test_a_changed_source_is_refused_two_stages_on_until_all_is_made_again(study
     study.run(THIRD)
 
 
-def test_the_command_that_makes_it_again_is_said(study):
+def test_the_error_gives_the_command_that_makes_it_again(study):
     study.seed("234")
     study.run(FIRST)
     with pytest.raises(StudyError, match=r"make it again: kedro run --pipelines=second$"):
         study.run(THIRD)
 
 
-def test_a_file_put_in_place_of_a_made_one_is_an_input_of_its_own_and_said(study, caplog):
+def test_a_file_that_replaces_a_result_is_accepted_as_input_with_a_warning(study, caplog):
     (study.folder / "parts" / "part.json").write_text('{"v": [7]}')
     study.run(THIRD)  # it makes the table from it
     assert f"{study.folder / 'parts'}: changed since it was written" in caplog.text
@@ -127,7 +127,7 @@ def test_the_same_content_made_again_is_the_same_input(study):
     study.run(THIRD)
 
 
-def test_what_this_run_makes_anew_is_checked_when_it_is_read(study):
+def test_results_of_the_same_run_are_checked_when_they_are_read(study):
     study.seed("234")
     with pytest.raises(StudyError, match="make it again"):
         study.run(FIRST, THIRD)
@@ -143,7 +143,7 @@ def test_the_command_names_everything_that_is_out_of_date_in_order(study):
     study.run(READ_TABLE)
 
 
-def test_for_a_file_put_in_by_hand_both_ways_out_are_said(study):
+def test_for_a_file_replaced_by_hand_both_remedies_are_given(study):
     (study.folder / "parts" / "part.json").write_text('{"v": [7]}')
     ways = (
         r"to continue with what is there now: kedro run --from-inputs=parts; "
@@ -157,7 +157,7 @@ def test_for_a_file_put_in_by_hand_both_ways_out_are_said(study):
     study.run(READ_TABLE)
 
 
-def test_what_was_made_through_memory_is_followed_back_to_the_files(study):
+def test_data_that_passed_through_memory_are_traced_back_to_files(study):
     study.run(THIRD_IN_TWO)
     study.run(READ_TABLE)
     study.seed("234")

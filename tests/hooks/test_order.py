@@ -1,4 +1,4 @@
-"""What a run needs first, said in a line with the command that makes it."""
+"""Missing inputs of a run: the error gives the command that makes them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def catalog(tmp_path: Path) -> DataCatalog:
     return DataCatalog({**files, "given": JSONDataset(filepath=str(tmp_path / "given.json"))})
 
 
-def test_the_command_makes_what_is_absent_in_the_order_it_is_needed(catalog):
-    with pytest.raises(InputError, match=r"^a, b: not there yet; .*--pipelines=first,second --env"):
+def test_the_command_makes_missing_data_in_the_order_needed(catalog):
+    with pytest.raises(InputError, match=r"^a, b: not made yet; .*--pipelines=first,second --env"):
         check_inputs(PIPELINES["third"], catalog, PIPELINES, " --env=test")
     catalog.save("a", 1)
-    with pytest.raises(InputError, match=r"^b: not there yet; make it .*--pipelines=second$"):
+    with pytest.raises(InputError, match=r"^b: not made yet; make it .*--pipelines=second$"):
         check_inputs(PIPELINES["third"], catalog, PIPELINES, "")
     catalog.save("b", 1)
     check_inputs(PIPELINES["third"], catalog, PIPELINES, "")
@@ -47,7 +47,7 @@ def test_the_command_makes_what_is_absent_in_the_order_it_is_needed(catalog):
     check_inputs(whole, catalog, PIPELINES, "")
 
 
-def test_of_two_pipelines_that_make_it_the_environments_own_is_named(catalog):
+def test_if_two_pipelines_make_it_the_one_of_the_environment_is_named(catalog):
     both = {**PIPELINES, "another": step("other", ["params:task"], "a")}
     for own in ("first", "another"):
         pipelines = {**both, "__default__": PIPELINES["second"] + both[own]}
@@ -55,7 +55,7 @@ def test_of_two_pipelines_that_make_it_the_environments_own_is_named(catalog):
             check_inputs(PIPELINES["second"], catalog, pipelines, "")
 
 
-def test_of_several_makers_the_one_of_the_study_is_named(catalog):
+def test_if_several_pipelines_make_it_the_one_of_the_study_is_named(catalog):
     other = {"another": step("another", [], "a"), **PIPELINES}
     with pytest.raises(InputError, match="--pipelines=another"):
         check_inputs(PIPELINES["second"], catalog, other, "")
@@ -64,16 +64,16 @@ def test_of_several_makers_the_one_of_the_study_is_named(catalog):
         check_inputs(PIPELINES["second"], catalog, study, "")
 
 
-def test_typos_are_named_with_the_nearest_name(tmp_path):
+def test_typing_errors_are_named_with_the_nearest_name(tmp_path):
     for name in ("base", "test", "campaign"):
         (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match=r"environment 'tst': there is none; did you mean test\?"):
+    with pytest.raises(InputError, match=r"environment 'tst' does not exist; did you mean test\?"):
         check_environment("tst", str(tmp_path), "base")
     check_environment("test", str(tmp_path), "base")
     check_environment(None, str(tmp_path), "base")
     with pytest.raises(InputError, match=r"pipeline 'frist': .*did you mean first\?"):
         check_known("pipeline", ["frist"], list(PIPELINES))
-    with pytest.raises(InputError, match=r"pipeline 'xyz': .*there are: first, second, third"):
+    with pytest.raises(InputError, match=r"pipeline 'xyz' .*choose from first, second, third"):
         check_known("pipeline", ["xyz"], list(PIPELINES))
 
 
@@ -90,7 +90,7 @@ def test_errors_of_datasets_are_one_line_with_the_file(catalog, tmp_path):
     (tmp_path / "given.json").write_text('{"torn')
     with pytest.raises(DatasetError) as torn:
         catalog.load("given")
-    with pytest.raises(StudyError, match=r"^given: .*given\.json does not read \(JSON") as raised:
+    with pytest.raises(StudyError, match=r"^given: .*given\.json cannot be read \(JSON") as raised:
         tell(torn.value, catalog)
     assert "\n" not in str(raised.value)
 

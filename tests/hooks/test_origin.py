@@ -48,6 +48,6 @@ def test_environment_and_run_parameters_are_compared_with_the_base(tmp_path, mon
     assert "task.operation" not in changed
 
 
-def test_a_pipeline_without_a_page_needs_none_of_it():
+def test_a_pipeline_without_a_page_needs_no_origin():
     node = Node(lambda: 1, inputs=None, outputs="x", name="make")
     RunOrigin().before_pipeline_run(Pipeline([node]), DataCatalog())

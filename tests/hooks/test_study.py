@@ -1,4 +1,4 @@
-"""A study's name gives it a folder of its own; what a run changes in a study is said."""
+"""A study's name gives it a folder of its own, and a run says what it changes in a study."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_session_reads_and_writes_in_that_folder(monkeypatch, env, params, fol
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", 3, "x" * 65])
-def test_a_name_that_cannot_be_a_folders_is_refused(name):
+def test_a_name_that_cannot_be_a_folder_name_is_refused(name):
     with pytest.raises(StudyError, match=r"^study = ") as error:
         StudyConfigLoader(PROJECT / "conf", None, {"study": name}, **CONFIG_LOADER_ARGS)
     assert "\n" not in str(error.value)
@@ -101,7 +101,9 @@ def test_a_name_that_cannot_be_a_folders_is_refused(name):
         ("sae_training:\n\tsteps: 3", "configuration .*parameters"),
     ],
 )
-def test_a_file_of_configuration_that_does_not_read_is_one_line(tmp_path, text, message):
+def test_a_configuration_file_that_cannot_be_read_gives_an_error_of_one_line(
+    tmp_path, text, message
+):
     for env in ("base", "local"):
         (tmp_path / env).mkdir()
     (tmp_path / "base" / "parameters.yml").write_text(text)
@@ -109,7 +111,7 @@ def test_a_file_of_configuration_that_does_not_read_is_one_line(tmp_path, text, 
     with pytest.raises(StudyError, match=message) as error:
         loader["parameters"]
     assert "\n" not in str(error.value)
-    with pytest.raises(StudyError, match="no such folder of configuration"):
+    with pytest.raises(StudyError, match="this folder does not exist"):
         StudyConfigLoader(tmp_path / "nowhere", None, {}, **CONFIG_LOADER_ARGS)
 
 
@@ -120,7 +122,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     _check_writable(tmp_path / "not" / "there" / "yet")
 
 
-def test_an_empty_variable_is_no_folder(monkeypatch):
+def test_an_empty_environment_variable_is_ignored(monkeypatch):
     monkeypatch.setenv("HUSAI_DATA_DIR", "")
     assert places(None, {}) == ("home", "data", "data")
 
@@ -182,7 +184,7 @@ def runs(tmp_path, monkeypatch):
     return runs
 
 
-def test_its_file_says_what_was_run_and_how_it_ended(runs):
+def test_the_file_of_a_study_records_its_runs_and_how_they_ended(runs):
     study = read_study(runs.folder)
     assert study is not None
     assert (study.name, study.environment, study.root) == ("s", "base", "../..")
@@ -209,13 +211,13 @@ def test_a_second_run_beside_the_first_does_not_end_it(runs, monkeypatch):
     assert studies_table(runs.root)["state"].tolist() == ["running"]
 
 
-def test_the_same_parameters_again_say_nothing(runs, caplog):
+def test_the_same_parameters_again_give_no_warning(runs, caplog):
     with caplog.at_level(logging.WARNING):
         runs.run(WHOLE, training={"steps": 9}, consistency={"draws": 1})
     assert not caplog.records
 
 
-def test_changed_parameters_say_what_is_made_again_and_what_stays(runs, caplog):
+def test_changed_parameters_give_a_list_of_what_is_made_again_and_what_stays(runs, caplog):
     with caplog.at_level(logging.WARNING):
         runs.run(node("train", ["params:training"], "saes"), training={"steps": 5})
     (record,) = caplog.records
@@ -236,7 +238,7 @@ def test_changed_parameters_say_what_is_made_again_and_what_stays(runs, caplog):
 
 
 def test_a_name_that_belongs_to_another_study_is_refused(runs):
-    with pytest.raises(StudyError, match=r"holds study 's' .* would be 't' .*studies delete s"):
+    with pytest.raises(StudyError, match=r"has study 's' .* not 't' .*studies delete s"):
         runs.run(WHOLE, name="t", training={}, consistency={})
     elsewhere = Runs(runs.root, runs.root / "own")
     with pytest.raises(StudyError, match=r"study 's': .*studies/s has this name; give another"):
@@ -264,7 +266,7 @@ def test_a_file_that_names_things_outside_deletes_nothing_there(runs):
     assert not (runs.folder / "saes").exists()
 
 
-def test_what_a_user_can_do_wrong_is_one_line(tmp_path):
+def test_errors_of_a_user_give_one_line(tmp_path):
     from husai.errors import InputError
 
     with pytest.raises(InputError, match=r"nowhere: no such folder; run a study first"):
@@ -294,7 +296,7 @@ def test_what_a_user_can_do_wrong_is_one_line(tmp_path):
         ({"from_nodes": ["train.trian"]}, r"node 'train\.trian': .*did you mean train\.train\?"),
         ({"to_nodes": ["compra"]}, r"did you mean compare\.compare\?"),
         ({"node_names": ["write"]}, r"did you mean write\.write\?"),
-        ({"tags": ["x"]}, r"tag 'x': there is none"),
+        ({"tags": ["x"]}, r"tag 'x' does not exist"),
         ({"from_inputs": ["sae"]}, r"dataset 'sae': .*did you mean saes\?"),
         ({"to_outputs": ["scroes"]}, r"did you mean scores\?"),
         ({"node_namespaces": ["trane"]}, r"did you mean train\?"),
@@ -304,7 +306,7 @@ def test_what_a_user_can_do_wrong_is_one_line(tmp_path):
         ),
     ],
 )
-def test_a_misspelt_selection_is_one_line(selection, message):
+def test_a_misspelt_selection_gives_an_error_of_one_line(selection, message):
     # as Kedro puts the pipelines of a run together
     whole = Pipeline([]) + NamedPipeline(WHOLE.nodes) + NamedPipeline([])
     with pytest.raises(StudyError, match=message) as error:

@@ -65,7 +65,7 @@ def make_model(folder: Path, kind: str) -> Path:
 
 
 def write_text(path: Path, documents: int = 400) -> Path:
-    """Write documents of random words, of two labels that prefer words of their own."""
+    """Write documents of random words with two labels, each of which prefers its own words."""
     generator = np.random.default_rng(0)
     with path.open("w") as file:
         for number in range(documents):
@@ -109,7 +109,7 @@ def tokens(models, text_path):
 
 
 def build_sae(seed: int, permuted: bool = False) -> TrainedSAE:
-    """Build an SAE of random directions; permuted, the same one with its latents in disorder."""
+    """Build an SAE of random directions; permuted, the same one with its latents reordered."""
     generator = torch.Generator().manual_seed(0 if permuted else seed)
     W = torch.nn.functional.normalize(torch.randn(48, 16, generator=generator), dim=1)
     if permuted:

@@ -1,4 +1,4 @@
-"""The contexts of a latent: found by sorting all rows, shown with the token marked."""
+"""The contexts of a latent: they equal those found by sorting, and show the token marked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOOK = "blocks.1.hook_out"
 READING = ReadingConfig(hook_names=(HOOK,), dtype="float32")
 
 
-def test_the_top_rows_are_those_of_a_sort_of_all(monkeypatch, random_sae):
+def test_the_top_rows_equal_those_of_a_full_sort(monkeypatch, random_sae):
     monkeypatch.setattr("husai.language.contexts.CHUNK", 37)
     sae = random_sae(0)
     rows = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
@@ -53,7 +53,7 @@ def test_every_context_shows_the_token_of_its_row(tmp_path, models, tokens, kind
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_the_words_of_rows_are_those_of_the_held_out_tokens(models, tokens, kind):
+def test_the_words_of_rows_equal_the_held_out_tokens(models, tokens, kind):
     model, (text, _) = models[kind], tokens[kind]
     table = row_words(model.tokenizer, text, "all", READING)
     places = np.argwhere(text.ordinary)
@@ -65,7 +65,7 @@ def test_the_words_of_rows_are_those_of_the_held_out_tokens(models, tokens, kind
     assert row_words(model.tokenizer, text, "mean", READING).empty
 
 
-def test_logit_effects_are_those_of_the_unembedding(models, random_sae):
+def test_logit_effects_equal_a_product_with_the_unembedding(models, random_sae):
     sae = random_sae(1)
     table = logit_effects(models["gpt2"], {"one": sae}, ContextsConfig(tokens=2))
     W_U = models["gpt2"].bridge.original_model.lm_head.weight.detach()

@@ -1,4 +1,4 @@
-"""What an SAE does to a model: exact where the answer is known, and by the model's own loss."""
+"""Effect of an SAE on a model: exact where the answer is known, and equal to the model's loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from husai.language.evaluation import (
     density_histogram,
     model_metrics,
     reconstruction_metrics,
-    rows_a_context,
+    rows_per_context,
     saebench_results,
 )
 from husai.language.extraction import held_out_contexts
@@ -47,18 +47,18 @@ def sae_of(W_enc, W_dec, b_dec) -> TrainedSAE:
 
 
 def identity(d: int) -> TrainedSAE:
-    """Build an SAE that gives back what it gets: a latent for either sign of each dimension."""
+    """Build an SAE that reconstructs perfectly: a latent for each sign of each dimension."""
     both = torch.cat([torch.eye(d), -torch.eye(d)])
     return sae_of(both.T.contiguous(), both, torch.zeros(d))
 
 
 def silent(d: int, value: torch.Tensor) -> TrainedSAE:
-    """Build an SAE that gives one value whatever it gets."""
+    """Build an SAE whose reconstruction is the same for all inputs."""
     return sae_of(torch.zeros(d, 2), torch.zeros(2, d), value)
 
 
 @pytest.mark.parametrize("kind", ["bert", "bert_encoder", "gpt2"])
-def test_a_perfect_sae_changes_nothing_and_a_silent_one_is_the_ablation(kind, models, tokens):
+def test_a_perfect_sae_changes_nothing_and_a_constant_one_equals_ablation(kind, models, tokens):
     model, (text, _) = models[kind], tokens[kind]
     mean = torch.linspace(-1, 1, 16)
     saes = {
@@ -87,7 +87,7 @@ def test_a_perfect_sae_changes_nothing_and_a_silent_one_is_the_ablation(kind, mo
         assert not [name for name in table.columns if str(name).startswith("ce_")]
 
 
-def test_the_loss_is_that_of_the_model_itself(models, tokens, model_folders):
+def test_the_loss_equals_that_of_the_model(models, tokens, model_folders):
     from transformers import GPT2LMHeadModel
 
     model, (text, _) = models["gpt2"], tokens["gpt2"]
@@ -108,7 +108,7 @@ def test_the_loss_is_that_of_the_model_itself(models, tokens, model_folders):
     assert table["total_tokens_eval_reconstruction"][0] == n
 
 
-def test_one_position_is_changed_where_one_is_read(models, tokens):
+def test_only_the_position_that_is_read_is_changed(models, tokens):
     model, (text, _) = models["gpt2"], tokens["gpt2"]
     saes = {"zero": silent(16, torch.zeros(16))}
     last = model_metrics(
@@ -118,7 +118,7 @@ def test_one_position_is_changed_where_one_is_read(models, tokens):
     assert last["kl_div_with_ablation"][0] == pytest.approx(0, abs=1e-6)
     assert math.isclose(last["ce_loss_with_sae"][0], last["ce_loss_without_sae"][0], abs_tol=1e-6)
     with_loss = CONFIG.model_copy(update={"measure": "cross_entropy"})
-    with pytest.raises(InputError, match="predicts no tokens, so there is no cross-ent"):
+    with pytest.raises(InputError, match="does not predict tokens, so it has no cross-ent"):
         model_metrics(
             models["bert_encoder"], text, (HOOK, "all"), saes, READING, with_loss, torch.zeros(16)
         )
@@ -150,7 +150,7 @@ def test_reconstruction_metrics_equal_their_definitions():
 
 
 @pytest.mark.parametrize("chunk", [3, 1000])
-def test_rows_a_context_are_counted_as_a_loop_counts_them(monkeypatch, chunk):
+def test_rows_per_context_agree_with_a_loop(monkeypatch, chunk):
     monkeypatch.setattr(evaluation, "CHUNK", chunk)
     rows = torch.randn(40, 8, generator=torch.Generator().manual_seed(1))
     rows[:, 7] = -rows[:, 7].abs()  # the latent of its sign never fires
@@ -163,7 +163,7 @@ def test_rows_a_context_are_counted_as_a_loop_counts_them(monkeypatch, chunk):
         counts = [count for count in counts if count]
         expected.append(np.mean(counts) if counts else np.nan)
     assert np.isnan(expected).any()
-    np.testing.assert_allclose(rows_a_context(sae, rows, context), expected)
+    np.testing.assert_allclose(rows_per_context(sae, rows, context), expected)
 
 
 def test_densities_are_counted_in_bins():
@@ -177,7 +177,7 @@ def test_densities_are_counted_in_bins():
         assert latents[bin_of] > 0
 
 
-def test_the_json_has_saebench_s_names(tmp_path, models, tokens):
+def test_the_json_has_the_names_of_saebench(tmp_path, models, tokens):
     model, (text, _) = models["gpt2"], tokens["gpt2"]
     store = extract_stores(model, text, READING, tmp_path, progress=False)[f"{HOOK}@all"]
     rows = store.rows(store.n_rows, store.n_rows + store.n_held_out)
@@ -188,7 +188,7 @@ def test_the_json_has_saebench_s_names(tmp_path, models, tokens):
     metrics: dict[str, Any] = {str(name): table[name][0] for name in table.columns}
     metrics |= reconstruction_metrics(sae, rows)
     context = held_out_contexts(text, "all", READING)
-    often = rows_a_context(sae, rows, context)
+    often = rows_per_context(sae, rows, context)
     found = saebench_results(sae, metrics, {"sae_id": "one"}, often)
     values = found["eval_result_metrics"]
     assert set(values) == set(CATEGORIES)

@@ -1,4 +1,4 @@
-"""What is read of a language model: against the model run whole, and again after a kill."""
+"""Activations of a language model: equal to those of a full run, also after an interruption."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def expected_rows(model, tokens, name, position):
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_rows_are_those_of_each_context_alone(tmp_path, models, tokens, kind):
+def test_rows_equal_those_of_each_context_read_alone(tmp_path, models, tokens, kind):
     model, (text, _) = models[kind], tokens[kind]
     stores = extract_stores(model, text, READING, tmp_path, progress=False)
     assert list(stores) == [
@@ -86,7 +86,7 @@ def test_every_row_has_its_token(models, tokens):
     assert len(third.context) == (text.ordinary.sum(1) > 2).sum()
 
 
-def test_a_killed_extraction_ends_at_the_same_bytes(tmp_path, models, tokens, monkeypatch):
+def test_a_killed_extraction_continues_to_the_same_bytes(tmp_path, models, tokens, monkeypatch):
     model, (text, _) = models["gpt2"], tokens["gpt2"]
     whole = extract_stores(model, text, READING, tmp_path / "whole", progress=False)
     calls = 0
@@ -125,7 +125,7 @@ def test_an_untrained_model_has_the_weights_of_its_seed(model_folders, models):
     assert len(weights) == 3
 
 
-def test_kinds_of_models(models):
+def test_every_kind_of_model_is_recognised(models):
     assert {kind: model.kind for kind, model in models.items()} == {
         "bert": "masked",
         "bert_encoder": "encoder",
@@ -133,7 +133,7 @@ def test_kinds_of_models(models):
     }
 
 
-def test_bad_input_is_one_line(tmp_path, models, tokens, model_folders):
+def test_bad_input_gives_an_error_of_one_line(tmp_path, models, tokens, model_folders):
     model, (text, _) = models["gpt2"], tokens["gpt2"]
     with pytest.raises(InputError, match=r"no hook 'blocks\.9\.hook_out'.*blocks\.2\.hook_out"):
         check_hooks(model, ["blocks.9.hook_out"])
@@ -147,7 +147,9 @@ def test_bad_input_is_one_line(tmp_path, models, tokens, model_folders):
         *(np.repeat(a, 2, axis=1) for a in (text.ids, text.document, text.place)),
         text.length, text.n_held_out, text.about,
     )  # fmt: skip
-    with pytest.raises(InputError, match=r"text\.context: 32 tokens, and the model reads 24"):
+    with pytest.raises(
+        InputError, match=r"text\.context: 32 tokens, but the model reads at most 24"
+    ):
         extract_stores(model, long, READING, tmp_path, progress=False)
     extract_stores(model, text, READING, tmp_path, progress=False)
     other = READING.model_copy(update={"special_tokens": True})

@@ -1,4 +1,4 @@
-"""The configurations for a GPU: read through on a tiny random model of the same architecture."""
+"""The configurations for a GPU run on a tiny random model of the same architecture."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_tiny(folder: Path, tokenizer: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "pythia160m"])
-def test_a_large_study_says_what_it_would_cost(tmp_path, model_folders, text_path, kind):
+def test_a_dry_run_of_a_large_study_estimates_its_cost(tmp_path, model_folders, text_path, kind):
     params: dict[str, Any] = {
         "language_model": {
             "name": str(make_tiny(tmp_path / "model", model_folders["gpt2"], kind)),

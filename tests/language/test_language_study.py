@@ -1,4 +1,4 @@
-"""``kedro run --env=lm`` on a tiny random model: text to page, resumed, and bad input in a line."""
+"""``kedro run --env=lm`` on a tiny random model: from text to page, resumed, and with bad input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("copied_mlflow")
 
 
 def parameters(model: Path, text: Path) -> dict[str, Any]:
-    """Give the parameters of a study of seconds."""
+    """Return the parameters of a study that takes seconds."""
     return {
         "language_model": {"name": str(model), "device": "cpu"},
         "text": {
@@ -89,7 +89,7 @@ def test_saes_are_trained_on_the_store_and_compared_on_its_held_out_rows(study):
     assert groups["hook"].unique().tolist() == [f"{HOOK}@all"]
 
 
-def test_the_pages_name_the_hook(study):
+def test_the_pages_give_the_name_of_the_hook(study):
     page = (study / "reporting" / "home_study.md").read_text()
     assert f"`{HOOK}@all`" in page
     page = (study / "reporting" / "language_model.md").read_text()
@@ -100,7 +100,7 @@ def test_the_pages_name_the_hook(study):
     assert (study / "reporting" / "language_model.png").stat().st_size > 10_000
 
 
-def test_features_are_shown_in_their_contexts(study):
+def test_features_are_shown_with_their_contexts(study):
     page = (study / "features" / "features.html").read_text(encoding="utf-8")
     found = re.search(r'id="data">(.*?)</script>', page, re.S)
     assert found
@@ -142,7 +142,9 @@ def test_every_sae_is_measured_probed_and_described(study):
         ("language_model", {"name": "nowhere/model"}, r"language_model\.name: nowhere/model"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, model_folders, text_path, group, change, message):
+def test_bad_input_gives_an_error_of_one_line(
+    tmp_path, model_folders, text_path, group, change, message
+):
     params = parameters(model_folders["gpt2"], text_path)
     params[group] = {**params[group], **change}
     with pytest.raises(StudyError, match=message) as raised:

@@ -1,4 +1,4 @@
-"""Activations that are never on disk train the same SAEs as those of a store."""
+"""Activations that are computed when needed train the same SAEs as those of a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOOK = "blocks.1.hook_out"
 READING = ReadingConfig(hook_names=(HOOK,), dtype="float32")
 
 
-def test_rows_are_those_of_a_store_and_train_the_same_saes(tmp_path, models, tokens, monkeypatch):
+def test_rows_equal_those_of_a_store_and_train_the_same_saes(tmp_path, models, tokens, monkeypatch):
     model, (text, _) = models["gpt2"], tokens["gpt2"]
     store = extract_stores(model, text, READING, tmp_path, progress=False)[f"{HOOK}@all"]
     live = LiveRows(model, text, (HOOK, "all"), READING)
@@ -40,5 +40,5 @@ def test_rows_are_those_of_a_store_and_train_the_same_saes(tmp_path, models, tok
 
 
 def test_means_of_contexts_are_refused(models, tokens):
-    with pytest.raises(InputError, match="means of contexts are read into a store"):
+    with pytest.raises(InputError, match="can only be read into a store"):
         LiveRows(models["gpt2"], tokens["gpt2"][0], (HOOK, "mean"), READING)

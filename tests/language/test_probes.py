@@ -1,4 +1,4 @@
-"""Probes against planted truths, and the stability of what they select."""
+"""Probes find planted directions, and the stability of their selections equals its definition."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def halves(n: int, seed: int = 0):
     return np.arange(n) % 2 == 1, generator.permutation(n) < n // 2, generator
 
 
-def test_a_probe_finds_a_planted_direction_and_chance_where_there_is_none():
+def test_a_probe_finds_a_planted_direction_and_is_at_chance_without_one():
     label, test, generator = halves(400)
     noise = generator.normal(size=(400, 300))
     planted = noise.copy()
@@ -44,7 +44,7 @@ def test_a_probe_finds_a_planted_direction_and_chance_where_there_is_none():
     assert constant.auc == 0.5
 
 
-def test_the_probe_is_the_ridge_regression_that_leaves_each_document_out_best():
+def test_the_probe_is_the_ridge_regression_with_the_least_leave_one_out_error():
     label, test, generator = halves(60)
     x = generator.normal(size=(60, 5)) + 0.5 * label[:, None]
     train = ~test
@@ -83,7 +83,7 @@ def test_the_planted_latents_are_selected():
 
 
 def kuncheva(Z):
-    """Give the mean over pairs of Kuncheva's index, for selections of one size."""
+    """Compute the mean over pairs of Kuncheva's index, for selections of one size."""
     d, k = Z.shape[1], Z[0].sum()
     pairs = [((a & b).sum() - k * k / d) / (k - k * k / d) for a, b in combinations(Z, 2)]
     return np.mean(pairs)
@@ -99,7 +99,7 @@ def test_stability_is_the_mean_of_kunchevas_index():
     assert np.mean(pairs) == pytest.approx(kuncheva(Z))
 
 
-def test_stability_is_one_for_equal_selections_and_nothing_by_chance():
+def test_stability_is_1_for_equal_selections_and_0_by_chance():
     generator = np.random.default_rng(1)
     same = np.tile(generator.permutation(50) < 5, (4, 1))
     assert selection_stability(same) == pytest.approx((1.0, 1.0, 1.0))
@@ -112,7 +112,7 @@ def test_stability_is_one_for_equal_selections_and_nothing_by_chance():
         selection_stability(np.zeros((3, 5), bool))
 
 
-def test_the_interval_of_the_stability_covers_it():
+def test_the_interval_of_the_stability_covers_the_true_value():
     # features with their own chance of being chosen: the truth is the mean of many selections
     generator = np.random.default_rng(2)
     p = np.concatenate([np.full(10, 0.8), np.full(90, 0.05)])
@@ -130,7 +130,7 @@ def test_seeds_that_are_permutations_of_one_another_select_matched_latents(
     model = models["gpt2"]
     text = TextConfig(source=str(text_path), label="label")
     config = ProbesConfig(documents=398, context=16, k=(1, 4), n_tasks=3)
-    tasks = list(probe_tasks(text, config, model, progress=False))
+    tasks = list(probe_tasks(text, config, model))
     assert [task.name for task in tasks] == ["text"]
     assert tasks[0].label.sum() == 199
     assert tasks[0].test.sum() == 200
@@ -157,9 +157,9 @@ def test_seeds_that_are_permutations_of_one_another_select_matched_latents(
     assert same["accuracy"].nunique() == 1
 
 
-def test_labels_that_are_missing_or_too_few_are_said(models, text_path):
+def test_missing_labels_and_too_few_documents_give_an_error(models, text_path):
     model = models["gpt2"]
-    with pytest.raises(InputError, match="probes need the labels' column"):
+    with pytest.raises(InputError, match="probes need the column of the labels"):
         list(probe_tasks(TextConfig(source=str(text_path)), ProbesConfig(), model))
     text = TextConfig(source=str(text_path), label="label")
     with pytest.raises(InputError, match="has 500 documents of two labels"):

@@ -23,7 +23,7 @@ def total(scores: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_small_matrices_are_matched_as_well_as_by_trying_everything(ties: bool) -> None:
+def test_small_matrices_are_matched_as_well_as_by_brute_force(ties: bool) -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         n_a, n_b = rng.integers(1, 6, 2)
@@ -54,7 +54,7 @@ def test_larger_matrices_are_matched_as_by_scipy(shape: tuple[int, int]) -> None
         assert total(scores) == pytest.approx(wanted, rel=1e-12, abs=1e-9)
 
 
-def test_the_mean_alone_is_that_of_the_match() -> None:
+def test_the_mean_alone_equals_that_of_the_match() -> None:
     rng = np.random.default_rng(2)
     A, B = rng.standard_normal((30, 8)), rng.standard_normal((21, 8))
     for signed in (True, False):

@@ -143,7 +143,7 @@ def check_certificate(match: Match, a: Rows, b: Rows) -> None:
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_few_candidates_and_a_small_budget_give_an_honest_bound(
+def test_few_candidates_and_a_small_budget_give_a_valid_bound(
     signed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("husai.matching.match._FALLBACK_PAIRS", 0)
@@ -157,7 +157,7 @@ def test_few_candidates_and_a_small_budget_give_an_honest_bound(
     assert match.mean < best <= match.mean + match.gap_bound
 
 
-def test_a_search_that_runs_out_of_paths_says_how_far_off_it_can_be(
+def test_a_search_that_runs_out_of_paths_bounds_its_distance_from_the_optimum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("husai.matching.match._FALLBACK_PAIRS", 0)
@@ -187,7 +187,7 @@ def test_violators_are_found_when_candidates_are_too_few() -> None:
 
 
 @pytest.mark.parametrize("method", ["dense", "sparse", "exact"])
-def test_brute_force_over_all_permutations(method: Any) -> None:
+def test_exact_methods_equal_brute_force_over_all_permutations(method: Any) -> None:
     for seed in range(20):
         a, b = random_pair(np.random.default_rng(seed), 6, 4)
         scores = np.abs(unit_rows(a) @ unit_rows(b).T)
@@ -195,7 +195,7 @@ def test_brute_force_over_all_permutations(method: Any) -> None:
         assert match_features(a, b, method=method).mean == pytest.approx(best, abs=1e-9)
 
 
-def test_greedy_trap_is_no_trap_for_the_exact_methods() -> None:
+def test_exact_methods_find_the_optimum_that_greedy_misses() -> None:
     # cosines [[.5, .4], [.4, 0]]: greedy takes .5 and is left with 0; the best is .8
     gram = np.array([[1, 0, 0.5, 0.4], [0, 1, 0.4, 0], [0.5, 0.4, 1, 0], [0.4, 0, 0, 1]])
     rows = np.linalg.cholesky(gram)
@@ -229,7 +229,7 @@ def test_greedy_is_the_sorted_greedy_matching() -> None:
         assert dict(zip(match.a_index.tolist(), match.b_index.tolist(), strict=True)) == expected
 
 
-def test_mutual_nearest_are_each_others_best_and_all_of_those() -> None:
+def test_mutual_nearest_finds_all_pairs_that_are_each_others_best() -> None:
     a, b = random_pair(np.random.default_rng(1), 80, 12)
     scores = unit_rows(a) @ unit_rows(b).T
     match = match_features(a, b, method="mutual_nearest", signed=True)
@@ -252,7 +252,7 @@ def test_greedy_and_sinkhorn_end_on_exact_ties() -> None:
 
 
 @pytest.mark.parametrize("shape", [(60, 60), (60, 45), (45, 60)])
-def test_approximations_say_how_far_from_the_optimum_they_can_be(shape: tuple[int, int]) -> None:
+def test_approximations_bound_their_distance_from_the_optimum(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(7)
     a, b = rng.standard_normal((shape[0], 10)), rng.standard_normal((shape[1], 10))
     best = scipy_optimum(a, b, False)
@@ -263,7 +263,7 @@ def test_approximations_say_how_far_from_the_optimum_they_can_be(shape: tuple[in
         assert match.mean <= best + 1e-12 <= match.mean + match.gap_bound + 1e-9
 
 
-def test_cold_sinkhorn_comes_close_to_the_optimum() -> None:
+def test_sinkhorn_at_low_temperature_comes_close_to_the_optimum() -> None:
     a, b = random_pair(np.random.default_rng(2), 100, 8)
     cold = match_features(a, b, method="sinkhorn", temperature=0.003, iterations=500)
     warm = match_features(a, b, method="sinkhorn", temperature=1.0, iterations=500)
@@ -273,7 +273,7 @@ def test_cold_sinkhorn_comes_close_to_the_optimum() -> None:
     assert warm.gap_bound > 2 * cold.gap_bound
 
 
-def test_invariant_to_order_scale_and_sign() -> None:
+def test_the_match_does_not_depend_on_order_scale_or_sign() -> None:
     rng = np.random.default_rng(0)
     a, b = half_shared(rng, 300, 20)
     order, scale = rng.permutation(300), rng.uniform(0.1, 10, (300, 1))
@@ -321,7 +321,7 @@ def test_signed_and_absolute_together_equal_each_alone(method: Any) -> None:
         np.testing.assert_array_equal(match.b_index, alone.b_index)
 
 
-def test_float32_and_integers_are_taken_and_rounding_stays_inside_the_certificate() -> None:
+def test_float32_and_integers_are_accepted_and_rounding_stays_inside_the_certificate() -> None:
     a, b = half_shared(np.random.default_rng(0), 700, 30)
     a32, b32 = a.astype(np.float32), b.astype(np.float32)
     match = match_features(a32, b32, method="sparse")
@@ -330,7 +330,7 @@ def test_float32_and_integers_are_taken_and_rounding_stays_inside_the_certificat
     assert match_features(whole, whole).mean == pytest.approx(1.0)
 
 
-def test_lists_hold_the_best_of_rows_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidate_lists_hold_the_best_of_rows_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "BLOCK_ROWS", 70)
     monkeypatch.setattr(passes, "BLOCK_COLUMNS", 90)
     a, b = (UnitRows(rows, "A") for rows in random_pair(np.random.default_rng(0), 200, 16))
@@ -396,7 +396,7 @@ def test_an_interrupted_pass_continues_where_it_stopped(
     np.testing.assert_array_equal(again.b_index, whole.b_index)
 
 
-def test_checkpoint_knows_its_dictionaries(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_dictionaries_is_not_used(tmp_path: Path) -> None:
     a, b = (UnitRows(rows, "A") for rows in random_pair(np.random.default_rng(0), 30, 8))
     found = find_candidates(a, b, 3, [False], HostProducts(a, b))
     Checkpoint(tmp_path / "c.safetensors", a, b, 3, [False]).save(found, 30, force=True)

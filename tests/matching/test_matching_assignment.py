@@ -13,7 +13,7 @@ from husai.matching.certified import _ceiling
 @pytest.mark.parametrize("bids", [0, 1, 10_000])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("shape", [(12, 12), (9, 14), (14, 9)])
-def test_optimum_and_prices_of_random_sparse_graphs(
+def test_optimum_and_prices_of_random_sparse_graphs_are_exact(
     shape: tuple[int, int], ties: bool, bids: int
 ) -> None:
     outside = -0.5
@@ -54,7 +54,7 @@ def test_optimum_and_prices_of_random_sparse_graphs(
         assert u.sum() + v.sum() == pytest.approx(value, abs=1e-10)
 
 
-def test_the_ceiling_of_pairs_not_kept_is_that_of_brute_force() -> None:
+def test_the_bound_on_pairs_not_kept_equals_brute_force() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         r, c, price = rng.normal(size=30), rng.normal(size=20), rng.random(20)

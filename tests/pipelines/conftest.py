@@ -1,4 +1,4 @@
-"""Kedro runs of the project with all data in a folder of the test, and what MLflow kept of them."""
+"""Fixtures: Kedro runs of the project with all data in a test folder, and their MLflow runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROJECT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_mlflow(copied_mlflow: None) -> None:
-    """Let every run here copy MLflow's empty file."""
+    """Make every run of the module start from a copy of MLflow's empty file."""
 
 
 def run(data_dir: Path, params: dict[str, Any] | None = None, env: str = "test", **options: Any):
@@ -32,7 +32,7 @@ def client_of(data_dir: Path) -> mlflow.MlflowClient:
 
 
 def runs_of(data_dir: Path, parent: bool) -> list[Any]:
-    """Give the tracked runs, newest first: sessions' own, or the SAEs'."""
+    """Return the tracked runs, newest first: those of sessions, or those of SAEs."""
     if not (data_dir / "mlflow.db").exists():
         return []
     client = client_of(data_dir)

@@ -1,4 +1,4 @@
-"""Rows of your own through the whole chain: one command, one page, one line when input is bad."""
+"""A study of a user's own activations: one command, one page, and one line for bad input."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_page_says_that_there_is_no_transformer(study):
     assert "grok" not in page
 
 
-def test_the_rows_are_read_whole_and_their_labels_with_them(study):
+def test_the_rows_are_read_completely_with_their_labels(study):
     statistics = pd.read_parquet(study / "activations" / "statistics.parquet")
     assert statistics[["hook_name", "rows", "d_in"]].to_dict("records") == [
         {"hook_name": "rows", "rows": 300, "d_in": 12}
@@ -81,7 +81,7 @@ def test_the_labels_are_candidates_for_what_a_feature_means(study):
     assert coverage["family"].unique().tolist() == ["token"]
 
 
-def test_fewer_rows_than_a_batch_are_all_in_it(study):
+def test_fewer_rows_than_a_batch_are_all_used(study):
     (path, *_) = (study / "saes" / "trained").glob("*.safetensors")
     assert read_header(path)["provenance"]["training"]["batch_size"] == 270
 
@@ -95,7 +95,7 @@ def test_the_saes_are_trained_on_them_and_compared(study):
     assert scores["hook"].tolist() == ["rows@-1"]
 
 
-def test_a_study_with_a_name_lies_beside_it(study, caplog):
+def test_a_named_study_has_a_folder_of_its_own(study, caplog):
     np.save(study / "others.npy", np.random.default_rng(1).normal(size=(50, 4)))
     files = [path for path in sorted((study / "activations").iterdir()) if path.is_file()]
     before = fingerprint_files(files)
@@ -130,6 +130,6 @@ def test_a_study_with_a_name_lies_beside_it(study, caplog):
         ({"activations": "nowhere.npy"}, r"nowhere\.npy: no such file"),
     ],
 )
-def test_without_a_file_one_line_says_what_to_do(tmp_path, params, message):
+def test_without_a_file_an_error_of_one_line_says_what_to_do(tmp_path, params, message):
     with pytest.raises(StudyError, match=message):
         run(tmp_path, **params)

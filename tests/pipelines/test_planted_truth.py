@@ -73,7 +73,7 @@ def study_config(**changes):
 
 
 def run_study(folder, config):
-    """Run the pipeline in a folder as Kedro does; give its outputs."""
+    """Run the pipeline in a folder as Kedro does, and return its outputs."""
     catalog = DataCatalog(
         {
             "params:planted_truth": MemoryDataset(config, copy_mode="assign"),
@@ -115,7 +115,7 @@ def trained(study, folder):
     return {i: read_sae(folder / "trained" / f"{i}.safetensors") for i in study["plan"]["sae_id"]}
 
 
-def test_the_results_table_reads_its_folder_as_that_of_any_campaign(study, folder):
+def test_the_results_table_reads_its_folder_like_any_campaign(study, folder):
     table = results(folder)
     assert table["sae_id"].tolist() == sorted(study["plan"]["sae_id"])
     assert (table["status"] == "done").all()
@@ -160,7 +160,7 @@ def test_draws_are_independent_and_held_out_rows_are_new():
     assert not any(row.tobytes() in seen for row in held_out)
 
 
-def test_every_length_is_a_run_of_its_own(study, trained):
+def test_every_length_of_training_is_a_run_of_its_own(study, trained):
     for row in study["plan"].to_dict("records"):
         sae = trained[row["sae_id"]]
         assert sae.metrics["steps"] == row["steps"]
@@ -176,7 +176,7 @@ def test_every_length_is_a_run_of_its_own(study, trained):
     assert (longest["gt_mcc"] > longest["gt_mcc_null"]).all()
 
 
-def test_scores_are_those_of_the_files(study, trained):
+def test_scores_equal_those_computed_from_the_files(study, trained):
     settings = study["settings"].set_index("group")
     for group, part in study["plan"].groupby("group"):
         rows = [trained[i].W_dec.double().numpy() for i in part["sae_id"]]
@@ -196,7 +196,7 @@ def test_scores_are_those_of_the_files(study, trained):
     assert (lines["l0_regime"] == "about").all()
 
 
-def test_verdicts_only_where_the_scores_compare(study):
+def test_verdicts_are_given_only_for_comparable_scores(study):
     settings = study["settings"]
     matched = settings["regime"] == "matched"
     assert (settings["verdict"][~matched] == "not comparable").all()
@@ -241,7 +241,7 @@ def test_a_score_that_does_not_vary_has_no_correlation(study):
     assert (mine["reason"] != "").all()
 
 
-def test_gate_has_one_outcome_an_sae_and_length(study, trained):
+def test_the_gate_has_one_outcome_per_sae_and_length(study, trained):
     outcomes = gate_outcomes(study["runs"], study_config())
     assert len(outcomes) == 3 * 2 * 3 * 2 * 3  # widths, architectures, draws, lengths, seeds
     assert set(outcomes["steps"]) == {40, 120}
@@ -269,7 +269,7 @@ def test_gate_has_one_outcome_an_sae_and_length(study, trained):
         assert gate.loc[1.0, "false_pass"] == pytest.approx((~settled[passed]).mean())
 
 
-def test_detectors_name_what_their_intervals_are_over(study):
+def test_detectors_name_the_unit_of_their_intervals(study):
     detectors = study["detectors"].set_index(["world", "regime"])
     assert detectors.loc[("all", "all"), "cluster"] == "world draw"
     assert detectors.loc[("all", "all"), "n_clusters"] == 6
@@ -304,7 +304,7 @@ def test_planes(study):
     assert row["reproducibility_on_lines"] == pytest.approx(expected, nan_ok=True)
 
 
-def test_summary_and_figure(study, tmp_path):
+def test_the_study_has_a_summary_and_a_figure(study, tmp_path):
     summary = study["summary"]
     assert json.loads(json.dumps(summary, allow_nan=False))["n_saes"] == len(study["plan"])
     assert (summary["n_failed"], summary["n_draws"]) == (0, 9)
@@ -325,7 +325,7 @@ def test_summary_and_figure(study, tmp_path):
     np.testing.assert_allclose(sorted(hollow), sorted(longest["pw_mcc_corrected"][~converged]))
 
 
-def test_the_page_says_what_the_tables_say(study):
+def test_the_page_agrees_with_the_tables(study):
     page, summary = study["page"], study["summary"]
     assert f"{summary['n_saes']} SAEs (0 failed) on {summary['n_draws']} draws of 3 worlds" in page
     assert summary["device_seconds"] > 0
@@ -345,7 +345,7 @@ def test_the_page_says_what_the_tables_say(study):
     assert "nan" not in page.lower()
 
 
-def test_a_failed_sae_leaves_the_others_where_they_are(study, trained):
+def test_a_failed_sae_does_not_change_the_others(study, trained):
     config, plan = study_config(), study["plan"]
     plan = plan[(plan["world"] == "circles") & (plan["steps"] == 360)]
     group = plan["group"].iloc[0]
@@ -376,7 +376,7 @@ def test_a_failed_sae_leaves_the_others_where_they_are(study, trained):
     assert row["pw_mcc"] == pytest.approx(pw_mcc(*rows))
 
 
-def test_no_group_with_two_survivors_is_an_error(study, trained):
+def test_no_group_with_two_trained_saes_is_an_error(study, trained):
     plan = study["plan"]
     broken = {
         row["sae_id"]: replace(
@@ -468,7 +468,7 @@ def test_impossible_saes_are_named():
         plan_study(study_config(architectures={"topk": {"k": [13]}}))
 
 
-def test_base_configuration():
+def test_the_base_configuration_is_valid():
     path = ROOT / "conf" / "base" / "parameters_planted_truth.yml"
     text = path.read_text()
     config = PlantedTruthConfig(**yaml.safe_load(text)["planted_truth"])

@@ -26,7 +26,7 @@ from husai.storage import read_header, read_tensors, tensors_digest
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run the study once; the tests look at what it left."""
+    """Run the study once; the tests check its results."""
     data_dir = tmp_path_factory.mktemp("study")
     run(data_dir)
     return data_dir
@@ -37,7 +37,7 @@ def read_newest(folder: Path) -> Any:
     return json.loads(newest.read_text())
 
 
-def test_every_planned_sae_is_there_and_compared(study):
+def test_every_planned_sae_exists_and_is_compared(study):
     plan = pd.read_parquet(study / "saes" / "plan.parquet")
     assert plan["model"].value_counts().to_dict() == {"trained": 24, "untrained": 18}
     assert {path.stem for path in (study / "saes" / "trained").iterdir()} == set(plan["sae_id"])
@@ -59,7 +59,7 @@ def test_every_planned_sae_is_there_and_compared(study):
     assert not scores["converged"].any()
 
 
-def test_tables_and_figures_are_there(study):
+def test_tables_and_figures_exist(study):
     def height(name):
         return plt.imread(study / name).shape[0]
 
@@ -163,8 +163,8 @@ def test_the_structure_of_dictionaries_is_a_pipeline_of_its_own(study):
 @pytest.mark.parametrize(
     "path", sorted((PROJECT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem
 )
-def test_notebooks_run_over_a_study(study, path):
-    """They show something of any study, this one included."""
+def test_the_notebooks_run_on_a_study(study, path):
+    """The notebooks work on the results of any study, also of this one."""
     spec = importlib.util.spec_from_file_location("run_notebooks", path.with_name("run.py"))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -174,7 +174,7 @@ def test_notebooks_run_over_a_study(study, path):
     assert any(cell.get("outputs") for cell in cells)
 
 
-def test_untrained_rows_are_those_of_the_first_checkpoint(study):
+def test_untrained_rows_equal_those_of_the_first_checkpoint(study):
     import torch
 
     from husai.activations import Activations
@@ -206,7 +206,7 @@ def test_reloaded_transformer_repeats_the_accuracy(study):
         assert again[f"{split}_accuracy"] == summary[f"final_{split}_accuracy"]
 
 
-def test_summary_says_what_made_it(study):
+def test_the_summary_has_its_provenance(study):
     summary = read_newest(study / "consistency" / "summary.json")
     provenance = summary["provenance"]
     plan = pd.read_parquet(study / "saes" / "plan.parquet")
@@ -273,7 +273,7 @@ def test_one_mlflow_run_with_a_child_for_every_sae(study):
     assert "figures/training_figure.png" in figures
 
 
-def test_mlflow_says_what_a_person_would_plot_and_what_was_found_about_each_sae(study):
+def test_mlflow_has_the_curves_and_the_results_of_each_sae(study):
     parent = runs_of(study, parent=True)[-1]  # the session of the whole study
     metrics = parent.data.metrics
     # system_metrics are off here; they are eight
@@ -332,7 +332,7 @@ def test_logged_model_holds_no_pickle_and_predicts(study, monkeypatch):
     assert accuracy == pytest.approx(evaluation["test_accuracy"])
 
 
-def test_a_second_session_is_a_second_run_and_keeps_what_is_trained(study):
+def test_a_second_session_is_a_second_run_and_trains_nothing_again(study):
     before = {p.name: p.read_bytes() for p in (study / "saes" / "trained").iterdir()}
     first = {r.info.run_id for r in runs_of(study, parent=True)}
     run(study, pipeline_names=["sae_training"])
@@ -357,7 +357,7 @@ def test_the_plan_of_a_campaign_that_runs_is_not_overwritten(study):
     assert (study / "saes" / "plan.parquet").read_bytes() == plan
 
 
-def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
+def test_external_saes_are_compared_with_the_trained_ones(study):
     from husai.campaign.records import gather_records
     from husai.compare.files import load_saes
     from husai.pipelines.consistency_analysis.nodes import compare
@@ -394,7 +394,7 @@ def test_saes_from_elsewhere_are_compared_beside_the_trained_ones(study):
     assert record.converged is own.converged is False
 
 
-def test_one_seed_is_marked_not_defined_and_stops_nothing(study):
+def test_one_seed_is_marked_as_not_defined_and_does_not_stop_the_run(study):
     from husai.pipelines.consistency_analysis import nodes
     from husai.storage import TensorFile
 
@@ -439,7 +439,7 @@ def test_one_seed_is_marked_not_defined_and_stops_nothing(study):
         assert not figure.axes
 
 
-def test_a_torn_partition_is_trained_again(study):
+def test_an_incomplete_partition_is_trained_again(study):
     from husai.sae import load_sae
 
     path = next((study / "saes" / "trained").iterdir())

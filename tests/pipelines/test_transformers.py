@@ -159,7 +159,7 @@ def planted_tables() -> dict[str, pd.DataFrame]:
     return {name: pd.DataFrame(rows) for name, rows in found.items()}
 
 
-def test_what_follows_rests_on_the_transformers(
+def test_conclusions_use_transformers_as_the_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables = planted_tables()
@@ -195,7 +195,7 @@ def test_what_follows_rests_on_the_transformers(
     np.testing.assert_allclose(np.asarray(drawn["the rest, cleaned up"]), wanted)
 
 
-def test_the_report_of_the_transformers_says_the_tables_numbers() -> None:
+def test_the_report_of_the_transformers_agrees_with_the_tables() -> None:
     tables = planted_tables()
     longer = tables["groups"].query("transformer == 'seed0early_stop'").assign(answers=77.0)
     text = report(tables | {"longer": longer}, conclude(tables))
@@ -207,9 +207,7 @@ def test_the_report_of_the_transformers_says_the_tables_numbers() -> None:
     assert "| 77.0 (77 to 77) | 33.9 (34 to 34) | +0.000 (+0.00 to +0.00) |" in text
 
 
-def test_longer_training_is_twice_the_steps_at_twice_the_rate_and_keeps_the_gates_snapshots() -> (
-    None
-):
+def test_longer_training_has_twice_the_steps_and_rate_and_keeps_the_snapshots_of_the_gate() -> None:
     params = longer_params()
     assert params["campaign"]["plan"]["d_sae"] == [256, 512]
     own = yaml.safe_load((PROJECT / "conf/transformers/parameters.yml").read_text())
@@ -220,7 +218,7 @@ def test_longer_training_is_twice_the_steps_at_twice_the_rate_and_keeps_the_gate
     assert longer["steps"] % longer["snapshot_interval"] == 0
 
 
-def test_a_leg_is_both_architectures_at_six_widths_with_six_seeds() -> None:
+def test_a_leg_has_both_architectures_at_six_widths_with_six_seeds() -> None:
     bootstrap_project(PROJECT)
     session: Any
     with KedroSession.create(PROJECT, env="transformers") as session:
@@ -236,7 +234,7 @@ def test_legs_are_the_shipped_transformers() -> None:
     assert leg.params == {"transformer": {"seed": ENTRY.seed, "shipped": ENTRY.shipped}}
 
 
-def test_a_planted_dictionary_comes_back_and_is_far_above_its_null() -> None:
+def test_a_planted_dictionary_recurs_and_is_far_above_its_null() -> None:
     rng = np.random.default_rng(0)
     p, d = 7, 24
     directions = np.linalg.qr(rng.normal(size=(d, p)))[0].T

@@ -8,7 +8,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "docs" / "copy_results.py"
 
 
-def test_pictures_lie_beside_the_copied_page_and_documents_are_linked(tmp_path: Path) -> None:
+def test_pictures_are_copied_with_the_page_and_documents_are_linked(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("copy_results", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""The page of a language model's study: what its tables say, from small tables."""
+"""The page of a language model's study agrees with its tables, on small tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def features():
     return pd.DataFrame(rows)
 
 
-def test_features_are_those_of_the_hook_in_all_dimensions():
+def test_features_are_projected_from_all_dimensions_of_the_hook():
     own = own_features(features(), "h@all")
     assert len(own) == 12
     assert own["everywhere"].tolist() == [False, False, True, False] * 3
@@ -50,7 +50,7 @@ def test_classes_of_density_hold_every_feature_that_fires():
     assert row["reproducibility_low"] < 0.26 < row["reproducibility_high"]
 
 
-def test_chosen_latents_are_those_of_the_probes_of_the_trained_model():
+def test_chosen_latents_come_from_the_probes_of_the_trained_model():
     probes = pd.DataFrame(
         [
             {"sae_id": "s0", "k": 5, "model": "trained", "selected": json.dumps([1])},

@@ -1,4 +1,4 @@
-"""The page says what its tables say."""
+"""The page of a study agrees with its tables."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def written(
     )
 
 
-def test_page_says_which_campaign_trained_the_saes() -> None:
+def test_the_page_names_the_campaign_that_trained_the_saes() -> None:
     assert page().startswith("# The home study\n")
     assert page("home").startswith("# The home study\n")  # as base names it
     assert page("grid").startswith("# The campaign grid\n")
@@ -157,7 +157,7 @@ def test_page_says_which_campaign_trained_the_saes() -> None:
     )
 
 
-def test_page_says_what_made_it() -> None:
+def test_the_page_has_its_provenance() -> None:
     text = page()
     assert "Written by `kedro run --env=x` in environment `x`;" in text
     assert "The transformer's fingerprint is `0123456789abcdef`." in text
@@ -178,7 +178,7 @@ def sentence(text: str, number: int) -> str:
     return next(line for line in text.splitlines() if line.startswith(f"{number}. **"))
 
 
-def test_the_first_screen_is_a_picture_and_five_sentences() -> None:
+def test_the_page_begins_with_a_picture_and_five_sentences() -> None:
     text = page()
     title, first = text.split("\n", 1)
     assert title == "# The home study"
@@ -214,7 +214,7 @@ def test_the_first_screen_is_a_picture_and_five_sentences() -> None:
         ),
     ],
 )
-def test_what_does_not_come_back_is_not_said_to(
+def test_features_that_do_not_recur_are_not_said_to_recur(
     changes: dict[str, float], begins: str, says: str
 ) -> None:
     got = written(found=with_kinds(**changes))
@@ -223,13 +223,13 @@ def test_what_does_not_come_back_is_not_said_to(
     assert "come back at" not in got.text
 
 
-def test_from_which_share_features_come_back_is_a_parameter() -> None:
+def test_the_share_from_which_features_are_said_to_recur_is_a_parameter() -> None:
     few = with_kinds(found_everywhere=0.3)
     got = written(found=few, reporting=ReportingConfig(comes_back=0.25))
     assert "these come back in the other seeds at a mean |cosine| of 0.98" in got.sentence
 
 
-def test_without_labels_the_first_screen_is_about_all_features() -> None:
+def test_without_labels_the_page_begins_with_all_features() -> None:
     given = tables()
     got = written(found=replace(given, kinds=pd.DataFrame(), coverage=pd.DataFrame()))
     assert "features come back: they match" in sentence(got.text, 1)
@@ -245,7 +245,7 @@ def test_without_labels_the_first_screen_is_about_all_features() -> None:
     assert written(found=nothing).sentence.startswith("Nothing can be said")
 
 
-def test_the_main_sentence_is_one_plain_line() -> None:
+def test_the_main_sentence_is_one_line_without_markup() -> None:
     found = written().sentence
     assert found == (
         "In topk d16 k4, 4 of 17 answers have a feature of their own; these come back in the "
@@ -254,7 +254,7 @@ def test_the_main_sentence_is_one_plain_line() -> None:
     )
 
 
-def test_page_says_which_transformer_was_used() -> None:
+def test_the_page_names_the_transformer() -> None:
     assert "The study's transformer is one that it trained itself, from seed 3." in page()
     assert "transformer is `seed3_clean`, one of the trained transformers" in page(
         name="seed3_clean"
@@ -283,7 +283,7 @@ def test_other_numbers_make_other_sentences(change: dict[str, float], expected: 
     assert expected in page(found=tables(**change))
 
 
-def test_levels_and_thresholds_come_from_the_configuration() -> None:
+def test_levels_and_thresholds_on_the_page_come_from_the_configuration() -> None:
     other = ConsistencyConfig(
         level=0.8,
         shared_threshold=0.65,
@@ -333,7 +333,7 @@ def test_trajectories_and_matched_architectures_are_shown_with_their_numbers() -
     )
 
 
-def test_tables_have_as_many_cells_in_every_row() -> None:
+def test_tables_have_the_same_number_of_cells_in_every_row() -> None:
     lines = page().splitlines()
     for head, rule in pairwise(lines):
         if rule.startswith("|---"):
@@ -343,7 +343,7 @@ def test_tables_have_as_many_cells_in_every_row() -> None:
             assert {line.count(" |") for line in body[:1] + body[2:]} == {rule.count("---|")}, head
 
 
-def test_a_name_that_nobody_gives_is_an_error() -> None:
+def test_an_undefined_name_in_a_template_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="forgotten"):
         environment().from_string("{{ forgotten }}").render()
 
@@ -366,7 +366,7 @@ def test_the_main_group_comes_first_and_the_untrained_last() -> None:
     assert ordered(groups, order)["group"].tolist() == order
 
 
-def test_kinds_are_in_words_and_rare_ones_left_out() -> None:
+def test_kinds_are_written_in_words_and_rare_ones_left_out() -> None:
     given = tables()
     head = given.kinds.iloc[0].to_dict()
     more = [{**head, "kind": "operand, several", "n_features": n} for n in (0.2, 7.0)]
@@ -392,7 +392,7 @@ def test_a_transformer_is_typical_when_the_shipped_ones_are_like_it() -> None:
         assert ("is typical of" in text, "is not typical of" in text) == (typical, not typical)
 
 
-def test_what_was_there_before_training_is_said_of_the_same_group() -> None:
+def test_the_untrained_value_comes_from_the_same_group() -> None:
     given = tables()
     head = given.kinds.iloc[0].to_dict() | {"hook": f"{HOOK}@untrained", "share": 0.7}
     more = [

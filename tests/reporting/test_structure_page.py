@@ -1,4 +1,4 @@
-"""The page about the structure of dictionaries says what its tables say."""
+"""The page about the structure of dictionaries agrees with its tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def page(
     )
 
 
-def test_symmetries_are_said_in_words_and_numbers() -> None:
+def test_symmetries_are_given_in_words_and_numbers() -> None:
     text = page()
     assert "to itself with a matched correlation of 0.987" in text
     assert "Seeds are translations of one another: the correlation reaches 0.9." in text
@@ -44,12 +44,14 @@ def test_symmetries_are_said_in_words_and_numbers() -> None:
 
 
 @pytest.mark.parametrize(("best", "same"), [(0.6, 0.9), (0.95, 0.97)])
-def test_from_which_correlation_seeds_are_the_same_is_a_parameter(best: float, same: float) -> None:
+def test_the_correlation_from_which_seeds_count_as_equal_is_a_parameter(
+    best: float, same: float
+) -> None:
     expected = f"Seeds are not translations of one another: the correlation stays below {same}."
     assert expected in page(best, same=same)
 
 
-def test_geometry_is_shown_with_its_numbers_or_the_reason() -> None:
+def test_geometry_is_shown_with_its_numbers_or_a_reason() -> None:
     geometry = [
         {**GROUP, "converged": False, "measure": "nearest_cosine", "mean": 0.8149}
         | {"data_aware_mean": 0.53},

@@ -1,4 +1,4 @@
-"""Words, intervals and p-values never contradict one another, whatever the numbers are."""
+"""Words on the page never contradict intervals and p-values, on random numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def drawn(seed: int, perfect: float = 1.0) -> tuple[SeedInterval, NullDistributi
 
 
 @pytest.mark.parametrize("perfect", [1.0, 0.0])
-def test_a_verdict_says_no_more_than_interval_and_p_value_do(perfect: float) -> None:
+def test_a_verdict_never_contradicts_its_interval_or_p_value(perfect: float) -> None:
     seen = set()
     for seed in range(600):
         interval, null = drawn(seed, perfect)
@@ -57,7 +57,7 @@ def test_a_verdict_says_no_more_than_interval_and_p_value_do(perfect: float) -> 
     assert seen == {"above", "below", "unclear"}
 
 
-def test_few_draws_cannot_speak_for_a_level() -> None:
+def test_few_draws_cannot_reach_a_small_level() -> None:
     interval = seed_interval(np.full((4, 4), 0.9), bounds=(0, 1))
     few = NullDistribution("permuted", "pw_mcc", False, np.full(10, 0.3) + np.arange(10) / 1e3)
     assert few.p_value(0.9) == pytest.approx(1 / 11)
@@ -87,7 +87,7 @@ def random_groups(seed: int) -> tuple[pd.DataFrame, dict[str, Verdict]]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_page_names_the_groups_that_its_tables_bear_out(seed: int) -> None:
+def test_the_page_names_only_groups_that_its_tables_support(seed: int) -> None:
     groups, verdicts = random_groups(seed)
     known = groups.query("score == 'pw_mcc' and space == 'full'").set_index("group")
     text = written(found=replace(tables(), groups=groups)).text
@@ -115,7 +115,7 @@ def test_the_page_names_the_groups_that_its_tables_bear_out(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_first_screen_follows_its_numbers(seed: int) -> None:
+def test_the_beginning_of_the_page_agrees_with_its_numbers(seed: int) -> None:
     rng = np.random.default_rng(seed)
     mean = rng.uniform(0.2, 0.95)
     low, high = mean - rng.uniform(0.001, 0.3), min(mean + rng.uniform(0.001, 0.3), 1.0)

@@ -1,4 +1,4 @@
-"""The bank: equal engines, N together as N alone, exact resume, one failure that stays alone."""
+"""Banks of SAEs: engines agree, training together changes nothing, and a failure stays alone."""
 
 from __future__ import annotations
 
@@ -170,7 +170,9 @@ def test_kernels_equal_autograd_with_clipping_decay_and_free_norms(architecture:
 @pytest.mark.parametrize("engine", ["dense", "sparse"])
 @pytest.mark.parametrize("method", ["auxk", "ghost"])
 @pytest.mark.parametrize("architecture", SETTINGS)
-def test_a_bank_equals_its_saes_alone(architecture: str, method: str, engine: str) -> None:
+def test_a_bank_gives_the_same_as_each_sae_trained_alone(
+    architecture: str, method: str, engine: str
+) -> None:
     x = rows()
     training = BankTrainingConfig.model_validate(
         {
@@ -206,7 +208,7 @@ def test_a_bank_equals_its_saes_alone(architecture: str, method: str, engine: st
             torch.testing.assert_close(mine[name], tensor[0], rtol=2e-3, atol=1e-6, msg=name)
 
 
-def test_data_order_follows_data_seed_alone() -> None:
+def test_data_order_depends_on_the_data_seed_only() -> None:
     order = batch_rows(3, 100, 30, 0, 10)
     assert np.array_equal(order[4:7], batch_rows(3, 100, 30, 4, 7))
     # three passes: every row three times
@@ -312,7 +314,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     assert sae.metrics["steps"] == 10
 
 
-def test_shapes_group_into_banks() -> None:
+def test_saes_of_one_shape_form_a_bank() -> None:
     mixed = [*configs("topk", 2), *configs("relu", 1), *configs("topk", 1, d_sae=32)]
     assert group_into_banks(mixed) == [[0, 1], [2], [3]]
     with pytest.raises(InputError, match="group_into_banks"):
@@ -323,7 +325,7 @@ def test_shapes_group_into_banks() -> None:
     ("architecture", "method"),
     [*((name, "auxk") for name in SETTINGS), ("topk", "resample"), ("relu", "ghost")],
 )
-def test_neither_bank_mates_nor_threads_change_a_bit(architecture: str, method: str) -> None:
+def test_other_saes_and_threads_do_not_change_a_bit(architecture: str, method: str) -> None:
     """A campaign may train a missing SAE alone, anywhere, and get the same file."""
     x = rows(600)
     mates = [*configs(architecture, 3), *configs(architecture, 2, data_seed=1)]

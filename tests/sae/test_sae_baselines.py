@@ -1,4 +1,4 @@
-"""Trained baselines: what they hold, in both engines, through resuming, files and plans."""
+"""Trained baselines obey their limits in both engines, after resuming, and in files and plans."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def all_baselines(architecture: str, **changes: Any) -> SAEBank:
     "changes",
     [{}, {"clip_grad_norm": 0.05, "optimizer": "adamw", "weight_decay": 0.1}, {"unit": False}],
 )
-def test_both_engines_hold_the_same(architecture: str, changes: dict[str, Any]) -> None:
+def test_both_engines_train_the_same_baselines(architecture: str, changes: dict[str, Any]) -> None:
     settings = dict(changes)
     settings["unit_norm_decoder"] = settings.pop("unit", True)
     banks = [all_baselines(architecture, learning_rate=0.02) for _ in range(2)]
@@ -72,7 +72,7 @@ def test_both_engines_hold_the_same(architecture: str, changes: dict[str, Any]) 
     assert_close(banks[0], banks[1])
 
 
-def test_without_the_limit_the_soft_decoder_would_have_gone_further() -> None:
+def test_without_the_limit_the_soft_decoder_goes_further() -> None:
     bank = all_baselines("topk")
     advance(bank, rows(), training(), "sparse", 40)
     free, _, soft, _ = cosines(bank.parameters["W_dec"], bank.W_dec_init)
@@ -82,7 +82,7 @@ def test_without_the_limit_the_soft_decoder_would_have_gone_further() -> None:
     torch.testing.assert_close(norms, torch.ones(48))
 
 
-def test_turning_back_gives_the_nearest_direction_that_is_allowed() -> None:
+def test_projection_gives_the_nearest_allowed_direction() -> None:
     generator = torch.Generator().manual_seed(0)
     start, row = torch.randn(2, 5, generator=generator)
     start = start / start.norm()
@@ -150,7 +150,7 @@ def test_a_resumed_baseline_equals_an_uninterrupted_one_and_its_file_says_what_i
         assert load_sae(tmp_path / "sae.safetensors").config == b.config
 
 
-def test_files_of_before_this_field_hold_trained_saes() -> None:
+def test_older_files_without_this_field_hold_trained_saes() -> None:
     (sae,) = train(rows(600), [SAEConfig(d_sae=12, k=3)], training(steps=2))
     tensors, header = to_tensors(sae)
     del header["config"]["baseline"]

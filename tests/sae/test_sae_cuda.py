@@ -190,7 +190,7 @@ def test_baselines_equal_autograd(baseline: str) -> None:
     assert cosine[1] < 0.8
 
 
-def test_an_sae_that_fails_leaves_the_others() -> None:
+def test_an_sae_that_fails_does_not_change_the_others() -> None:
     training = settings()
     banks = [bank_of("topk"), bank_of("topk")]
     banks[0].parameters["W_enc"][0, 5] = torch.nan
@@ -204,7 +204,7 @@ def test_an_sae_that_fails_leaves_the_others() -> None:
         assert torch.equal(banks[0].parameters[name][1], banks[1].parameters[name][1])
 
 
-def test_training_takes_the_engine_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_uses_the_engine_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     topk, relu = bank_of("topk").configs, bank_of("relu").configs
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert choose_engine(settings(), topk, cpu) == "sparse"

@@ -46,8 +46,8 @@ def settings() -> StepSettings:
 
 
 @pytest.mark.parametrize("method", ["auxk", "ghost"])
-def test_the_auxiliary_gradient_raises_a_dead_latent(method: Any) -> None:
-    """Its sign, once wrong elsewhere, took recovery from all to none."""
+def test_the_auxiliary_gradient_revives_a_dead_latent(method: Any) -> None:
+    """With the wrong sign, recovery of planted features would fall from all to none."""
     generator = torch.Generator().manual_seed(1)
     missing = torch.nn.functional.normalize(torch.randn(12, generator=generator), dim=0)
     # what the others reconstruct badly is the feature the dead latent points at
@@ -120,7 +120,7 @@ def test_resampling_follows_bricken() -> None:
 
 
 def test_resampling_gives_no_two_seeds_the_same_directions() -> None:
-    """With shared draws, SAEs that learn nothing would agree: nothing may couple seeds."""
+    """With shared draws, SAEs that learn nothing would agree, so seeds must not share them."""
     x, _ = planted(500)
     configs = [
         SAEConfig(architecture="relu", l1_coefficient=1.0, d_sae=8, init_seed=seed)

@@ -83,7 +83,7 @@ def test_widths_must_agree() -> None:
         train_bank(rows(), [], TRAINING)
 
 
-def test_cuda_is_not_quietly_replaced() -> None:
+def test_a_missing_cuda_device_is_an_error() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     training = TRAINING.model_copy(update={"device": "cuda"})
@@ -127,7 +127,7 @@ def test_the_scale_makes_the_mean_variance_of_a_column_1() -> None:
     assert raw.scale == pytest.approx(1 / np.sqrt(np.square(x).mean()), rel=1e-9)
 
 
-def test_relu_fires_on_rows_far_from_0() -> None:
+def test_relu_fires_on_rows_with_a_large_mean() -> None:
     config = SAEConfig(architecture="relu", d_sae=24, l1_coefficient=1.0)
     found = {}
     for normalize in ("centred", "rms"):
@@ -143,7 +143,7 @@ def test_relu_fires_on_rows_far_from_0() -> None:
     assert found["rms"]["l0"] < 0.1
 
 
-def test_moving_all_rows_moves_b_dec_alone() -> None:
+def test_shifting_all_rows_shifts_only_b_dec() -> None:
     x = rows(400)
     config = [SAEConfig(d_sae=8, k=2)]
     training = TRAINING.model_copy(update={"b_dec_init": "mean", "steps": 20})
@@ -153,7 +153,7 @@ def test_moving_all_rows_moves_b_dec_alone() -> None:
     torch.testing.assert_close(there.b_dec, here.b_dec + 5, rtol=0, atol=2e-3)
 
 
-def test_geometric_median_is_where_the_distances_are_least() -> None:
+def test_geometric_median_has_the_least_sum_of_distances() -> None:
     x = torch.from_numpy(np.random.default_rng(0).standard_exponential((200, 3)))
     point = geometric_median(x)
     least = (x - point).norm(dim=1).sum()

@@ -98,7 +98,7 @@ def test_row_selection_equals_sorting(F: int, k: int, ties: bool) -> None:
 
 @pytest.mark.parametrize(("F", "k"), [(7, 2), (64, 4), (65, 1), (130, 8), (300, 5)])
 @pytest.mark.parametrize("ties", [False, True])
-def test_selection_side_by_side_takes_the_first_of_equal_values(F: int, k: int, ties: bool) -> None:
+def test_parallel_selection_takes_the_first_of_equal_values(F: int, k: int, ties: bool) -> None:
     values = np.random.default_rng(F).standard_normal((300, F))
     if ties:
         values = np.round(values * 2) / 2
@@ -240,7 +240,7 @@ def test_no_call_of_an_engine_changes_its_types(
         assert not bool(bank.failed.any())
 
 
-def test_a_numba_without_the_private_attribute_asks_what_it_always_does(
+def test_numba_without_the_private_attribute_falls_back_to_the_usual_check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for missing in (
@@ -259,7 +259,7 @@ def test_a_numba_without_the_private_attribute_asks_what_it_always_does(
     assert stamped._cache._cache_file._source_stamp == types.SOURCES
 
 
-def test_code_on_disk_for_a_type_that_is_gone_is_compiled_anew() -> None:
+def test_cached_code_for_a_missing_type_is_compiled_again() -> None:
     def load() -> dict[str, str]:
         raise AttributeError("Can't get attribute 'OldSums'")
 
@@ -271,7 +271,7 @@ def test_code_on_disk_for_a_type_that_is_gone_is_compiled_anew() -> None:
     assert cache._load_index() == {"key": "code"}
 
 
-def test_compiled_code_follows_the_sources_of_other_files(tmp_path: Path) -> None:
+def test_compiled_code_changes_with_sources_in_other_files(tmp_path: Path) -> None:
     # numba alone looks at the file of the kernel that is called, and not at those that it calls
     package = tmp_path / "husai" / "sae" / "kernels"
     shutil.copytree(Path(husai.sae.kernels.__file__).parent, package)

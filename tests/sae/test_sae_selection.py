@@ -50,7 +50,7 @@ def test_batch_keeps_as_many_of_all_rows_together(k: int) -> None:
         assert int((found.reshape(20, 8) > 0).sum(1).max()) > k
 
 
-def test_all_and_threshold_look_at_the_sign_and_the_threshold_alone() -> None:
+def test_all_and_threshold_use_only_the_sign_and_the_threshold() -> None:
     pre = torch.tensor([[-2.0, -0.5, 0.0, 0.5, 1.0, 1.5]])
     expected = torch.tensor([[0.0, 0.0, 0.0, 0.5, 1.0, 1.5]])
     assert torch.equal(active_latents("all", pre), expected)

@@ -80,7 +80,7 @@ def test_metrics_equal_their_definitions() -> None:
     assert evaluate(turned, x)[0]["cosine_to_init"] == pytest.approx(float(cosine), abs=1e-5)
 
 
-def test_loss_recovered_is_what_is_won_back_from_ablation() -> None:
+def test_loss_recovered_is_measured_from_ablation_to_the_clean_loss() -> None:
     x, _ = planted(500)
     training = BankTrainingConfig(steps=50, batch_size=128)
 
@@ -120,7 +120,7 @@ def test_a_converged_sae_stops_and_the_others_continue() -> None:
     assert stopped.failure is None
 
 
-def test_initialisations() -> None:
+def test_every_initialisation_is_as_defined() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 3, generator=generator) @ torch.randn(3, 10, generator=generator) + 2
     span = torch.linalg.svd(x - x.mean(0)).Vh[:3]

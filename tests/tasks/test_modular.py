@@ -95,7 +95,7 @@ def test_sizes_add_up_and_are_within_one_of_the_fraction(
         assert abs(len(part) - fraction * n) < 1
 
 
-def test_split_sizes_do_not_mistake_rounding_for_a_remainder() -> None:
+def test_split_sizes_are_robust_to_rounding() -> None:
     assert split_sizes(10, (0.3, 0.3, 0.4)) == [3, 3, 4]
     assert split_sizes(7, (0.5, 0.5, 0.0)) == [4, 3, 0]
 
@@ -110,7 +110,7 @@ def test_seed_decides_the_split_and_nothing_else() -> None:
     assert first.examples[columns].equals(other.examples[columns])
 
 
-def test_sub_sample_does_not_move_with_the_fractions() -> None:
+def test_the_sub_sample_does_not_depend_on_the_fractions() -> None:
     def pairs(train: float) -> list[tuple[int, ...]]:
         config = ModularTaskConfig(
             modulus=19,
@@ -148,7 +148,7 @@ def test_label_distribution_counts_what_number_theory_says() -> None:
         ([3, -1, 113], r"tokens\[1\] = -1"),
     ],
 )
-def test_decode_refuses_what_is_not_an_example(tokens: Any, message: Any) -> None:
+def test_decode_refuses_tokens_that_are_no_example(tokens: Any, message: Any) -> None:
     with pytest.raises(InputError, match=message):
         decode(tokens, make_vocabulary(113))
 

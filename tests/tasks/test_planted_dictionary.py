@@ -42,7 +42,7 @@ def coherence(dictionary):
 
 
 def binomial_bound(rates, n_rows, sigmas=5.0):
-    """Five standard errors: a fixed seed that misses it is wrong, not unlucky."""
+    """Five standard errors: with a fixed seed, a larger deviation is an error and not chance."""
     return sigmas * np.sqrt(np.maximum(rates * (1 - rates), 1e-4) / n_rows)
 
 
@@ -106,7 +106,7 @@ def test_streamed_rows_equal_those_in_memory(name, batch_size):
     np.testing.assert_array_equal(later, rows[1500:2200])
 
 
-def test_seeds_are_separate_and_decisive():
+def test_each_seed_determines_its_own_part_only():
     base = song_world(dictionary_seed=1, data_seed=2)
     rows, codes = planted_dictionary(base).sample(50)
     again, _ = planted_dictionary(base).sample(50)
@@ -167,7 +167,7 @@ def test_marginal_rates_are_kept(firing):
     assert (np.abs(measured - data.requested_rates) < binomial_bound(measured, ROWS)).all()
 
 
-def test_zipf_law_falls_as_published():
+def test_zipf_probabilities_equal_the_published_law():
     config = PlantedConfig(n_features=100, d_in=8, firing=ZipfFiring(p_max=0.4, p_min=5e-4))
     rates = planted_dictionary(config).requested_rates
     np.testing.assert_allclose(rates[[0, -1]], [0.4, 5e-4])
@@ -299,7 +299,7 @@ def test_welch_bound_of_the_simplex():
     assert welch_bound(4, 4) == 0.0
 
 
-def test_correlated_rows_lean_on_their_group():
+def test_correlated_rows_are_close_to_their_group():
     config = PlantedConfig(
         n_features=400,
         d_in=64,
@@ -395,7 +395,7 @@ def test_continuous_circles_are_uniform_in_their_plane():
     assert np.hypot(x, y)[fires].mean() == pytest.approx(np.sqrt(2 / np.pi), abs=0.03)
 
 
-def test_phases_sit_evenly_on_the_circle_and_exclude_each_other():
+def test_phases_are_evenly_spaced_and_exclude_each_other():
     data = planted_dictionary(WORLDS["phases"])
     first = data.dictionary[:7]
     np.testing.assert_allclose(first @ data.planes[0].T @ data.planes[0], first, atol=1e-6)
@@ -419,7 +419,7 @@ def test_phases_sit_evenly_on_the_circle_and_exclude_each_other():
         (LogNormalMagnitude(mu=0.2, sigma=0.4), np.exp(0.28), None),
     ],
 )
-def test_magnitudes(magnitude, mean, std):
+def test_magnitudes_have_their_distributions(magnitude, mean, std):
     config = PlantedConfig(n_features=6, d_in=4, firing=UniformKFiring(k=2), magnitude=magnitude)
     value = planted_dictionary(config).sample(ROWS)[1].data
     assert value.mean() == pytest.approx(mean, abs=0.02)
@@ -427,7 +427,7 @@ def test_magnitudes(magnitude, mean, std):
         assert value.std() == pytest.approx(std, abs=0.02)
 
 
-def test_noise_and_bias():
+def test_noise_and_bias_are_added_to_the_rows():
     config = song_world(noise_std=0.3, bias_norm=1.5)
     data = planted_dictionary(config)
     rows, codes = data.sample(ROWS)

@@ -1,4 +1,4 @@
-"""Documents from every kind of file, and tokens that can be traced to where they are from."""
+"""Documents are read from every kind of file, and tokens can be traced to their documents."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def long_text(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["documents", "packed"])
-def test_every_token_is_traced_to_its_document(long_text, mode):
+def test_every_token_can_be_traced_to_its_document(long_text, mode):
     path, texts = long_text
     config = TextConfig(source=str(path), n_tokens=1500, held_out_tokens=400, context=12, mode=mode)
     tokens, documents = tokenise(config, Letters(), n_vocabulary=60, progress=False)
@@ -93,7 +93,7 @@ def test_every_token_is_traced_to_its_document(long_text, mode):
         for document, place in zip(tokens.document[ordinary], tokens.place[ordinary], strict=True)
     ]
     assert tokens.ids[ordinary].tolist() == expected
-    # special tokens stand around, padding behind
+    # special tokens come first and last, then padding
     assert (tokens.ids[:, 0] == CLS).all()
     assert (tokens.ids[np.arange(len(tokens)), tokens.length - 1] == SEP).all()
     assert (tokens.ids[np.arange(12) >= tokens.length[:, None]] == PAD).all()
@@ -123,20 +123,20 @@ def test_every_token_is_traced_to_its_document(long_text, mode):
         ({"source": "no_such_package_here:data"}, "the package no_such_package_here is not inst"),
         ({"column": "body"}, "texts has no column 'body'; it has: text, label"),
         ({"label": "kind"}, "no column 'kind'"),
-        ({"n_tokens": 10_000}, r"text\.n_tokens: 10,000 and 32,768 held out, but the text gives"),
-        ({"context": 2}, r"text\.context: 2 holds 2 special tokens and no other"),
+        ({"n_tokens": 10_000}, r"text\.n_tokens: 10,000, and 32,768 held out, but the text has"),
+        ({"context": 2}, r"text\.context: 2 tokens, but the tokenizer adds 2 special"),
     ],
 )
-def test_bad_text_is_one_line(tmp_path, change, message):
+def test_bad_text_gives_an_error_of_one_line(tmp_path, change, message):
     config = TextConfig.model_validate({"source": str(write(tmp_path, ".jsonl")), **change})
     with pytest.raises(InputError, match=message):
         tokenise(config, Letters(), n_vocabulary=60, progress=False)
 
 
-def test_a_text_in_several_columns_is_named_by_the_user(tmp_path):
+def test_the_column_of_the_text_must_be_given_where_several_hold_strings(tmp_path):
     path = tmp_path / "two.jsonl"
     path.write_text(json.dumps({"question": "a", "answer": "b"}))
-    with pytest.raises(InputError, match="name the column of two that holds the text"):
+    with pytest.raises(InputError, match="give the column of two that holds the text"):
         list(read_documents(TextConfig(source=str(path))))
     path.write_text('{"text": "a"}\n{"text": ')
     with pytest.raises(InputError, match="line 2 is not JSON"):
@@ -145,7 +145,7 @@ def test_a_text_in_several_columns_is_named_by_the_user(tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(long_text):
     config = TextConfig(source=str(long_text[0]), n_tokens=100, held_out_tokens=10)
-    with pytest.raises(InputError, match=r"it gives token \d+, and the model knows 20"):
+    with pytest.raises(InputError, match=r"it gives token \d+, but the model knows only 20"):
         tokenise(config, Letters(), n_vocabulary=20, progress=False)
 
 

@@ -1,4 +1,4 @@
-"""A tracking store that can be made unreachable, and an SAE's file to record in it."""
+"""Fixtures: a tracking store that can be made unreachable, and an SAE's file to record in it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sae_file() -> bytes:
 
 
 class Store:
-    """A store that can be taken away."""
+    """A store that can be made unreachable."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -93,7 +93,7 @@ def server() -> Iterator[Callable[[int, bytes], str]]:
         do_POST = do_PUT = do_GET
 
         def log_message(self, format: str, *arguments: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=running.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""The hook on its own: what a session's run records, and which errors it survives."""
+"""The tracking hook alone: what the run of a session records, and which errors it survives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from husai.tracking.sae_runs import find_saes
 
 
 class Saes(MemoryDataset):
-    """SAEs of a plan of one."""
+    """The SAEs of a plan with one SAE."""
 
     def planned(self) -> list[str]:
         return ["s"]
@@ -111,7 +111,7 @@ def test_a_stopped_session_records_the_cost_too(store, session):
     assert store.recorder.client.get_run(run_id).info.status == "FAILED"
 
 
-def test_nothing_that_is_recorded_of_an_sae_ends_the_training(store, session, sae, monkeypatch):
+def test_no_recording_error_ends_the_training(store, session, sae, monkeypatch):
     def refuse(*arguments: Any, **fields: Any) -> None:
         raise ValueError("no")
 

@@ -1,4 +1,4 @@
-"""A campaign whose driver is killed in the middle has one whole MLflow run for every SAE."""
+"""A campaign whose driver is killed has one complete MLflow run for every SAE."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_rows(data_dir: Path) -> None:
     write_tensors(data_dir / "activations" / f"{rows.key}.safetensors", *rows.to_tensors())
 
 
-def test_an_ended_and_a_killed_driver_leave_one_run_for_every_sae(tmp_path, empty_mlflow):
+def test_a_stopped_and_a_killed_driver_leave_one_run_for_every_sae(tmp_path, empty_mlflow):
     data_dir, log = tmp_path / "data", tmp_path / "log"
     write_rows(data_dir)
     shutil.copy(empty_mlflow, data_dir / "mlflow.db")

@@ -1,4 +1,4 @@
-"""What is recorded is recorded once and in full, whether or not the store is there."""
+"""Records reach the store once and completely, also when it cannot be reached for a while."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def assert_everything_is_there(store: Store) -> None:
     assert [step for _, step in store.history(child.info.run_id, "training.fvu")] == [10, 20]
 
 
-def test_a_store_that_comes_back_gets_everything_in_order(store, sae_file):
+def test_a_store_that_is_reachable_again_gets_everything_in_order(store, sae_file):
     record_everything(store, sae_file)
     assert store.recorder.client.get_run(store.parent).info.status == "RUNNING"
     store.away = False
@@ -79,7 +79,7 @@ def test_a_store_that_comes_back_gets_everything_in_order(store, sae_file):
     assert not list((store.folder / "spool").glob("*.payload"))
 
 
-def test_what_a_session_could_not_send_the_next_one_sends(store, sae_file):
+def test_records_that_a_session_could_not_send_are_sent_by_the_next(store, sae_file):
     record_everything(store, sae_file)
     store.recorder.close()
     # the table and the note; the SAE is in its own file already
@@ -90,7 +90,7 @@ def test_what_a_session_could_not_send_the_next_one_sends(store, sae_file):
     assert_everything_is_there(store)
 
 
-def test_an_operation_carried_out_twice_leaves_one_record(store, sae_file):
+def test_an_operation_done_twice_leaves_one_record(store, sae_file):
     for _ in range(2):
         store.record_sae(store.parent, sae_file)
         store.recorder.do("metrics", store.parent, points=[("x", 1.0, 0)], at=7)
@@ -99,7 +99,7 @@ def test_an_operation_carried_out_twice_leaves_one_record(store, sae_file):
     assert store.history(store.parent, "x") == [(1.0, 0)]
 
 
-def test_a_run_left_half_logged_is_completed_not_made_again(store, sae_file, monkeypatch):
+def test_an_incomplete_run_is_completed_and_not_made_again(store, sae_file, monkeypatch):
     class Killed(BaseException):
         pass
 
@@ -148,7 +148,7 @@ def rejected(store: Store) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def test_a_wrong_request_is_put_aside_and_stops_nothing(store, caplog):
+def test_a_rejected_request_is_set_aside_and_blocks_nothing(store, caplog):
     assert store.recorder.do("params", store.parent, values={"a": 1})
     assert not store.recorder.do("params", store.parent, values={"a": 2})
     assert "Changing param values is not allowed" in caplog.text
@@ -161,7 +161,7 @@ def test_a_wrong_request_is_put_aside_and_stops_nothing(store, caplog):
     assert store.recorder.client.get_run(store.parent).data.params == {"a": "1"}
 
 
-def test_what_is_refused_when_it_is_sent_again_holds_up_nothing(store):
+def test_a_request_rejected_when_sent_again_blocks_nothing(store):
     store.recorder.do("params", store.parent, values={"a": 1})
     store.away = True
     store.recorder.do("params", store.parent, values={"a": 2})
@@ -224,7 +224,7 @@ def test_temporary_and_permanent_errors_are_distinguished(error, away):
         (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no"}'),
     ],
 )
-def test_the_status_of_a_real_answer_is_read(server, tmp_path, status, body):
+def test_the_status_of_a_real_response_is_read(server, tmp_path, status, body):
     uri = server(status, body)
     with pytest.raises(MlflowException) as asked:
         mlflow.MlflowClient(uri).get_run("x")
@@ -237,9 +237,7 @@ def test_the_status_of_a_real_answer_is_read(server, tmp_path, status, body):
     assert http_status(sent.value) == status
 
 
-def test_a_server_that_wants_credentials_is_waited_for_with_one_warning(
-    server, tmp_path, monkeypatch, caplog
-):
+def test_a_server_that_needs_credentials_gives_one_warning(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(recording, "RETRY_SECONDS", 0.0)
     recorder = Recorder(server(401, b"You are not authenticated."), tmp_path / "spool")
     for step in range(3):
@@ -253,7 +251,7 @@ def test_a_server_that_wants_credentials_is_waited_for_with_one_warning(
     assert not (tmp_path / "spool" / "operations.jsonl").exists()
 
 
-def test_a_journal_is_rewritten_whole_or_not_at_all(store, monkeypatch):
+def test_a_journal_is_rewritten_completely_or_not_at_all(store, monkeypatch):
     store.away = True
     for step in range(3):
         store.recorder.do("metrics", store.parent, points=[("x", float(step), step)], at=step)
@@ -307,7 +305,7 @@ def test_appended_lines_stand_alone(tmp_path):
     assert path.read_text() == "one\nto\nthree\n"
 
 
-def test_what_an_sae_took_are_metrics_of_its_run(store, sae_file):
+def test_the_cost_of_an_sae_is_in_the_metrics_of_its_run(store, sae_file):
     file = TensorFile.from_bytes(sae_file, "s")
     header = dict(file.header)
     about = {**header["provenance"]["campaign"], "device_seconds": 3.0, "peak_bytes": 7e6}
@@ -376,7 +374,7 @@ def test_runs_of_a_live_session_stay_where_they_are(store, sae_file):
     assert parent_after("adopt") == session
 
 
-def test_tags_find_any_slice(store, sae_file):
+def test_runs_can_be_selected_by_their_tags(store, sae_file):
     store.record_sae(store.parent, sae_file)
     for condition in (
         "tags.`husai.campaign` = 'c'",
@@ -413,7 +411,7 @@ def test_a_registered_sae_gives_its_codes(store, sae_file):
     np.testing.assert_array_equal(codes, expected)
 
 
-def test_a_file_that_is_gone_or_holds_another_sae_by_now_is_passed_over(store, sae_file, caplog):
+def test_a_file_that_is_gone_or_holds_another_sae_is_skipped(store, sae_file, caplog):
     store.away = True
     store.record_sae(store.parent, sae_file)
     path = store.folder / "trained" / "s.safetensors"
@@ -422,18 +420,18 @@ def test_a_file_that_is_gone_or_holds_another_sae_by_now_is_passed_over(store, s
     path.write_bytes(tensors_to_bytes(file.tensors, other))
     store.away = False
     assert store.recorder.flush()
-    assert "holds another SAE by now" in caplog.text
+    assert "now has another SAE" in caplog.text
     store.away = True
     store.record_sae(store.parent, sae_file)
     path.unlink()
     store.away = False
     assert store.recorder.flush()
-    assert "is not there any more" in caplog.text
+    assert "does not exist any more" in caplog.text
     assert not find_saes(store.recorder.client, store.experiment)
     assert not (store.folder / "spool" / "rejected.jsonl").exists()
 
 
-def test_parameters_of_an_sae_are_what_a_person_compares(sae_file):
+def test_parameters_of_an_sae_are_those_that_differ_between_saes(sae_file):
     header = dict(TensorFile.from_bytes(sae_file, "s").header)
     about = {"group": "topk d8 k2", "seed": 3, "model": "trained", "variant": ""}
     about |= {"hook_name": "blocks.0.hook_resid_post", "position": -1}
@@ -456,7 +454,7 @@ def test_parameters_of_an_sae_are_what_a_person_compares(sae_file):
     assert None not in params.values()
 
 
-def test_what_is_found_about_an_sae_is_the_means_over_its_live_latents(store, sae_file):
+def test_the_results_of_an_sae_are_means_over_its_live_latents(store, sae_file):
     latents = pd.DataFrame(
         {
             "id": ["s", "s", "s", "s", "alone"],

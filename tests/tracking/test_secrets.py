@@ -20,7 +20,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def holders(folder: Path) -> list[str]:
-    """Name the files that hold the secret."""
+    """Return the names of the files that hold the secret."""
     return [
         str(path)
         for path in folder.rglob("*")
@@ -56,7 +56,7 @@ def test_credentials_move_from_the_address_to_mlflows_variables(monkeypatch):
     assert use_credentials("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
 
 
-def test_records_that_wait_or_were_refused_hold_no_secret(tmp_path, server, caplog):
+def test_waiting_and_rejected_records_hold_no_secret(tmp_path, server, caplog):
     address = server(503).replace("://", f"://me:{SECRET}@")
     recorder = Recorder(address, tmp_path / "spool")
     assert recorder.do("tags", "r", values={"error": f"no answer of {address}"})

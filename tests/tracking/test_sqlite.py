@@ -36,7 +36,7 @@ def works(path: Path) -> bool:
 
 
 def half_made(path: Path) -> None:
-    """The first of MLflow's tables, as a kill among its migrations leaves them."""
+    """Make only the first of MLflow's tables, as an interrupted migration does."""
     path.unlink(missing_ok=True)
     engine = create_engine(f"sqlite:///{path}")
     InitialBase.metadata.create_all(engine)
@@ -60,7 +60,7 @@ def test_a_half_made_file_without_runs_is_made_again(tmp_path, content):
 
 
 @pytest.mark.parametrize("kind", ["with a run", "no database"])
-def test_what_may_hold_runs_is_kept_aside(tmp_path, kind):
+def test_a_file_that_may_hold_runs_is_kept(tmp_path, kind):
     path = tmp_path / "mlflow.db"
     if kind == "with a run":
         half_made(path)
@@ -87,7 +87,7 @@ def test_a_whole_file_that_mlflow_made_is_kept_with_its_runs(tmp_path):
     assert len(path.read_bytes()) == len(before)
 
 
-def test_a_killed_start_and_two_at_once(tmp_path):
+def test_a_killed_start_and_two_starts_at_once_leave_a_working_file(tmp_path):
     path = tmp_path / "mlflow.db"
     killed = start(path)
     while not (temporary := list(tmp_path.glob(".mlflow.db.*.tmp"))) or (

@@ -1,4 +1,4 @@
-"""A study is deleted with its runs in MLflow, and no other study loses anything."""
+"""Deleting a study deletes its MLflow runs, and nothing of other studies."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_deleting_one_takes_its_runs_and_leaves_the_other(two_studies, capsys):
     assert main(["studies", "--data", str(folder), "delete", "a", "--yes"]) == 2
 
 
-def test_without_an_answer_nothing_is_deleted(two_studies, capsys, monkeypatch):
+def test_without_confirmation_nothing_is_deleted(two_studies, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: PTH123, SIM115
     code, _, err = run(capsys, "--data", str(two_studies.folder), "delete", "a")
     assert code == 2

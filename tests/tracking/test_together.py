@@ -1,4 +1,4 @@
-"""Two users whose first runs on a server begin together: what the other has made is taken."""
+"""Two users start on a new server at once: each uses what the other has made."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def experiment_of(server: Server) -> str:
     return hook._experiment(recorder, None)
 
 
-def test_what_another_user_has_made_meanwhile_is_taken() -> None:
+def test_what_another_user_makes_meanwhile_is_used() -> None:
     assert experiment_of(Server()) == "7"
     client: Any = Server()
     _make_registered(client, "husai-topk-d8-k3")
 
 
-def test_what_a_server_refuses_is_not_hidden() -> None:
+def test_errors_of_a_server_are_not_hidden() -> None:
     with pytest.raises(MlflowException):
         experiment_of(Server(INVALID_PARAMETER_VALUE))
     client: Any = Server(INVALID_PARAMETER_VALUE)

@@ -106,7 +106,7 @@ def test_activations_at_waves_of_the_answer(operation: Any, sign: Any) -> None:
         np.testing.assert_allclose(span @ plane.T @ plane, span, atol=1e-9)
 
 
-def test_variance_is_shared_out_exactly() -> None:
+def test_shares_of_variance_add_up_exactly() -> None:
     rng = np.random.default_rng(4)
     a, b = grid()
     parts = [
@@ -135,13 +135,13 @@ def test_planes_of_an_embedding_survive_rotation_of_phase() -> None:
     np.testing.assert_allclose(projection, other, atol=1e-12)
 
 
-def test_no_plane_where_there_is_none() -> None:
+def test_a_frequency_without_a_plane_is_an_error() -> None:
     table = np.cos(2 * np.pi * 3 * np.arange(P) / P)[:, None] * np.ones(5)
     with pytest.raises(InputError, match="frequency 3 spans no plane"):
         frequency_planes(table, [3], P)
 
 
-def test_half_an_even_order_is_a_line() -> None:
+def test_the_frequency_of_half_an_even_order_is_a_line() -> None:
     x = np.arange(12)
     table = np.outer((-1.0) ** x, np.ones(4)) + np.outer(np.cos(2 * np.pi * x / 12), np.arange(4))
     powers = frequency_powers(table)

@@ -1,4 +1,4 @@
-"""The fast path against the hooked model: same logits, same loss, same gradients."""
+"""The fast path has the same logits, loss and gradients as the model with hooks."""
 
 from typing import Any
 
@@ -156,14 +156,14 @@ def test_order_of_rows_does_not_matter() -> None:
     assert case.compiled(order).item() == pytest.approx(case.compiled().item(), rel=1e-6)
 
 
-def test_loss_of_a_sure_model_keeps_its_digits() -> None:
+def test_loss_of_a_confident_model_is_precise() -> None:
     # 1 - p is 1e-12 here: float32 would say 0
     logits = torch.tensor([[28.0, 0.0], [0.0, 28.0]])
     loss = answer_loss(logits, torch.tensor([0, 1]))
     assert float(loss) == pytest.approx(6.914e-13, rel=1e-3)
 
 
-def test_fast_path_knows_its_limits() -> None:
+def test_the_fast_path_refuses_models_it_cannot_compute() -> None:
     assert has_functional_form(TransformerConfig())
     assert not has_functional_form(TransformerConfig(n_layers=2))
     assert not has_functional_form(TransformerConfig(normalization="LN"))

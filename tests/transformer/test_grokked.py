@@ -1,4 +1,4 @@
-"""A small model that groks in seconds: its leaks, its waves and its progress measures."""
+"""A small model that groks in seconds: leak test, Fourier structure and progress measures."""
 
 import dataclasses
 from typing import Any
@@ -75,7 +75,7 @@ def any_format(request: Any, grokked: Any, tmp_path_factory: Any) -> Any:
     return grok(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_generalises_after_it_has_memorised_and_again_from_the_file(
+def test_the_model_generalises_after_memorising_and_the_file_keeps_this(
     any_format: Any, tmp_path: Any
 ) -> None:
     summary = any_format.run.summary
@@ -98,7 +98,7 @@ def test_generalises_after_it_has_memorised_and_again_from_the_file(
 
 
 def follows(predict: Any, tokens: Any, position: Any, answers: Any) -> Any:
-    """How often the prediction is the number planted at a position, against the true answer."""
+    """Return how often the prediction is the number planted at a position, and the true answer."""
     planted = torch.randint(0, P, answers.shape, generator=torch.Generator().manual_seed(0))
     planted = torch.where(planted == answers, (planted + 1) % P, planted)
     corrupted = tokens.clone()
@@ -106,7 +106,7 @@ def follows(predict: Any, tokens: Any, position: Any, answers: Any) -> Any:
     return float((predict(corrupted) == planted).double().mean())
 
 
-def test_prediction_follows_no_token_but_a_and_b(any_format: Any) -> None:
+def test_the_prediction_depends_on_no_token_but_a_and_b(any_format: Any) -> None:
     vocabulary = any_format.dataset.vocabulary
     tokens = torch.tensor(any_format.dataset.tokens())
     answers = torch.tensor(any_format.dataset.answers())
@@ -211,7 +211,7 @@ def test_losses_against_the_two_dimensional_fft(grokked: Any) -> None:
     assert row["logits_explained"] == pytest.approx(share, rel=1e-6)
 
 
-def test_all_frequencies_restrict_nothing_of_the_answer(grokked: Any) -> None:
+def test_without_all_frequencies_the_answer_is_unknown(grokked: Any) -> None:
     everything = list(range(1, (P - 1) // 2 + 1))
     state = grokked.run.state_dict
     row = progress_measures([(1, state)], grokked.dataset, MODEL, key=everything).iloc[0]
@@ -278,7 +278,7 @@ def test_hooked_and_functional_measures_agree(grokked: Any, monkeypatch: Any) ->
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
 
 
-def test_measures_refuse_what_they_cannot_say(grokked: Any) -> None:
+def test_measures_refuse_models_they_are_not_defined_for(grokked: Any) -> None:
     state = grokked.run.state_dict
     product = modular_dataset(ModularTaskConfig(modulus=9, operation="multiplication"))
     with pytest.raises(InputError, match=r"modulus = 9: .* odd prime"):

@@ -1,4 +1,4 @@
-"""Shipped transformers: each file is what the manifest says; what does not fit is refused."""
+"""Shipped transformers: each file agrees with the manifest; a file that does not is refused."""
 
 import hashlib
 import json
@@ -95,7 +95,7 @@ def test_each_file_is_what_the_manifest_says(entry: Shipped, dataset: ModularDat
         assert (last[columns] / before[columns] - 1).abs().max() < 0.05
 
 
-def test_measures_that_are_shipped_are_those_of_the_weights(dataset: ModularDataset) -> None:
+def test_shipped_measures_equal_those_computed_from_the_weights(dataset: ModularDataset) -> None:
     trained = load_shipped(choice_of(FIRST), dataset)
     parts = trained.state_dict, trained.vocabulary, trained.model_config
     key = fourier_structure(*parts).key_frequencies
@@ -111,7 +111,7 @@ def test_measures_that_are_shipped_are_those_of_the_weights(dataset: ModularData
         assert last[name] == pytest.approx(again[name], rel=1e-3), name
 
 
-def test_balance_is_one_for_equal_shares_and_low_for_one_that_holds_all() -> None:
+def test_balance_is_1_for_equal_shares_and_low_for_one_dominant_share() -> None:
     assert frequency_balance([0.2] * 5) == pytest.approx(1.0)
     assert frequency_balance([0.5, 0.5, 0.0, 0.0]) == pytest.approx(0.5)
     assert frequency_balance([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
@@ -153,7 +153,7 @@ def test_parameters_that_differ_are_named(
     assert named in message
 
 
-def test_what_changes_no_number_may_differ() -> None:
+def test_parameters_that_change_no_result_may_differ() -> None:
     other = TRAINING.model_copy(update={"device": "auto", "fast_path": False})
     assert check_shipped(choice_of(FIRST), other) == FIRST
 

@@ -1,4 +1,4 @@
-"""Loss with a function applied to the activations, against doing it by hand."""
+"""Loss with a function applied to the activations equals a computation by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from husai.transformer.training import answer_loss
 HOOK = "blocks.0.hook_resid_post"
 
 
-def test_splicing_the_last_residual_is_unembedding_what_was_spliced() -> None:
+def test_splicing_the_last_residual_equals_unembedding_it() -> None:
     dataset = modular_dataset(ModularTaskConfig(modulus=7))
     tokens, answers = torch.tensor(dataset.tokens()), torch.tensor(dataset.answers())
     model = build_transformer(

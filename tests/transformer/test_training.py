@@ -82,7 +82,7 @@ def test_fast_and_hooked_training_agree() -> None:
         torch.testing.assert_close(fast.state_dict[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
-def test_one_step_is_adamw_by_hand() -> None:
+def test_one_step_equals_adamw_by_hand() -> None:
     dataset = small_dataset()
     run = train(dataset, max_epochs=1, weight_decay=0.5, warm_up_steps=4, learning_rate=1e-2)
     model = build_transformer(SMALL, 12, 3)
@@ -149,7 +149,7 @@ def test_curves_are_those_of_the_hooked_model() -> None:
     assert run.summary["hardware"]
 
 
-def test_seeds_say_what_is_random() -> None:
+def test_seeds_determine_everything_random() -> None:
     same_run(train(batch_size=20), train(batch_size=20))
     weights = train(model=SMALL.model_copy(update={"seed": 1}), batch_size=20)
     order = train(batch_size=20, seed=1)
@@ -205,7 +205,7 @@ def test_grokking_is_reported_by_its_delay() -> None:
     assert never["grokking_delay_epochs"] is None
 
 
-def test_early_stopping_waits_for_accuracy_that_stays(monkeypatch: Any) -> None:
+def test_early_stopping_waits_until_accuracy_stays_high(monkeypatch: Any) -> None:
     accuracies = iter([0.0, 0.5, 0.995, 0.98, 0.995, 0.999, 1.0, 1.0, 1.0])
     record = training_module._Run._record
 
@@ -308,7 +308,7 @@ def test_another_runs_checkpoints_are_refused(tmp_path: Any, change: Any, messag
 # --- files ----------------------------------------------------------------------------------
 
 
-def test_saved_model_comes_back_whole(tmp_path: Any) -> None:
+def test_a_saved_model_is_loaded_completely(tmp_path: Any) -> None:
     dataset = small_dataset(token_format="alternating")
     run = train(dataset)
     save_transformer(run, tmp_path / "model.safetensors")

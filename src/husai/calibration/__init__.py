@@ -1,1 +1,1 @@
-"""How far scores, gate and trainers can be trusted, measured on features that are known."""
+"""The planted-truth study: how far scores and gate can be trusted, on data with known features."""

@@ -1,4 +1,4 @@
-"""Intervals for observations that come in clusters: whole clusters are resampled."""
+"""Statistics of observations that come in clusters: bootstrap of clusters, shares, correlations."""
 
 from __future__ import annotations
 
@@ -17,20 +17,30 @@ from husai.errors import InputError
 Floats = NDArray[np.float64]
 
 MIN_CLUSTERS = 5
-"""Independent clusters below which no bootstrap interval is given."""
+"""With fewer independent clusters there is no bootstrap interval."""
 
-_BLOCK_NUMBERS = 1_000_000  # of a table of resamples held at a time: 8 MB
+_BLOCK_NUMBERS = 1_000_000  # numbers in a block of resamples: 8 MB
 
 
 def too_few(n_clusters: int) -> str:
-    """Say why there is no interval."""
-    return f"{n_clusters} independent clusters: too few to see their spread"
+    """Return the reason why there is no interval."""
+    return f"{n_clusters} independent clusters; an interval needs at least {MIN_CLUSTERS}"
 
 
 def resampled(
     code: NDArray[np.int64], n_resamples: int, rng: np.random.Generator
 ) -> Iterator[Floats]:
-    """How often each observation is in each resample of whole clusters: blocks ``[r, n]``."""
+    """Yield how often each observation is in each resample of clusters, in blocks ``[r, n]``.
+
+    Parameters
+    ----------
+    code
+        ``[n]``: number of the cluster of each observation.
+    n_resamples
+        Number of resamples.
+    rng
+        Random generator.
+    """
     n_clusters = int(code.max()) + 1
     counts = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_resamples)
     at_once = max(1, _BLOCK_NUMBERS // len(code))
@@ -45,7 +55,7 @@ def percentiles(draws: Floats, level: float) -> tuple[float, float]:
 
 
 def midranks(x: Floats, weights: Floats) -> Floats:
-    """Ranks ``[R, n]`` of ``x [n]`` in which observation i stands ``weights[r, i]`` times.
+    """Ranks ``[R, n]`` of ``x [n]`` when observation i is repeated ``weights[r, i]`` times.
 
     Ties share their mean rank, as in ``scipy.stats.rankdata`` of the repeated observations.
     """
@@ -58,19 +68,19 @@ def midranks(x: Floats, weights: Floats) -> Floats:
 
 
 def weighted_spearman(x: Floats, y: Floats, weights: Floats) -> Floats:
-    """Spearman's correlation with every row of ``weights``; NaN where one side is constant."""
+    """Spearman's correlation ``[R]`` for each row of weights ``[R, n]``; NaN if constant."""
     total = weights.sum(axis=1, keepdims=True)
     a, b = midranks(x, weights), midranks(y, weights)
     a -= (weights * a).sum(axis=1, keepdims=True) / total
     b -= (weights * b).sum(axis=1, keepdims=True) / total
     scale = np.sqrt((weights * a * a).sum(axis=1) * (weights * b * b).sum(axis=1))
     product = (weights * a * b).sum(axis=1)
-    # ranks are multiples of a half: what is constant sums to rounding errors only
+    # ranks are multiples of a half, so a smaller scale is rounding error of a constant
     return np.where(scale > 1e-9, product / np.maximum(scale, 1e-9), np.nan)
 
 
 def spearman(x: Floats, y: Floats) -> float | None:
-    """Spearman's correlation; None below three observations or where one side is constant."""
+    """Spearman's correlation; None for fewer than three observations or a constant side."""
     if len(x) < 3:
         return None
     value = float(weighted_spearman(x, y, np.ones((1, len(x))))[0])
@@ -84,11 +94,11 @@ class ClusteredShare:
     Attributes
     ----------
     value, low, high
-        None without observations.
+        The share and its interval; None without observations.
     n, n_clusters
-        Observations, and independent groups of them.
+        Number of observations, and of independent clusters.
     n_effective
-        Independent observations that say as much; None without observations.
+        Number of independent observations with the same precision; None without observations.
     level
         Confidence level.
     """
@@ -105,19 +115,19 @@ class ClusteredShare:
 def clustered_share(
     success: ArrayLike, cluster: Sequence[Any], *, level: float = 0.95
 ) -> ClusteredShare:
-    """Give a share with Wilson's interval on the effective number of observations.
+    """Compute a share with Wilson's interval for the effective number of observations.
 
-    The design effect is the variance of the share between clusters (the ratio estimator's, Kish
-    1965) over that of as many independent observations; n over it is the effective number, held
-    between the number of clusters and n. A share of 0 or 1 shows no spread at all: there every
-    cluster counts as one observation, and Wilson's interval is never of length 0.
+    The design effect is the variance of the share between clusters (of the ratio estimator, Kish
+    1965) divided by that of n independent observations. The effective number is n divided by the
+    design effect, at least the number of clusters and at most n. A share of 0 or 1 has no spread:
+    then every cluster counts as one observation, so that the interval still has a length.
 
     Parameters
     ----------
     success
         ``[n]`` bool.
     cluster
-        ``[n]`` what belongs together.
+        ``[n]`` the cluster of each observation.
     level
         Confidence level.
 

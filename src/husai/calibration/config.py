@@ -1,4 +1,4 @@
-"""Parameters of the calibration study, importable without the libraries that run it."""
+"""Parameters of the planted-truth study; importing them loads no library that runs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from husai.sae.config import BankTrainingConfig
 from husai.tasks import PlantedConfig
 
 EVALUATIONS = 20
-"""Evaluations in the history of every SAE; the slope of the gate is fitted to them."""
+"""Evaluations during the training of every SAE; the slope of the loss is fitted to them."""
 
 Regime = Literal["compressive", "matched", "redundant"]
 
@@ -36,8 +36,8 @@ class PlantedTruthConfig(Config):
     )
     draws: Count = Field(
         2,
-        description="independent draws of every world: its dictionary and its rows, from seeds of "
-        "the world's name, its own dictionary_seed and the draw's number",
+        description="independent draws of every world: its dictionary and its rows; their seeds "
+        "are made from the world's name, its dictionary_seed and the number of the draw",
     )
     architectures: dict[Name, ArchitectureGrid] = Field(
         min_length=1, description="a null removes one"
@@ -47,27 +47,29 @@ class PlantedTruthConfig(Config):
     lengths: Listed[Count] = Field(
         (400, 1600, 6400),
         min_length=1,
-        description="steps of training, each a separate run with its own learning-rate decay; the "
-        "others are compared with the longest",
+        description="steps of training, each a separate run with its own learning-rate decay; all "
+        "are compared with the longest",
     )
     learning_rate: float = Field(5e-3, gt=0, description="Adam's step size")
     n_rows: Count = Field(20_000, description="training rows of every world")
     n_eval_rows: Count = Field(3_000, description="further rows, for the scores")
     training: BankTrainingConfig = Field(
         BankTrainingConfig(batch_size=256, checkpoint_interval=5000),
-        description="shared by all SAEs, but for steps, the intervals and dead_latents, which the "
-        "study sets",
+        description="shared by all SAEs, except for steps, the intervals and dead_latents, which "
+        "the study sets",
     )
     compute: ComputeConfig = Field(ComputeConfig(), description="where they are trained")
     gate_tolerance: float = Field(0.02, ge=0, description="change of GT-MCC that counts as none")
-    threshold: float = Field(0.9, gt=0, le=1, description="cosine from which features are the same")
-    n_resamples: Count = Field(1000, ge=10, description="of the cluster bootstrap")
+    threshold: float = Field(
+        0.9, gt=0, le=1, description="least cosine at which two features count as the same"
+    )
+    n_resamples: Count = Field(1000, ge=10, description="resamples of the cluster bootstrap")
     level: float = Field(0.95, gt=0, lt=1, description="confidence level of intervals")
 
     @field_validator("worlds", "architectures", mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
-        # an environment or --params can only add to a mapping: a null removes an entry
+        # an environment or --params can only add to a mapping, so a null removes an entry
         if isinstance(value, Mapping):
             return {name: entry for name, entry in value.items() if entry is not None}
         return value
@@ -77,14 +79,15 @@ class PlantedTruthConfig(Config):
         for field in ("seeds", "dead_latents"):
             values = getattr(self, field)
             if len(set(values)) != len(values):
-                raise ValueError(f"{field}: {list(values)} names one of them twice; leave one out")
+                raise ValueError(f"{field}: {list(values)} has a value twice; remove one")
         return self
 
     @model_validator(mode="after")
     def _lengths_rise(self) -> PlantedTruthConfig:
         if list(self.lengths) != sorted(set(self.lengths)) or self.lengths[0] < EVALUATIONS:
             raise ValueError(
-                f"lengths: {list(self.lengths)}; give steps that rise, from {EVALUATIONS} on"
+                f"lengths: {list(self.lengths)}; give increasing numbers of steps, each at least "
+                f"{EVALUATIONS}"
             )
         return self
 
@@ -99,7 +102,7 @@ class PlantedTruthConfig(Config):
             ("stop_when_converged", "lengths"),
         ):
             if getattr(self.training, field) != getattr(default, field):
-                raise ValueError(f"training.{field}: leave it out; {instead} takes its place")
+                raise ValueError(f"training.{field}: leave it out; the study uses {instead}")
         if self.training.convergence_window > EVALUATIONS:
             raise ValueError(
                 f"training.convergence_window: {self.training.convergence_window} is more than the "
@@ -108,10 +111,10 @@ class PlantedTruthConfig(Config):
         return self
 
     def drawn(self, name: str, draw: int) -> PlantedConfig:
-        """Give one draw of a world, with seeds that no other draw of any world has.
+        """Return one draw of a world, with seeds that no other draw of any world has.
 
-        Worlds of one size and seed would otherwise have one dictionary, and the intervals take
-        draws to be independent.
+        Without this, worlds of equal size and seed would have the same dictionary; the intervals
+        need independent draws.
         """
         world = self.worlds[name].world
         content = f"{name} {world.dictionary_seed} {draw}"
@@ -127,7 +130,7 @@ class PlantedTruthConfig(Config):
         return "compressive" if d_sae < n_features else "redundant"
 
     def campaign(self) -> CampaignConfig:
-        """Give the campaign's parameters, for :func:`husai.campaign.run_campaign`."""
+        """Return the parameters of the campaign, for :func:`husai.campaign.run_campaign`."""
         widths = sorted({width for study in self.worlds.values() for width in study.d_sae})
         return CampaignConfig(
             name="planted_truth",
@@ -135,6 +138,6 @@ class PlantedTruthConfig(Config):
                 architectures=self.architectures, d_sae=tuple(widths), seeds=self.seeds
             ),
             compute=self.compute,
-            # a loss that is not finite is a result here: the group is scored without that SAE
+            # an SAE whose loss is not finite does not stop the study; it is left out of its group
             max_failures=1.0,
         )

@@ -1,4 +1,4 @@
-"""Reproducibility over seeds as a test for truth, latent by latent."""
+"""Whether a latent's reproducibility over seeds tells that it is a true feature."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def reproducible_features(
     seeds: Sequence[int] | None = None,
     matches: Mapping[tuple[int, int], Match] | None = None,
 ) -> pd.DataFrame:
-    """Per latent: how well other seeds have it, and how near it is to a true feature.
+    """Measure the reproducibility of each latent, and its similarity to the nearest true feature.
 
     Parameters
     ----------
     dictionaries
-        One ``[d_sae, d]`` a seed; widths may differ.
+        One ``[d_sae, d]`` for each seed; widths may differ.
     truth
         ``[n_true, d]``.
     seeds
-        ``[S]`` what each dictionary is called in the table; its position when not given.
+        ``[S]`` the seed of each dictionary, for the table; its position when None.
     matches
-        Matches of all pairs (:func:`husai.consistency.match_all`) by |cosine|, where they are
-        known already.
+        Matches of all pairs (:func:`husai.consistency.match_all`) by |cosine|, if they are known
+        already.
 
     Returns
     -------
     pandas.DataFrame
         ``seed``, ``latent``, ``reproducibility`` (mean over the other seeds of the |cosine| to
         its one-to-one partner, 0 where it has none), ``truth_similarity`` (largest |cosine| with
-        a true feature) and ``feature`` (which).
+        a true feature) and ``feature`` (the number of that feature).
 
     Raises
     ------
@@ -65,7 +65,10 @@ def reproducible_features(
     rows = [np.asarray(dictionary, dtype=np.float64) for dictionary in dictionaries]
     maps = pair_maps(match_all(rows) if matches is None else matches)
     if maps.sizes != tuple(len(W) for W in rows):
-        raise InputError(f"matches: of {maps.sizes} features, the dictionaries have others")
+        raise InputError(
+            f"matches: of {maps.sizes} features, but the dictionaries have "
+            f"{tuple(len(W) for W in rows)}"
+        )
     tables = []
     for s, W in enumerate(rows):
         near = nearest_features(W, truth)
@@ -94,10 +97,11 @@ def reproducibility_as_detector(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, float | int | str | None]:
-    """Treat "this latent comes back in other seeds" as a test for "this latent is true".
+    """Treat "this latent is reproducible" as a test for "this latent is a true feature".
 
-    Latents of one group of seeds are one another's partners, and groups of one world share their
-    truth: the intervals come from resampling whole clusters (percentiles).
+    Latents of one group of seeds are partners of one another, and groups of one world share their
+    truth, so latents are not independent: the intervals are percentiles over resamples of whole
+    clusters.
 
     Parameters
     ----------
@@ -108,16 +112,16 @@ def reproducibility_as_detector(
     true
         Similarity to the truth at and above which it is true.
     cluster
-        Column of what belongs together; no intervals when not given.
+        Column with the cluster of each latent; no intervals when not given.
     level, n_resamples, seed
-        Of the bootstrap.
+        Confidence level, number of resamples and seed of the bootstrap.
 
     Returns
     -------
     dict
-        ``precision`` (share of passing latents that are true; one minus it is the share that is
-        stable but wrong), ``recall`` (share of true latents that pass), ``auc`` (chance that a
-        true latent is more reproducible than one that is not), each with ``_low`` and ``_high``;
+        ``precision`` (share of passing latents that are true; the others are stable but wrong),
+        ``recall`` (share of true latents that pass), ``auc`` (probability that a true latent is
+        more reproducible than one that is not true), each with ``_low`` and ``_high``;
         ``rank_correlation`` (Spearman), the counts ``n``, ``n_passing``, ``n_true``,
         ``n_clusters``, and ``reason`` (why there are no intervals; empty otherwise). None where
         not defined.
@@ -174,7 +178,7 @@ def _detector_shares(
     n_passing, n_true = weights @ passing, weights @ is_true
     n_false = weights.sum(axis=1) - n_true
     both = weights @ (passing & is_true)
-    # Mann-Whitney: the true latents' ranks, less the least that they could sum to
+    # Mann-Whitney: the sum of the true latents' ranks minus its smallest possible value
     ranks = midranks(score, weights)
     above = (weights * ranks) @ is_true - n_true * (n_true + 1) / 2
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,4 +1,6 @@
-"""How much more a group of seeds agrees with itself than with the truth."""
+"""Excess consistency: how much more the seeds of a group agree with one another than with the
+truth.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,14 @@ class ExcessConsistency:
     excess
         Mean PW-MCC minus mean GT-MCC, each corrected for its chance level.
     low, high
-        Interval over seeds; None below three seeds.
+        Interval over seeds; None with fewer than three seeds.
     verdict
         ``"stable but wrong"`` when the whole interval is above ``margin``: the seeds share
         features that are not the planted ones. ``"truer than stable"`` when it is below
-        ``-margin``: each seed finds true features, but not the same ones.
+        ``-margin``: each seed finds true features, but not the same ones. ``"in step with
+        truth"`` otherwise.
     level, n_seeds
-        What it rests on.
+        Confidence level, and number of seeds.
     reason
         Why the verdict is "not defined" or "not comparable"; empty otherwise.
     """
@@ -58,15 +61,16 @@ def excess_consistency(
     margin: float = 0.0,
     level: float = 0.95,
 ) -> ExcessConsistency:
-    """Name what a consistency score hides: seeds that agree on something that is not there.
+    """Find seeds that agree with one another on features that are not true.
 
     PW-MCC above GT-MCC means that dictionaries are nearer to one another than to the truth
-    (arXiv 2512.02194 prints such a case: stability .572, ground truth .479). Both are corrected
+    (arXiv 2512.02194 reports such a case: stability .572, ground truth .479). Both are corrected
     for chance, ``(score − null)/(1 − null)``, before they are subtracted. With more or fewer
     latents than true features the two are means over different numbers of pairs, and no
-    correction makes them comparable: there the share of reproduced latents that are true
-    (:func:`reproducibility_as_detector`) serves. Interval: jackknife pseudo-values of the PW-MCC
-    minus each seed's own GT-MCC, t with S − 1 degrees of freedom.
+    correction makes them comparable: then use the share of reproduced latents that are true
+    (:func:`~husai.calibration.detectors.reproducibility_as_detector`). The interval comes from
+    jackknife pseudo-values of the PW-MCC minus each seed's own GT-MCC, t with S − 1 degrees of
+    freedom.
 
     Parameters
     ----------
@@ -75,12 +79,13 @@ def excess_consistency(
     gt_scores
         ``[S]`` GT-MCC of every seed.
     n_latents, n_true
-        Width of the dictionaries and number of true features; where they differ the verdict is
-        "not comparable". Not given: taken to be equal.
+        Width of the dictionaries and number of true features; if they differ, the verdict is
+        "not comparable". Taken as equal when not given.
     pw_null, gt_null
-        Chance levels of the two (``husai.consistency.null_scores``); 0 compares them as printed.
+        Means of the nulls of the two (``husai.consistency.null_scores``); with 0 they are not
+        corrected.
     margin
-        Excess that counts as none.
+        Largest excess that counts as none.
     level
         Confidence level.
 
@@ -94,7 +99,7 @@ def excess_consistency(
     if gt.shape != (len(W),) or not np.isfinite(gt).all():
         raise InputError(f"gt_scores: shape {gt.shape}; give one finite number for {len(W)} seeds")
     if len(W) < 2:
-        raise InputError("pw_scores: one seed; a pair is needed")
+        raise InputError("pw_scores: one seed; give at least two")
     if not (0 < level < 1):
         raise InputError(f"level: {level}; give a number between 0 and 1")
     for name, null in (("pw_null", pw_null), ("gt_null", gt_null)):

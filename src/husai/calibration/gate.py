@@ -1,4 +1,4 @@
-"""How often a convergence gate is wrong, judged by far longer training."""
+"""How often a convergence gate is wrong, compared with the result of much longer training."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from husai.errors import InputError
 
 @dataclass(frozen=True)
 class GateCalibration:
-    """How often a convergence gate lets through an SAE whose recovery still had to change.
+    """The errors of a convergence gate.
 
     Attributes
     ----------
     false_pass
-        Of the SAEs that passed, the share that was not settled.
+        Share of the SAEs that passed which had not settled.
     false_hold
-        Of the settled SAEs, the share that was held back.
+        Share of the settled SAEs which did not pass.
     n
-        SAEs.
+        Number of SAEs.
     tolerance
-        Change of recovery that counts as none.
+        Largest change of recovery that counts as none.
     """
 
     false_pass: ClusteredShare
@@ -46,20 +46,19 @@ def gate_calibration(
 ) -> GateCalibration:
     """Compare the verdict of a convergence gate with the result of longer training.
 
-    An SAE is settled when its true recovery (GT-MCC, say) is within ``tolerance`` of that of the
-    same SAE, with the same seeds, trained for far longer. The gate sees no truth, only its loss
-    curve.
+    An SAE is settled when its true recovery (for example GT-MCC) is within ``tolerance`` of that
+    of the same SAE, with the same seeds, trained for much longer. The gate does not use the truth.
 
     Parameters
     ----------
     passed
-        ``[n]`` bool: the gate called this SAE converged.
+        ``[n]`` bool: whether the gate called this SAE converged.
     recovery, final_recovery
-        ``[n]`` true recovery of the SAE, and of the same one trained for longer.
+        ``[n]`` true recovery of the SAE, and of the same SAE trained for longer.
     cluster
-        ``[n]`` what belongs together, for example the draw of a world.
+        ``[n]`` the cluster of each SAE, for example the draw of its world.
     tolerance
-        Change that counts as none.
+        Largest change that counts as none.
     level
         Confidence level.
 

@@ -1,4 +1,4 @@
-"""How well scores rank settings as the truth does."""
+"""Whether scores rank settings in the same order as the true recovery does."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class RankCorrelation:
     Attributes
     ----------
     value, low, high
-        None where not defined, with ``reason``.
+        The correlation and its interval; None where not defined, with ``reason``.
     n, n_clusters
-        Observations, and independent groups of them.
+        Number of observations, and of independent clusters.
     level
         Confidence level.
     reason
@@ -57,7 +57,7 @@ def rank_correlation(
 ) -> RankCorrelation:
     """Spearman's rank correlation of a score with true recovery, bootstrapped over clusters.
 
-    Settings trained on the same rows of the same world are not independent observations: whole
+    Settings trained on the same rows of the same world are not independent observations, so whole
     clusters are resampled.
 
     Parameters
@@ -65,12 +65,12 @@ def rank_correlation(
     score, truth
         ``[n]`` the score and the true recovery of each setting.
     cluster
-        ``[n]`` what belongs together, for example the draw of a world; every observation by
-        itself when not given.
+        ``[n]`` the cluster of each setting, for example the draw of its world; each setting is a
+        cluster of its own when not given.
     level
         Confidence level.
     n_resamples, seed
-        Of the bootstrap (percentiles).
+        Number of resamples of the bootstrap (percentiles), and their seed.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def rank_correlation(
             for weights in resampled(code, n_resamples, np.random.default_rng(seed))
         ]
     )
-    # draws in which one side is constant say nothing
+    # a resample in which one side is constant has no correlation
     low, high = percentiles(draws[~np.isnan(draws)], level)
     return RankCorrelation(value, low, high, n, n_clusters, level, "")
 
@@ -117,21 +117,21 @@ def calibrate_scores(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How well each score ranks settings as truth does, over all of them and within slices.
+    """Correlate each score with the true recovery, over all settings and within slices.
 
     Parameters
     ----------
     settings
-        A row per setting (world, draw, architecture, sparsity, steps, ...): the scores a user
-        without truth can compute, the true recovery, and what to slice by.
+        A row per setting (world, draw, architecture, sparsity, steps, ...): the scores that can be
+        computed without the truth, the true recovery, and the columns to slice by.
     scores
-        Columns to calibrate.
+        Columns of the scores.
     truth
         Column of the true recovery.
     cluster
-        Column of what belongs together (:func:`rank_correlation`).
+        Column of the cluster, as in :func:`rank_correlation`.
     within
-        Columns by whose values to slice, one at a time.
+        Columns; the settings are sliced by the values of one of them at a time.
     level, n_resamples, seed
         As in :func:`rank_correlation`.
 
@@ -192,20 +192,20 @@ def within_run_correlation(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Does a score rise when the truth does, within one run at several lengths of training?
+    """Correlate each score with the true recovery over the lengths of training of one run.
 
-    Spearman's correlation within every run, and its mean over runs: what differs between worlds,
-    widths and architectures cannot bring it about.
+    Spearman's correlation within every run, and its mean over runs. Differences between worlds,
+    widths and architectures have no influence on it.
 
     Parameters
     ----------
     settings
         A row per run and length.
     scores
-        Columns to calibrate.
+        Columns of the scores.
     run
-        Column of what is the same but for its length; runs of fewer than three lengths, or in
-        which a side does not vary, are left out.
+        Column with the name of the run: settings that differ only in their length. Runs of fewer
+        than three lengths, or in which a side does not vary, are left out.
     truth, cluster, level, n_resamples, seed
         As in :func:`calibrate_scores`.
 
@@ -238,7 +238,7 @@ def within_run_correlation(
         low = high = None
         reason = "" if n_clusters >= MIN_CLUSTERS else too_few(n_clusters)
         if not values:
-            reason = "no run of three lengths in which both vary"
+            reason = "no run has three lengths in which both vary"
         elif not reason:
             resamples = resampled(code, n_resamples, np.random.default_rng(seed))
             means = [weights @ np.array(values) / weights.sum(axis=1) for weights in resamples]

@@ -1,4 +1,4 @@
-"""Scores of the calibration study, in one row with what was truly recovered."""
+"""The tables of scores of the planted-truth study, each row beside its true recovery."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PAIR_SCORES = (
     ("code_correlation", False),
     ("code_jaccard", False),
 )
-"""Scores of pairs, with their sign."""
+"""The scores of pairs that are computed, each with its sign convention."""
 
 SCORES: Mapping[str, str] = {
     "pw_mcc": REGISTRY["pw_mcc"].term,
@@ -63,13 +63,13 @@ SCORES: Mapping[str, str] = {
     "moved_from_init": "distance from init",
     "explained_variance": "explained variance",
 }
-"""What a user without truth can compute, with what a figure calls it."""
+"""The scores that can be computed without the truth, with their names in figures."""
 
 COMPARISON = ComparisonConfig()
 """How the SAEs are compared: the defaults of every comparison."""
 
 L0_ABOUT = (0.8, 1.25)
-"""Ratios of an SAE's L0 to the true mean L0 that count as about right."""
+"""An SAE's L0 counts as about right if its ratio to the true mean L0 lies between these."""
 
 NAMES = (*SETTING, "group", "run", "cluster", "regime")
 """Columns of the plan that the tables keep."""
@@ -83,7 +83,7 @@ class StudyTables:
     ----------
     settings
         A row per group with two SAEs or more: the scores of :data:`SCORES`, true recovery,
-        ``l0``, ``true_l0`` and ``l0_regime``, ``converged`` (share of the seeds that pass the
+        ``l0``, ``true_l0`` and ``l0_regime``, ``converged`` (share of the seeds that passed the
         gate), excess consistency with its verdict.
     runs
         A row per planned SAE: true recovery, ``loss_slope``, ``motion`` and ``plateau`` (see
@@ -105,7 +105,7 @@ class StudyTables:
 class _World:
     """One draw of a world, with rows that no SAE was trained on.
 
-    ``truth`` is its dictionary with the true codes of those rows, ``true_l0`` the mean number of
+    ``truth`` is its dictionary with the true codes of these rows, ``true_l0`` the mean number of
     true features in a row.
     """
 
@@ -116,7 +116,7 @@ class _World:
 
 
 @dataclass(frozen=True)
-class _Survivor:
+class _TrainedOne:
     """An SAE whose training did not fail, with its own measurements."""
 
     live: LiveSAE
@@ -136,21 +136,21 @@ class _Survivor:
 def score_study(
     plan: pd.DataFrame, saes: Mapping[str, TrainedSAE], config: PlantedTruthConfig
 ) -> StudyTables:
-    """Score every group beside what it truly recovered.
+    """Score every group, and measure its true recovery.
 
     Parameters
     ----------
     plan
         From :func:`husai.calibration.study.plan_study`.
     saes
-        By ``sae_id``, every one of the plan.
+        All SAEs of the plan by ``sae_id``.
     config
-        Of the study.
+        Parameters of the study.
 
     Raises
     ------
     InputError
-        When no group has two SAEs that trained to their end.
+        When no group has two SAEs whose training did not fail.
     """
     settings, runs, features, planes = [], [], [], []
     for _, here in plan.groupby("cluster", sort=False):
@@ -159,14 +159,14 @@ def score_study(
             names = {column: part[column].iloc[0] for column in NAMES}
             names["n_planes"] = len(world.data.planes)
             survivors = []
-            # the id, the seed and the SAE stay together: a failed one must not shift the others
+            # one loop over id, seed and SAE, so that a failed SAE does not shift the others
             for sae_id, seed in zip(part["sae_id"], part["seed"], strict=True):
                 row = {**names, "sae_id": sae_id, "seed": seed, "failure": saes[sae_id].failure}
                 if saes[sae_id].failure is None:
                     survivors.append(_measure(int(seed), saes[sae_id], world, config))
                     row |= {**survivors[-1].measured, "failure": ""}
                 runs.append(row)
-            _ask_the_gate(runs[-len(part) :], survivors, saes)
+            _add_gate(runs[-len(part) :], survivors, saes)
             if len(survivors) < 2:
                 continue
             scored = {
@@ -192,7 +192,7 @@ def score_study(
                 planes += [{**names, **row} for row in rows]
     if not settings:
         raise InputError(
-            "planted_truth: no group of seeds has two SAEs that trained to their end; lower "
+            "planted_truth: no group of seeds has two SAEs whose training did not fail; lower "
             "planted_truth.learning_rate, or see failures.csv of the campaign"
         )
     return StudyTables(
@@ -216,8 +216,8 @@ def _held_out(name: str, draw: int, config: PlantedTruthConfig) -> _World:
     return _World(data, truth, torch.from_numpy(rows), true_l0)
 
 
-def _measure(seed: int, sae: TrainedSAE, world: _World, config: PlantedTruthConfig) -> _Survivor:
-    """Measure one SAE on the held-out rows, and hold it to the truth."""
+def _measure(seed: int, sae: TrainedSAE, world: _World, config: PlantedTruthConfig) -> _TrainedOne:
+    """Measure one SAE on the held-out rows, and score it against the truth."""
     from husai.sae.metrics import evaluate
 
     record = SAERecord(
@@ -239,13 +239,13 @@ def _measure(seed: int, sae: TrainedSAE, world: _World, config: PlantedTruthConf
         "loss_slope": sae.metrics["loss_slope"],
         "device_seconds": float(sae.provenance["campaign"]["device_seconds"]),
     }
-    return _Survivor(live, measured)
+    return _TrainedOne(live, measured)
 
 
-def _ask_the_gate(
-    rows: list[dict[str, Any]], survivors: Sequence[_Survivor], saes: Mapping[str, TrainedSAE]
+def _add_gate(
+    rows: list[dict[str, Any]], survivors: Sequence[_TrainedOne], saes: Mapping[str, TrainedSAE]
 ) -> None:
-    """Add to a group's runs, and to its survivors, what the convergence gate saw and said."""
+    """Add the measures and the verdict of the gate to a group's runs and to its survivors."""
     known = [row for row in rows if not row["failure"]]
     if not known:
         return
@@ -256,17 +256,17 @@ def _ask_the_gate(
     for row, survivor, motion, settled in zip(
         known, survivors, gate.motion, gate.settled, strict=True
     ):
-        said = {
+        found = {
             "motion": np.nan if motion is None else motion,
             "plateau": np.nan if gate.plateau is None else gate.plateau,
             "converged": float(bool(settled)),
         }
-        row.update(said)
-        survivor.measured.update(said)
+        row.update(found)
+        survivor.measured.update(found)
 
 
 def scores_of_truth(sae: Side, truth: Side) -> dict[str, float]:
-    """All scores of one SAE against the truth, as one flat row; signed ones end in ``_signed``.
+    """All scores of one SAE against the truth by name; names of signed ones end in ``_signed``.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ def truth_scores(
     codes: Codes | None = None,
     true_codes: Codes | None = None,
 ) -> dict[str, float]:
-    """Give :func:`scores_of_truth` of plain arrays.
+    """Compute :func:`scores_of_truth` from plain arrays.
 
     Parameters
     ----------
@@ -321,13 +321,13 @@ def truth_scores(
 
 
 def _group_scores(
-    survivors: Sequence[_Survivor],
+    survivors: Sequence[_TrainedOne],
     scored: Mapping[tuple[int, int], ScoredPair],
     features: pd.DataFrame,
     world: _World,
     config: PlantedTruthConfig,
 ) -> dict[str, Any]:
-    """Scores over the seeds of one group, beside the means of what each SAE recovered."""
+    """Make the row of one group: scores over its seeds, and the mean recovery of its SAEs."""
     S, (d_sae, d_in) = len(survivors), survivors[0].W_dec.shape
     W = score_matrix(values_of(scored, "pw_mcc", False), S)
     of_pairs = {
@@ -349,7 +349,7 @@ def _group_scores(
         gt_null=gt_null,
     )
     if len(world.data.planes):
-        reason = "the truth holds planes: the phase of their axes, and so GT-MCC, is a convention"
+        reason = "the truth has planes: GT-MCC depends on the phase of their axes, a convention"
         excess = ExcessConsistency(None, None, None, "not comparable", excess.level, S, reason)
     pw = of_pairs["pw_mcc"]
     ratio = means["l0"] / world.true_l0
@@ -374,7 +374,7 @@ def _group_scores(
 
 
 def _mean_known(values: Iterable[float | None]) -> float:
-    """Mean of what is defined; NaN where nothing is."""
+    """Mean of the values that are defined; NaN if none is."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else float("nan")
 
@@ -389,12 +389,12 @@ def _chance(n_a: int, n_b: int, d: int) -> float:
 
 
 def _plane_rows(
-    survivors: Sequence[_Survivor],
+    survivors: Sequence[_TrainedOne],
     features: pd.DataFrame,
     world: _World,
     config: PlantedTruthConfig,
 ) -> Iterator[dict[str, Any]]:
-    """One-dimensional and plane-aware scores of each SAE of a world with planes."""
+    """Yield one-dimensional and plane-aware scores of each SAE of a world with planes."""
     on_plane = world.data.plane_of_feature >= 0
     for survivor in survivors:
         W = survivor.W_dec
@@ -405,7 +405,7 @@ def _plane_rows(
         reproducibility = mine["reproducibility"]
         place = found.features.set_index("feature")["in_plane"].reindex(mine.index)
         inside = place.eq(True).to_numpy()
-        # latents that are neither in a plane nor a true line would make lines look irreproducible
+        # latents that are neither in a plane nor near a true line are left out of both means
         line = ~on_plane[mine["feature"]] & (mine["truth_similarity"] >= config.threshold)
         recovered = near.b_similarity >= config.threshold
         yield {

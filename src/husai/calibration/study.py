@@ -1,8 +1,8 @@
-"""The calibration study's plan, and its training as a campaign.
+"""The plan of the planted-truth study, and its training as a campaign.
 
-A draw of a world (its dictionary and its rows) is what is independent; everything trained on it
-shares them. SAEs are trained for several lengths, each a run of its own, so that every score is
-of complete SAEs at the end of their training.
+The draws of a world (dictionary and rows) are independent; SAEs trained on the same draw are not.
+SAEs are trained for several lengths, each in a run of its own, so that every score is of an SAE at
+the end of its training.
 """
 
 from __future__ import annotations
@@ -28,31 +28,32 @@ if TYPE_CHECKING:
     from husai.sae import TrainedSAE
 
 SETTING = ("world", "draw", "architecture", "d_sae", "sparsity", "dead_latents", "steps")
-"""Columns that name a group of SAEs which differ in their seeds only."""
+"""Columns that identify a group: SAEs that differ only in their seeds."""
 
 POSITION = 0
+"""Position in the keys of planted activations, which have no positions."""
 
 
 def hook_name(world: str, draw: int) -> str:
-    """Name the rows of one draw of a world as a campaign names activations."""
+    """Return the hook name under which a campaign finds the rows of one draw of a world."""
     return f"planted.{world}.{draw}"
 
 
 def plan_study(config: PlantedTruthConfig) -> pd.DataFrame:
-    """Lay out the study, a row for every SAE.
+    """Plan the study, a row for every SAE.
 
     Returns
     -------
     pandas.DataFrame
         The columns of :func:`husai.campaign.plan_saes`; those of :data:`SETTING`; ``run`` (the
-        setting without its length), ``cluster`` (world and draw: what is independent) and
-        ``regime``. Names hold no digest: an SAE trained with other parameters or on another world
-        keeps its name, so that the campaign finds it, sets it aside and trains it again.
+        setting without its length), ``cluster`` (world and draw) and ``regime``. Ids have no
+        digest, so an SAE trained with other parameters or on another world has the same id, and
+        the campaign finds the old one, sets it aside and trains it again.
 
     Raises
     ------
     InputError
-        When a combination is not a valid SAE, or two rows have one name.
+        When a combination is not a valid SAE, or two rows have the same id.
     """
     rows = []
     for (world, study), draw, (architecture, grid), dead in itertools.product(
@@ -82,7 +83,7 @@ def plan_study(config: PlantedTruthConfig) -> pd.DataFrame:
             training = {
                 "steps": steps,
                 "eval_interval": steps // EVALUATIONS,
-                # the decoders that the convergence gate looks at
+                # the decoders from which the convergence gate is computed
                 "snapshot_interval": steps // EVALUATIONS,
                 "dead_latents": dead,
             }
@@ -127,7 +128,7 @@ def _digest(content: dict[str, object]) -> str:
 
 
 def study_rows(plan: pd.DataFrame, config: PlantedTruthConfig) -> dict[str, Activations]:
-    """Give the training rows of every draw in the plan, by the key the campaign looks for."""
+    """Return the training rows of every draw in the plan, by the key of the activations."""
     import torch
 
     found = {}
@@ -152,7 +153,24 @@ def train_study(
     *,
     progress: bool = True,
 ) -> Iterator[tuple[str, TrainedSAE]]:
-    """Train every planned SAE that is not there yet; see :func:`husai.campaign.run_campaign`."""
+    """Train every planned SAE that is missing; see :func:`husai.campaign.run_campaign`.
+
+    Parameters
+    ----------
+    plan
+        From :func:`plan_study`.
+    config
+        Parameters of the study.
+    folders
+        Where the campaign keeps its files.
+    progress
+        Whether to show a progress bar.
+
+    Yields
+    ------
+    sae_id, sae
+        Every SAE of the plan.
+    """
     yield from run_campaign(
         plan,
         study_rows(plan, config),

@@ -1,4 +1,4 @@
-"""How far scores, convergence gate and reproducibility can be trusted, from the study's tables."""
+"""The results of the planted-truth study: how reliable scores, gate and reproducibility are."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from husai.calibration.scores import SCORES, StudyTables
 from husai.consistency.config import LEAST_CHANGE, LEAST_MOTION
 
 TRUTHS = ("gt_mcc", "frr_0.9", "f1")
-"""True recovery that scores are compared with: directions, features found, and detectors."""
+"""Measures of true recovery that scores are compared with."""
 
 SLICES = ("world", "architecture", "regime", "l0_regime")
+"""Columns by which settings are sliced."""
 
 LONGEST, ALL_LENGTHS, WITHIN_RUNS = "longest", "all lengths", "within runs"
 
 GATE_SLOPES = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Slopes of the loss at the end, the gate that was in use before, at which it is calibrated."""
+"""Thresholds at which the former gate, by the final slope of the loss, is tested."""
 
 GATE_MOTIONS = (0.001, 0.003, 0.01, 0.03, 0.1)
-"""Motions of the decoder at which the gate is calibrated, with the score's plateau and without."""
+"""Thresholds at which the gate by motion is tested, with and without the plateau of the score."""
 
 SLOPE, MOTION, WITH_PLATEAU = "loss slope", "motion", "motion and plateau"
 
@@ -38,18 +39,18 @@ class StudyVerdicts:
     Attributes
     ----------
     calibration
-        Rank correlation of every score with every truth of :data:`TRUTHS`, over all settings and
-        within slices; ``settings`` says of which lengths. Intervals are over draws of worlds.
+        Rank correlation of every score with every measure of :data:`TRUTHS`, over all settings
+        and within slices; ``settings`` says of which lengths. Intervals are over draws of worlds.
     detectors
         Reproducibility as a test for truth at the longest length, a row per world and regime and
-        one over all worlds of lines; ``stable_but_wrong`` is the share of the reproduced latents
-        that are not true. ``cluster`` names what the intervals are over. In a world with planes
-        a latent inside a plane, but between its axes, counts as not true.
+        one over all worlds without planes; ``stable_but_wrong`` is the share of the reproduced
+        latents that are not true. ``cluster`` says what the intervals are over. In a world with
+        planes, a latent inside a plane but between its axes counts as not true.
     gate
-        A row per gate and threshold: its errors over all SAEs but those of the longest length,
-        which they are held to. ``in_use`` marks the gate of a study.
+        A row per gate and threshold: its errors over all SAEs except those of the longest length,
+        with which they are compared. ``in_use`` marks the gate that studies use.
     summary
-        The main numbers, JSON-ready.
+        The main numbers as plain values, for JSON.
     """
 
     calibration: pd.DataFrame
@@ -61,8 +62,15 @@ class StudyVerdicts:
 def calibrate_study(tables: StudyTables, config: PlantedTruthConfig) -> StudyVerdicts:
     """Measure how far each score, the gate and reproducibility can be trusted.
 
-    Worlds with planes are left out of the rank correlations and the gate: their one-dimensional
-    truth is not identifiable (phase within a plane is free), which ``planes`` shows by itself.
+    Worlds with planes are left out of the rank correlations and the gate: their directions cannot
+    be identified, since the phase within a plane is free; the table ``planes`` shows this.
+
+    Parameters
+    ----------
+    tables
+        From :func:`~husai.calibration.scores.score_study`.
+    config
+        Parameters of the study.
     """
     calibration = _calibration(tables.settings, config)
     detectors = _detectors(tables.features, config)
@@ -101,8 +109,8 @@ def _detectors(features: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFra
     if len(lines):
         parts.append(("all", "all", "cluster", lines))
         parts += [("all", str(r), "cluster", p) for r, p in lines.groupby("regime", sort=False)]
-    # a world has few draws: within it the groups of seeds are resampled, so these intervals are
-    # about the draws that there are, and not about others
+    # a world has few draws, so within a world groups of seeds are resampled: these intervals hold
+    # for the present draws only
     parts += [
         (str(world), str(regime), "group", part)
         for (world, regime), part in longest.groupby(["world", "regime"], sort=False)
@@ -127,13 +135,13 @@ def _detectors(features: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFra
 
 
 def gate_outcomes(runs: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFrame:
-    """Compare every SAE of a shorter length with the same one trained for the longest.
+    """Join every SAE of a shorter length with the same SAE at the longest.
 
     Returns
     -------
     pandas.DataFrame
-        Rows of ``runs`` with ``final_gt_mcc``; without those of the longest length, of worlds
-        with planes, and of SAEs that failed at either length.
+        Rows of ``runs`` with ``final_gt_mcc``, the GT-MCC at the longest length; without SAEs of
+        the longest length, of worlds with planes, and without those that failed at either length.
     """
     lines = runs[(runs["n_planes"] == 0) & (runs["failure"] == "")]
     end = lines[lines["steps"] == config.lengths[-1]].set_index(["run", "seed"])["gt_mcc"]
@@ -143,7 +151,7 @@ def gate_outcomes(runs: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFram
 
 
 def gate_table(outcomes: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFrame:
-    """Tabulate the errors of every gate and threshold.
+    """Make the table of the errors of every gate and threshold.
 
     Parameters
     ----------
@@ -155,7 +163,7 @@ def gate_table(outcomes: pd.DataFrame, config: PlantedTruthConfig) -> pd.DataFra
     Returns
     -------
     pandas.DataFrame
-        As in :class:`StudyVerdicts`.
+        The table ``gate`` of :class:`StudyVerdicts`.
     """
     flat = outcomes["plateau"] < LEAST_CHANGE
     gates = [

@@ -1,6 +1,6 @@
-"""Campaigns of many SAEs: the plan, and how it is carried out."""
+"""Campaigns: plans of many SAEs, their training, and the records that a comparison reads."""
 
 import lazy_loader
 
-# the names stand in __init__.pyi; each is imported when it is first used
+# the public names are listed in __init__.pyi; each is imported when it is first used
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

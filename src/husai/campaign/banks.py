@@ -1,4 +1,4 @@
-"""Banks: which SAEs are trained together, in one piece of work."""
+"""Banks: the SAEs that one worker trains together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLOAT_BYTES = 4
 class RowsInfo:
     """Properties of the training rows on which a bank's cost and identity depend.
 
-    ``buffered_gb`` is the size of the buffer, in 10⁹ bytes, of rows that do not fit in memory.
+    ``buffered_gb`` is the size in 10⁹ bytes of the buffer for rows that do not fit in memory.
     """
 
     key: str
@@ -49,8 +49,8 @@ class Bank:
     rows
         The rows that they are trained on.
     wanted
-        Those of ``ids`` that are still missing: an interrupted bank continues unchanged, with
-        members that had been saved already.
+        Those of ``ids`` that are still missing: an interrupted bank continues unchanged, also with
+        SAEs that are saved already.
     """
 
     ids: tuple[str, ...]
@@ -61,7 +61,7 @@ class Bank:
 
     @property
     def name(self) -> str:
-        """Twelve hex digits of everything that decides what comes out."""
+        """Twelve hex digits of everything that the result depends on."""
         content = [
             list(self.ids),
             self.training.decisive(),
@@ -80,7 +80,7 @@ class Bank:
 
     @property
     def work(self) -> float:
-        """Multiplications of the encoders, forward and backward: training time is proportional."""
+        """Multiplications of the encoders, forward and backward; training time grows with them."""
         rows = self.training.steps * self.training.batch_size
         return float(rows * sum(6 * config.d_sae * self.rows.d_in for config in self.configs))
 
@@ -103,7 +103,7 @@ class Bank:
 def sae_bytes(config: SAEConfig, d_in: int, batch_size: int) -> int:
     """Estimate the memory that training one SAE takes, in bytes.
 
-    Parameters, gradient and Adam's two moments, the first decoder, and the codes and
+    Counted are parameters, gradient and Adam's two moments, the initial decoder, and the codes and
     reconstructions of a batch with their gradients.
     """
     parameters = 2 * config.d_sae * d_in + config.d_sae + d_in
@@ -121,22 +121,31 @@ def make_banks(
     slots: int = 1,
     max_bytes: float = float("inf"),
 ) -> list[Bank]:
-    """Group SAEs into banks.
+    """Group SAEs into banks, the largest first.
 
-    SAEs of one shape, one training and the same rows share a bank. A bank is halved while it
-    takes more memory than ``max_bytes``, or more than half of what a slot has to do in all, so
-    that no slot waits long for the last one; the largest come first for the same reason.
+    SAEs of one shape, with the same training parameters and rows, share a bank. A bank is halved
+    while it needs more memory than ``max_bytes``, or while its work is more than half of a slot's
+    share of all work. So no slot waits long for the last bank.
+
+    Parameters
+    ----------
+    ids, configs, trainings, rows
+        Names, configurations, training parameters and rows of the SAEs, in the same order.
+    slots
+        Banks that can run at once.
+    max_bytes
+        Largest memory of a bank.
 
     Raises
     ------
     InputError
-        When one SAE alone takes more than ``max_bytes``.
+        When one SAE alone needs more than ``max_bytes``.
     """
     groups: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
-        # SAEs of one bank share their batches where their data seeds agree
+        # SAEs of one bank with the same data seed share their batches
         part: list[Any] = [config.shape_key, trainings[index].model_dump(), rows[index].key]
-        if rows[index].buffered_gb:  # a buffer is of one order of the rows
+        if rows[index].buffered_gb:  # a buffer has one order of the rows
             part.append(config.data_seed)
         key = json.dumps(part)
         groups.setdefault(key, []).append(index)
@@ -174,18 +183,18 @@ def write_manifest(folder: Path, bank: Bank) -> None:
 
 
 def adopt_banks(checkpoints: Path, planned: Bank) -> list[Bank]:
-    """Give the interrupted banks that some of the wanted SAEs belong to.
+    """Return the interrupted banks that have some of the wanted SAEs.
 
     An interrupted bank continues unchanged, whichever of its SAEs are missing: its checkpoint
-    holds all of them, and if it had ended, saving them again costs nothing.
+    has all of them.
 
     Parameters
     ----------
     checkpoints
         Folder of the banks' checkpoint folders.
     planned
-        All planned SAEs of one training and the same rows, of any shape, as if they were a bank;
-        ``wanted`` those that are missing.
+        All planned SAEs with the same training parameters and rows, of any shape, as one bank;
+        ``wanted`` are those that are missing.
     """
     found = []
     taken: set[str] = set()
@@ -194,7 +203,7 @@ def adopt_banks(checkpoints: Path, planned: Bank) -> list[Bank]:
         if not ids or not set(ids) <= set(planned.ids) or not any(manifest.parent.glob("step_*")):
             continue
         bank = planned.part(ids)
-        # the same SAEs on other rows, or trained in another way, have another name
+        # banks of the same SAEs with other rows or training parameters have other names
         if bank.name == manifest.parent.name and bank.wanted and not bank.wanted & taken:
             taken |= bank.wanted
             found.append(bank)
@@ -202,7 +211,7 @@ def adopt_banks(checkpoints: Path, planned: Bank) -> list[Bank]:
 
 
 def _manifest_ids(manifest: Path) -> list[str] | None:
-    """Give the names in a manifest; None when it does not read."""
+    """Return the names in a manifest; None if it cannot be read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         ids = json.loads(manifest.read_text())["ids"]
         if isinstance(ids, list) and all(isinstance(sae_id, str) for sae_id in ids):
@@ -211,9 +220,9 @@ def _manifest_ids(manifest: Path) -> list[str] | None:
 
 
 def remove_finished(checkpoints: Path, trained: Collection[str]) -> None:
-    """Remove the checkpoints of banks all of whose SAEs are trained.
+    """Remove the checkpoints of banks whose SAEs are all trained.
 
-    A driver that is killed between saving the last of them and removing the folder leaves it.
+    They remain when a process is killed after it saved the last SAE and before it removed them.
     """
     for manifest in checkpoints.glob(f"*/{MANIFEST}"):
         ids = _manifest_ids(manifest)
@@ -222,7 +231,7 @@ def remove_finished(checkpoints: Path, trained: Collection[str]) -> None:
 
 
 def steps_done(checkpoints: Path, bank: Bank) -> int:
-    """Give the step of a bank's newest checkpoint, 0 when there is none."""
+    """Return the step of a bank's newest checkpoint; 0 without one."""
     steps = (
         path.stem.removeprefix("step_") for path in (checkpoints / bank.name).glob("step_*.s*")
     )

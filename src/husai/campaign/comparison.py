@@ -1,4 +1,4 @@
-"""The comparison of a study: its SAEs hook by hook, and the tables beside the report."""
+"""The comparison of a study's SAEs, hook by hook: its report and the tables beside it."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def compare_study(
     study, config
         The SAEs, and how to compare them.
     labels
-        Labels of the rows that the user brought, a column each; those of a task are known.
+        Labels of the user's own rows, a column each; those of a modular task are known.
 
     Returns
     -------
     report
-        Its tables ``truth``, ``coverage`` and ``kinds`` hold the untrained model's SAEs too, where
-        there are any: which features were there before training.
+        Its tables ``truth``, ``coverage`` and ``kinds`` also have the SAEs of the untrained model,
+        if there are any: they show which features were there before training.
     summary
-        What ``summary.json`` holds, checked.
+        The content of ``summary.json``, checked.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def compare_study(
     reports, fingerprints = {}, {}
     before: list[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]] = []
     for hook, own in study.trained.items():
-        # those from elsewhere read what the grid's SAEs read
+        # external SAEs read the same activations as the SAEs of the grid
         records = [*own.records, *(study.external if own is study.first else ())]
         if not records:
             logger.warning("every SAE at %s failed; there is nothing to compare", hook)
@@ -115,7 +115,7 @@ def compare_study(
 def _untrained_kinds(
     study: StudyRecords, hook: str, config: ConsistencyConfig
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Coverage and kinds of the untrained model's SAEs: what was there before training."""
+    """Coverage and kinds of the untrained model's SAEs: the features before training."""
     own = study.untrained.get(hook)
     labelled = None if own is None else candidate_labels(own.rows)
     if own is None or labelled is None or not own.records:
@@ -143,7 +143,7 @@ def _untrained_truth(study: StudyRecords, hook: str, config: ConsistencyConfig) 
 
 
 class ScoreTables(NamedTuple):
-    """The tables of a report from which scores are read: of groups, of pairs and of SAEs."""
+    """The tables of a report that have scores: of groups, of pairs and of SAEs."""
 
     groups: pd.DataFrame
     pairs: pd.DataFrame
@@ -151,7 +151,7 @@ class ScoreTables(NamedTuple):
 
 
 class SettingsTables(NamedTuple):
-    """Scores of the study's own hook against the settings and the literature."""
+    """The tables that compare scores at the study's main hook with settings and literature."""
 
     settings: pd.DataFrame
     matched: pd.DataFrame
@@ -164,7 +164,7 @@ class SettingsTables(NamedTuple):
 def settings_tables(
     plan: pd.DataFrame, scores: ScoreTables, statistics: pd.DataFrame, config: ConsistencyConfig
 ) -> SettingsTables:
-    """Put the scores of the study's own hook against the settings and the literature.
+    """Compare the scores at the study's main hook with the settings and the literature.
 
     Parameters
     ----------
@@ -180,21 +180,20 @@ def settings_tables(
     Returns
     -------
     SettingsTables
-        Scores against width, k and L0; architectures where they are alike, and their differences
-        there; the seeds that settings need; beside the published scores; and the orders of the
-        architectures.
+        Scores by width, k and L0; matched architectures, and their differences; the seeds that
+        settings need; published scores; and the orders of the architectures.
 
     Raises
     ------
     InputError
-        When the statistics are those of another version.
+        When the statistics were made by another version.
     """
     key = study_hooks(plan)[0]
     absent = {"hook_name", "position", "model", "entropy_rank"} - set(statistics.columns)
     if absent:
         raise InputError(
-            f"activation statistics: no {', '.join(sorted(absent))}; another version of husai made "
-            "them: extract the activations again"
+            f"activation statistics: columns {', '.join(sorted(absent))} are missing, so another "
+            "version of husai made them; extract the activations again"
         )
     known = statistics.assign(
         key=[
@@ -204,7 +203,7 @@ def settings_tables(
     ).set_index("key")
     groups, pairs, saes = (table[table["hook"] == key] for table in scores)
     settings = settings_table(groups, float(known["entropy_rank"][key]))
-    # groups beside the grid may differ in more than their sparsity
+    # groups outside the grid may differ in more than their sparsity
     beside = set(plan.loc[~plain_settings(plan), "group"])
     comparable = groups[~groups["group"].isin(beside)]
     matched, contrasts = matched_tables(comparable, pairs, saes, level=config.level)
@@ -225,7 +224,7 @@ def settings_tables(
 def study_trajectories(
     study: StudyRecords, groups: pd.DataFrame, config: ConsistencyConfig
 ) -> pd.DataFrame:
-    """Follow the agreement between seeds over training, from the decoders kept on the way.
+    """Follow the agreement between seeds over training, from decoders saved during training.
 
     Returns
     -------
@@ -233,7 +232,7 @@ def study_trajectories(
         :func:`husai.consistency.study.tables.trajectory_table` of every hook's groups.
     """
     found = group_members([one for hook in study.trained.values() for one in hook.records])
-    # the plan's order: the study's own hook first
+    # in the order of the plan: the study's main hook first
     members = {name: found[name] for name in dict.fromkeys(study.plan["group"]) if name in found}
     chosen = groups.query("score == 'pw_mcc' and not signed and space == 'full'")
     nulls = {
@@ -252,7 +251,7 @@ def study_trajectories(
 
 
 def study_geometry(study: StudyRecords, config: ConsistencyConfig) -> pd.DataFrame:
-    """Measure how each group's directions lie and fire, beside random ones, hook by hook."""
+    """Make the table of geometry for all hooks: measures of each group, beside their nulls."""
     tables = [
         geometry_table(group_members(own.records), config, own.covariance).assign(hook=hook)
         for hook, own in study.trained.items()
@@ -261,7 +260,7 @@ def study_geometry(study: StudyRecords, config: ConsistencyConfig) -> pd.DataFra
 
 
 def study_symmetries(study: StudyRecords, config: ConsistencyConfig) -> pd.DataFrame:
-    """Ask which symmetries of the task map dictionaries to themselves or to other seeds'."""
+    """Make the table of symmetries: which map a dictionary to itself or to another seed's."""
     members = group_members(study.first.records)
     modulus = addition_modulus(study.first.rows)
     if modulus is None:
@@ -273,7 +272,7 @@ def study_symmetries(study: StudyRecords, config: ConsistencyConfig) -> pd.DataF
 
 
 def addition_modulus(rows: Activations) -> int | None:
-    """Give p where the rows are all pairs (a, b) of addition modulo p, in order; else None."""
+    """Return p if the rows are all pairs (a, b) of addition modulo p, in order; else None."""
     vocabulary = rows.model.get("vocabulary", {})
     modulus = vocabulary.get("modulus")
     complete = modulus is not None and len(rows.values) == modulus**2

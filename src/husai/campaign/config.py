@@ -11,7 +11,7 @@ from husai.config import HOME_STUDY, Config, CountFromZero, Name, Seed, Threads
 
 
 class ComputeConfig(Config):
-    """Where the campaign runs."""
+    """Where and how the campaign runs."""
 
     backend: Literal["local", "ray"] = Field(
         default="local",
@@ -21,50 +21,56 @@ class ComputeConfig(Config):
         default=None,
         le=1024,
         description="local: worker processes; 0 trains in this process, bank after bank. Left "
-        "out: one for every core or GPU, or 0 where the work is too little to start any",
+        "out: one for every core or GPU, or 0 if there is little work",
     )
     threads: Threads | None = Field(
         default=None,
-        description="CPU threads of a bank; left out: the cores shared among the processes, and "
-        "with ray cpus_per_bank",
+        description="CPU threads of a bank; left out: the cores divided among the processes; with "
+        "ray, cpus_per_bank",
     )
     address: str | None = Field(
         default=None,
-        description="ray: address of a running cluster; left out: RAY_ADDRESS, or one is started "
-        "on this machine",
+        description="ray: address of a running cluster; left out: RAY_ADDRESS, or a cluster is "
+        "started on this machine",
     )
-    cpus_per_bank: float = Field(default=1.0, gt=0, le=1024, description="ray: CPUs a bank holds")
+    cpus_per_bank: float = Field(
+        default=1.0, gt=0, le=1024, description="ray: CPUs reserved for a bank"
+    )
     gpus_per_bank: float = Field(
-        default=0.0, ge=0, le=1024, description="ray: GPUs a bank holds; a fraction shares one"
+        default=0.0,
+        ge=0,
+        le=1024,
+        description="ray: GPUs reserved for a bank; with a fraction several banks share one",
     )
     queued_banks: CountFromZero = Field(
-        default=2, description="ray: banks handed over beyond those that can run at once"
+        default=2, description="ray: banks submitted beyond those that can run at once"
     )
     bank_memory_gb: float = Field(
         default=2.0, gt=0, description="largest bank, in GB of state and working memory"
     )
     measure_again: bool = Field(
         default=False,
-        description="measure what banks cost anew, where a dry run or a budget asks for it: what "
-        "was measured before, perhaps on a busy machine, is forgotten",
+        description="whether a dry run or a budget measures the cost of banks again and forgets "
+        "earlier measurements, which may come from a busy machine",
     )
     max_retries: CountFromZero = Field(
         default=3,
-        description="times a bank is started again after its worker or node was lost; a NaN is "
-        "never tried twice, and a bank that raises is divided until the SAE at fault fails alone",
+        description="how often a bank is started again after its worker or node was lost; an SAE "
+        "whose loss is not finite is never trained again, and a bank that raises an error is "
+        "divided until the SAE that causes it fails alone",
     )
 
 
 class BudgetConfig(Config):
-    """What a campaign may cost. Device: a GPU where a bank holds one, else a CPU thread."""
+    """What a campaign may cost. A device is a GPU if banks train on one, else a CPU thread."""
 
     rate: float = Field(default=0.0, ge=0, description="price of one device-hour")
-    currency: str = Field(default="EUR", description="of the rate; only shown")
+    currency: str = Field(default="EUR", description="currency of the rate; it is only shown")
     max_cost: float | None = Field(
-        default=None, gt=0, description="of the whole campaign, earlier starts included"
+        default=None, gt=0, description="limit on the cost of the campaign, earlier starts included"
     )
     max_hours: float | None = Field(
-        default=None, gt=0, description="hours of wall-clock time from this start"
+        default=None, gt=0, description="limit on the hours of wall-clock time from this start"
     )
 
     @model_validator(mode="after")
@@ -75,9 +81,9 @@ class BudgetConfig(Config):
 
 
 class CampaignConfig(Config):
-    """Which SAEs are trained, where, and at what cost at most."""
+    """Which SAEs are trained, where, and within which budget."""
 
-    name: Name = Field(default=HOME_STUDY, description="by which its results are found afterwards")
+    name: Name = Field(default=HOME_STUDY, description="name under which its results are found")
     plan: PlanConfig
     compute: ComputeConfig = ComputeConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -85,16 +91,16 @@ class CampaignConfig(Config):
         default=0.05,
         ge=0,
         le=1,
-        description="part of the SAEs that may fail (a loss that is not finite) before the "
-        "campaign ends with an error",
+        description="share of the SAEs that may fail (with a loss that is not finite); with more "
+        "the campaign ends with an error",
     )
 
 
 class LongerConfig(Config):
     """Which SAEs are trained again, and for how long."""
 
-    share: float = Field(default=0.1, gt=0, le=1, description="part of the trained model's SAEs")
+    share: float = Field(default=0.1, gt=0, le=1, description="share of the trained model's SAEs")
     factor: float = Field(
         default=2.0, gt=1, le=1000, description="their steps, as a multiple of the plan's"
     )
-    seed: Seed = Field(default=0, description="of the choice")
+    seed: Seed = Field(default=0, description="seed of the random choice")

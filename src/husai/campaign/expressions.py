@@ -1,4 +1,4 @@
-"""Conditions on the fields of a random search, as text: read by a whitelist, never run as code."""
+"""Conditions on the fields of a random search, written as text; never executed as Python code."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_LENGTH = 200
-"""Characters of a condition."""
+"""Most characters of a condition."""
 
 MAX_PARTS = 64
-"""Names, values and operators of a condition."""
+"""Most names, values and operators of a condition."""
 
 MAX_NUMBER = 1e15
-"""Largest number that may be written: whole numbers up to here are exact as floats too."""
+"""Largest number in a condition; whole numbers up to here are exact as floats too."""
 
 Value = bool | str | int | float
 
@@ -39,19 +39,19 @@ ALLOWED = (
     *ARITHMETIC,
     *COMPARISONS,
 )
-"""Nothing else may stand in a condition: no call, attribute, index, power or comprehension."""
+"""All that a condition may have: no call, attribute, index, power or comprehension."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition that was read and found to hold nothing but what is allowed.
+    """A condition that was parsed and has only allowed parts.
 
     Attributes
     ----------
     text
-        As it was written.
+        The text as written.
     names
-        The fields that it names.
+        The fields that it uses.
     """
 
     text: str
@@ -60,15 +60,15 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str) -> Condition:
-        """Read a condition.
+        """Parse a condition.
 
-        Names, numbers, strings, True and False; ``== != < <= > >=``; ``and``, ``or``, ``not``;
-        ``+ - * /``; parentheses.
+        It may have names, numbers, strings, True and False; ``== != < <= > >=``; ``and``, ``or``,
+        ``not``; ``+ - * /``; parentheses.
 
         Raises
         ------
         ValueError
-            When it is too long or holds anything else; the message quotes it.
+            When it is too long or has anything else; the message quotes it.
         """
         shown = repr(text if len(text) <= MAX_LENGTH else f"{text[:40]}…")
         if len(text) > MAX_LENGTH:
@@ -79,7 +79,7 @@ class Condition:
             reason = getattr(error, "msg", None) or "it cannot be read"
             raise ValueError(f"condition {shown}: {reason}") from error
         nodes = list(ast.walk(tree))
-        # the marks of the operators themselves are not parts that cost anything
+        # only expressions count; the nodes of the operators themselves do not
         if sum(isinstance(node, ast.expr) for node in nodes) > MAX_PARTS:
             raise ValueError(f"condition {shown}: more than {MAX_PARTS} parts")
         for node in nodes:
@@ -114,7 +114,7 @@ def _check_constant(value: object, shown: str) -> None:
     if not isinstance(value, int | float):
         raise ValueError(f"condition {shown}: {value!r} is not a number, a string, True or False")
     if not abs(value) <= MAX_NUMBER:
-        raise ValueError(f"condition {shown}: a number beyond {MAX_NUMBER:g}")
+        raise ValueError(f"condition {shown}: a number is larger than {MAX_NUMBER:g}")
 
 
 def _truth(value: Value) -> bool:
@@ -130,7 +130,7 @@ def _number(value: Value) -> int | float:
 
 
 def _evaluate(node: ast.expr, values: Mapping[str, Value]) -> Value:
-    """Evaluate an allowed node; no deeper than a condition has parts."""
+    """Evaluate an allowed node; the recursion is at most as deep as a condition has parts."""
     if isinstance(node, ast.Constant):
         assert isinstance(node.value, bool | str | int | float)
         return node.value

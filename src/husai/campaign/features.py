@@ -1,4 +1,4 @@
-"""The features of a study's main group: its SAEs and rows, and what is known of the rows."""
+"""The features of a study's main group: gathered, measured, and made into a consensus."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class StudyFeatures:
     group
         Its SAEs, matched.
     saes
-        The same SAEs as they were trained.
+        The same SAEs as trained objects.
     rows
-        What they read.
+        The activations that they read.
     families
-        Candidates for what a latent means on these rows.
+        Labels of these rows that may explain a latent.
     facts
-        What a page can show of the rows.
+        What the page can show about the rows.
     """
 
     group: FeatureGroup
@@ -69,8 +69,8 @@ class StudyFeatures:
 def chosen_group(plan: pd.DataFrame, coverage: pd.DataFrame, kinds: pd.DataFrame) -> str:
     """Choose the group whose features a study shows.
 
-    That of :func:`husai.consistency.study.labels.main_group`; without labels the widest group of
-    the grid.
+    It is that of :func:`husai.consistency.study.labels.main_group`; without labels, the widest
+    group of the grid.
     """
     hook = study_hooks(plan)[0]
     own = plan[(pd.Series(plan_keys(plan), index=plan.index) == hook)]
@@ -98,11 +98,11 @@ def study_features(
     Parameters
     ----------
     plan, saes, activations
-        Of the study.
+        The plan of the study, its SAEs and its activations.
     group
-        Its name in the plan.
+        Name of the group in the plan.
     labels
-        Labels of the rows that the user brought, a column each; none when empty.
+        Labels of the user's own rows, a column each; none when empty.
     contexts
         The text around each row, see :func:`husai.features.pictures.check_contexts`; none when
         empty.
@@ -110,12 +110,12 @@ def study_features(
     Raises
     ------
     InputError
-        When fewer than two of its SAEs are there.
+        When fewer than two of its SAEs were trained.
     """
     study = gather_records(plan[plan["group"] == group], saes, {}, activations)
     own = study.first
     if len(own.records) < 2:
-        raise InputError(f"{group}: {len(own.records)} SAE trained; features need two to compare")
+        raise InputError(f"{group}: {len(own.records)} SAE trained; features need at least two")
     labels, contexts = (
         None if table is None or not len(table) else pd.DataFrame(table)
         for table in (labels, contexts)
@@ -131,7 +131,7 @@ def study_features(
 
 
 def study_readout(study: StudyFeatures, transformer: TensorFile | None) -> Readout | str:
-    """What the study's transformer makes of the rows, or why that is not known."""
+    """Return the transformer's output as a function of the rows, or why it is not known."""
     if transformer is None:
         return "Function is not measured: there is no transformer of a modular task."
     trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
@@ -143,20 +143,21 @@ def study_readout(study: StudyFeatures, transformer: TensorFile | None) -> Reado
 
 @dataclass(frozen=True)
 class MeasuredFeatures:
-    """All that is measured of the features of a study's main group.
+    """All measurements of the features of a study's main group.
 
     Attributes
     ----------
     cards
-        What is known of each feature.
+        What is known about each feature.
     function
-        Strata of :class:`husai.features.FunctionTables`; empty without a readout.
+        The table ``strata`` of :class:`husai.features.FunctionTables`; empty without a readout.
     reliability
-        Of the probability that a new seed has a feature; empty below four SAEs.
+        How reliable the predicted probability is that a new seed has a feature; empty with fewer
+        than four SAEs.
     combinations
-        Of a few latents together: :func:`husai.features.combination_table`.
+        The table :func:`husai.features.combination_table` of a few latents together.
     identifiability
-        Of the codes: the second table of :func:`husai.features.code_identifiability`.
+        The second table of :func:`husai.features.code_identifiability`.
     """
 
     cards: FeatureCards
@@ -169,7 +170,7 @@ class MeasuredFeatures:
 def measured_features(
     study: StudyFeatures, readout: Readout | str, config: FeaturesConfig
 ) -> MeasuredFeatures:
-    """Measure everything of the features of a study's main group.
+    """Measure everything about the features of a study's main group.
 
     Parameters
     ----------
@@ -199,14 +200,24 @@ def measured_features(
 def study_consensus(
     study: StudyFeatures, readout: Readout | str, config: ConsensusConfig
 ) -> tuple[ConsensusResult, pd.DataFrame]:
-    """Make the consensus of a study's main group, measure it, and ask whether it recurs.
+    """Make the consensus of a study's main group, measure it, and measure whether it recurs.
+
+    Parameters
+    ----------
+    study
+        From :func:`study_features`.
+    readout
+        From :func:`study_readout`.
+    config
+        Which features enter, and how the encoder is fitted.
 
     Returns
     -------
     result
-        The consensus SAE, its directions, and what it keeps beside dictionaries as large.
+        The consensus SAE, its directions, and the comparison with dictionaries of the same size.
     recurrence
-        One row, of the consensus of half of the seeds in that of the others; empty below four.
+        One row: how much of the consensus of half of the seeds is in that of the others; empty
+        with fewer than four seeds.
     """
     by = yardsticks(
         study.rows.values.numpy(),

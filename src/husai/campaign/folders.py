@@ -1,4 +1,4 @@
-"""Where a campaign works: its folders and the names of its files."""
+"""The folders of a campaign and the names of its files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ RUNS = "runs.jsonl"
 
 @dataclass(frozen=True)
 class CampaignFolders:
-    """Where a campaign works.
+    """The folders that a campaign reads and writes.
 
     Attributes
     ----------
     store
-        Trained SAEs, ``<sae_id>.safetensors``: what is here is not trained again.
+        Trained SAEs, ``<sae_id>.safetensors``; an SAE in it is not trained again.
     checkpoints
-        Checkpoints of the banks; on a disk that all nodes see, where there are several.
+        Checkpoints of the banks; with several nodes, on a disk that all of them see.
     campaign
         Ledger, measured costs, failures, lock, and what was moved out of the store.
     """
@@ -38,5 +38,5 @@ class CampaignFolders:
 
     @classmethod
     def below(cls, folder: Path) -> CampaignFolders:
-        """Give the folders as the catalog lays them out below a campaign's own."""
+        """Return the folders inside a campaign's folder, named as in the catalog."""
         return cls(folder / "trained", folder / "checkpoints", folder / "campaign")

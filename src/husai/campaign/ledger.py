@@ -1,4 +1,4 @@
-"""The ledger: what happened to every SAE of a campaign, in one file that only grows."""
+"""The ledger: a file with one line for each event of a campaign, to which lines are only added."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ PLANNED, RUNNING, DONE, FAILED = "planned", "running", "done", "failed"
 
 @dataclass
 class Entry:
-    """The ledger's account of one SAE.
+    """The state of one SAE, from the events in the ledger.
 
     Attributes
     ----------
     status
         planned, running, done or failed.
     attempts
-        Times its training was started or continued.
+        How often its training was started or continued.
     seconds
-        Device-seconds spent on it, all attempts and measuring together.
+        Device-seconds spent on it, all attempts and measurements together.
     cost
-        What they cost.
+        What these device-seconds cost.
     bank, worker
         Where it was last trained.
     started, ended
@@ -55,14 +55,14 @@ class Entry:
 
 
 class Ledger:
-    """One line of JSON for each event, appended and flushed to disk before anything depends on it.
+    """One line of JSON for each event; it is flushed to disk before the campaign continues.
 
-    A line that a killed writer left incomplete is skipped.
+    A line that is incomplete, because its writer was killed, is skipped.
 
     Parameters
     ----------
     path
-        The file; its folder is made when something is recorded.
+        The file; its folder is made with the first event.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,10 +81,9 @@ class Ledger:
         Parameters
         ----------
         event
-            ``planned``; ``measured`` (``seconds`` and ``cost`` of finding out what training takes,
-            for each SAE); ``running`` (an attempt starts); ``spent`` (running: ``seconds`` and
-            ``cost`` of this attempt so far, for each SAE); ``lost`` (back to planned); ``done``;
-            ``failed``.
+            ``planned``; ``measured`` (``seconds`` and ``cost`` of measuring the training time, for
+            each SAE); ``running`` (an attempt starts); ``spent`` (``seconds`` and ``cost`` of this
+            attempt so far, for each SAE); ``lost`` (planned again); ``done``; ``failed``.
         ids
             The SAEs.
         **fields
@@ -97,13 +96,13 @@ class Ledger:
         self._apply(line)
 
     def table(self, ids: Iterable[str] | None = None) -> pd.DataFrame:
-        """Give one row per SAE, of these or of all: the fields of :class:`Entry`."""
+        """Return one row per SAE, of these or of all, with the fields of :class:`Entry`."""
         chosen = self.entries if ids is None else ids
         rows = [asdict(self.entries.get(sae_id, Entry(sae_id))) for sae_id in chosen]
         return pd.DataFrame(rows, columns=list(Entry.__dataclass_fields__))
 
     def before(self, sae_id: str) -> tuple[float, float]:
-        """Give the device-seconds and the cost of an SAE before its present attempt."""
+        """Return the device-seconds and the cost of an SAE before its present attempt."""
         return self._before.get(sae_id, (0.0, 0.0))
 
     def cost(self) -> float:
@@ -129,7 +128,7 @@ class Ledger:
                 entry.started = entry.started or at
                 self._before[sae_id] = (entry.seconds, entry.cost)
             elif event in ("spent", "lost", DONE, FAILED):
-                # of this attempt so far: it may be recorded several times
+                # totals of this attempt so far, which may be recorded several times
                 if "seconds" in line:
                     seconds, cost = self._before.get(sae_id, (0.0, 0.0))
                     entry.seconds = seconds + float(line["seconds"])
@@ -141,4 +140,4 @@ class Ledger:
                     entry.reason = line.get("reason", "")
                     entry.traceback = line.get("traceback", "")
             else:
-                raise ValueError(f"event: {event!r} is not one of the ledger's")
+                raise ValueError(f"event: {event!r} is not known")

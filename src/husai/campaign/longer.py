@@ -1,4 +1,4 @@
-"""A random part of the SAEs trained again for longer: no gate sees a cliff that comes later."""
+"""Trains a random part of the SAEs again for longer, to check the gate: did any of them change?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from husai.sae.config import BankTrainingConfig
 from husai.sae.trained import TrainedSAE
 
 SETTLED_COSINE = 0.95
-"""Least mean |cosine| of a settled SAE's features to its own after longer training."""
+"""Least mean |cosine| between the features of a settled SAE and those after longer training."""
 
 
 def longer_plan(
@@ -35,14 +35,14 @@ def longer_plan(
     plan
         The plan.
     training
-        The training parameters of all SAEs; a row of the plan may have some of its own.
+        The training parameters of all SAEs; a row of the plan may change some of them.
     config
-        Which and how long.
+        How many SAEs, and how long.
 
     Returns
     -------
     pandas.DataFrame
-        Rows of the plan with other ids and more steps; ``short_id`` is the plan's own SAE.
+        Rows of the plan with other ids and more steps; ``short_id`` is the id in the plan.
 
     Raises
     ------
@@ -76,16 +76,16 @@ def moved_table(
     longer_saes: Mapping[str, TrainedSAE],
     config: ConsistencyConfig,
 ) -> pd.DataFrame:
-    """Say which SAEs moved when they were trained for longer, and what the gate had said of them.
+    """Say which SAEs moved when they were trained for longer, and whether they passed the gate.
 
-    An SAE moved when its features are no longer its own (mean |cosine| of live features below
-    :data:`SETTLED_COSINE`), or its mean PW-MCC with the other seeds of its group, as they are,
-    changed by ``LEAST_CHANGE`` or more.
+    An SAE moved if its features changed (mean |cosine| of live features with those after longer
+    training below :data:`SETTLED_COSINE`), or if its mean PW-MCC with the other seeds of its
+    group, which are not trained longer, changed by ``LEAST_CHANGE`` or more.
 
     Parameters
     ----------
     plan, longer
-        The plan, and :func:`longer_plan`'s.
+        The plan, and the table from :func:`longer_plan`.
     saes, longer_saes
         Their SAEs by id; those that failed are left out.
     config
@@ -94,7 +94,7 @@ def moved_table(
     Returns
     -------
     pandas.DataFrame
-        A row per SAE trained again: ``sae_id`` (the plan's), ``group``, ``converged`` (by the
+        A row per SAE trained again: ``sae_id`` (in the plan), ``group``, ``converged`` (by the
         gate), ``steps`` (of the longer training), ``own_cosine``, ``pw_mcc``, ``pw_mcc_longer``
         (missing without another seed), ``moved``.
     """

@@ -33,19 +33,19 @@ from husai.sae.config import BankTrainingConfig, SAEConfig
 SEED_FIELDS = ("init_seed", "data_seed")
 
 MAX_PLANNED = 200_000
-"""SAEs of one plan."""
+"""Most SAEs of one plan."""
 
-# what a group's name says of its sparsity, and how
+# how a group's name shows its sparsity
 _SPARSITY = {"k": "k", "l1_coefficient": "l1_", "l0_coefficient": "l0_"}
 
 KEPT_COLUMNS = ("group", "variant", "seed", "hook_name", "position", "model")
-"""Columns of the plan that an SAE's file keeps beside its configuration."""
+"""Columns of the plan that are also kept in an SAE's file."""
 
 
 class ArchitectureGrid(Config):
-    """The sparsities at which one architecture is trained.
+    """The sparsity settings at which one architecture is trained.
 
-    Exactly one of the fields is given: ``k`` for the TopK kinds, ``l1_coefficient`` for ReLU,
+    Give exactly one of the fields: ``k`` for the TopK architectures, ``l1_coefficient`` for ReLU,
     ``l0_coefficient`` for JumpReLU. Each value makes a group of SAEs at every width.
     """
 
@@ -77,36 +77,42 @@ VARIED: Mapping[Vary, tuple[str, ...]] = {
 }
 Model = Literal["trained", "untrained"]
 
-UNTRAINED = " untrained"  # what the name of a group on the untrained model ends in
+UNTRAINED = " untrained"  # ending of the names of groups on the untrained model
 
 
 class Variant(Config):
-    """One setting beside the grid, trained with every seed: a group of its own."""
+    """One setting outside the grid, trained with every seed: a group of its own."""
 
     architecture: str = Field(description="as in the grid")
     d_sae: Latents = Field(description="width")
-    vary: Vary | None = Field(default=None, description="what the seeds change; unset: the plan's")
-    hook_name: Hook | None = Field(default=None, description="activations; left out: the plan's")
+    vary: Vary | None = Field(
+        default=None, description="what the seeds change; left out: as in the plan"
+    )
+    hook_name: Hook | None = Field(
+        default=None, description="activations; left out: as in the plan"
+    )
     position: Position | None = Field(
-        default=None, description="token position; left out: the plan's"
+        default=None, description="token position; left out: as in the plan"
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="its sparsity and further SAEConfig fields"
     )
     training: dict[str, Any] = Field(
-        default_factory=dict, description="BankTrainingConfig fields that differ from the others'"
+        default_factory=dict, description="BankTrainingConfig fields that differ for this setting"
     )
 
 
 class PlanConfig(Config):
-    """A grid (architecture x width x sparsity), variants beside it and a random search; x seed."""
+    """A grid (architecture x width x sparsity), variants outside it, a random search; x seed."""
 
     hook_name: Hook = Field(
         default="blocks.0.hook_resid_post", description="activations trained on"
     )
-    position: Position = Field(default=-1, description="their token position, all or mean")
+    position: Position = Field(
+        default=-1, description="token position of the activations, all or mean"
+    )
     architectures: dict[Name, ArchitectureGrid] = Field(
-        default_factory=dict, description="of the grid; a null removes one"
+        default_factory=dict, description="architectures of the grid; a null removes one"
     )
     d_sae: Listed[Latents] = Field(default=(), description="widths of the grid")
     seeds: Listed[Seed] = Field(min_length=1, description="one SAE of every group for each")
@@ -120,30 +126,30 @@ class PlanConfig(Config):
         default_factory=dict, description="further SAEConfig fields, equal for all SAEs"
     )
     variants: dict[Name, Variant] = Field(
-        default_factory=dict, description="settings beside the grid, by name; a null removes one"
+        default_factory=dict, description="settings outside the grid, by name; a null removes one"
     )
     random: RandomSearch | None = Field(default=None, description="settings drawn at random")
     training_by_width: dict[Latents, dict[str, Any]] = Field(
         default_factory=dict,
-        description="BankTrainingConfig fields of the grid's SAEs of a width that differ from the "
-        "others', e.g. more steps for the widest",
+        description="BankTrainingConfig fields that differ for the grid's SAEs of a width, e.g. "
+        "more steps for the widest",
     )
     untrained: Literal["none", "grid", "all"] = Field(
         default="none",
-        description="settings that are trained once more, on the activations of the model at its "
-        "initial weights: the null of arXiv 2501.17727",
+        description="settings that are also trained on the activations of the model at its "
+        "initial weights, the comparison of arXiv 2501.17727",
     )
     untrained_d_sae: Listed[Latents] | None = Field(
-        default=None, description="only settings of these widths; left out: of all"
+        default=None, description="widths of the settings for untrained; left out: all"
     )
     untrained_architectures: Listed[Name] | None = Field(
-        default=None, description="only settings of these architectures; left out: of all"
+        default=None, description="architectures of the settings for untrained; left out: all"
     )
 
     @field_validator("architectures", "variants", mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
-        # an environment or --params can only add to a mapping: a null removes an entry
+        # an environment or --params can only add to a mapping, so a null removes an entry
         if value is None:
             return {}
         if isinstance(value, Mapping):
@@ -162,7 +168,7 @@ class PlanConfig(Config):
 
 @dataclass(frozen=True)
 class _Setting:
-    """One group of the plan: what its SAEs share."""
+    """One group of the plan: everything that its SAEs have in common."""
 
     name: str
     fields: dict[str, Any]
@@ -175,25 +181,25 @@ class _Setting:
 
 
 def plan_saes(config: PlanConfig) -> pd.DataFrame:
-    """Lay out the grid, the variants and the random search as a table.
+    """Make the plan: a table of all SAEs of the grid, the variants and the random search.
 
     Returns
     -------
     DataFrame
-        One row per SAE: ``sae_id`` (readable, and unique to the whole configuration), ``group``
-        (its readable name, equal for SAEs that differ only in their seeds), ``group_digest``
-        (of everything but the seeds), ``seed``, ``hook_name``, ``position``, ``model`` (trained or
-        untrained: whose activations), ``variant`` (its name, empty in the grid), ``training``
-        (JSON: the fields of
-        :class:`husai.sae.BankTrainingConfig` that are its own), and the fields of
+        One row per SAE: ``sae_id`` (readable, and different for different configurations),
+        ``group`` (readable name, the same for SAEs that differ only in their seeds),
+        ``group_digest`` (of everything except the seeds), ``seed``, ``hook_name``, ``position``,
+        ``model`` (whether the activations are those of the trained or the untrained model),
+        ``variant`` (its name, empty in the grid), ``training`` (JSON: the fields of
+        :class:`husai.sae.BankTrainingConfig` that differ for this SAE), and the fields of
         :class:`husai.sae.SAEConfig`.
 
     Raises
     ------
     InputError
         When a combination is not a valid SAE (k above d_sae, an unknown architecture), two rows are
-        the same, or a field sets the seed that is to vary; the message names the field
-        and the value.
+        the same, or a field sets the seed that should vary; the message names the field and the
+        value.
     """
     _check_seeds(config)
     _check_size(config)
@@ -206,31 +212,32 @@ def plan_saes(config: PlanConfig) -> pd.DataFrame:
     digests = plan.groupby("group")["group_digest"].nunique()
     if (digests > 1).any():
         raise InputError(
-            f"campaign.plan: different SAEs in a group of one name: {digests[digests > 1].index[0]}"
+            f"campaign.plan: two groups have the same name, {digests[digests > 1].index[0]}; give "
+            "the variants other names"
         )
     return plan
 
 
 def plan_keys(plan: pd.DataFrame) -> list[str]:
-    """Name the activations that each row of a plan is trained on."""
+    """Return the keys of the activations that each row of a plan is trained on."""
     places = zip(plan["hook_name"], plan["position"], plan["model"], strict=True)
     return [activation_key(hook, as_position(at), model) for hook, at, model in places]
 
 
 def _check_size(config: PlanConfig) -> None:
-    """Refuse a plan that would take hours to lay out."""
+    """Refuse a plan with too many SAEs before any of it is made."""
     grid = sum(len(list(entry.settings())) for entry in config.architectures.values())
     settings = grid * len(config.d_sae) + len(config.variants)
     settings += 0 if config.random is None else config.random.samples
     n_saes = settings * len(config.seeds)
     if n_saes > MAX_PLANNED:
         raise InputError(
-            f"campaign.plan: {n_saes} SAEs; at most {MAX_PLANNED} in one campaign: divide it"
+            f"campaign.plan: {n_saes} SAEs; plan at most {MAX_PLANNED} in one campaign"
         )
 
 
 def _check_seeds(config: PlanConfig) -> None:
-    """Refuse fields that set the very seed which varies: a group would be one SAE many times."""
+    """Refuse fields that set the seed that should vary: all SAEs of a group would be equal."""
     shared: dict[str, Mapping[str, Any]] = {"options": config.options}
     places: list[tuple[Vary, dict[str, Mapping[str, Any]]]] = []
     if config.architectures:
@@ -249,9 +256,8 @@ def _check_seeds(config: PlanConfig) -> None:
             for seed in VARIED[vary]:
                 if seed in values:
                     raise InputError(
-                        f"campaign.plan.{place}.{seed}: {values[seed]} is set where the seeds vary "
-                        f"it (vary: {vary}), so that all would train the same SAE; leave it out, "
-                        "or vary the other seed"
+                        f"campaign.plan.{place}.{seed}: {values[seed]} is given, but this is the "
+                        f"seed that varies (vary: {vary}); leave it out, or vary the other seed"
                     )
 
 
@@ -293,7 +299,7 @@ def _settings(config: PlanConfig) -> Iterator[_Setting]:
     names.update(_name(fields) for fields in variants.values())
     for name, variant in config.variants.items():
         fields = variants[name]
-        # its own name only where architecture, width and sparsity do not tell it from the others
+        # the variant's name is added only if architecture, width and sparsity are not unique
         plain = _says_all(config, variant) and names[_name(fields)] == 1
         yield _Setting(
             _name(fields) if plain else f"{_name(fields)} {name}",
@@ -320,21 +326,21 @@ def _settings(config: PlanConfig) -> Iterator[_Setting]:
 
 
 def _says_all(config: PlanConfig, variant: Variant) -> bool:
-    """Whether a variant differs from the grid in architecture, width and sparsity alone."""
+    """Whether a variant differs from the grid only in architecture, width and sparsity."""
     elsewhere = variant.hook_name is not None or variant.position is not None
     trained = variant.training or variant.vary not in (None, config.vary)
     return not (elsewhere or trained) and set(variant.options) <= set(_SPARSITY)
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Give the rows of a table as mappings from column to value."""
+    """Return the rows of a table as mappings from column to value."""
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def config_cells(config: SAEConfig) -> dict[str, Any]:
-    """Give a configuration as cells of a row, which :func:`row_config` reads back.
+    """Return a configuration as cells of a row of the plan; :func:`row_config` reads them back.
 
-    Lists become text: the cells are plain values, which viewers of tables can show.
+    Lists become text, so that all cells are plain values that viewers of tables can show.
     """
     dump = config.model_dump(mode="json")
     return {key: json.dumps(v) if isinstance(v, list) else v for key, v in dump.items()}
@@ -347,7 +353,7 @@ def row_config(row: Mapping[str, Any]) -> SAEConfig:
         if name not in row:
             continue  # the plan is older than the field
         value = row[name]
-        # a column with gaps comes back from a table as floats with NaN
+        # a column with missing values is read from a table as floats with NaN
         value = None if pd.isna(value) else value
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -358,7 +364,7 @@ def row_config(row: Mapping[str, Any]) -> SAEConfig:
 
 
 def row_training(row: Mapping[str, Any], shared: BankTrainingConfig) -> BankTrainingConfig:
-    """Give the training parameters of one row: the shared ones, with those that are its own."""
+    """Return the training parameters of one row: the shared ones with the changes of the row."""
     own = json.loads(row["training"]) if "training" in row else {}
     if not own:
         return shared
@@ -391,7 +397,7 @@ def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
     }
     content = {**sae.model_dump(mode="json"), **where}
     if sae.baseline == "none":
-        # an SAE keeps the name it had before there were baselines
+        # so that ids stay the same as before there were baselines
         del content["baseline"]
     if setting.training:
         content["training"] = dict(setting.training)
@@ -399,7 +405,7 @@ def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
         content["model"] = setting.model
     same = {key: value for key, value in content.items() if key not in SEED_FIELDS}
     if setting.vary != config.vary:
-        # the same setting, but its seeds vary something else: a separate group
+        # the same setting, but another seed varies: a separate group
         same["vary"] = setting.vary
     return {
         "sae_id": f"{setting.name.replace(' ', '-')}-s{seed}-{_digest(content)}",
@@ -415,8 +421,8 @@ def _row(config: PlanConfig, setting: _Setting, seed: int) -> dict[str, Any]:
 
 
 def _name(fields: Mapping[str, Any]) -> str:
-    """Architecture, width and sparsity, as people write them."""
-    # the fields are validated later, so that a name may be of anything that somebody wrote
+    """Architecture, width and sparsity in a readable form."""
+    # the fields are validated later, so that any value is possible here
     parts = [str(fields.get("architecture", "")), f"d{_value(fields.get('d_sae', ''))}"]
     for key, short in _SPARSITY.items():
         if fields.get(key) is not None:

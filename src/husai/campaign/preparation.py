@@ -1,4 +1,4 @@
-"""From a plan to banks on an executor: what is missing, in which banks, and where it is trained."""
+"""Prepares the training of a plan: finds missing SAEs, makes banks and chooses the executor."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stopped_by_the_machine() -> Iterator[None]:
     Raises
     ------
     CampaignStopped
-        In place of such an OSError.
+        Instead of the OSError.
     """
     try:
         yield
@@ -50,7 +50,9 @@ def stopped_by_the_machine() -> Iterator[None]:
 def planned_banks(
     plan: pd.DataFrame, activations: Mapping[str, Activations], training: BankTrainingConfig
 ) -> list[Bank]:
-    """Give the plan's SAEs as one bank for each training and rows, of any shapes.
+    """Return the plan's SAEs as one bank for each combination of training parameters and rows.
+
+    The SAEs of such a bank may have different shapes.
 
     Raises
     ------
@@ -64,7 +66,7 @@ def planned_banks(
         key = activation_key(row["hook_name"], row["position"], row["model"])
         if key not in activations:
             raise InputError(
-                f"campaign.plan: no activations of '{key}'; there are: "
+                f"campaign.plan: no activations of '{key}'; choose from "
                 f"{', '.join(sorted(activations))}"
             )
         own = row_training(row, training)
@@ -89,14 +91,14 @@ def planned_banks(
 
 
 def fitting_batch(training: BankTrainingConfig, n_rows: int, key: str) -> BankTrainingConfig:
-    """Take all training rows for a batch, where there are fewer than it asks for."""
+    """Reduce the batch size to the number of training rows if there are fewer rows than that."""
     from husai.sae.rows import count_held_out
 
     there = n_rows - count_held_out(n_rows, training)
     if not 0 < there < training.batch_size:
         return training
     logger.warning(
-        "%s has %d rows to train on: a batch takes all of them, not sae_training.batch_size = %d",
+        "%s has %d rows to train on: a batch has all of these, not sae_training.batch_size = %d",
         *(key, there, training.batch_size),
     )
     return training.model_copy(update={"batch_size": there})
@@ -104,20 +106,21 @@ def fitting_batch(training: BankTrainingConfig, n_rows: int, key: str) -> BankTr
 
 @dataclass(frozen=True)
 class Found:
-    """The planned SAEs that the store holds, and those that are missing.
+    """The planned SAEs that are in the store, and those that are missing.
 
     Attributes
     ----------
     groups
-        The planned SAEs, ``wanted`` those that are missing.
+        The planned SAEs; ``wanted`` are those that are missing.
     kept
-        Names of those that are there.
+        Names of those in the store.
     failed
-        Those that are there as failures, and why.
+        Those in the store as failures, with the reason.
     unfit
-        Those whose file is torn or is not what the plan asks for, and why.
+        Those whose file is damaged or does not fit the plan, with the reason.
     about
-        What the files of those that are there say of the campaign that trained them.
+        For those in the store, the information in their files about the campaign that trained
+        them.
     """
 
     groups: list[Bank]
@@ -151,7 +154,7 @@ def find_missing(groups: list[Bank], store: Store) -> Found:
 def missing_banks(
     groups: list[Bank], campaign: CampaignConfig, folders: CampaignFolders, slots: int
 ) -> list[Bank]:
-    """Put the missing SAEs into banks; interrupted banks continue unchanged and come first."""
+    """Group the missing SAEs into banks; interrupted banks continue unchanged and come first."""
     interrupted: list[Bank] = []
     fresh: list[tuple[str, SAEConfig, Bank]] = []
     for group in groups:
@@ -178,12 +181,14 @@ def missing_banks(
 
 
 def check_room(banks: list[Bank], campaign: CampaignConfig, slots: int) -> None:
-    """Refuse banks that together take more memory than this machine has.
+    """Refuse banks that together need more memory than this machine has.
+
+    The memory of a cluster or a GPU is not known here and is not checked.
 
     Raises
     ------
     InputError
-        Naming the fields that decide it. Of a cluster, or a GPU, only they themselves know.
+        With the names of the fields to change.
     """
     import torch
 
@@ -203,7 +208,7 @@ def executor_for(
     folders: CampaignFolders,
     on_progress: Callable[[Progress], None],
 ) -> Executor:
-    """Make the executor for what is missing."""
+    """Make the executor that trains the missing SAEs."""
     devices = {group.training.device for group in groups}
     return make_executor(
         campaign.compute,
@@ -215,23 +220,23 @@ def executor_for(
 
 
 def put_rows(banks: list[Bank], executor: Executor, activations: Mapping[str, Activations]) -> None:
-    """Make the rows that banks are trained on known to the workers.
+    """Give the workers the rows that the banks are trained on.
 
     Raises
     ------
     CampaignStopped
         When there is no space for them.
     InputError
-        When rows on disk are not those that were written there.
+        When rows on disk have changed since they were written.
     """
     for key in sorted({bank.rows.key for bank in banks}):
         found = activations[key]
-        if found.store is not None:  # once: training reads its shards without asking
+        if found.store is not None:  # checked once here, not when training reads the shards
             found.store.verify()
         try:
             executor.put(key, found.training_rows)
         except OSError as error:
-            # numpy's own says how much of an array was written, and has no errno
+            # numpy's error has no errno; it says how much of an array was written
             raise CampaignStopped(
                 f"the rows of '{key}' cannot be given to the workers: {error}; fix this and "
                 "start the campaign again: it continues"

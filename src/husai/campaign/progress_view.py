@@ -1,4 +1,4 @@
-"""The live view of a campaign: its whole state in one line."""
+"""The progress bar of a campaign, with its whole state in one line."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ FORMAT = "{percentage:3.0f}% |{bar:10}| {desc}"
 
 
 class ProgressView:
-    """Done, running, waiting and failed SAEs, rate, time left and cost so far.
+    """Shows done, running, waiting and failed SAEs, rate, time left and cost so far.
 
     Parameters
     ----------
     work
-        Work of each bank, in any unit that is the same for all.
+        Work of each bank, in any unit.
     saes
-        SAEs that each has to train.
+        Number of SAEs that each bank has to train.
+    name
+        Name of the campaign.
     done, failed
-        SAEs that were before this start.
-    cost
-        What was spent before, and the currency it is in; no cost is shown for an empty one.
+        Number of SAEs that were done or had failed before this start.
+    currency
+        Currency of the cost; with an empty one no cost is shown.
     show
-        Show it.
+        Whether to show the bar.
     """
 
     def __init__(
@@ -62,19 +64,19 @@ class ProgressView:
         self._refresh()
 
     def progress(self, name: str, part: float) -> None:
-        """A bank runs, and this part of it is done."""
-        # what a checkpoint held was not done in this session
+        """Note that a bank runs, and the share of its work that is done."""
+        # work that was done before, in a checkpoint, does not count for the rate
         self._first.setdefault(name, part)
         self._parts[name] = part
         self._refresh()
 
     def waits(self, name: str) -> None:
-        """A bank was stopped and waits to run again."""
+        """Note that a bank was stopped and waits to run again."""
         self._parts.pop(name, None)
         self._refresh()
 
     def ended(self, name: str, done: int, failed: int) -> None:
-        """A bank has ended."""
+        """Note that a bank has ended."""
         self.done += done
         self.failed += failed
         self._parts.pop(name, None)
@@ -82,7 +84,7 @@ class ProgressView:
         self._refresh()
 
     def seconds_left(self) -> float | None:
-        """Estimate the time left from the work done since the start; None before any."""
+        """Estimate the time left from the work done since the start; None without any."""
         elapsed = time.monotonic() - self._started
         begun = sum(self._work[name] * part for name, part in self._first.items())
         done = self._done_work()
@@ -91,7 +93,7 @@ class ProgressView:
         return (sum(self._work.values()) - done) * elapsed / (done - begun)
 
     def text(self) -> str:
-        """The line, without the bar."""
+        """The text of the line, without the bar."""
         running = sum(self._saes[name] for name in self._parts if name in self._saes)
         waiting = sum(self._saes.values()) - running
         parts = [f"{self.done} done", f"{running} running", f"{waiting} waiting"]
@@ -107,7 +109,7 @@ class ProgressView:
         return " · ".join(parts)
 
     def close(self) -> None:
-        """Show the last state and leave it."""
+        """Show the last state and leave it on the terminal."""
         self._refresh()
         self._bar.close()
 
@@ -122,7 +124,7 @@ class ProgressView:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: ``45 s``, ``12 min``, ``3.5 h``."""
+    """Write seconds in a readable unit: ``45 s``, ``12 min``, ``3.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

@@ -1,4 +1,4 @@
-"""Random search: distributions over the fields of an SAE, and samples from them."""
+"""Random search: settings drawn from distributions over the fields of an SAE."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from husai.config import Config, Seed
 from husai.errors import InputError
 
 SIGNIFICANT_DIGITS = 4
-"""Significant digits of a drawn real number: tables then show exactly what was trained."""
+"""Significant digits of a drawn real number, so that tables show the exact value."""
 
 MAX_REJECTIONS = 1000
-"""Draws of one sample that the constraints may refuse before they count as impossible."""
+"""After so many refused draws of one sample, the constraints count as impossible."""
 
 MAX_SAMPLES = 100_000
 
@@ -37,8 +37,8 @@ class Distribution(Config):
     choice: tuple[Value, ...] | None = Field(default=None, description="one of these")
     when: str | None = Field(
         default=None,
-        description="condition on the fields before it, e.g. architecture == 'relu'; the field is "
-        "left out where it does not hold",
+        description="condition on earlier fields, e.g. architecture == 'relu'; the field is left "
+        "out if it does not hold",
     )
 
     @model_validator(mode="after")
@@ -52,9 +52,9 @@ class Distribution(Config):
         for name in ("uniform", "log_uniform", "integer"):
             bounds = getattr(self, name)
             if bounds is not None and not bounds[0] < bounds[1]:
-                raise ValueError(f"{name}: {list(bounds)} must rise")
+                raise ValueError(f"{name}: {list(bounds)}; the first must be below the second")
         if self.log_uniform is not None and self.log_uniform[0] <= 0:
-            raise ValueError(f"log_uniform: {list(self.log_uniform)} must be above 0")
+            raise ValueError(f"log_uniform: {list(self.log_uniform)}; both must be above 0")
         if self.choice is not None and not self.choice:
             raise ValueError("choice: empty; give at least one value")
         return self
@@ -75,8 +75,8 @@ class Distribution(Config):
 class RandomSearch(Config):
     """Settings drawn at random; each is trained with every seed of the plan."""
 
-    samples: int = Field(gt=0, le=MAX_SAMPLES, description="settings drawn")
-    seed: Seed = Field(default=0, description="of the draws, and of nothing else")
+    samples: int = Field(gt=0, le=MAX_SAMPLES, description="number of settings drawn")
+    seed: Seed = Field(default=0, description="seed of these draws only")
     fields: dict[str, Distribution] = Field(
         min_length=1,
         description="SAEConfig fields, and training.NAME for those of BankTrainingConfig; drawn "
@@ -84,8 +84,8 @@ class RandomSearch(Config):
     )
     constraints: tuple[str, ...] = Field(
         default=(),
-        description="conditions on the fields, e.g. k <= d_sae / 4; one holds where a field it "
-        "names was left out",
+        description="conditions on the fields, e.g. k <= d_sae / 4; a condition on a field that "
+        "was left out holds",
     )
 
     @model_validator(mode="after")
@@ -102,7 +102,7 @@ class RandomSearch(Config):
                 if later in named:
                     raise ValueError(
                         f"fields.{name}: its condition '{distribution.when}' names {later}, which "
-                        f"is not drawn before {name}; put {later} above it"
+                        f"is not drawn before {name}; write {later} above it"
                     )
         return self
 
@@ -110,8 +110,8 @@ class RandomSearch(Config):
 def draw_samples(search: RandomSearch) -> list[dict[str, Value]]:
     """Draw the settings of a random search.
 
-    A value depends on the search's seed, the sample's number and the field's name: more samples
-    leave the first ones as they are, and so does a further field that no constraint names.
+    A value depends on the seed of the search, the number of the sample and the name of the field.
+    So more samples, or a further field that no constraint uses, do not change the first samples.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def draw_samples(search: RandomSearch) -> list[dict[str, Value]]:
     Raises
     ------
     InputError
-        When a condition cannot be evaluated, or holds for no draw.
+        When a condition cannot be evaluated, or is never met.
     """
     return [_draw_sample(search, number) for number in range(search.samples)]
 
@@ -145,7 +145,7 @@ def _draw_sample(search: RandomSearch, number: int) -> dict[str, Value]:
 
 
 def _holds(text: str, sample: dict[str, Value], *, vacuous: bool) -> bool:
-    """Whether a condition holds; one that names a field left out of the sample is ``vacuous``."""
+    """Whether a condition holds; ``vacuous`` if it uses a field that the sample does not have."""
     condition = Condition.parse(text)
     values = {_written(name): value for name, value in sample.items()}
     if not condition.names <= values.keys():
@@ -162,7 +162,7 @@ def _check_names(text: str, unknown: frozenset[str] | set[str]) -> None:
 
 
 def _written(name: str) -> str:
-    """Give a field's name in conditions, where a name cannot contain a point."""
+    """Return the name of a field in conditions, where a name cannot have a dot."""
     return name.replace(".", "_")
 
 

@@ -1,4 +1,4 @@
-"""Records of a campaign's SAEs and of the rows that they read, gathered once for a comparison."""
+"""Reads a campaign's SAEs and activations, once, as records for the comparison."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ BLOCK_ROWS = 4096
 
 @dataclass(frozen=True)
 class RowsRecords:
-    """The SAEs of one hook, encoded, beside the rows that they read.
+    """The SAEs of one hook and the activations that they read.
 
     Attributes
     ----------
     rows
         The activations.
     records
-        Those of the plan's SAEs that did not fail, with their codes of these rows.
+        The plan's SAEs at this hook that did not fail, with their codes of these rows.
     """
 
     rows: Activations
@@ -58,19 +58,19 @@ class RowsRecords:
 
 @dataclass(frozen=True)
 class StudyRecords:
-    """Everything that is compared in a study: each file is read once, each SAE encodes once.
+    """Everything that is compared in a study; each file is read once, each SAE encodes once.
 
     Attributes
     ----------
     plan
         The plan.
     saes
-        The plan's SAEs by id, those that failed included.
+        The plan's SAEs by id, also those that failed.
     trained, untrained
-        By hook of the trained model, the grid's first; and those of the model at its initial
-        weights under the same hook, in groups of the same names.
+        The SAEs by hook, the hook of the grid first: those of the trained model, and those of the
+        model at its initial weights, whose groups have the same names.
     external
-        SAEs from elsewhere; they read the first hook.
+        SAEs that were not trained here; they read the first hook.
     """
 
     plan: pd.DataFrame
@@ -81,11 +81,11 @@ class StudyRecords:
 
     @property
     def first(self) -> RowsRecords:
-        """The records of the study's own hook."""
+        """The records of the study's main hook."""
         return next(iter(self.trained.values()))
 
     def record(self, sae_id: str) -> SAERecord:
-        """Give one SAE's record."""
+        """Return the record of one SAE."""
         everything = (one for hook in self.trained.values() for one in hook.records)
         return next(record for record in everything if record.id == sae_id)
 
@@ -97,12 +97,12 @@ def gather_records(
     activations: TensorFiles,
     config: ConsistencyConfig | None = None,
 ) -> StudyRecords:
-    """Read every SAE and all rows of a plan, encode the rows, and ask who has settled.
+    """Read all SAEs and activations of a plan, encode the rows, and apply the gate.
 
     Parameters
     ----------
     plan, saes, external, activations
-        The plan, its SAEs, those from elsewhere by group, and the rows.
+        The plan, its SAEs, external SAEs by group, and the activations.
     config
         Thresholds of the convergence gate; the defaults when None.
 
@@ -136,7 +136,7 @@ def gather_records(
 
 
 def study_hooks(plan: pd.DataFrame) -> list[str]:
-    """Name the activations of the trained model that a plan reads, the grid's first."""
+    """Return the hooks of the trained model that a plan reads, that of the grid first."""
     trained = plan[plan["model"] == "trained"]
     return list(dict.fromkeys(plan_keys(trained.sort_values("variant", kind="stable"))))
 
@@ -173,12 +173,12 @@ def _records(
 def gated(
     records: Sequence[SAERecord], saes: Mapping[str, TrainedSAE], config: ConsistencyConfig
 ) -> list[SAERecord]:
-    """Say of each SAE whether it has settled, from the decoders that training kept on the way.
+    """Add to each record whether the SAE has settled, from decoders saved during training.
 
     Parameters
     ----------
     records
-        Of one hook and model.
+        The SAEs of one hook and model.
     saes
         The SAEs by id.
     config
@@ -187,15 +187,15 @@ def gated(
     Returns
     -------
     list
-        The records with ``converged``, ``motion`` and ``plateau``; None in a group whose SAEs kept
-        fewer than two decoders before the learning rate fell.
+        The records with ``converged``, ``motion`` and ``plateau``; None in a group with fewer than
+        two saved decoders before the learning rate fell.
     """
     found = {}
     for members in group_members(records).values():
-        gate = _ask([saes[record.id] for record in members], config)
+        gate = _group_gate([saes[record.id] for record in members], config)
         if gate.step is None:
             logger.warning(
-                "%s: whether it has settled is not known: %s", members[0].group_name, gate.reason
+                "%s: not known whether it has settled: %s", members[0].group_name, gate.reason
             )
         for record, motion, settled in zip(members, gate.motion, gate.settled, strict=True):
             found[record.id] = replace(
@@ -207,18 +207,21 @@ def gated(
 def gated_flags(
     plan: pd.DataFrame, saes: Mapping[str, TrainedSAE], config: ConsistencyConfig
 ) -> dict[str, bool | None]:
-    """Say of each of a plan's SAEs that did not fail whether it has settled; None when unknown."""
+    """Return for each of a plan's SAEs whether it has settled, None when unknown.
+
+    SAEs that failed are left out.
+    """
     found: dict[str, bool | None] = {}
     for _, part in plan.groupby("group", sort=False):
         ids = [one for one in part["sae_id"] if one in saes and saes[one].failure is None]
         if ids:
-            gate = _ask([saes[one] for one in ids], config)
+            gate = _group_gate([saes[one] for one in ids], config)
             found |= dict(zip(ids, gate.settled, strict=True))
     return found
 
 
-def _ask(saes: Sequence[TrainedSAE], config: ConsistencyConfig) -> Gate:
-    """Ask the gate of the SAEs of one group."""
+def _group_gate(saes: Sequence[TrainedSAE], config: ConsistencyConfig) -> Gate:
+    """Apply the gate to the SAEs of one group."""
     return convergence_gate(
         [sae.snapshots for sae in saes],
         decay_start(saes[0].provenance["training"]),
@@ -234,14 +237,19 @@ def _code_blocks(sae: TrainedSAE, rows: torch.Tensor) -> Iterator[NDArray[Any]]:
 
 
 def decoders_by_step(sae: TrainedSAE) -> dict[int, NDArray[Any]]:
-    """Give an SAE's decoders by training step; none where none were kept on the way."""
+    """Return an SAE's decoders by training step; empty if none were saved during training."""
     kept = {step: W.numpy() for step, W in sae.snapshots.items()}
     last = int(sae.history["step"].iloc[-1]) if len(sae.history) else 0
     return {0: sae.W_dec_init.numpy(), **kept, last: sae.W_dec.numpy()} if kept else {}
 
 
 def example_saes(study: StudyRecords) -> dict[str, str]:
-    """Choose an SAE of each architecture's narrowest and widest group: its id by the group's name.
+    """Choose one SAE of the narrowest and of the widest group of each architecture.
+
+    Returns
+    -------
+    dict
+        Id of the SAE by name of the group.
 
     Raises
     ------
@@ -265,7 +273,7 @@ def example_saes(study: StudyRecords) -> dict[str, str]:
 
 
 def plain_settings(plan: pd.DataFrame) -> pd.Series[bool]:
-    """Say which rows of a plan differ from the grid in architecture, width and sparsity alone."""
+    """Return which rows of a plan differ from the grid only in architecture, width and sparsity."""
     grid = plan[plan["variant"] == ""]
     if grid.empty:
         return pd.Series(True, plan.index)

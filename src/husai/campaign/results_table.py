@@ -1,4 +1,4 @@
-"""The results database: every SAE of every campaign in one tidy table."""
+"""Reads the results of campaigns into one table, a row for every SAE."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ logger = logging.getLogger(__name__)
 
 
 def results(*folders: str | Path) -> pd.DataFrame:
-    """Tabulate every SAE of the campaigns in these folders, trained, failed or still missing.
+    """Make a table of every SAE of the campaigns in these folders, trained, failed or missing.
 
     Only headers are read, no weights.
 
     Parameters
     ----------
     *folders
-        Folders of campaigns, with ``trained/`` and ``campaign/`` in them, or any above: every
-        campaign below is included, wherever its ledger is. ``data`` when none is given.
+        Folders of campaigns, with ``trained/`` and ``campaign/`` in them, or any folder above:
+        every campaign below it is included. ``data`` when none is given.
 
     Returns
     -------
     DataFrame
         One row per SAE and campaign, and one for every file in quarantine: ``campaign`` (with the
-        folder, where several have one name), ``sae_id``, ``status`` (planned, running, done,
-        failed, unfit for what is in the store
-        under its name and not in the ledger, and quarantined for what was moved out of it),
-        ``group``, ``seed`` and the like from the plan; ``config.NAME``; ``training.NAME``;
-        ``metric.NAME``; ``attempts``, ``device_seconds``, ``cost``, ``reason``; ``path``;
-        ``run_id`` and ``tracking_uri``; ``identity``, ``rows`` and ``version.NAME``.
+        folder, if several have the same name), ``sae_id``, ``status`` (planned, running, done,
+        failed; unfit for a file in the store that is not in the ledger; quarantined for a file
+        that was moved out of the store), ``group``, ``seed`` and others from the plan;
+        ``config.NAME``; ``training.NAME``; ``metric.NAME``; ``attempts``, ``device_seconds``,
+        ``cost``, ``reason``; ``path``; ``run_id`` and ``tracking_uri``; ``identity``, ``rows`` and
+        ``version.NAME``.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def results(*folders: str | Path) -> pd.DataFrame:
     table = pd.DataFrame([row for campaign in dict.fromkeys(campaigns) for row in _rows(campaign)])
     if table.empty:
         return pd.DataFrame(columns=["campaign", "sae_id", "status", "path"])
-    # two studies of one name are two: what averages by campaign must not mix them
+    # studies of the same name get different names, so that means by campaign do not mix them
     folders_of_name = table.groupby("campaign")["folder"].transform("nunique")
     shared = (folders_of_name > 1) & (table["campaign"] != "")
     table.loc[shared, "campaign"] += " in " + table.loc[shared, "folder"]
@@ -61,7 +61,7 @@ def results(*folders: str | Path) -> pd.DataFrame:
 
 
 def read_ledger(folder: str | Path, ids: Sequence[str] | None = None) -> pd.DataFrame:
-    """Give what the ledger in a campaign's folder says of each SAE, or of these.
+    """Read the ledger in a campaign's folder: a row for each SAE, or for these.
 
     Columns: ``sae_id``, ``status``, ``attempts``, ``seconds`` (of devices), ``cost``, ``bank``,
     ``worker``, ``started``, ``ended`` (Unix times), ``reason``, ``traceback``.
@@ -72,8 +72,8 @@ def read_ledger(folder: str | Path, ids: Sequence[str] | None = None) -> pd.Data
 def ledger_totals(table: pd.DataFrame) -> dict[str, float]:
     """Add up a table of :func:`read_ledger`: SAEs, attempts, device-seconds, cost.
 
-    ``elapsed`` is in seconds of wall-clock time in which at least one of these SAEs was trained, so
-    without the pauses between sessions; it is left out where nothing has ended.
+    ``elapsed`` is the wall-clock time in seconds in which at least one of these SAEs was trained,
+    without the pauses between sessions; it is left out if no SAE has ended.
     """
     counts = table["status"].value_counts()
     totals = {"planned": float(len(table))}
@@ -85,7 +85,7 @@ def ledger_totals(table: pd.DataFrame) -> dict[str, float]:
 
 
 def _covered(table: pd.DataFrame) -> float:
-    """Give the length of the union of the spans from ``started`` to ``ended``."""
+    """Return the length of the union of the intervals from ``started`` to ``ended``."""
     total, until = 0.0, float("-inf")
     for start, end in sorted(zip(table["started"], table["ended"], strict=True)):
         total += max(0.0, end - max(start, until))
@@ -97,8 +97,7 @@ def _campaigns(folder: Path) -> list[Path]:
     found = sorted(path.parent.parent for path in folder.rglob(f"campaign/{LEDGER}"))
     if not found:
         raise InputError(
-            f"{folder}: no campaign here, as no campaign/{LEDGER} is in it or below; give the "
-            "folder of one"
+            f"{folder}: no campaign/{LEDGER} in it or below; give the folder of a campaign"
         )
     return found
 
@@ -131,11 +130,11 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         rows.append(row)
     names = {row["campaign"] for row in rows} - {""}
     if len(names) == 1:
-        # those that are missing have no file to say whose they are
+        # missing SAEs have no file with the name of the campaign
         (name,) = names
         rows = [{**row, "campaign": name} for row in rows]
     for path in sorted((folder / "campaign" / QUARANTINE).glob(f"*{SUFFIX}")):
-        # what it is called there ends in the time it was moved and a number
+        # names of files in quarantine end in the time of the move and a number
         sae_id = path.stem.rsplit(".", 2)[0]
         row = {"campaign": "", "folder": str(folder), "sae_id": sae_id, "status": "quarantined"}
         rows.append({**row, **places.get(sae_id, {}), **_file_cells(path, sae_id, runs)})
@@ -143,7 +142,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _planned_rows(plan: Path) -> dict[str, dict[str, Any]]:
-    """Give what the plan, where there is one, says of SAEs that are not trained yet."""
+    """Read the plan, if there is one, for SAEs that are not trained yet."""
     if not plan.is_file():
         return {}
     try:
@@ -152,7 +151,7 @@ def _planned_rows(plan: Path) -> dict[str, dict[str, Any]]:
             raise ValueError("it has no column sae_id")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        logger.warning("%s does not read (%s); what it says is left out", plan, reason)
+        logger.warning("%s cannot be read (%s); its columns are left out", plan, reason)
         return {}
     return {
         row["sae_id"]: {name: row[name] for name in KEPT_COLUMNS if name in row}
@@ -204,7 +203,7 @@ def _header_cells(
 
 
 def _runs(path: Path) -> dict[tuple[str, str], dict[str, str]]:
-    # where a line is torn the run itself is still found by its tags
+    # a damaged line is skipped; its run can still be found by the tags of the run
     return {
         (str(run["sae_id"]), str(run["identity"])): run
         for run in read_lines(path)

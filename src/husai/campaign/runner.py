@@ -1,4 +1,4 @@
-"""Carry out a plan: submit banks, keep the ledger, recover what is lost, mind the budget."""
+"""Carries out a plan: submits banks, writes the ledger, restarts lost banks, checks the budget."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SPENT_SECONDS = 10.0
-"""Seconds between two entries of what running banks have cost: a killed driver loses less."""
+"""Seconds between two entries of the cost of running banks; a killed process loses at most this."""
 
 
 @dataclass
 class _Running:
-    """A bank that was submitted; ``whole`` when nothing of it had been done before."""
+    """A bank that was submitted; ``whole`` if it starts from its first step."""
 
     bank: Bank
     submitted: float
@@ -67,7 +67,7 @@ class _Running:
     measured: float | None = None
 
     def seconds(self) -> float:
-        """Since its worker began, as the worker says once it has ended; 0 while it waits."""
+        """Seconds since its worker began; after its end as it measured them; 0 while it waits."""
         if self.measured is not None:
             return self.measured
         return 0.0 if self.started is None else time.monotonic() - self.started
@@ -82,10 +82,10 @@ def run_campaign(
     *,
     progress: bool = True,
 ) -> Iterator[tuple[str, TrainedSAE]]:
-    """Train every SAE of a plan that is not trained yet, and give each once its bank has ended.
+    """Train every SAE of a plan that is not trained yet; yield each after its bank has ended.
 
-    The consumer saves an SAE into ``folders.store`` before it asks for the next one; then the
-    ledger says that it is done.
+    The caller must save an SAE into ``folders.store`` before it asks for the next one; the ledger
+    then records that it is done.
 
     Parameters
     ----------
@@ -98,21 +98,21 @@ def run_campaign(
     campaign
         Where the campaign runs, and its budget.
     folders
-        Where it works.
+        The folders that it reads and writes.
     progress
-        Show the live view.
+        Whether to show the progress bar.
 
     Yields
     ------
     sae_id, sae
-        One whose loss was not finite comes with its ``failure``, and is not tried again.
+        An SAE whose loss was not finite has a ``failure``, and is not trained again.
 
     Raises
     ------
     InputError
-        Before any work, when the plan does not fit the rows, or another campaign works here.
+        Before any work, when the plan does not fit the rows, or another campaign uses the folders.
     CampaignStopped
-        When a budget's limit was reached, the machine fails, or SAEs could not be trained.
+        When a limit of the budget was reached, the machine fails, or SAEs could not be trained.
     """
     check_backend(campaign.compute)
     with stopped_by_the_machine(), locked(folders.campaign):
@@ -149,7 +149,7 @@ class _Campaign:
         self._find_work()
         self.running: dict[str, _Running] = {}
         self.losses: dict[str, int] = {}
-        # why nothing could be submitted the last time; why nothing will be any more
+        # why no bank could be submitted the last time; why no bank will be submitted any more
         self.refusal: str | None = None
         self.stopped: str | None = None
         self.executor: Executor
@@ -159,7 +159,7 @@ class _Campaign:
         self.calibrations: Calibrations
 
     def _find_work(self) -> None:
-        """Find out what is missing; bring the ledger up to what the store holds."""
+        """Find the missing SAEs, and update the ledger to the state of the store."""
         store = Store(self.folders.store, self.folders.campaign / QUARANTINE)
         interrupted = [i for i in self.ids if self._status(i) == RUNNING]
         self.ledger.record("lost", interrupted, reason="the campaign was interrupted")
@@ -183,10 +183,10 @@ class _Campaign:
         self.ledger.record(PLANNED, [i for i in missing if self._status(i) != PLANNED])
 
     def _unrecorded(self, sae_id: str, about: Mapping[str, Any]) -> dict[str, float]:
-        """Give the cost of an SAE's last attempt, as its file states it.
+        """Return the cost of an SAE's last attempt, from its file.
 
-        A driver that ends between the saving of the file and the ledger's line leaves it there
-        alone. Files of attempts that this ledger does not know cost this campaign nothing.
+        If a process ends after it saved the file and before it wrote the ledger, only the file
+        has the cost. Attempts that this ledger does not know do not count for this campaign.
         """
         entry = self.ledger.entries.get(sae_id)
         recorded = {"device_seconds", "cost"} <= about.keys()
@@ -203,7 +203,7 @@ class _Campaign:
         return None if entry is None else entry.status
 
     def run(self) -> Iterator[tuple[str, TrainedSAE]]:
-        """Train what is missing."""
+        """Train the missing SAEs."""
         missing = sum(len(group.wanted) for group in self.planned)
         logger.info(
             "%d SAEs planned: %d trained already, %d failed, %d to train",
@@ -233,7 +233,7 @@ class _Campaign:
             put_rows(banks, self.executor, self.activations)
             self.estimates = Estimates(self.folders.checkpoints)
             self.calibrations = calibrations_for(self.executor, self.config, self.folders)
-            # at the limit nothing more is spent, not even on measuring
+            # if the limit is reached already, not even the cost is measured
             if self.budget.limited and self.budget.refusal(0.0, 0.0) is None:
                 retries = self.config.compute.max_retries
                 measure_banks(banks, self.executor, self.calibrations, retries, self._measured)
@@ -246,13 +246,13 @@ class _Campaign:
                     break
                 for event in self.executor.wait(POLL_SECONDS):
                     yield from self._handle(event)
-                self._keep_accounts()
+                self._update_costs()
             self.view.close()
         finally:
             self.executor.close()
 
     def _submit(self) -> None:
-        """Submit banks while there is room for them, on the executor and in the budget."""
+        """Submit banks while the executor and the budget have room for them."""
         while self.pending and self.executor.room > 0 and self.stopped is None:
             committed = sum(
                 self.budget.cost(max(self.estimates.seconds(run.bank), run.seconds()))
@@ -276,7 +276,7 @@ class _Campaign:
             self.running[chosen.name] = _Running(chosen, time.monotonic(), whole)
 
     def _no_space(self, bank: Bank) -> str | None:
-        """Say that a bank's checkpoints and files would not fit on the disk, or None."""
+        """Return why a bank's checkpoints and files may not fit on the disk; None if they fit."""
         folder = self.folders.checkpoints
         folder.mkdir(parents=True, exist_ok=True)
         needed = bank.bytes * (bank.training.keep_checkpoints + 1)
@@ -285,7 +285,7 @@ class _Campaign:
             return None
         return (
             f"{folder}: {free / 1e6:.0f} MB are free, and the next bank may need "
-            f"{needed / 1e6:.0f} MB; free some"
+            f"{needed / 1e6:.0f} MB; make space"
         )
 
     def _handle(self, event: Event) -> Iterator[tuple[str, TrainedSAE]]:
@@ -301,7 +301,7 @@ class _Campaign:
             self._broken(event, event.result)
 
     def _started(self, name: str, worker: str) -> _Running:
-        """Write down that a bank's worker began, once."""
+        """Record in the ledger that a bank's worker began, once."""
         run = self.running[name]
         if run.started is None:
             run.started = time.monotonic()
@@ -311,9 +311,10 @@ class _Campaign:
     def _progressed(self, event: Progress) -> None:
         self._started(event.name, event.worker)
         self.view.progress(event.name, event.part)
-        self._keep_accounts()
+        self._update_costs()
 
-    def _keep_accounts(self) -> None:
+    def _update_costs(self) -> None:
+        """Show the cost so far, and record that of running banks from time to time."""
         now = time.monotonic()
         self.view.cost = self.ledger.cost()
         for run in self.running.values():
@@ -329,7 +330,7 @@ class _Campaign:
         self.budget.spent = self.ledger.cost()
 
     def _share(self, bank: Bank, seconds: float) -> dict[str, float]:
-        """Give the device-seconds and the cost of so long, for each SAE that a bank trains."""
+        """Return the device-seconds and the cost of a bank's time, for each SAE that it trains."""
         n = len(bank.wanted)
         return {
             "seconds": seconds * self.executor.devices / n,
@@ -337,7 +338,7 @@ class _Campaign:
         }
 
     def _end_run(self, event: Done | Lost) -> tuple[_Running, dict[str, float]]:
-        """Remove a bank from the running ones; give what it cost."""
+        """Remove a bank from the running ones; return it with its cost for each SAE."""
         run = self._started(event.name, event.worker)
         if isinstance(event, Done) and isinstance(event.result, Trained | Broken):
             run.measured = event.result.seconds
@@ -378,7 +379,7 @@ class _Campaign:
                 failures += 1
                 self.failed[sae_id] = sae.failure
                 self.ledger.record(FAILED, [sae_id], reason=sae.failure, **share)
-        # what was computed is saved: only now what merely helps the next estimate
+        # after the results are saved: the measured time, which only improves later estimates
         if run.whole:
             self.calibrations.took(bank, run.seconds(), event.result.peak_bytes)
         self.budget.spent = self.ledger.cost()
@@ -395,7 +396,7 @@ class _Campaign:
         elif len(run.bank.ids) == 1:
             self._fail(run.bank, result.reason, result.traceback, share)
         else:
-            # one of its SAEs may be at fault, also for bad input: it should fail alone
+            # one of its SAEs may be the cause, also of bad input: it should fail alone
             self._divide(run.bank, result.reason, share)
         self.budget.spent = self.ledger.cost()
 
@@ -434,7 +435,7 @@ class _Campaign:
         self.view.ended(bank.name, 0, len(ids))
 
     def _conclude(self) -> None:
-        """Write the table of failures, and raise when not every SAE is there."""
+        """Write the table of failures; raise an error if SAEs are missing or too many failed."""
         table = self.ledger.table(self.ids)
         done = int((table["status"] == DONE).sum())
         failures = table[table["status"] == FAILED]

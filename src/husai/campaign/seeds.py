@@ -1,4 +1,4 @@
-"""How many seeds a campaign's settings need, said before it is trained."""
+"""How many seeds the settings of a plan need, estimated before they are trained."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from husai.consistency.study.planning import (
 
 
 def planned_seeds(plan: pd.DataFrame, pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
-    """Tabulate the seeds that a plan's settings need.
+    """Make the table of how many seeds a plan's settings need.
 
     Parameters
     ----------
     plan
-        The plan; only the trained model's settings count.
+        The plan; only settings on the trained model are considered.
     pairs
-        Pair scores of an earlier run of the study, from which the variances come; where it is
-        empty, or a setting is not in it, those of the study over transformers stand in.
+        Pair scores of an earlier run of the study, from which the variances are estimated; if it is
+        empty, or does not have a setting, those of the study over transformers are used.
     level
-        Of the intervals.
+        Confidence level of the intervals.
 
     Returns
     -------
     pandas.DataFrame
-        As :func:`husai.consistency.study.planning.seeds_needed`, with ``variances_from``.
+        The columns of :func:`husai.consistency.study.planning.seeds_needed`, and
+        ``variances_from``.
     """
     own = plan[plan["model"] == "trained"]
     counts = own.groupby("group", sort=False)["seed"].size()
     settings = own.drop_duplicates("group").assign(n_seeds=lambda t: t["group"].map(counts))
-    # settings at different hooks are not compared: their features live in different spaces
+    # settings at different hooks are not compared: their features are in different spaces
     hooks = dict(zip(own["group"], plan_keys(own), strict=True))
     known = own_components(pairs)[0] if len(pairs) else {}
-    stand_in, sources = piloted(settings)
-    components = {**stand_in, **known}
+    of_pilot, sources = piloted(settings)
+    components = {**of_pilot, **known}
     origin = {
         group: "this study" if group in known else f"pilot {sources[group]}"
         for group in counts.index
         if group in components
     }
-    reasons = dict.fromkeys(counts.index, "neither an earlier run nor a pilot says how seeds vary")
+    reasons = dict.fromkeys(counts.index, "neither an earlier run nor a pilot study has variances")
     table = seeds_needed(components, settings, level=level, reasons=reasons)
-    # two settings for which one of the pilot stands in say nothing of one another
+    # two settings that use the same setting of the pilot study cannot be compared
     apart = [
         pd.notna(other)
         and (
@@ -61,7 +62,7 @@ def planned_seeds(plan: pd.DataFrame, pairs: pd.DataFrame, *, level: float = 0.9
 
 
 def seeds_text(table: pd.DataFrame) -> str:
-    """Say for people how many seeds the settings need."""
+    """Write the table of needed seeds as text."""
     single = table[table["other"].isna()]
     lines = [
         f"Seeds for an interval of PW-MCC within ±{HALF_WIDTH:g}",

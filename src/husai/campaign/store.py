@@ -1,4 +1,4 @@
-"""The store of trained SAEs: what is there, and whether it fits the plan."""
+"""The store of trained SAEs: reads their files, checks them against the plan, moves out misfits."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".safetensors"
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
-"""Errors raised by a file that is torn, foreign, or lacks a part of its header."""
+"""Errors raised by a file that is damaged, of another kind, or lacks a part of its header."""
 
 
 def difference(
     sae: TrainedSAE, config: SAEConfig, training: BankTrainingConfig, fingerprint: str
 ) -> str | None:
-    """Say why an SAE is not the result of this configuration on these rows, or None."""
+    """Return how an SAE differs from the result of this configuration on these rows, or None."""
     provenance = sae.provenance
     if sae.config != config:
         return "its configuration is not that of the plan"
@@ -48,12 +48,12 @@ def difference(
 
 
 def about_campaign(sae: TrainedSAE) -> dict[str, Any]:
-    """Give what an SAE's file says of the campaign that trained it; empty for other files."""
+    """Return what an SAE's file says about the campaign that trained it; empty without one."""
     return dict(sae.provenance.get("campaign") or {})
 
 
 def identity(header: Mapping[str, Any]) -> str:
-    """Sixteen hex digits of all that determines an SAE: configuration, training, rows, version."""
+    """Sixteen hex digits of all that an SAE depends on: configuration, training, rows, version."""
     provenance = header.get("provenance", {})
     training = {
         name: value
@@ -70,14 +70,14 @@ def identity(header: Mapping[str, Any]) -> str:
 
 
 class Store:
-    """The folder of the SAEs' files, ``<sae_id>.safetensors``, and the one for what was moved out.
+    """The folder of the SAEs' files, ``<sae_id>.safetensors``, and the quarantine.
 
     Parameters
     ----------
     folder
-        Of the SAEs.
+        Folder of the SAEs.
     quarantine
-        Where files go that are torn or do not fit the plan.
+        Folder to which files that are damaged or do not fit the plan are moved.
     """
 
     def __init__(self, folder: Path, quarantine: Path) -> None:
@@ -87,7 +87,7 @@ class Store:
     def look(
         self, sae_id: str, config: SAEConfig, training: BankTrainingConfig, fingerprint: str
     ) -> tuple[TrainedSAE | None, str | None]:
-        """Give the SAE that is kept under this name, or None and what is wrong with its file."""
+        """Return the SAE of this name, or None and what is wrong with its file (None: no file)."""
         from husai.sae.trained import from_tensors
 
         path = self.folder / f"{sae_id}{SUFFIX}"
@@ -104,9 +104,9 @@ class Store:
         return (sae, None) if problem is None else (None, problem)
 
     def move_out(self, sae_id: str) -> Path:
-        """Move a file that is torn, or not what the plan asks for, to the quarantine.
+        """Move a file that is damaged or does not fit the plan to the quarantine.
 
-        So nothing that was computed is overwritten. Gives the place it is at now.
+        So no result is overwritten. Returns the new path.
         """
         path = self.folder / f"{sae_id}{SUFFIX}"
         self.quarantine.mkdir(parents=True, exist_ok=True)
@@ -116,10 +116,10 @@ class Store:
             if not target.exists():
                 path.replace(target)
                 return target
-        raise InputError(f"{self.quarantine}: too many files of {path.stem}; clear it")
+        raise InputError(f"{self.quarantine}: too many files of {path.stem}; remove old ones")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove files that killed writers left half written; the caller holds the lock."""
+    """Remove incomplete files of killed processes; the caller must hold the lock."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)

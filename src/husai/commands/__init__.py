@@ -1,1 +1,1 @@
-"""The commands of ``husai``: what each takes and prints. They call the library for the work."""
+"""The commands of ``husai``: their options and their output; the library does the work."""

@@ -24,7 +24,7 @@ Exit codes:
   0    done
   1    the score is below --fail-under
   2    bad input; one line says which file or option is wrong
-  130  interrupted; with --resume FOLDER, the same command then continues
+  130  interrupted; with --resume FOLDER, the same command continues later
 
 docs/glossary.md explains every score and null, docs/compare.md describes the JSON.
 """,
@@ -36,8 +36,9 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
     type=Path,
     metavar="FILE",
     help="An .npy, .npz, .safetensors, .pt or .parquet file, or a folder saved by Hugging Face "
-    "datasets, with activation rows [n, d] or [batch, position, d]. It adds the chance level of "
-    "directions drawn like the data, and how well the codes of the SAEs agree on these rows.",
+    "datasets, with activation rows [n, d] or [batch, position, d]. With it encoders are compared "
+    "in the data's metric, the codes of the SAEs on these rows are compared, and there is a null "
+    "of directions drawn like the data.",
 )
 @click.option(
     "--json",
@@ -54,7 +55,7 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
     default=0.7,
     show_default=True,
     metavar="C",
-    help="Cosine from which features count as matched and as shared.",
+    help="Least cosine at which features count as matched and as shared.",
 )
 @click.option(
     "--null-draws",
@@ -89,14 +90,14 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
     default=4.0,
     show_default=True,
     metavar="P",
-    help="Most work that an exact match may take, as a multiple of the product of the two "
+    help="Limit on the work of an exact match, as a multiple of the product of the two "
     "dictionaries. It usually takes about 1.",
 )
 @click.option(
-    "--device", default="cpu", show_default=True, help="torch device that computes the products."
+    "--device", default="cpu", show_default=True, help="The torch device that computes products."
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of the random chance levels."
+    "--seed", type=int, default=0, show_default=True, help="Seed of the random pairs of the nulls."
 )
 @click.option(
     "--strict", is_flag=True, help="Stop when the SAEs do not read the same model, hook or scale."

@@ -1,4 +1,4 @@
-"""``husai features`` and ``husai consensus``: single features of several SAEs."""
+"""``husai features`` and ``husai consensus``: options and output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ Examples:
 )
 @click.option("--out", type=Path, required=True, metavar="PAGE", help="The HTML file to write.")
 @click.option(
-    "--table", type=Path, metavar="FILE", help="Write the features to this .parquet or .csv too."
+    "--table",
+    type=Path,
+    metavar="FILE",
+    help="Also write the table of features to this .parquet or .csv file.",
 )
 @with_found_threshold
 @click.option(
@@ -76,7 +79,7 @@ def features(
 ) -> int:
     """Show every feature of two or more SAEs beside its partners in the others.
 
-    Writes one HTML file that works offline: a list to sort and search, and a card for each
+    This writes one HTML file that works offline: a list to sort and search, and a card for each
     feature with its reproducibility, its label, and where it and its partners are active.
     """
     from husai.compare.pages import FeatureSources, page_of_files

@@ -1,4 +1,4 @@
-"""``husai convert`` and ``husai inspect``: the files of one SAE."""
+"""``husai convert`` and ``husai inspect``: options and output."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from husai.sae.format_names import Format
 OK, BELOW, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 MOST_LATENTS = 10**9
-"""More than any SAE has."""
+"""Upper limit for a number of latents; no SAE has so many."""
 
 
 def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
@@ -28,7 +28,7 @@ def finite(context: click.Context, parameter: click.Parameter, value: float | No
 def positive(
     context: click.Context, parameter: click.Parameter, value: float | None
 ) -> float | None:
-    """Refuse what is not a finite number above 0."""
+    """Refuse anything except a finite number above 0."""
     if value is not None and value <= 0:
         raise click.BadParameter(f"{value} is not above 0.", context, parameter)
     return finite(context, parameter, value)
@@ -38,7 +38,7 @@ with_format = click.option(
     "--format",
     "file_format",
     type=click.Choice(get_args(Format)),
-    help="The format of all the files; detected by default.",
+    help="The format of all files; detected by default.",
 )
 with_found_threshold = click.option(
     "--threshold",
@@ -46,7 +46,7 @@ with_found_threshold = click.option(
     default=0.7,
     show_default=True,
     metavar="C",
-    help="|cosine| from which a feature counts as found in another SAE.",
+    help="Least |cosine| at which a feature counts as found in another SAE.",
 )
 
 
@@ -73,13 +73,13 @@ def with_hints(command: Callable[..., int]) -> Callable[..., int]:
 
 
 def check_writable(path: Path) -> None:
-    """Check before the work starts that the result file can be written."""
+    """Refuse a result file that cannot be written; called before the work."""
     from husai.errors import InputError
 
     folder = path.parent
     if path.is_dir():
-        raise InputError(f"{path}: a directory; give the name of the file to write")
+        raise InputError(f"{path}: this is a folder; give the name of a file to write")
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such directory; make it before writing {path.name} there")
+        raise InputError(f"{folder}: this folder does not exist; make it for {path.name}")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: not writable; choose another folder for {path.name}")
+        raise InputError(f"{folder}: this folder is not writable; choose another for {path.name}")

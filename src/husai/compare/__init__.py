@@ -1,1 +1,1 @@
-"""The command ``husai compare``: loading files, comparison, JSON document, table."""
+"""The work of ``husai compare``, ``husai features`` and ``husai consensus``, on files."""

@@ -1,8 +1,7 @@
-"""Compare SAEs of any origin: every score beside chance, and who is matched with whom.
+"""Compare SAEs of any origin: every score beside its nulls, and which features are matched.
 
-:func:`compare` scores SAEs held in memory, with the engine of :mod:`husai.consistency.study`;
-``result_document`` puts the result in the published JSON form, ``result_text`` in a table for
-people.
+:func:`compare` scores SAEs in memory, with the engine of :mod:`husai.consistency.study`.
+``result_document`` gives the result in the published JSON form, ``result_text`` as tables of text.
 """
 
 from __future__ import annotations
@@ -45,12 +44,14 @@ class CompareConfig(ComparisonConfig):
     thresholds: tuple[float, ...] = Field(
         default=(0.5, 0.7, 0.9), description="similarities at which features count as matched"
     )
-    encoder: bool = Field(default=True, description="match the encoders too, where there are any")
+    encoder: bool = Field(
+        default=True, description="whether to match the encoders too, if there are any"
+    )
 
 
 @dataclass(frozen=True)
 class PairComparison:
-    """Two SAEs compared.
+    """The comparison of two SAEs.
 
     Attributes
     ----------
@@ -59,9 +60,9 @@ class PairComparison:
     scores
         One entry per score and sign.
     signed, absolute
-        The two one-to-one matches of the decoders. Indices count the rows that are not zero.
+        The two one-to-one matches of the decoders; their indices count only non-zero rows.
     rows_a, rows_b
-        Latents that those indices name.
+        The latents of the two SAEs that these indices stand for.
     shared
         ``[m]`` bool, one for each pair of the signed match, or None without encoders.
     """
@@ -78,12 +79,12 @@ class PairComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """SAEs compared, all pairs of them.
+    """The comparison of all pairs of several SAEs.
 
     Attributes
     ----------
     saes
-        What was compared: the latents that take part, and what is known of each SAE.
+        The SAEs: their latents that take part, and what is known about each.
     pairs
         Every pair, in the order of the SAEs.
     overall
@@ -91,9 +92,9 @@ class Comparison:
     config
         How they were compared.
     activations
-        Plain values about the activation rows, or None.
+        Where the activation rows came from and how many there are, or None.
     metric
-        What encoder rows were compared in: ``data``, or ``raw``.
+        Metric in which encoder rows were compared: ``data``, or ``raw``.
     """
 
     saes: Sequence[LiveSAE]
@@ -118,25 +119,25 @@ def compare(
     Parameters
     ----------
     saes
-        SAEs of one space. They are the sample of the intervals: give SAEs that differ in what
-        should vary, such as the seed.
+        SAEs of one space. Intervals are over these SAEs, so give SAEs that differ only in what
+        the interval should be over, such as the seed.
     config
         How to compare; defaults when None.
     activations
-        ``[n, d]`` rows of activations: the metric in which encoders are compared; adds the
-        data-aware null and, for SAEs that can encode, the agreement of the codes.
+        ``[n, d]`` rows of activations. With them encoders are compared in the data's metric, there
+        is a data-aware null, and the codes of SAEs that can encode are compared.
     activations_origin
-        Plain values to be kept about them.
+        Where they came from, to be kept in the result.
     checkpoint
-        Folder for the passes of long matches, so that an interrupted comparison can continue; its
-        files stay.
+        Folder for the state of long matches, from which an interrupted comparison can continue;
+        its files are not removed.
     progress
-        Show progress bars.
+        Whether to show progress bars.
 
     Raises
     ------
     InputError
-        When fewer than two SAEs are given, ids repeat, or widths do not fit.
+        When fewer than two SAEs are given, ids repeat, or dimensions differ.
     """
     config = config or CompareConfig()
     if len(saes) < 2:
@@ -184,7 +185,7 @@ def _live(
     if rows is not None:
         record = with_codes(record, rows)
     live = live_sae(record, config.dead, codes=live_codes(record, config), metric=metric)
-    # the codes are kept once, as the scores need them
+    # the codes are kept once, in the form that the scores use
     record = replace(record, codes=None)
     return replace(live, record=record, encoder=live.encoder if config.encoder else None)
 
@@ -203,7 +204,7 @@ def _compared(
         if "codes" in score.needs:
             reason = "a plain dictionary cannot encode activations"
         elif not config.encoder:
-            reason = "encoders left out by choice"
+            reason = "encoders were left out by --no-encoder"
         scores += [_entry(score.name, sign, Value(None, reason=reason), {}) for sign in score.signs]
     return PairComparison(
         a.record.id,
@@ -257,7 +258,7 @@ def _overall(
             for at, pair in pairs.items()
             if pair.values.get((score.name, signed), Value(None)).value is None
         )
-        reason = f"not every pair has it ({live[i].record.id}, {live[j].record.id})"
+        reason = f"not defined for every pair: {live[i].record.id}, {live[j].record.id}"
         return OverallEntry(score=score.name, signed=signed, reason=reason)
     return OverallEntry(
         score=score.name,
@@ -271,7 +272,7 @@ def _overall(
 
 
 def threshold_counts(match: Match, thresholds: Iterable[float]) -> list[ThresholdCounts]:
-    """Features matched and unmatched at each similarity."""
+    """Count the features with and without a partner, for each least similarity."""
     counts = []
     for threshold in thresholds:
         matched = int((match.similarity >= threshold).sum())

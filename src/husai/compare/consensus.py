@@ -1,4 +1,4 @@
-"""What ``husai consensus`` makes: one SAE of what comes back in several, in every format."""
+"""The work of ``husai consensus``: one SAE made from the features that several SAEs share."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ def consensus_of_files(
     Parameters
     ----------
     saes
-        As :func:`husai.compare.files.load_saes` takes them.
+        Paths, as in :func:`husai.compare.files.load_saes`.
     activations
-        File of the rows that they read; whole numbers beside them are classes for the probe.
+        File of the activation rows; whole numbers beside them are classes for the probe.
     out
-        A new folder: ``consensus.safetensors`` (husai), a folder for each other format,
-        ``worth.csv`` (what it keeps beside dictionaries as large) and ``tracks.csv`` (which latent
-        of which SAE each feature is).
+        A new folder. It gets ``consensus.safetensors`` (husai), a folder for each other format,
+        ``worth.csv`` (the consensus beside dictionaries of the same size) and ``tracks.csv``
+        (which latent of which SAE each feature is).
     config
-        What enters, and how its encoder is fitted.
+        Which features enter, and how the encoder is fitted.
     formats
-        To write.
+        Formats to write.
     format, hints
-        Of the SAEs that are read.
+        Format of the SAEs that are read, and what their files leave out.
 
     Raises
     ------
     InputError
-        When a file does not fit, an SAE cannot encode, nothing comes back, or the folder exists.
+        When a file does not fit, an SAE cannot encode, no feature is shared, or the folder exists.
     """
     from husai.sae.formats import export_sae
 
     config = config or ConsensusConfig()
     if out.exists():
-        raise InputError(f"{out}: exists already; name a new folder")
+        raise InputError(f"{out}: exists already; give a new folder")
     records = load_saes(saes, format, hints)
     check_records(records)
     for record in records:

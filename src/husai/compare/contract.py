@@ -1,4 +1,4 @@
-"""Whether SAEs read the same activations, as far as their files say."""
+"""Checks that SAEs read the same activations (their contracts), as far as their files say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from husai.errors import InputError
 if TYPE_CHECKING:
     from husai.consistency.study.record import SAERecord
 
-# Hugging Face's names of the residual stream and of an MLP's output, in TransformerLens' words.
+# Hugging Face's names for the residual stream and for the output of an MLP, with the names that
+# TransformerLens has for them.
 _HOOKS = (
     (re.compile(r"(?:model\.)?layers\.(\d+)(?:\.output)?"), "blocks.{}.hook_resid_post"),
     (re.compile(r"(?:model\.)?layers\.(\d+)\.mlp(?:\.output)?"), "blocks.{}.hook_mlp_out"),
@@ -20,7 +21,7 @@ _HOOKS = (
 )
 _MODELS = {"gpt2-small": "gpt2"}
 _SAME_SCALE = 0.05
-"""Relative difference up to which the input scales of two SAEs count as measured on one model."""
+"""Two input scales count as equal up to this relative difference."""
 
 FIELDS = ("model", "hook", "hook_out", "layer", "position", "scale", "reshape")
 
@@ -28,21 +29,27 @@ FIELDS = ("model", "hook", "hook_out", "layer", "position", "scale", "reshape")
 def check_contracts(
     saes: Sequence[SAERecord], *, strict: bool = False, any_space: bool = False
 ) -> list[str]:
-    """Find where the SAEs contradict one another about what they read.
+    """Find contradictions between the SAEs about what they read.
 
     Parameters
     ----------
     saes
-        Of one comparison, as `husai.compare.files` loads them.
+        The SAEs of one comparison, loaded by `husai.compare.files`.
     strict
-        Raise instead.
+        Whether to raise an error on any contradiction.
     any_space
-        Let directions of different activations be compared.
+        Whether to allow decoder rows of different activations.
+
+    Returns
+    -------
+    mismatches
+        One sentence for each contradiction.
 
     Raises
     ------
     InputError
-        When their directions are of different activations, or with ``strict`` on any mismatch.
+        When their decoder rows are directions of different activations, or with ``strict`` on any
+        contradiction.
     """
     contracts = {sae.id: sae.origin["contract"] for sae in saes if "contract" in sae.origin}
     if not any_space:
@@ -54,18 +61,18 @@ def check_contracts(
 
 
 def mismatches(contracts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """List where two SAEs contradict each other about what they read, a sentence each.
+    """List the contradictions between SAEs about what they read, one sentence each.
 
     Parameters
     ----------
     contracts
-        Name of an SAE to the fields of its `husai.sae.formats.Contract`; what is None is unknown
-        and contradicts nothing.
+        For each SAE by name, the fields of its `husai.sae.formats.Contract`; a field that is None
+        is not known and contradicts nothing.
     """
     found: dict[str, str] = {}
     for field in FIELDS:
         if field == "layer" and "hook" in found:
-            continue  # other hooks say so already
+            continue  # the different hooks are reported already
         stated = {n: c[field] for n, c in contracts.items() if c.get(field) is not None}
         groups: list[tuple[Any, list[str]]] = []
         for name, value in stated.items():
@@ -81,13 +88,17 @@ def mismatches(contracts: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def check_spaces(contracts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse directions of one kind of activations beside those of another.
+    """Check that the decoder rows of all SAEs are directions of the same activations.
+
+    Parameters
+    ----------
+    contracts
+        As in :func:`mismatches`.
 
     Raises
     ------
     InputError
-        When a decoder writes other activations than another SAE reads, and it is not known that
-        they are the same.
+        When the decoder of one SAE writes to other activations than another SAE reads.
     """
     known = {n: c for n, c in contracts.items() if c.get("space", "unknown") != "unknown"}
     for (a, one), (b, other) in combinations(known.items(), 2):
@@ -97,7 +108,7 @@ def check_spaces(contracts: Mapping[str, Mapping[str, Any]]) -> None:
         what = "several layers" if "layers" in (one["space"], other["space"]) else "its output"
         raise InputError(
             f"{writes}: its decoder rows are directions of {what}, those of "
-            f"{b if writes == a else a} are not; --any-space compares them all the same"
+            f"{b if writes == a else a} are not; give --any-space to compare them nevertheless"
         )
 
 
@@ -128,7 +139,7 @@ def _hook(name: str) -> str:
 
 
 def _model(name: str) -> str:
-    # pretrained models are called so by some, and not by others
+    # some names of pretrained models end in -pt
     short = name.rsplit("/", 1)[-1].lower().removesuffix("-pt")
     return _MODELS.get(short, short)
 

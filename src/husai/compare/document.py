@@ -1,4 +1,4 @@
-"""The published JSON form of a comparison, and its files."""
+"""Writes a comparison in the published JSON form, and its matchings beside it."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from husai.provenance import versions
 
 __all__ = ["matching_table", "result_document", "schema", "write_result"]
 
-# Most pairs of features that the JSON holds itself.
+# Up to so many pairs of features, the matchings are part of the JSON.
 _INLINE_PAIRS = 20_000
 
 
 def matching_table(comparison: Comparison) -> pd.DataFrame:
-    """The full matchings, a row per pair of features and score.
+    """Return the full matchings, a row per matched pair of features.
 
     Columns ``a``, ``b`` (ids), ``signed``, ``a_index``, ``b_index`` (latents), ``cosine``, and
-    ``shared`` (null without encoders and in the absolute match).
+    ``shared`` (missing without encoders and in the absolute match).
     """
     tables = []
     for pair in comparison.pairs:
@@ -66,14 +66,14 @@ def matching_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def result_document(comparison: Comparison, matching_file: str | None = None) -> Document:
-    """The comparison in the published JSON form (``docs/compare.md``, :func:`schema`).
+    """Return the comparison in the published JSON form (``docs/compare.md``, :func:`schema`).
 
     Parameters
     ----------
     comparison
-        What to write.
+        The comparison.
     matching_file
-        Name of the file beside it that holds the matchings; None puts them into the document.
+        Name of the file beside the document with the matchings; None puts them into the document.
     """
     inline = matching_file is None
     return Document(

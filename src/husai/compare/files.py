@@ -1,4 +1,4 @@
-"""SAEs and activations from files, ready to be compared, with where they came from."""
+"""Loads SAEs and activations from files for a comparison, and records where they came from."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ if TYPE_CHECKING:
 def load_saes(
     paths: Sequence[str | Path], format: Format | None = None, hints: Hints | None = None
 ) -> list[SAERecord]:
-    """Load SAEs or plain dictionaries, named by the shortest tails of their paths.
+    """Load SAEs or plain dictionaries; each is named by the last parts of its path.
 
     Parameters
     ----------
     paths
-        Directories or files in any of the formats of :func:`husai.sae.formats.read`, or plain
-        dictionaries. A folder may hold several SAEs, which are named from that folder on.
+        Folders or files in any of the formats of :func:`husai.sae.formats.read`, or plain
+        dictionaries. A folder may have several SAEs, whose names then start in that folder.
     format
-        What they are; detected when None.
+        Their format; detected when None.
     hints
         What their files leave out.
 
     Raises
     ------
     InputError
-        When one is given twice, does not exist, cannot be read, or holds what is not finite.
+        When one is given twice, does not exist, cannot be read, or has numbers that are not
+        finite.
     """
     from husai.sae.formats import find_saes, is_remote, resolved
 
@@ -70,7 +71,7 @@ def load_one(
     Raises
     ------
     InputError
-        When it cannot be read; nothing that it may hold is executed.
+        When it cannot be read; code in the file is never executed.
     """
     from husai.sae.formats import read
 
@@ -102,7 +103,7 @@ def load_one(
 
 
 def _settled(sae: TrainedSAE) -> tuple[bool | None, float | None]:
-    """Say whether an SAE had settled, from the decoders that its file keeps of its training."""
+    """Return whether an SAE had settled, and its motion, from the decoders saved in its file."""
     training = sae.provenance.get("training", {})
     if not sae.snapshots or not {"steps", "decay_fraction"} <= set(training):
         return None, None
@@ -115,20 +116,32 @@ def _encode(sae: TrainedSAE, rows: NDArray[Any]) -> NDArray[Any]:
     import torch
 
     with torch.no_grad():
-        # a copy: a memory-mapped file may not be written to, and torch would warn of it
+        # a copy, since torch warns about memory-mapped files that are read-only
         codes: NDArray[Any] = sae.encode(torch.from_numpy(np.array(rows))).numpy()
     return codes
 
 
 def load_activations(path: Path, width: int | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Load rows of activations, see :func:`husai.activations.read_rows`, as ``[n, d]`` float32.
+    """Load rows of activations with :func:`husai.activations.read_rows`, as ``[n, d]`` float32.
+
+    Parameters
+    ----------
+    path
+        The file.
+    width
+        Numbers that a row must have; not checked when None.
 
     Returns
     -------
     rows
-        Memory-mapped where the file is a float32 ``.npy``.
+        Memory-mapped if the file is a float32 ``.npy``.
     origin
-        Path and files, for the record.
+        Path and files, to be kept in the result.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be read, rows have another width, or all rows are equal.
     """
     rows = _rows_of_width(path, width).values
     if np.array_equal(rows[0], rows[-1]) and (rows == rows[0]).all():
@@ -138,12 +151,12 @@ def load_activations(path: Path, width: int | None = None) -> tuple[NDArray[Any]
 
 
 def rows_of_saes(path: Path, saes: Sequence[SAERecord]) -> RowsFile:
-    """Read rows, see :func:`husai.activations.read_rows`, that these SAEs read.
+    """Read the activation rows for these SAEs with :func:`husai.activations.read_rows`.
 
     Raises
     ------
     InputError
-        As there, and when rows have another width than the SAEs.
+        When the file cannot be read, or its rows have another width than the SAEs.
     """
     return _rows_of_width(path, saes[0].W_dec.shape[1])
 
@@ -162,7 +175,7 @@ def sha256(path: Path) -> str:
 
 
 def describe_files(path: Path) -> list[dict[str, Any]]:
-    """Name, size and SHA-256 of a file, or of the files that an SAE's folder holds."""
+    """Name, size and SHA-256 of a file, or of the files in an SAE's folder."""
     from husai.sae.formats.detect import files_of
 
     return [
@@ -171,12 +184,12 @@ def describe_files(path: Path) -> list[dict[str, Any]]:
 
 
 def short_names(paths: Sequence[Path], least: Sequence[int] | None = None) -> list[str]:
-    """The shortest tails of the paths that tell them apart.
+    """Name each path by its last parts, as few as are needed to tell the paths apart.
 
     Parameters
     ----------
     paths
-        What to name.
+        The paths to name.
     least
         Fewest parts of each name; 1 when None.
 
@@ -188,7 +201,7 @@ def short_names(paths: Sequence[Path], least: Sequence[int] | None = None) -> li
     parts = [path.absolute().parts for path in paths]
     if len(set(parts)) < len(parts):
         twice = next(str(path) for path, p in zip(paths, parts, strict=True) if parts.count(p) > 1)
-        raise InputError(f"{twice}: given twice; an SAE compared with itself says nothing")
+        raise InputError(f"{twice}: given twice; give each SAE once")
     length = 1
     while True:
         lengths = [max(length, one) for one in least or [1] * len(parts)]

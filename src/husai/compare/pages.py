@@ -1,4 +1,4 @@
-"""What ``husai features`` makes: the page of the features of SAEs from anywhere."""
+"""The work of ``husai features``: the HTML page of the features of SAEs in files."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeatureSources:
-    """Where SAEs and what they read lie.
+    """The files of SAEs, of the activations that they read, and of what is known about these.
 
     Attributes
     ----------
     saes
-        As :func:`husai.compare.files.load_saes` takes them.
+        Paths, as in :func:`husai.compare.files.load_saes`.
     activations
-        File of rows, with labels beside them; or None.
+        File of activation rows, with labels beside them; or None.
     contexts
         Table of the text around each row; or None.
     modulus
-        p where the rows are all pairs (a, b) modulo p, or None.
+        p, if the rows are all pairs (a, b) modulo p; or None.
     format
-        Of the SAEs; detected when None.
+        Format of the SAEs; detected when None.
     """
 
     saes: Sequence[str | Path]
@@ -67,15 +67,15 @@ def page_of_files(
     Parameters
     ----------
     sources
-        SAEs, rows, and what is known of them.
+        The SAEs, the rows, and what is known about these.
     out
-        The HTML file.
+        The HTML file to write.
     config
-        What is shown.
+        What the page shows.
     hints
         What the files of the SAEs leave out.
     table
-        A .parquet or .csv file for the features, or None.
+        A .parquet or .csv file to which the table of features is written, or None.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def page_of_files(
         labels = rows.labels if len(rows.labels.columns) else None
         facts = RowFacts(sources.modulus, labels, contexts)
         families = known_labels(len(rows.values), facts)
-        # without an encoder there is nothing to show on rows
+        # an SAE without an encoder has no codes on the rows
         if all(one.encode is not None for one in records):
             records = [with_codes(one, rows.values) for one in records]
         else:
@@ -120,7 +120,7 @@ def page_of_files(
 
 
 def known_labels(n_rows: int, facts: RowFacts) -> list[Labels]:
-    """Candidates for what a latent means, from what is known of the rows.
+    """Return the labels that are known for the rows: those of the modulus and of the table.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def known_labels(n_rows: int, facts: RowFacts) -> list[Labels]:
 
 def _read_table(path: Path) -> pd.DataFrame:
     if path.suffix not in (".parquet", ".csv") or not path.is_file():
-        raise InputError(f"{path}: no .parquet or .csv file; give a table of contexts")
+        raise InputError(f"{path}: not a .parquet or .csv file; give a table of contexts")
     try:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError) as error:

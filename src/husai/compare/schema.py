@@ -1,4 +1,4 @@
-"""The published JSON form of a comparison, as models from which its schema is generated."""
+"""The models of the JSON that ``husai compare`` writes, from which its schema is generated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NullName = Annotated[str, Field(json_schema_extra={"enum": list(NULL_KINDS)})]
 
 
 class Entry(BaseModel):
-    """A part of the document, in which an unknown key is an error."""
+    """A part of the document; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -35,7 +35,7 @@ class NullEntry(Entry):
     sd: float | None = Field(description="null for a single draw")
     draws: int = Field(ge=1)
     corrected: float | None = Field(
-        description="(value - mean) / (perfect - mean); null where chance is perfect already"
+        description="(value - mean) / (perfect - mean); null if the mean is the perfect score"
     )
     p_value: float | None = Field(
         gt=0, le=1, description="null where the null's values are not independent draws"
@@ -46,7 +46,7 @@ class ScoreEntry(Entry):
     """One score of a pair, beside its nulls."""
 
     score: ScoreName
-    signed: bool = Field(description="Whether the cosine itself counts, or its absolute value")
+    signed: bool = Field(description="true: the cosine itself is used; false: its absolute value")
     value: float | None
     chance: float | None = Field(description="Chance level in closed form, for scores of codes")
     nulls: dict[NullName, NullEntry]
@@ -66,7 +66,7 @@ class OverallEntry(Entry):
 
 
 class ThresholdCounts(Entry):
-    """Features matched and unmatched at one similarity."""
+    """Features with and without a partner of at least one similarity."""
 
     threshold: float
     matched: int = Field(ge=0)
@@ -109,7 +109,7 @@ class MatchEntry(Entry):
 
 
 class PairEntry(Entry):
-    """Two SAEs compared."""
+    """The comparison of two SAEs."""
 
     a: str = Field(description="id of an SAE")
     b: str
@@ -128,7 +128,7 @@ class FileEntry(Entry):
 
 
 class Origin(BaseModel):
-    """What is known of a source; a format may say more than the keys named here."""
+    """What is known about a source; some formats add further keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
@@ -142,7 +142,7 @@ class SAEEntry(Origin):
     id: str
     d_sae: int = Field(ge=1, description="Features")
     d: int = Field(ge=1, description="Width of the activations")
-    zero_rows: int = Field(ge=0, description="Features without a direction, left out")
+    zero_rows: int = Field(ge=0, description="Features whose decoder row is zero; left out")
     has_encoder: bool
     converged: bool | None = Field(description="null: unknown", strict=True)
     format: str | None = None
@@ -152,7 +152,8 @@ class SAEEntry(Origin):
     contract: dict[str, Any] | None = Field(
         None,
         description="What it reads, as far as its files say: model, hook, hook_out, layer, "
-        "position, scale, reshape, and space, what its decoder rows are directions of",
+        "position, scale, reshape, and space (the activations that its decoder rows are "
+        "directions of)",
     )
 
 
@@ -163,7 +164,7 @@ class ActivationsEntry(Origin):
 
 
 class Software(BaseModel):
-    """Versions that made the numbers."""
+    """Versions of the software that computed the numbers."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -195,19 +196,19 @@ class Document(Entry):
     saes: list[SAEEntry] = Field(min_length=2)
     mismatches: list[str] = Field(
         default_factory=list,
-        description="Where the SAEs contradict one another about what they read: a sentence for "
-        "each field of their contracts",
+        description="Contradictions between the SAEs about what they read: a sentence for each "
+        "field of their contracts",
     )
     pairs: list[PairEntry] = Field(min_length=1)
     overall: list[OverallEntry]
     encoder_metric: Literal["data", "raw"] | None = Field(
         default=None,
-        description="What encoder rows are compared in: the metric of the activations' covariance, "
-        "or as they are; null where no SAE has an encoder",
+        description="Metric in which encoder rows are compared: data, the covariance of the "
+        "activations; raw, the plain rows; null if no SAE has an encoder",
     )
     matching_file: str | None = Field(
-        description="Parquet file beside this one with the matchings, when they are too many to "
-        "be here"
+        description="Parquet file beside this one with the matchings, if they are too many for "
+        "this document"
     )
 
 

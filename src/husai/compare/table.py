@@ -1,4 +1,4 @@
-"""A comparison as a table for people."""
+"""Prints a comparison as tables, on a terminal or as plain text."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from husai.consistency.study.record import SAERecord, all_converged
 Scored = TypeVar("Scored", ScoreEntry, OverallEntry)
 
 PLAIN_WIDTH = 200
-"""Width of what goes to a file or a pipe, so that no cell is broken into lines there."""
+"""Columns of text in a file or a pipe: wide enough that no cell is broken into lines."""
 
 
 def result_text(comparison: Comparison) -> str:
-    """The comparison as plain text: scores beside chance, matched and unmatched features.
+    """Return the comparison as plain text: scores beside nulls, matched and unmatched features.
 
     Parameters
     ----------
     comparison
-        What to show.
+        The comparison.
     """
     text = StringIO()
     print_result(comparison, text)
@@ -40,14 +40,14 @@ def result_text(comparison: Comparison) -> str:
 
 
 def print_result(comparison: Comparison, file: TextIO | None = None) -> None:
-    """Print the comparison for people: tables fitted to a terminal, plain text anywhere else.
+    """Print the comparison: tables that fit a terminal, plain text in a file or a pipe.
 
     Parameters
     ----------
     comparison
-        What to show.
+        The comparison.
     file
-        Where to; standard output when None.
+        Where to print; standard output when None.
     """
     console = Console(file=file, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
@@ -71,7 +71,7 @@ def print_result(comparison: Comparison, file: TextIO | None = None) -> None:
 
 
 def _table(*columns: str, header: bool = True) -> Table:
-    """A table without lines: the first column to the left, numbers to the right."""
+    """Make a table without lines: the first column aligned left, the others right."""
     table = Table(box=None, show_header=header, header_style="bold", padding=(0, 0, 0, 2))
     for at, column in enumerate(columns):
         table.add_column(column, justify="right" if at else "left", overflow="fold")
@@ -111,13 +111,13 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _in_order(scores: Sequence[Scored]) -> list[Scored]:
-    """As the registry lists them, the absolute convention before the signed one."""
+    """Sort scores in the order of the registry, the absolute convention before the signed one."""
     place = {name: at for at, name in enumerate(SCORES)}
     return sorted(scores, key=lambda entry: (place[entry.score], entry.signed))
 
 
 def _score_table(pair: PairComparison, config: CompareConfig) -> Table:
-    """Every known score with its chance levels; kinds of chance of a few scores come last."""
+    """Make the table of known scores with their nulls; nulls that few scores have come last."""
     scores = [entry for entry in _in_order(pair.scores) if entry.value is not None]
     kinds = [
         kind.name
@@ -128,7 +128,7 @@ def _score_table(pair: PairComparison, config: CompareConfig) -> Table:
     for kind in kinds:
         columns += [f"chance: {NULL_KINDS[kind].title}\nmean ± sd", "\ncorrected", "\np"]
     other = any(_other_chance(entry) for entry in scores)
-    table = _table(*columns, *(["chance of another kind"] if other else []))
+    table = _table(*columns, *(["other null"] if other else []))
     for entry in scores:
         cells = [_title(entry.score, entry.signed, config), _number(entry.value)]
         for kind in kinds:
@@ -144,7 +144,7 @@ def _null_cells(null: NullEntry) -> list[str]:
 
 
 def _other_chance(entry: ScoreEntry) -> str:
-    """A chance level in closed form, or of shuffled rows; empty where there is neither."""
+    """Chance level in closed form, or null of shuffled rows; empty if there is neither."""
     if entry.chance is not None:
         return f"{entry.chance:.4f}, {NULL_KINDS['chance'].title}"
     shuffled = entry.nulls.get("shuffled")
@@ -155,7 +155,7 @@ def _other_chance(entry: ScoreEntry) -> str:
 
 
 def _missing(pair: PairComparison, config: CompareConfig) -> dict[str, list[str]]:
-    """Titles of the scores that are not known, by the reason why."""
+    """Titles of the scores that are not known, by reason."""
     missing: dict[str, list[str]] = {}
     for entry in _in_order(pair.scores):
         if entry.value is None:
@@ -165,14 +165,16 @@ def _missing(pair: PairComparison, config: CompareConfig) -> dict[str, list[str]
 
 
 def _match_table(pair: PairComparison, config: CompareConfig) -> Table:
-    """How many features the best match leaves without a partner."""
+    """Make the table of how many features have a partner in the best match."""
     table = _table(
         "features at a similarity of", *(f"≥ {threshold:g}" for threshold in config.thresholds), ""
     )
     for match in (pair.absolute, pair.signed):
         name = "signed" if match.signed else "|cosine|"
         proof = (
-            "optimal" if match.certified else f"not proved optimal: off by ≤ {match.gap_bound:.2g}"
+            "optimal"
+            if match.certified
+            else f"not proved optimal: mean at most {match.gap_bound:.2g} too low"
         )
         counts = threshold_counts(match, config.thresholds)
         for title, key in (
@@ -206,7 +208,7 @@ def _print_overall(comparison: Comparison, console: Console) -> None:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """Notes that a reader needs to judge the numbers."""
+    """Notes that a reader needs to understand the numbers."""
     notes = []
     records = [sae.record for sae in comparison.saes]
     draws_of = [
@@ -220,33 +222,34 @@ def _notes(comparison: Comparison) -> list[str]:
         draws = min(draws_of)
         plural = "" if draws == 1 else "s"
         notes.append(
-            f"Chance is the score of {draws} pair{plural} of random dictionaries of these sizes; "
-            f"its p cannot be below {1 / (1 + draws):.3f} (--null-draws). "
+            f"Chance: the scores of {draws} pair{plural} of random dictionaries of these sizes; "
+            f"p cannot be below {1 / (1 + draws):.3f} (--null-draws). "
             "corrected = (value - chance) / (perfect - chance). "
             "docs/glossary.md explains each score."
         )
     else:
-        notes.append("Chance was left out: these scores cannot be judged without it.")
+        notes.append("No nulls were drawn: without them these scores cannot be interpreted.")
     if len(comparison.saes) == 2:
-        notes.append("Two SAEs are one pair: give three or more for an interval over SAEs.")
+        notes.append("Two SAEs make one pair: give three or more for an interval over SAEs.")
     elif len({(r.d_sae, r.origin.get("architecture")) for r in records}) > 1:
         notes.append(
-            "These SAEs differ in width or architecture: the interval mixes that with what varies "
-            "from seed to seed."
+            "These SAEs differ in width or architecture: the interval covers these differences "
+            "too, not only those between seeds."
         )
     if any(sae.encoder is not None for sae in comparison.saes) and comparison.metric == "raw":
         notes.append(
-            "Encoders are compared by their raw rows, which keep their initialisation where the "
-            "data hardly vary: give --activations to compare them in the data's metric."
+            "Encoders are compared by their raw rows, which keep their initialisation in "
+            "directions in which the data hardly vary: give --activations to compare them in the "
+            "data's metric."
             if comparison.activations is None
-            else "Encoders are compared by their raw rows, as encoder_metric asks."
+            else "Encoders are compared by their raw rows, since encoder_metric is raw."
         )
     flags = [record.converged for record in records]
     if any(flag is None for flag in flags):
         notes.append(
-            "Convergence unknown: an SAE that is not converged still carries its initialisation, "
-            "which lowers (or, when shared, raises) every score."
+            "Convergence unknown: an SAE that has not converged still keeps part of its "
+            "initialisation, which lowers (or, if it is shared, raises) every score."
         )
     if all_converged(flags) is False:
-        notes.append("NOT CONVERGED: these scores are about the training run, not the features.")
+        notes.append("NOT CONVERGED: these scores may change with longer training.")
     return notes

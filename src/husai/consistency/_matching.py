@@ -1,4 +1,4 @@
-"""Names of :mod:`husai.matching` that people import from ``husai.consistency``."""
+"""Names of :mod:`husai.matching` that can also be imported from ``husai.consistency``."""
 
 from husai.matching.certified import Certificate
 from husai.matching.match import match_features, match_signed_and_absolute

@@ -1,4 +1,4 @@
-"""Settings of a comparison, importable without the libraries that carry it out."""
+"""Settings of a comparison of SAEs; importing them loads no numerical library."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pydantic import Field
 from husai.config import Config, Count, CountFromZero, Seed, Threads
 
 LEAST_MOTION = 0.01
-"""Motion of a settled decoder, 1 - |cosine| per 500 steps (docs/results/gate.md)."""
+"""A settled decoder moves less than this, 1 - |cosine| per 500 steps (docs/results/gate.md)."""
 
 LEAST_CHANGE = 0.02
-"""Change of a settled group's mean PW-MCC."""
+"""The mean PW-MCC of a settled group changes less than this."""
 
 
 class ComparisonConfig(Config):
@@ -29,31 +29,34 @@ class ComparisonConfig(Config):
     )
     encoder_metric: Literal["data", "raw"] = Field(
         default="data",
-        description="what encoder rows are compared in: data, the metric of the activations' "
-        "covariance, where activations are given; raw, the rows as they are",
+        description="metric in which encoder rows are compared: data, the covariance of the "
+        "activations, if these are given; raw, the plain rows",
     )
     subspace_rank: Count | None = Field(
         default=None,
-        description="dimensions of the subspaces compared; None takes half of what can be spanned",
+        description="dimensions of the subspaces compared; None takes half of the largest possible",
     )
     max_similarity_width: Count = Field(
-        default=4096, description="widest SAE whose codes get CKA and SVCCA (memory: width²)"
+        default=4096,
+        description="widest SAE for which CKA and SVCCA of codes are computed (memory: width²)",
     )
     null_draws: CountFromZero | None = Field(
         default=None,
-        description="random pairs behind each null, five times as many of the permuted one; None "
-        "takes what about a minute allows, 0 leaves the nulls out",
+        description="random pairs drawn for each null, five times as many for the permuted one; "
+        "None draws for about a minute, 0 computes no null",
     )
     code_null_draws: CountFromZero | None = Field(
         default=None,
-        description="row shuffles behind the null of matched activations; None takes what about a "
-        "minute allows, 0 leaves it out",
+        description="row shuffles drawn for the null of matched activations; None draws for about "
+        "a minute, 0 computes no null",
     )
     level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of intervals")
     seed: Seed = Field(default=0, description="seed of the nulls")
     workers: Threads = Field(default=1, description="threads")
     max_passes: float = Field(
-        default=4.0, ge=1, description="budget of one exact match, in passes of the product"
+        default=4.0,
+        ge=1,
+        description="most products that one exact match may compute, as a multiple of all pairs",
     )
     device: str = Field(default="cpu", description="cpu, or the torch device for the products")
 
@@ -73,20 +76,20 @@ class ConsistencyConfig(ComparisonConfig):
         description="a settled group's mean PW-MCC changed less since half of those steps",
     )
     data_variance: float = Field(
-        default=0.99, gt=0, le=1, description="variance that the data's subspace holds"
+        default=0.99, gt=0, le=1, description="share of variance that the data's subspace holds"
     )
     across_groups: bool = Field(
-        default=False, description="score pairs of SAEs of different groups too"
+        default=False, description="whether to score pairs of SAEs of different groups too"
     )
     plane_threshold: float = Field(
-        default=0.9, gt=0, le=1, description="least norm of a feature's part in its plane"
+        default=0.9, gt=0, le=1, description="least norm of a unit feature's part in its plane"
     )
     code_null_draws: CountFromZero | None = Field(
-        default=19, description="row shuffles behind the null of matched activations"
+        default=19, description="row shuffles drawn for the null of matched activations"
     )
     null_draws: CountFromZero | None = Field(
         default=40,
-        description="random pairs behind each null; the permuted one gets five times as many",
+        description="random pairs drawn for each null, five times as many for the permuted one",
     )
     label_r2: float = Field(
         default=0.5,
@@ -101,8 +104,8 @@ class ConsistencyConfig(ComparisonConfig):
         description="F1, at the best threshold, above which a latent stands for a class",
     )
     symmetry_width: Count = Field(
-        default=64, description="widest SAE whose symmetries are looked for (time: width²)"
+        default=64, description="widest SAE whose symmetries are searched (time: width²)"
     )
     symmetry_draws: Count = Field(
-        default=9, description="random relabellings of the inputs behind symmetries' null"
+        default=9, description="random relabellings of the inputs for the null of the symmetries"
     )

@@ -1,4 +1,4 @@
-"""The project's Kedro datasets."""
+"""The project's Kedro datasets: how files are read and written by the catalog."""
 
 from husai.errors import needs
 

@@ -1,4 +1,4 @@
-"""JSON documents, checked when they are read."""
+"""The dataset of JSON documents, which are checked when they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from husai.config import problems
 
 
 class DocumentDataset(JSONDataset):
-    """A JSON object with entries; what else a file holds is an error when it is read.
+    """A JSON object with entries; reading a file with anything else is an error.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class DocumentDataset(JSONDataset):
         Raises
         ------
         ValueError
-            When it is not one.
+            When it is not a valid document.
         """
         found = super().load()
         if not isinstance(found, dict) or not found:

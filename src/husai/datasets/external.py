@@ -1,4 +1,4 @@
-"""SAEs that were trained elsewhere, as an entry of the catalog."""
+"""The dataset of external SAEs, which were not trained by this project."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[SAERecord]]"]):
     Parameters
     ----------
     groups
-        Group name to the paths of its SAEs, which differ in nothing but their seeds; relative
-        paths start at the project's folder, a folder with several SAEs stands for each, and
-        ``hf://OWNER/REPO/FOLDER`` is on the Hugging Face hub. Empty: none take part.
+        For each group by name, the paths of its SAEs, which differ only in their seeds. Relative
+        paths start in the project's folder, a folder may have several SAEs, and
+        ``hf://OWNER/REPO/FOLDER`` is on the Hugging Face hub. Empty for no external SAEs.
     metadata
-        Ignored here; layers and tracking read it.
+        Not used here; layers and tracking read it.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[SAERecord]]"]):
         self.metadata = metadata
 
     def load(self) -> dict[str, list[SAERecord]]:
-        """Read every SAE; nothing that a file may hold is executed.
+        """Read every SAE; code in the files is never executed.
 
-        Where the SAEs of a group contradict one another about what they read, a warning is logged.
+        If the SAEs of a group contradict one another about what they read, a warning is logged.
         """
         from husai.compare.contract import check_contracts
         from husai.compare.files import load_saes
@@ -53,8 +53,8 @@ class ExternalSAEs(AbstractDataset[NoReturn, "dict[str, list[SAERecord]]"]):
         return groups
 
     def save(self, data: NoReturn) -> None:
-        """Refuse: they are only ever an input."""
-        raise DatasetError("external SAEs are read, never written")
+        """Raise an error: external SAEs are only read."""
+        raise DatasetError("external SAEs are only read, never written")
 
     def _exists(self) -> bool:
         local = [p for paths in self._groups.values() for p in paths if "://" not in p]

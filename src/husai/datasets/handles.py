@@ -1,4 +1,4 @@
-"""A folder that a node works in, handed over as a path."""
+"""The dataset of a folder that a node reads and writes itself; the node gets its path."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from kedro.io import AbstractDataset, DatasetError
 
 
 class DirectoryHandle(AbstractDataset[NoReturn, Path]):
-    """Give a node the path of a folder, made when missing.
+    """Gives a node the path of a folder, which is made if it is missing.
 
-    A checkpoint store is read and written while its node runs, which no Kedro dataset may be;
-    so the node gets the folder itself.
+    A folder of checkpoints is read and written while its node runs. A Kedro dataset is read before
+    and written after a node, so the node gets the folder itself.
 
     Parameters
     ----------
     path
         The folder, on a local or mounted disk.
     metadata
-        Ignored here; layers and tracking read it.
+        Not used here; layers and tracking read it.
     """
 
     def __init__(self, *, path: str, metadata: dict[str, Any] | None = None) -> None:
@@ -33,7 +33,7 @@ class DirectoryHandle(AbstractDataset[NoReturn, Path]):
         return self._path
 
     def save(self, data: NoReturn) -> None:
-        """Refuse: a handle is only ever an input."""
+        """Raise an error: a handle can only be an input."""
         raise DatasetError(f"{self._path}: a directory handle cannot be a node's output")
 
     def _exists(self) -> bool:

@@ -1,4 +1,4 @@
-"""A table of an earlier run, which may not be there yet."""
+"""The dataset of a table from an earlier run, which may not exist yet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kedro_datasets.pandas import ParquetDataset
 
 
 class EarlierTable(ParquetDataset):
-    """A parquet table; an empty one where no run has written it."""
+    """A parquet table; an empty one if no run has written it."""
 
     def load(self) -> pd.DataFrame:
         """Return the table, or an empty one."""

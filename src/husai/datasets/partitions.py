@@ -1,4 +1,4 @@
-"""The plan of a campaign, partitions that are read once, and those that a plan asks for."""
+"""The datasets of a campaign's plan, and of partitions such as its SAEs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from husai.storage import locked
 
 
 class PlanDataset(ParquetDataset):
-    """The table of what a campaign trains; it cannot be overwritten while the campaign runs.
+    """The plan of a campaign; it cannot be overwritten while the campaign runs.
 
     Parameters
     ----------
@@ -31,15 +31,15 @@ class PlanDataset(ParquetDataset):
         self._campaign = Path(campaign)
 
     def save(self, data: pd.DataFrame) -> None:
-        """Write the plan; while another process works in the folder, an ``InputError``."""
+        """Write the plan; raises ``InputError`` while a campaign runs in the folder."""
         with locked(self._campaign):
             super().save(data)
 
 
 class ReadOncePartitions(PartitionedDataset):
-    """Partitions whose files are read once in a run, whichever nodes ask for them.
+    """Partitions whose files are read only once in a run, however many nodes load them.
 
-    What was read is kept until Kedro lets go of the dataset: after the last node that reads it, or
+    They are kept in memory until Kedro releases the dataset: after the last node that reads it, or
     at the end of the run.
     """
 
@@ -48,11 +48,11 @@ class ReadOncePartitions(PartitionedDataset):
         self._kept: dict[str, Any] = {}
 
     def load(self) -> dict[str, Callable[[], Any]]:
-        """Give a function for each partition, that reads it when it is first called."""
+        """Return a function for each partition, which reads the file when it is first called."""
         return {name: partial(self._once, name, read) for name, read in super().load().items()}
 
     def save(self, data: dict[str, Any]) -> None:
-        """Write partitions; what was read of them before is forgotten."""
+        """Write partitions, and forget what was read from them before."""
         super().save(data)
         for name in data:
             self._kept.pop(name, None)
@@ -70,8 +70,8 @@ class ReadOncePartitions(PartitionedDataset):
 class PlannedPartitionedDataset(ReadOncePartitions):
     """A partitioned dataset that exists only when every planned partition does.
 
-    Kedro's own is taken to exist as soon as any partition is there, so that
-    ``--only-missing-outputs`` would skip a campaign with SAEs still missing.
+    Kedro's own dataset exists as soon as one partition exists, so that ``--only-missing-outputs``
+    would skip a campaign with missing SAEs.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class PlannedPartitionedDataset(ReadOncePartitions):
         self._plan_column = plan_column
 
     def missing(self) -> list[str]:
-        """Name the planned partitions that are not there.
+        """Return the names of the planned partitions that do not exist.
 
         Raises
         ------
@@ -102,14 +102,14 @@ class PlannedPartitionedDataset(ReadOncePartitions):
         return [name for name in planned if name not in present]
 
     def planned(self) -> list[str]:
-        """Name the planned partitions.
+        """Return the names of the planned partitions.
 
         Raises
         ------
         FileNotFoundError
             When there is no plan.
         InputError
-            When it does not read.
+            When it cannot be read.
         """
         if not Path(self._plan).exists():
             raise FileNotFoundError(self._plan)
@@ -120,7 +120,7 @@ class PlannedPartitionedDataset(ReadOncePartitions):
     def _exists(self) -> bool:
         try:
             return not self.missing()
-        except (OSError, ValueError):  # no plan, or one that does not read
+        except (OSError, ValueError):  # no plan, or one that cannot be read
             return False
 
     def _describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pages and figures, with previews that Kedro-Viz shows whole."""
+"""The datasets of pages and figures, with previews for Kedro-Viz."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kedro_datasets.matplotlib import MatplotlibDataset
 from kedro_datasets.text import TextDataset
 
 WIDEST = 1.5
-"""Width over height of the widest picture that Kedro-Viz shows whole: what is wider it cuts off."""
+"""Largest width over height of a picture in Kedro-Viz, which cuts off wider ones."""
 
 
 class PageDataset(TextDataset):
-    """A page of Markdown, whose preview shows it with its pictures."""
+    """A page of Markdown; its preview shows it with its pictures."""
 
     def preview(self) -> HTMLPreview:
-        """Give the page as HTML, its pictures within."""
+        """Return the page as HTML with its pictures inside."""
         from markdown_it import MarkdownIt
 
         path = Path(self._get_load_path())
@@ -27,7 +27,7 @@ class PageDataset(TextDataset):
 
         def within(source: re.Match[str]) -> str:
             picture = path.parent / source[1]
-            if not picture.is_file():  # a pipeline that draws it was not run
+            if not picture.is_file():  # the pipeline that draws it was not run
                 return source[0]
             data = base64.b64encode(picture.read_bytes()).decode()
             return f'src="data:image/png;base64,{data}" style="max-width: 100%"'
@@ -36,10 +36,10 @@ class PageDataset(TextDataset):
 
 
 class FigureDataset(MatplotlibDataset):
-    """A figure, whose preview has space around it where it is wide."""
+    """A figure; the preview of a wide one has space above and below it."""
 
     def preview(self) -> ImagePreview:
-        """Give the picture, higher where it would be cut off."""
+        """Return the picture, made higher if it would be cut off."""
         from PIL import Image
 
         with Image.open(self._get_load_path()) as picture:

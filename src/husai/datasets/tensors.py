@@ -1,4 +1,4 @@
-"""Tensors and a header in one safetensors file, versioned, on any file system."""
+"""The dataset of tensors with a header in one safetensors file, versioned, on any file system."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from husai.storage import TensorFile, atomic_path
 
 
 class TensorDataset(AbstractVersionedDataset[TensorFile, TensorFile]):
-    """Save and load a :class:`husai.storage.TensorFile`.
+    """Saves and loads a :class:`husai.storage.TensorFile`.
 
-    Nothing is pickled. On a local disk the file appears whole or not at all; other file systems
-    get it in one write.
+    Nothing is pickled. On a local disk a file is never left incomplete; on other file systems it
+    is written in one call.
 
     Parameters
     ----------
@@ -26,9 +26,9 @@ class TensorDataset(AbstractVersionedDataset[TensorFile, TensorFile]):
     version
         Given by Kedro for versioned entries.
     credentials, fs_args
-        For ``fsspec.filesystem``.
+        Options of ``fsspec.filesystem``.
     metadata
-        Ignored here; layers and tracking read it.
+        Not used here; layers and tracking read it.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TensorDataset(AbstractVersionedDataset[TensorFile, TensorFile]):
         )
 
     def load(self) -> TensorFile:
-        """Read the file; a torn or foreign one raises ``InputError``."""
+        """Read the file; a damaged one, or one of another kind, raises ``InputError``."""
         path = get_filepath_str(self._get_load_path(), self._protocol)
         with self._fs.open(path, "rb") as file:
             return TensorFile.from_bytes(file.read(), origin=path)

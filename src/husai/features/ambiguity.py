@@ -1,11 +1,11 @@
-"""How ambiguous a match is, certified: which partners could be exchanged at almost no loss.
+"""How ambiguous a match is: which partners could be exchanged at almost no loss, exactly.
 
 The best one-to-one match has prices (dual variables) with ``u_i + v_j >= s_ij`` for every pair and
-equality on the match, so every other pair has a *reduced cost* ``u_i + v_j - s_ij >= 0``. Giving
-feature i the partner j costs the sum of all similarities exactly the reduced cost of (i, j) plus
-the cheapest way to find a new partner for whoever had j: a shortest path over reduced costs
-(Hungarian method; the exchange argument of Lawler 1976, chapter 5). So the partners within ε of
-optimal are found without enumerating any matching, and the count is exact.
+equality on the match, so every other pair has a *reduced cost* ``u_i + v_j - s_ij >= 0``. When
+feature i takes the partner j, the sum of all similarities loses exactly the reduced cost of (i, j)
+plus the least cost of a new partner for the feature that had j: a shortest path over reduced costs
+(Hungarian method; the exchange argument of Lawler 1976, chapter 5). So all partners within ε of
+the optimum are found without listing any other matching, and their count is exact.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from husai.matching.dense_assignment import assign
 
 Floats = NDArray[np.float64]
 
-_MOST_FEATURES = 4096  # [n, n] float64 in memory
-# Reduced costs of pairs that tie exactly come out at some 1e-16.
+_MOST_FEATURES = 4096  # the [n, n] float64 matrices have to fit in memory
+# Rounding leaves reduced costs of about 1e-16 for pairs that tie exactly.
 _TIE = 1e-12
 
 
@@ -37,12 +37,13 @@ class Ambiguity:
     Attributes
     ----------
     cost
-        ``[n_a, n_b]`` sparse: what the sum of similarities loses when i is matched with j, for
-        the pairs for which that is at most ε (stored + 1e-12, so that a loss of 0 is not absent).
+        ``[n_a, n_b]`` sparse: what the sum of similarities loses when i is matched with j. Only
+        pairs with a loss of at most ε are stored, as the loss + 1e-12, so that a loss of 0 is
+        stored too.
     partner
         ``[n_a]`` the best match, -1 for none.
     epsilon
-        As given.
+        Largest loss of the sum of similarities that was allowed.
     """
 
     cost: sparse.csr_array
@@ -50,19 +51,19 @@ class Ambiguity:
     epsilon: float
 
     def table(self, similarity: ArrayLike) -> pd.DataFrame:
-        """Say for each row how many partners are exchangeable and how far its similarity can move.
+        """Count each row's exchangeable partners, and the range of its similarity over them.
 
         Parameters
         ----------
         similarity
-            ``[n_a, n_b]`` that the match maximised.
+            ``[n_a, n_b]``: the matrix that was matched.
 
         Returns
         -------
         pandas.DataFrame
-            ``n_exchangeable`` (partners within ε, its own included), ``margin`` (least loss when
-            it takes another partner; NaN when that is more than ε), ``least`` and ``most``
-            (similarity over those partners).
+            A row per row of the matrix: ``n_exchangeable`` (partners within ε, its own included),
+            ``margin`` (least loss when it takes another partner; NaN when that is more than ε),
+            ``least`` and ``most`` (smallest and largest similarity over those partners).
         """
         s = np.asarray(similarity, dtype=np.float64)
         entries = self.cost.tocoo()
@@ -88,8 +89,9 @@ class Ambiguity:
 def prices(similarity: ArrayLike, partner: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Find prices ``u`` and ``v`` that prove a square assignment optimal.
 
-    ``v_j >= s_ij - s_i,p(i) + v_p(i)`` for all i is a system of differences; its least solution
-    from 0 is a longest path, which ends because no cycle of an optimal assignment gains.
+    The conditions ``v_j >= s_ij - s_i,p(i) + v_p(i)`` for all i are difference constraints. Their
+    least solution from 0 up is a longest path; it exists because no cycle of exchanges improves an
+    optimal assignment.
 
     Parameters
     ----------
@@ -97,6 +99,11 @@ def prices(similarity: ArrayLike, partner: NDArray[np.int64]) -> tuple[Floats, F
         ``[n, n]``.
     partner
         ``[n]`` the best assignment.
+
+    Returns
+    -------
+    u, v
+        ``[n]`` prices of the rows and of the columns.
 
     Raises
     ------
@@ -113,7 +120,7 @@ def prices(similarity: ArrayLike, partner: NDArray[np.int64]) -> tuple[Floats, F
             break
         v = raised
     else:
-        raise InputError("partner: another assignment is better; give the best one")
+        raise InputError("partner: another assignment has a larger sum; give the best one")
     return s[np.arange(n), partner] - v[partner], v
 
 
@@ -131,7 +138,8 @@ def match_ambiguity(similarity: ArrayLike, epsilon: float) -> Ambiguity:
     Raises
     ------
     InputError
-        When the matrix is too large to be held, not finite or negative.
+        When the matrix is too large, or has numbers that are not finite or negative; when epsilon
+        is not positive.
     """
     s = np.asarray(similarity, dtype=np.float64)
     if s.ndim != 2 or not s.size or max(s.shape) > _MOST_FEATURES:
@@ -146,7 +154,7 @@ def match_ambiguity(similarity: ArrayLike, epsilon: float) -> Ambiguity:
     u, v = prices(square, partner)
     reduced = np.maximum(u[:, None] + v[None, :] - square, 0.0)
     near = np.nonzero(reduced <= epsilon)
-    # i takes j from its holder, who needs a column in turn: an edge i -> holder of j
+    # when i takes j, the row that held j needs a new column: an edge from i to the holder of j
     holder = np.empty(n, dtype=np.int64)
     holder[partner] = np.arange(n)
     to = holder[near[1]]
@@ -155,7 +163,7 @@ def match_ambiguity(similarity: ArrayLike, epsilon: float) -> Ambiguity:
         (reduced[near][moves] + _TIE, (near[0][moves], to[moves])), shape=(n, n)
     )
     back = dijkstra(step, limit=epsilon + n * _TIE)
-    # whoever had j ends with the column that i gave up
+    # the exchanges end when some row takes the column that i left
     cost = reduced[near] + np.where(moves, back[to, near[0]], 0.0)
     inside = (cost <= epsilon + n * _TIE) & (near[0] < n_a) & (near[1] < n_b)
     row, column = near[0][inside], near[1][inside]
@@ -167,7 +175,14 @@ def match_ambiguity(similarity: ArrayLike, epsilon: float) -> Ambiguity:
 def ambiguity_tables(
     cards: FeatureCards, config: FeaturesConfig | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Say for each feature, and each of its partners, how ambiguous the match is.
+    """Measure for each feature, and each of its partners, how ambiguous the match is.
+
+    Parameters
+    ----------
+    cards
+        From :func:`husai.features.feature_cards`.
+    config
+        ``epsilon``: the largest loss of the sum of similarities.
 
     Returns
     -------
@@ -177,7 +192,12 @@ def ambiguity_tables(
         ``id``, ``latent``, ``other_id``, ``n_exchangeable``, ``margin``, ``least``, ``most``: see
         :meth:`Ambiguity.table`.
     notes
-        What it means for the scores.
+        One sentence: how much the ambiguity can change the scores.
+
+    Raises
+    ------
+    InputError
+        As :func:`match_ambiguity`.
     """
     config = config or FeaturesConfig()
     group, tables = cards.group, []

@@ -1,8 +1,8 @@
-"""Feature cards: everything that is known of each feature of a group of SAEs, as data frames.
+"""Feature cards: all that is known about each feature of a group of SAEs, as data frames.
 
 The SAEs of a group read the same rows and differ in the seed. Each feature of each of them is
-matched with one partner in every other seed; a card holds how well it comes back, what it means,
-how often it fires, who its partners are, and what of its activations can be shown.
+matched with one partner in every other seed. A card says how similar a feature is to its partners
+and which they are, what it means, and how often and how strongly it fires.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FeatureGroup:
-    """SAEs of one space, matched pair by pair: what every measure of features starts from.
+    """SAEs of one space, matched pair by pair: the input of every measure of features.
 
     Attributes
     ----------
     name
-        Of the group.
+        Name of the group.
     live
-        The SAEs with their latents that take part.
+        The SAEs, each with the latents that are compared.
     matches
-        By positions ``s < t``: the best one-to-one match of |cosine|; indices count live latents.
+        For each pair of positions ``s < t`` the best one-to-one match by |cosine|; its indices
+        count live latents.
     codes
         ``[n_rows, n_live]`` codes of each SAE's live latents on the same rows, or None.
     """
@@ -64,12 +65,15 @@ class FeatureGroup:
 
     @property
     def names(self) -> list[str]:
-        """How a page calls them: by their seed where that tells them apart."""
+        """The SAEs' names on a page: their seeds where no two are equal, else their ids."""
         seeds = [one.record.seed for one in self.live]
         return [f"seed {seed}" for seed in seeds] if len(set(seeds)) == len(seeds) else self.ids
 
     def partners(self, s: int, t: int) -> tuple[NDArray[np.int64], Floats]:
-        """Partner of each live latent of SAE s in SAE t, -1 for none, and the signed cosine."""
+        """Return ``[n_live]`` partners in SAE t of the latents of SAE s, and the signed cosines.
+
+        Without a partner the index is -1 and the cosine NaN.
+        """
         n = len(self.live[s].index)
         found, cosine = np.full(n, -1), np.full(n, np.nan)
         match = self.matches[min(s, t), max(s, t)]
@@ -86,10 +90,10 @@ def feature_group(records: Sequence[SAERecord], *, name: str = "") -> FeatureGro
     Parameters
     ----------
     records
-        Two or more SAEs of one space. Give codes of the same rows (see
-        :func:`husai.consistency.with_codes`): latents that never fire are then left out.
+        Two or more SAEs of one space. With codes of the same rows (see
+        :func:`husai.consistency.with_codes`), latents that never fire are left out.
     name
-        Of the group; that of the first SAE when empty.
+        Name of the group; when empty, the first SAE's group name.
 
     Raises
     ------
@@ -122,7 +126,7 @@ def feature_group(records: Sequence[SAERecord], *, name: str = "") -> FeatureGro
 
 @dataclass(frozen=True)
 class FeatureCards:
-    """What is known of each feature.
+    """All that is known about each feature.
 
     Attributes
     ----------
@@ -137,6 +141,8 @@ class FeatureCards:
     partners
         A row per feature and other SAE: ``id``, ``latent``, ``other_id``, ``other_latent`` (-1 for
         none), ``cosine``, ``similarity``.
+    notes
+        Sentences about the measures, shown on the page.
     """
 
     group: FeatureGroup
@@ -150,7 +156,17 @@ class FeatureCards:
         partners: pd.DataFrame | None = None,
         notes: Sequence[str] = (),
     ) -> FeatureCards:
-        """Add columns of a measure: keys are id and latent, of partners other_id too."""
+        """Add the columns of a measure, and its notes.
+
+        Parameters
+        ----------
+        features
+            One row per ``id`` and ``latent``.
+        partners
+            One row per ``id``, ``latent`` and ``other_id``.
+        notes
+            Sentences about the measure.
+        """
         own, pairs = self.features, self.partners
         if features is not None:
             own = own.merge(features, on=["id", "latent"], how="left", validate="one_to_one")
@@ -166,17 +182,17 @@ def feature_cards(
     families: Sequence[Labels] = (),
     config: FeaturesConfig | None = None,
 ) -> FeatureCards:
-    """Say of each feature how it comes back, what it means, and who its partners are.
+    """Collect for each feature its similarity to its partners, its label and its activity.
 
     Parameters
     ----------
     group
         From :func:`feature_group`.
     families
-        Candidates for what a latent means, on the rows of the codes: see
+        Labels of the rows of the codes, as candidates for what a latent means: see
         :func:`husai.consistency.table_labels` and :func:`husai.consistency.modular_labels`.
     config
-        Threshold, level, least R² of a label.
+        ``threshold``, ``level`` and ``label_r2`` are used.
 
     Raises
     ------
@@ -228,10 +244,22 @@ def _partner_table(group: FeatureGroup) -> pd.DataFrame:
 
 
 def partner_intervals(partners: pd.DataFrame, level: float) -> pd.DataFrame:
-    """Give the interval of each feature's mean similarity over the other seeds, by Student's t.
+    """Compute an interval for each feature's mean similarity to its partners, by Student's t.
 
-    The other seeds are the sample: the interval says what the mean over many more of them would
-    be. Below two other seeds there is none.
+    The other seeds are the sample; the interval is for the mean over many more seeds. With fewer
+    than two other seeds its ends are NaN.
+
+    Parameters
+    ----------
+    partners
+        :attr:`FeatureCards.partners`.
+    level
+        Confidence level, between 0 and 1.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``id``, ``latent``, ``low``, ``high``.
     """
     by = partners.groupby(["id", "latent"], sort=False)["similarity"]
     table = pd.DataFrame({"mean": by.mean(), "sd": by.std(ddof=1), "n": by.size()}).reset_index()
@@ -243,7 +271,7 @@ def partner_intervals(partners: pd.DataFrame, level: float) -> pd.DataFrame:
 
 
 def _activity(codes: Sequence[sparse.csc_array]) -> pd.DataFrame:
-    """Share of these rows on which every latent fires, mean there, and largest activation."""
+    """For each latent: share of the rows on which it fires, mean activation there, largest one."""
     rates, means, largest = [], [], []
     for one in codes:
         fires = np.maximum(np.diff(one.indptr), 1)
@@ -260,12 +288,15 @@ def _activity(codes: Sequence[sparse.csc_array]) -> pd.DataFrame:
 
 
 def unit_decoder(group: FeatureGroup, s: int) -> Floats:
-    """``[n_live, d]`` decoder rows of SAE s, in float64 and of unit norm."""
+    """Return the ``[n_live, d]`` decoder rows of SAE s, in float64 and of unit norm."""
     return unit_rows(group.live[s].record.W_dec[group.live[s].index])
 
 
 def single_class(families: Sequence[Labels]) -> NDArray[np.int64] | None:
-    """Class of each row by the first family in which every row has exactly one; None if none."""
+    """Return ``[n_rows]`` classes of the first family that gives each row exactly one class.
+
+    None when there is no such family.
+    """
     for family in families:
         if isinstance(family, Classes) and len(family.names) > 1:
             counts = np.diff(family.members.indptr)

@@ -1,11 +1,11 @@
-"""Features that no single latent matches: best combination of a few latents of the other SAE.
+"""Explain a feature by a few latents of another SAE together: which are split, which are merged.
 
-Each latent's activation is regressed on those of a few latents of another SAE, chosen by
-orthogonal matching pursuit on half of the rows and measured on the other half. The null does the
-same with the other SAE's rows in random order, which keeps how often and how strongly its latents
-fire. A latent that one latent explains is matched; one that only several explain together is
-*split* in the other SAE; several latents that one and the same latent explains together are
-*merged* in it.
+Each latent's activation is regressed on those of a few latents of another SAE. They are chosen by
+orthogonal matching pursuit on half of the rows, and the fit is measured on the other half. The
+null does the same with the other SAE's rows in random order, so that its latents fire as often and
+as strongly as before. A latent that one latent explains is *matched*; one that only several latents
+together explain is *split* in the other SAE; several latents whose sum is one latent of the other
+SAE are *merged* in it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VERDICTS = ("matched", "split", "merged", "alone")
 
 
 class Moments(NamedTuple):
-    """Centred sums over rows: of the targets' squares, the sources' gram, and their product."""
+    """Centred sums over rows: squares of the targets, Gram matrix of the sources, products."""
 
     scatter: Floats
     gram: Floats
@@ -37,14 +37,15 @@ class Moments(NamedTuple):
 
 
 class Combination(NamedTuple):
-    """How a few sources explain each target.
+    """The few sources that explain each target, and how well they do.
 
     Attributes
     ----------
     members
-        ``[n, k]`` the sources chosen, in order; -1 where fewer help.
+        ``[n, k]`` the chosen sources, in the order of choice; -1 where fewer than k were useful.
     r2
-        ``[n, k]`` share of the variance on the other rows that the first 1 … k explain.
+        ``[n, k]`` share of the variance on the other half of the rows that the first 1 … k
+        sources explain.
     """
 
     members: NDArray[np.int64]
@@ -78,9 +79,9 @@ def combine(
     k
         Most sources for one target.
     order
-        Rows of the sources are taken in this order: the null. None leaves them.
+        For the null: the order in which the sources' rows are taken. None keeps their order.
     seed
-        Of the halves of the rows.
+        Seed of the random split of the rows into halves.
 
     Raises
     ------
@@ -89,7 +90,9 @@ def combine(
     """
     a, b = (sparse.csr_array(x).astype(np.float64) for x in (targets, sources))
     if a.shape[0] != b.shape[0] or a.shape[0] < 4:
-        raise InputError(f"codes: {a.shape[0]} rows and {b.shape[0]}; give the same, four or more")
+        raise InputError(
+            f"codes: {a.shape[0]} and {b.shape[0]} rows; both need the same rows, four or more"
+        )
     if order is not None:
         b = b[order]
     mixed = np.random.default_rng(seed).permutation(a.shape[0])
@@ -135,24 +138,25 @@ def combination_table(
     seed: int = 0,
     workers: int = 1,
 ) -> pd.DataFrame:
-    """Say of each feature and other SAE whether one latent, a few together, or none explain it.
+    """Find for each feature and other SAE whether one latent, a few together, or none explain it.
 
-    Widths may differ: that is how splitting and merging across widths is seen.
+    The SAEs may differ in width: a feature of a narrow SAE is often split in a wide one.
 
     Parameters
     ----------
     group
-        With codes.
+        A group with codes.
     k
-        Most latents of the other SAE together.
+        Most latents of the other SAE that explain a feature together.
     least_r2
         Share of the variance, on rows that were not fitted, that counts as explained.
     max_features
-        Of an SAE with more live latents a random part is explained; all may explain.
+        Most features of one SAE that are explained: a random part of its live latents where it has
+        more. All live latents of the other SAE may explain them.
     seed
-        Of the halves of rows and the null's order.
+        Seed of the random halves, of the null's order and of the random part.
     workers
-        Threads.
+        Number of threads.
 
     Returns
     -------
@@ -189,7 +193,7 @@ def combination_table(
         null = nulls[s, t]
         back = found[t, s]
         one, few = own.r2[:, 0], own.r2.max(axis=1)
-        # parts of what only several latents of this SAE explain in the other
+        # latents of this SAE that only together explain a latent of the other one
         parts = back.members[(back.r2[:, 0] < least_r2) & (back.r2.max(axis=1) >= least_r2)]
         part = np.isin(asked[s], parts[parts >= 0])
         verdict = np.select(

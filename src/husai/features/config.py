@@ -1,4 +1,4 @@
-"""Parameters of the feature pages and of what is measured for them."""
+"""Parameters of the feature pages, of the measures on them, and of the consensus dictionary."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from husai.config import Config, Count, Seed, Threads
 
 
 class FeaturesConfig(Config):
-    """What is shown of each feature, and how much of it."""
+    """What is measured and shown for each feature."""
 
     max_features: Count = Field(
-        default=2000, description="features on one page; past that a random part of them is shown"
+        default=2000, description="most features on one page; of more, a random part is shown"
     )
     max_megabytes: float = Field(
-        default=15.0, gt=0, description="largest page; with more, fewer features are shown"
+        default=15.0,
+        gt=0,
+        description="largest size of a page; fewer features are shown to stay below it",
     )
     top_rows: Count = Field(
         default=8, description="rows of strongest activation on a card, with their contexts"
@@ -27,8 +29,8 @@ class FeaturesConfig(Config):
     epsilon: float = Field(
         default=0.02,
         gt=0,
-        description="a partner is exchangeable when the sum of all similarities loses at most this "
-        "by taking it",
+        description="a feature may also take another partner if the sum of all similarities falls "
+        "by at most this",
     )
     threshold: float = Field(
         default=0.7, gt=0, le=1, description="least |cosine| at which a feature counts as found"
@@ -42,16 +44,19 @@ class FeaturesConfig(Config):
     )
     max_function_rows: Count = Field(
         default=20_000,
-        description="rows on which ablations are measured; of more rows a random part",
+        description="most rows on which ablations are measured; of more rows, a random part",
     )
     substitution_rows: Count = Field(
-        default=32, description="rows a pair of features on which one is put in place of the other"
+        default=32,
+        description="most rows per pair of features on which one replaces the other",
     )
     strata: Count = Field(
-        default=4, description="groups of equally many features by how often they fire"
+        default=4,
+        description="number of groups, equally large, into which features are divided by how often "
+        "they fire",
     )
-    seed: Seed = Field(default=0, description="of the random partners and samples")
-    workers: Threads = Field(default=1, description="threads")
+    seed: Seed = Field(default=0, description="seed of the random partners and samples")
+    workers: Threads = Field(default=1, description="number of threads")
 
 
 class ConsensusConfig(Config):
@@ -64,15 +69,17 @@ class ConsensusConfig(Config):
         default=0.75, gt=0, le=1, description="share of the SAEs in which a feature must be found"
     )
     direction: Literal["mean", "medoid"] = Field(
-        default="mean", description="what stands for the members of a track"
+        default="mean", description="direction of a track: mean or medoid of its members"
     )
     k: Count | None = Field(
-        default=None, description="active latents a row; None takes the SAEs' mean L0"
+        default=None, description="active latents per row; None takes the SAEs' mean L0"
     )
-    steps: Count = Field(default=600, description="of fitting the encoder")
-    batch_size: Count = Field(default=1024, description="rows a step")
-    learning_rate: float = Field(default=2e-3, gt=0, description="Adam's")
+    steps: Count = Field(default=600, description="number of steps that fit the encoder")
+    batch_size: Count = Field(default=1024, description="rows per step")
+    learning_rate: float = Field(default=2e-3, gt=0, description="learning rate of Adam")
     held_out: float = Field(
         default=0.2, gt=0, lt=1, description="share of the rows on which dictionaries are measured"
     )
-    seed: Seed = Field(default=0, description="of the order of rows, and of random subsets")
+    seed: Seed = Field(
+        default=0, description="seed of the held-out rows, the batches and the random subsets"
+    )

@@ -1,9 +1,9 @@
-"""The consensus dictionary: what comes back across seeds, as one SAE.
+"""The consensus dictionary: the features that recur across seeds, as one SAE.
 
-The seeds are aligned along the maximum spanning tree of their agreement. Each track holds a
-feature of every seed; tracks whose members are found in enough seeds become one direction each,
-the mean (or the medoid) of their members. The decoder is then held, and an encoder with its biases
-is fitted to the rows.
+The seeds are aligned along the maximum spanning tree of their agreement. Each track holds one
+feature of every seed; a track whose members are found in enough seeds becomes one direction, the
+mean (or the medoid) of its members. With these directions fixed as the decoder, an encoder and the
+biases are fitted to the rows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PROBE_RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Consensus:
-    """Directions that come back.
+    """The directions that recur across dictionaries.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Consensus:
         ``[m, d]`` unit rows.
     tracks
         A row per direction: ``n_seeds`` (SAEs in which it is found), ``cohesion`` (mean |cosine|
-        of the members to one another), and ``latent_<s>``, the member in SAE s (-1 for none).
+        over pairs of members), and ``latent_<s>``, the member in SAE s (-1 for none).
     """
 
     directions: Floats
@@ -54,19 +54,19 @@ class Consensus:
 def consensus_directions(
     decoders: Sequence[ArrayLike], config: ConsensusConfig | None = None
 ) -> Consensus:
-    """Pool what comes back across dictionaries.
+    """Combine the features that recur across dictionaries into one direction each.
 
     Parameters
     ----------
     decoders
         Two or more ``[n_s, d]``; rows are features.
     config
-        Threshold, share of seeds, mean or medoid.
+        ``threshold``, ``min_share`` and ``direction`` are used.
 
     Raises
     ------
     InputError
-        With fewer than two dictionaries, or when nothing comes back.
+        With fewer than two dictionaries, or when no feature is found in enough of them.
     """
     config = config or ConsensusConfig()
     unit = [unit_rows(one, f"decoder {s}") for s, one in enumerate(decoders)]
@@ -85,7 +85,7 @@ def consensus_directions(
             continue
         aligned = members[close] * np.sign(cosine[medoid, close])[:, None]
         mean = aligned.mean(axis=0) if config.direction == "mean" else members[medoid]
-        # latents fire one way: the direction is that of the medoid, not its reverse
+        # codes are never negative, so the sign matters: it is that of the medoid
         directions.append(mean / np.linalg.norm(mean))
         kept = there[close]
         pairs = np.abs(cosine[np.ix_(close, close)])
@@ -96,7 +96,7 @@ def consensus_directions(
     if not directions:
         raise InputError(
             f"consensus: no feature is found in {needed} of {len(unit)} SAEs at |cosine| "
-            f"{config.threshold:g}; lower the threshold or the share of SAEs"
+            f"{config.threshold:g}; lower threshold or min_share"
         )
     return Consensus(np.stack(directions), pd.DataFrame(rows))
 
@@ -104,23 +104,23 @@ def consensus_directions(
 def fit_encoder(
     directions: ArrayLike, rows: ArrayLike, k: int, config: ConsensusConfig | None = None
 ) -> TrainedSAE:
-    """Fit a TopK encoder and the biases to rows, with the decoder held.
+    """Fit a TopK encoder and the biases to rows, with the decoder fixed.
 
     Parameters
     ----------
     directions
-        ``[m, d]`` unit rows: the decoder.
+        ``[m, d]`` rows of the decoder; they are normalised.
     rows
-        ``[n, d]`` to fit.
+        ``[n, d]`` activations.
     k
-        Active latents a row; at most m.
+        Active latents per row; m where it is larger.
     config
-        Steps, batch size, learning rate, seed.
+        ``steps``, ``batch_size``, ``learning_rate`` and ``seed`` are used.
 
     Returns
     -------
     TrainedSAE
-        In the activations' own space.
+        An SAE that reads the activations as they are, not centred or scaled.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def fit_encoder(
     centre = x.mean(dim=0)
     scale = float((x - centre).square().sum(dim=1).mean().sqrt() / x.shape[1] ** 0.5)
     scale = scale if scale > 0 else 1.0
-    z = (x - centre) / scale  # a learning rate for rows of any size
+    z = (x - centre) / scale  # so that one learning rate fits activations of any size
     W_enc = W_dec.T.clone().requires_grad_()
     b_enc = torch.zeros(len(W_dec), requires_grad=True)
     b_dec = torch.zeros(x.shape[1], requires_grad=True)
@@ -154,7 +154,7 @@ def fit_encoder(
         loss = (codes @ W_dec + b_dec - batch).square().sum(dim=1).mean()
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        for entry in adam.param_groups:  # down to nothing over the last half
+        for entry in adam.param_groups:  # over the last half the rate falls to zero
             entry["lr"] = config.learning_rate * min(1.0, 2 * (1 - step / config.steps))
         adam.step()
     with torch.no_grad():
@@ -177,16 +177,16 @@ def fit_encoder(
 
 @dataclass(frozen=True)
 class Yardsticks:
-    """What dictionaries are measured by.
+    """The rows, and what else is needed, to measure a dictionary.
 
     Attributes
     ----------
     train, held_out
-        Indices of rows.
+        Indices of the rows to fit on and of the rows to measure on.
     values
         ``[n_rows, d]`` activations.
     readout
-        Of the model, for the loss recovered; or None.
+        The model's outputs, for the loss recovered; or None.
     classes
         ``[n_rows]`` class of each row, for the probe; or None.
     """
@@ -204,14 +204,31 @@ def yardsticks(
     readout: Readout | None = None,
     classes: NDArray[np.int64] | None = None,
 ) -> Yardsticks:
-    """Hold some rows out, by the seed of the configuration."""
+    """Choose the held-out rows at random.
+
+    Parameters
+    ----------
+    values
+        ``[n_rows, d]`` activations.
+    config
+        ``held_out`` and ``seed`` are used.
+    readout, classes
+        See :class:`Yardsticks`.
+    """
     order = np.random.default_rng(config.seed).permutation(len(values))
     n = max(1, round(config.held_out * len(values)))
     return Yardsticks(np.sort(order[n:]), np.sort(order[:n]), values, readout, classes)
 
 
 def measure_sae(sae: TrainedSAE, by: Yardsticks) -> dict[str, float]:
-    """Say what an SAE keeps of held-out rows.
+    """Measure how well an SAE reconstructs the held-out rows, and how useful its codes are.
+
+    Parameters
+    ----------
+    sae
+        The SAE.
+    by
+        The rows, with the readout and the classes where there are any.
 
     Returns
     -------
@@ -262,7 +279,13 @@ def _loss(readout: Readout, index: NDArray[np.int64], rows: NDArray[Any]) -> flo
 def probe_accuracy(
     train: tuple[ArrayLike, NDArray[np.int64]], test: tuple[ArrayLike, NDArray[np.int64]]
 ) -> float:
-    """Accuracy on test rows of a linear probe: ridge regression on classes coded as 0 and 1."""
+    """Fit a linear probe, by ridge regression on one-hot classes, and return its test accuracy.
+
+    Parameters
+    ----------
+    train, test
+        Pairs of codes ``[n, m]`` and classes ``[n]``.
+    """
     x = np.asarray(train[0], dtype=np.float64)
     scale = x.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
@@ -278,7 +301,7 @@ def probe_accuracy(
 
 @dataclass(frozen=True)
 class ConsensusResult:
-    """A consensus SAE and what it is worth.
+    """A consensus SAE, and its measures beside other dictionaries.
 
     Attributes
     ----------
@@ -288,7 +311,7 @@ class ConsensusResult:
         Its directions and their members.
     table
         A row per dictionary (``consensus``, ``random subset``, ``most active subset``, ``one
-        seed``), all with encoders fitted alike: see :func:`measure_sae`.
+        seed``), each with an encoder fitted in the same way: see :func:`measure_sae`.
     """
 
     sae: TrainedSAE
@@ -301,15 +324,24 @@ def build_consensus(
     by: Yardsticks,
     config: ConsensusConfig | None = None,
 ) -> ConsensusResult:
-    """Make the consensus of a group of SAEs, and measure it beside dictionaries as large.
+    """Make the consensus of a group of SAEs, and measure it beside dictionaries of the same size.
 
-    Each dictionary gets an encoder fitted in the same way on the same rows. The subsets are of
-    the first SAE: as many of its latents as the consensus has, at random or those that fire most.
+    Each dictionary gets an encoder fitted in the same way on the same rows. The two subsets are
+    latents of the first SAE, as many as the consensus has: random ones, and those that fire most.
+
+    Parameters
+    ----------
+    group
+        A group with codes.
+    by
+        The rows to fit and to measure on, from :func:`yardsticks`.
+    config
+        Parameters of the consensus and of its encoder.
 
     Raises
     ------
     InputError
-        When the group has no codes, or nothing comes back.
+        When the group has no codes, or no feature is found in enough SAEs.
     """
     config = config or ConsensusConfig()
     if group.codes is None:
@@ -337,7 +369,14 @@ def build_consensus(
 def consensus_recurrence(
     decoders: Sequence[ArrayLike], config: ConsensusConfig | None = None
 ) -> dict[str, float]:
-    """Ask whether the consensus of half of the seeds recurs in that of the other half.
+    """Measure whether the consensus of half of the seeds recurs in that of the other half.
+
+    Parameters
+    ----------
+    decoders
+        Four or more ``[n_s, d]``; rows are features.
+    config
+        As for :func:`consensus_directions`; the seed draws the random latents.
 
     Returns
     -------
@@ -345,12 +384,12 @@ def consensus_recurrence(
         ``n_first``, ``n_second``: sizes; ``pw_mcc``: mean |cosine| of their best match;
         ``found``: share of the smaller that is found in the larger at the threshold;
         ``single_pw_mcc``: mean PW-MCC of a seed of one half with a seed of the other, on as many
-        random latents as the consensus has on average.
+        random latents of the first as the smaller consensus has.
 
     Raises
     ------
     InputError
-        With fewer than four dictionaries, or when nothing comes back within a half.
+        With fewer than four dictionaries, or when a half has no recurring feature.
     """
     config = config or ConsensusConfig()
     if len(decoders) < 4:

@@ -1,18 +1,17 @@
-"""Do partners do the same thing in the model? Ablation fingerprints and substitution.
+"""Measure whether matched features do the same in the model: ablation and substitution.
 
-A latent's *fingerprint* is the change of the model's outputs when its contribution
-``f_j(x) d_j`` is taken out of the activations, over the rows (OpenReview 5cy6WtSC8f). Two latents
-*function* alike when their fingerprints correlate. *Substitution* puts one latent's contribution
-in the place of another's: the share of the ablation's harm that it repairs is 1 for a latent that
-does the same, 0 for one that is as good as nothing, and negative for one that does more harm.
+A latent's *fingerprint* is the change of the model's outputs, row by row, when its contribution
+``f_j(x) d_j`` is subtracted from the activations (OpenReview 5cy6WtSC8f). *Function* is the
+correlation of two latents' fingerprints. *Substitution* replaces one latent's contribution by
+another's. Ablation changes the outputs, and substitution repairs a share of that harm: 1 for a
+latent that does the same, 0 for one without effect, negative for one that makes it worse.
 
-Each partner stands beside its *hard negative*, the nearest latent that is not the partner, and
-beside a random latent that fires as often: the null.
+Each partner is compared with its *hard negative*, the nearest latent that is not the partner, and
+with a random latent that fires about as often: the null.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, permutations
@@ -23,24 +22,23 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import log_softmax
-from scipy.stats import spearmanr
 
-from husai.consistency.inference.intervals import seed_interval
 from husai.errors import InputError
 from husai.features.cards import FeatureCards, FeatureGroup, unit_decoder
 from husai.features.config import FeaturesConfig
 from husai.features.readouts import Readout
+from husai.features.strata import function_strata
 from husai.threads import worker_pool
 
 Floats = NDArray[np.float64]
 
-_BLOCK = 8192  # changed rows that the model sees at once
-# Numbers of one SAE's fingerprints: 400 MB of float32 with their indices.
+_BLOCK = 8192  # changed rows that the model reads at once
+# Most numbers in one SAE's fingerprints: 400 MB of float32 with their indices.
 _MOST_NUMBERS = 50_000_000
-# The random partner is drawn among so many that fire about as often.
+# The random partner is one of this many latents that fire about as often.
 _NEIGHBOURS = 10
 
-# An ablation that does less than this share of the strongest one's harm leaves nothing to repair.
+# Repair is not measured for an ablation with less than this share of the strongest one's harm.
 _NO_HARM = 1e-3
 
 ROLES = ("partner", "negative", "random")
@@ -53,13 +51,13 @@ class Measured:
     Attributes
     ----------
     chosen
-        ``[n]`` which rows of the codes, ascending.
+        ``[n]`` indices of these rows among the rows of the codes, ascending.
     values
         ``[n, d]`` their activations.
     outputs
         ``[n, m]`` the model's outputs on them, centred over outputs for logits.
     exact
-        Whether they are all rows.
+        Whether all rows are used.
     """
 
     chosen: NDArray[np.int64]
@@ -69,7 +67,7 @@ class Measured:
 
     @cached_property
     def certain(self) -> tuple[Floats, Floats]:
-        """Probabilities ``[n, m]`` of the outputs as logits, and their negative entropy ``[n]``."""
+        """Probabilities ``[n, m]`` with the outputs as logits, and negative entropies ``[n]``."""
         log_p = log_softmax(self.outputs, axis=1)
         p = np.exp(log_p)
         return p, (p * log_p).sum(axis=1)
@@ -77,7 +75,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class FunctionTables:
-    """How partners' functions agree.
+    """How far partners agree in what they do in the model.
 
     Attributes
     ----------
@@ -91,9 +89,9 @@ class FunctionTables:
     strata
         A row per stratum (all, each kind, each quarter of activity): means of the above with
         intervals over seeds, and ``cosine_predicts``, the rank correlation of |cosine| and
-        function in it.
+        function in the stratum.
     note
-        On what it was measured.
+        One sentence: on which outputs and rows function was measured.
     """
 
     features: pd.DataFrame
@@ -107,10 +105,21 @@ def measured_rows(
 ) -> Measured:
     """Choose the rows on which function is measured: all of them, or a random part.
 
+    Parameters
+    ----------
+    group
+        A group with codes.
+    values
+        ``[n_rows, d]`` the activations that were encoded.
+    readout
+        The model's outputs as a function of the activations.
+    config
+        ``max_function_rows`` and ``seed`` are used; memory for the fingerprints may allow fewer.
+
     Raises
     ------
     InputError
-        When the group has no codes, or the values are of other rows.
+        When the group has no codes, or the number of rows differs.
     """
     if group.codes is None:
         raise InputError("function: the SAEs have no codes; give rows of activations")
@@ -139,14 +148,14 @@ def _outputs(readout: Readout, index: NDArray[np.int64], values: NDArray[Any]) -
 def ablation_fingerprints(
     codes: sparse.csc_array, W_dec: NDArray[Any], rows: Measured, readout: Readout
 ) -> sparse.csr_array:
-    """Change of the outputs when each latent is ablated.
+    """Compute the change of the outputs when each latent is ablated.
 
     Parameters
     ----------
     codes
-        ``[n_rows, n]`` of all rows.
+        ``[n_rows, n]`` codes of all rows.
     W_dec
-        ``[n, d]`` decoder rows as the SAE has them.
+        ``[n, d]`` decoder rows, not normalised.
     rows, readout
         From :func:`measured_rows`.
 
@@ -172,15 +181,25 @@ def ablation_fingerprints(
 
 
 def fingerprint_correlation(a: sparse.csr_array, b: sparse.csr_array) -> Floats:
-    """Pearson correlation ``[n_a, n_b]`` of all pairs of fingerprints; 0 for one that is constant.
+    """Compute the ``[n_a, n_b]`` Pearson correlation of all pairs of fingerprints.
+
+    It is 0 where a fingerprint is constant.
+
+    Parameters
+    ----------
+    a, b
+        Fingerprints of two SAEs, from :func:`ablation_fingerprints`.
 
     Raises
     ------
     InputError
-        When they are of other rows or outputs.
+        When they differ in the number of rows or outputs.
     """
     if a.shape[1] != b.shape[1]:
-        raise InputError(f"fingerprints: {a.shape[1]} numbers and {b.shape[1]}; use one readout")
+        raise InputError(
+            f"fingerprints: {a.shape[1]} and {b.shape[1]} numbers; both need the same rows and the "
+            "same readout"
+        )
     return _correlation(a, b, _print_moments(a), _print_moments(b))
 
 
@@ -209,10 +228,24 @@ def _correlation(
 def role_partners(
     group: FeatureGroup, s: int, t: int, rng: np.random.Generator
 ) -> dict[str, NDArray[np.int64]]:
-    """For each latent of SAE s a latent of SAE t in each role; -1 for none.
+    """Choose for each latent of SAE s one latent of SAE t in each role; -1 for none.
 
-    ``partner`` of the match, ``negative`` the nearest by |cosine| that is not the partner, and
-    ``random`` one that fires about as often and is neither.
+    ``partner`` is its partner in the match, ``negative`` the nearest latent by |cosine| that is
+    not the partner, and ``random`` a random latent that fires about as often and is neither.
+
+    Parameters
+    ----------
+    group
+        A group with codes.
+    s, t
+        Positions of the two SAEs.
+    rng
+        Draws the random latents.
+
+    Returns
+    -------
+    dict
+        Role to ``[n_s]`` positions among the live latents of SAE t.
     """
     assert group.codes is not None
     partner, _ = group.partners(s, t)
@@ -242,11 +275,25 @@ def substitution(
     readout: Readout,
     config: FeaturesConfig,
 ) -> dict[str, Floats]:
-    """Share of an ablation's harm that another latent's contribution repairs, by role.
+    """Measure the share of an ablation's harm that another latent's contribution repairs, by role.
 
-    Of each pair, on up to ``config.substitution_rows`` random rows on which either fires:
-    ``1 - divergence(substituted) / divergence(ablated)``, sums over the rows; cut at -1, NaN where
-    the ablation does less than a thousandth of the strongest one's harm.
+    For each pair it is ``1 - divergence(substituted) / divergence(ablated)``, with divergences
+    summed over up to ``config.substitution_rows`` random rows on which either latent fires. Values
+    below -1 become -1. It is NaN where the ablation has less than a thousandth of the harm of the
+    strongest one.
+
+    Parameters
+    ----------
+    group
+        A group with codes.
+    s, t
+        Positions of the SAE whose latents are ablated and of the one whose latents replace them.
+    roles
+        From :func:`role_partners`.
+    rows, readout
+        From :func:`measured_rows`.
+    config
+        ``substitution_rows`` and ``seed`` are used.
 
     Returns
     -------
@@ -310,8 +357,8 @@ def _divergence(
         r = at[part]
         changed = readout.apply(rows.chosen[r], rows.values[r] + change[part].astype(kind))
         if readout.kind == "logits":
-            # KL = Σ p log p - Σ p z + log Σ exp z, in the outputs' own precision: one exponential
-            # a number, and a constant added to all z changes nothing
+            # KL = Σ p log p - Σ p z + log Σ exp z, in the precision of the outputs: one
+            # exponential per number, and a constant added to all z does not change it
             z = changed - changed.max(axis=1, keepdims=True)
             cross = np.einsum("nm,nm->n", p[r].astype(kind), z) - np.log(np.exp(z).sum(axis=1))
             found[part] = negative_entropy[r] - cross
@@ -326,7 +373,7 @@ def functional_consistency(
     readout: Readout,
     config: FeaturesConfig | None = None,
 ) -> FunctionTables:
-    """Compare what partners do in the model, beside hard negatives and random latents.
+    """Compare the function of partners, and of hard negatives and random latents beside them.
 
     Parameters
     ----------
@@ -335,14 +382,15 @@ def functional_consistency(
     values
         ``[n_rows, d]`` the activations that were encoded.
     readout
-        What the model makes of them.
+        The model's outputs as a function of the activations.
     config
-        Rows, strata, level, seed.
+        ``max_function_rows``, ``substitution_rows``, ``strata``, ``level``, ``seed`` and
+        ``workers`` are used.
 
     Raises
     ------
     InputError
-        When the group has no codes, or the values are of other rows.
+        When the group has no codes, or the number of rows differs.
     """
     config = config or FeaturesConfig()
     group = cards.group
@@ -358,7 +406,7 @@ def functional_consistency(
     rng = np.random.default_rng(config.seed)
     roles_of = {pair: role_partners(group, *pair, rng) for pair in permutations(range(n), 2)}
     if readout.kind == "logits":
-        _ = rows.certain  # here, and not once a thread
+        _ = rows.certain  # computed here once, before the threads share it
 
     def correlate(pair: tuple[int, int]) -> Floats:
         s, t = pair
@@ -396,13 +444,13 @@ def functional_consistency(
     shown = f"all {total}" if rows.exact else f"a random {len(rows.chosen)} of {total}"
     what = "logits" if readout.kind == "logits" else "activations of the next hook"
     note = f"Function is the effect on the model's {what}, measured on {shown} rows."
-    return FunctionTables(features, partners, _strata(cards, partners, config), note)
+    return FunctionTables(features, partners, function_strata(cards, partners, config), note)
 
 
 def _effects(
     group: FeatureGroup, s: int, prints: sparse.csr_array, rows: Measured, readout: Readout
 ) -> pd.DataFrame:
-    """What the ablation of each latent of one SAE does, on the rows where it fires."""
+    """Measure the effect of ablating each latent of one SAE, on the rows where it fires."""
     m = rows.outputs.shape[1]
     targets = None if readout.targets is None else readout.targets[rows.chosen]
     ablation, loss, texts = [], [], []
@@ -443,73 +491,3 @@ def _effects(
             "effect": texts,
         }
     )
-
-
-def _strata(cards: FeatureCards, partners: pd.DataFrame, config: FeaturesConfig) -> pd.DataFrame:
-    """Means of every measure over strata of features, with intervals over seeds."""
-    features = cards.features
-    keys = ["id", "latent", "other_id"]
-    table = partners.merge(cards.partners[[*keys, "similarity"]], on=keys)
-    n_strata = min(config.strata, len(features))
-    rank = features["firing_rate"].rank(method="first")
-    quarter = pd.qcut(rank, n_strata, labels=False).astype(int)
-    strata: list[tuple[str, str, NDArray[np.bool_]]] = [
-        ("all", "all", np.ones(len(features), dtype=bool))
-    ]
-    if "kind" in features:
-        strata += [
-            ("kind", str(kind), (features["kind"] == kind).to_numpy())
-            for kind in features["kind"].value_counts().index
-        ]
-    for q in range(n_strata):
-        inside = (quarter == q).to_numpy()
-        low, high = features.loc[inside, "firing_rate"].agg(["min", "max"])
-        strata.append(("activity", f"fires on {low:.2g} to {high:.2g}", inside))
-    rows = []
-    for by, name, inside in strata:
-        own = features.loc[inside, ["id", "latent"]]
-        part = table.merge(own, on=["id", "latent"])
-        row: dict[str, Any] = {"by": by, "stratum": name, "n_features": len(own)}
-        for column in (
-            "similarity",
-            *(f"{what}{tail}" for what in ("function", "repaired") for tail in _TAILS),
-        ):
-            row |= _over_seeds(cards.group.ids, part, column, config.level)
-        row |= _over_seeds(cards.group.ids, part, "cosine_predicts", config.level)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-_TAILS = ("", "_negative", "_random")
-
-
-def _over_seeds(
-    ids: Sequence[str], part: pd.DataFrame, column: str, level: float
-) -> dict[str, float | None]:
-    """Mean over pairs of SAEs of the mean over their features, and its interval over seeds."""
-    n = len(ids)
-    place = {name: s for s, name in enumerate(ids)}
-    W = np.full((n, n), np.nan)
-    np.fill_diagonal(W, 0.0)
-    pair = part["id"].map(place).to_numpy(), part["other_id"].map(place).to_numpy()
-    first, second = np.minimum(*pair), np.maximum(*pair)
-    for s in range(n):
-        for t in range(s + 1, n):
-            both = part[(first == s) & (second == t)]
-            W[s, t] = W[t, s] = (
-                _rank_correlation(both) if column == "cosine_predicts" else both[column].mean()
-            )
-    if np.isnan(W).any():
-        known = W[np.triu_indices(n, 1)]
-        mean = float(np.nanmean(known)) if np.isfinite(known).any() else None
-        return {column: mean, f"{column}_low": None, f"{column}_high": None}
-    bounds = (0.0, 1.0) if column == "similarity" else (-1.0, 1.0)
-    found = seed_interval(W, level=level, bounds=bounds)
-    return {column: found.mean, f"{column}_low": found.low, f"{column}_high": found.high}
-
-
-def _rank_correlation(part: pd.DataFrame) -> float:
-    known = part[["similarity", "function"]].dropna()
-    if len(known) < 3 or known.nunique().min() < 2:
-        return np.nan
-    return float(spearmanr(known["similarity"], known["function"]).statistic)

@@ -1,9 +1,9 @@
-"""Does the encoder choose the latents that the dictionary's best codes would use?
+"""Compare the latents that an encoder chooses with those that matching pursuit chooses.
 
-Orthogonal matching pursuit (Pati et al. 1993) finds, row by row, latents whose sum explains the
-row best, one after the other. Where its support differs from the encoder's, the dictionary leaves
-the codes open, or the encoder has not learned them (OpenReview JiyytGKbA9 finds a Jaccard overlap
-of about .43).
+Orthogonal matching pursuit (Pati et al. 1993) chooses latents for each row, one after the other,
+so that their weighted sum explains the row best. Where its choice differs from the encoder's,
+either the dictionary does not determine the codes, or the encoder has not learned them. OpenReview
+JiyytGKbA9 finds a Jaccard overlap of about .43.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Floats = NDArray[np.float64]
 
 
 class Pursuit(NamedTuple):
-    """Codes by matching pursuit.
+    """The latents that matching pursuit chose.
 
     Attributes
     ----------
     support
-        ``[n, k]`` latents in the order in which they were taken; -1 where fewer were.
+        ``[n, k]`` latents in the order of choice; -1 where fewer than k were chosen.
     explained
-        Share of the rows' squared norm that they explain, all rows together.
+        Share of the squared norm of all rows together that they explain.
     """
 
     support: NDArray[np.int64]
@@ -40,28 +40,32 @@ class Pursuit(NamedTuple):
 def matching_pursuit(
     rows: ArrayLike, dictionary: ArrayLike, counts: ArrayLike, *, positive: bool = True
 ) -> Pursuit:
-    """Take latents greedily, each time refitting all that were taken.
+    """Choose latents greedily; after each choice the weights of all of them are fitted again.
 
     Parameters
     ----------
     rows
         ``[n, d]``, without the SAE's bias.
     dictionary
-        ``[m, d]``, normalised here.
+        ``[m, d]``; its rows are normalised first.
     counts
-        ``[n]`` latents that each row may use.
+        ``[n]`` number of latents that each row may use.
     positive
-        Take only latents whose product with what is left is positive, as an SAE's codes are.
+        Choose only latents whose inner product with the residual is positive, because an SAE's
+        codes are.
 
     Raises
     ------
     InputError
-        When shapes do not fit.
+        When shapes do not agree.
     """
     x, D = np.asarray(rows, dtype=np.float64), unit_rows(dictionary, "dictionary")
     wanted = np.minimum(np.asarray(counts, dtype=np.int64), min(D.shape))
     if x.ndim != 2 or x.shape[1] != D.shape[1] or wanted.shape != (len(x),):
-        raise InputError(f"rows: shape {x.shape}, counts {wanted.shape}; give one count a row")
+        raise InputError(
+            f"rows: shape {x.shape}, dictionary {D.shape}, counts {wanted.shape}; give [n, d], "
+            "[m, d] and [n]"
+        )
     n, most = len(x), int(wanted.max(initial=0))
     support = np.full((n, most), -1, dtype=np.int64)
     residual = x.copy()
@@ -90,15 +94,22 @@ def matching_pursuit(
 
 
 def support_overlap(codes: sparse.csr_array, pursuit: Pursuit) -> tuple[Floats, Floats]:
-    """Compare the encoder's support with the pursuit's.
+    """Compare the encoder's choice of latents with the pursuit's.
+
+    Parameters
+    ----------
+    codes
+        ``[n, m]`` codes of the encoder.
+    pursuit
+        Choice of matching pursuit on the same rows.
 
     Returns
     -------
     rows
-        ``[n]`` Jaccard overlap of the two supports of each row; NaN where both are empty.
+        ``[n]`` Jaccard overlap of the two choices on each row; NaN where both are empty.
     latents
-        ``[m]`` share of the rows on which the encoder uses a latent that the pursuit uses it on;
-        NaN for one that is never used.
+        ``[m]`` of the rows on which the encoder uses a latent, the share on which the pursuit uses
+        it too; NaN for a latent that the encoder never uses.
     """
     mine = sparse.csr_array(codes).astype(bool).astype(np.float64)
     row, step = np.nonzero(pursuit.support >= 0)
@@ -122,19 +133,19 @@ def code_identifiability(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compare every SAE's encoder with matching pursuit on its own dictionary.
 
-    The pursuit gets as many latents on a row as the encoder uses there, on rows from which their
-    mean is taken.
+    The pursuit may use as many latents on a row as the encoder uses there. The mean of all rows is
+    subtracted from each row first.
 
     Parameters
     ----------
     cards
-        Of a group with codes.
+        Cards of a group with codes.
     values
         ``[n_rows, d]`` the activations that were encoded.
     max_rows
-        Rows looked at; of more a random part.
+        Most rows that are compared; of more, a random part.
     seed
-        Of that part, and of the null.
+        Seed of that random part and of the null's order.
 
     Returns
     -------
@@ -142,19 +153,21 @@ def code_identifiability(
         ``id``, ``latent``, ``pursuit_agreement``: see :func:`support_overlap`.
     saes
         A row per SAE: ``jaccard`` (mean over rows), ``jaccard_null`` (with the pursuit's rows in
-        random order), ``explained`` of the squared norm by the pursuit, and ``correlation``: rank
-        correlation over features of agreement and reproducibility.
+        random order), ``explained`` (share of the squared norm that the pursuit explains), and
+        ``correlation``: rank correlation over features of agreement and reproducibility.
 
     Raises
     ------
     InputError
-        When the group has no codes, or the rows are others.
+        When the group has no codes, or the number of rows differs.
     """
     group = cards.group
     if group.codes is None:
         raise InputError("identifiability: the SAEs have no codes; give rows of activations")
     if len(values) != group.codes[0].shape[0]:
-        raise InputError(f"rows: {len(values)}, but {group.codes[0].shape[0]} of codes")
+        raise InputError(
+            f"rows: {len(values)} rows of activations, {group.codes[0].shape[0]} of codes"
+        )
     rng = np.random.default_rng(seed)
     index = np.sort(rng.permutation(len(values))[:max_rows])
     x = np.asarray(values[index], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Cards with everything that needs no model: ambiguity and the probability of coming back."""
+"""Feature cards with all measures that need no model: ambiguity and the return probability."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from husai.features.cards import FeatureCards, FeatureGroup, feature_cards
 from husai.features.config import FeaturesConfig
 from husai.features.returning import return_probabilities
 
-_LEAST_SAES = 3  # two leave nothing to learn a probability from
+_LEAST_SAES = 3  # with two SAEs a probability cannot be learned
 
 
 def known_cards(
@@ -20,17 +20,21 @@ def known_cards(
     families: Sequence[Labels] = (),
     config: FeaturesConfig | None = None,
 ) -> tuple[FeatureCards, pd.DataFrame]:
-    """Make cards with ambiguity and, from three SAEs on, the probability that a new seed has each.
+    """Make cards with ambiguity and, for three SAEs or more, the return probability.
 
-    Parameters are those of :func:`husai.features.feature_cards`.
+    Parameters
+    ----------
+    group, families, config
+        As for :func:`husai.features.feature_cards`.
 
     Returns
     -------
     cards
-        With the columns of :func:`husai.features.ambiguity_tables` and
+        Cards with the columns of :func:`husai.features.ambiguity_tables` and
         :func:`husai.features.return_probabilities`.
     reliability
-        Of those probabilities, each SAE left out in turn; empty below four SAEs.
+        How well those probabilities predicted each SAE when it was left out, see
+        :func:`husai.features.reliability`; empty below four SAEs.
 
     Raises
     ------

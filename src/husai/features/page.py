@@ -1,6 +1,7 @@
-"""One HTML file a group: a list of features to sort and search, and a card for each.
+"""Write the feature page of a group: a list of features to sort and search, and a card for each.
 
-The file holds its data, style and script, and loads nothing: it works from disk, offline.
+The page is one HTML file with its data, style and script in it. It loads nothing, so it works
+offline from disk.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from husai.features.pictures import (
 logger = logging.getLogger(__name__)
 
 _MEGABYTE = 1_000_000
-# What is left of the wanted size after the features are thinned out once.
+# Each try to fit the largest size aims at this share of it.
 _SHRINK = 0.9
 
 
@@ -44,13 +45,13 @@ class Column(NamedTuple):
     Attributes
     ----------
     name
-        Of the cards' data frame.
+        Name of the column in the cards' data frame.
     title, hint
-        Shown above it, and when it is pointed at.
+        Text above the column, and text that appears when the pointer is over it.
     digits
-        Of its numbers; None for text.
+        Number of decimals; None for text.
     narrow
-        Whether a phone shows it.
+        Whether a narrow screen shows it.
     """
 
     name: str
@@ -85,17 +86,17 @@ COLUMNS = (
         1,
     ),
 )
-"""What the list shows, of the columns that the cards have."""
+"""Columns that the list shows, where the cards have them."""
 
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What is known of the rows that the codes belong to.
+    """What is known about the rows that the codes belong to.
 
     Attributes
     ----------
     modulus
-        p where the rows are all pairs (a, b) modulo p, a slowest; None otherwise.
+        p when the rows are all pairs (a, b) modulo p, sorted by a and then b; None otherwise.
     labels
         A row for each activation row, shown beside the strongest ones; or None.
     contexts
@@ -117,19 +118,19 @@ def features_page(
 ) -> str:
     """Write the page of a group's features.
 
-    Where there are more features than the page may hold, a random part of the first SAE's features
-    is shown with their partners, and the page says so.
+    If there are more features than the page may hold, it shows a random part of the first SAE's
+    features with their partners, and says so.
 
     Parameters
     ----------
     cards
         From :func:`husai.features.feature_cards`.
     facts
-        What is known of the rows.
+        What is known about the rows.
     config
-        Sizes.
+        ``max_features``, ``max_megabytes``, ``top_rows``, ``context_tokens`` and ``seed`` are used.
     title, note
-        Of the page: what was compared, and one sentence about it.
+        Title of the page, and one sentence below it that says what was compared.
 
     Returns
     -------
@@ -139,7 +140,8 @@ def features_page(
     Raises
     ------
     InputError
-        When the facts do not fit the rows of the codes.
+        When the facts do not match the rows of the codes, or ``max_megabytes`` is too small for two
+        features per SAE.
     """
     config, facts = config or FeaturesConfig(), facts or RowFacts()
     _check_facts(cards, facts)
@@ -182,6 +184,15 @@ def _check_facts(cards: FeatureCards, facts: RowFacts) -> None:
 def shown_features(cards: FeatureCards, most: int, seed: int = 0) -> pd.DataFrame:
     """Choose the features that a page shows: all, or some of the first SAE with their partners.
 
+    Parameters
+    ----------
+    cards
+        From :func:`husai.features.feature_cards`.
+    most
+        Most features on the page.
+    seed
+        Seed of the random part.
+
     Returns
     -------
     pandas.DataFrame
@@ -194,15 +205,15 @@ def shown_features(cards: FeatureCards, most: int, seed: int = 0) -> pd.DataFram
     n = max(1, most // len(group.live))
     size = len(group.live[0].index)
     kept = np.sort(np.random.default_rng(seed).permutation(size)[:n])
-    parts = [_of(cards, 0, kept)]
+    parts = [_keys(cards, 0, kept)]
     for t in range(1, len(group.live)):
         partner, _ = group.partners(0, t)
         there = partner[kept]
-        parts.append(_of(cards, t, np.sort(there[there >= 0])))
+        parts.append(_keys(cards, t, np.sort(there[there >= 0])))
     return pd.concat(parts, ignore_index=True)
 
 
-def _of(cards: FeatureCards, s: int, position: NDArray[np.int64]) -> pd.DataFrame:
+def _keys(cards: FeatureCards, s: int, position: NDArray[np.int64]) -> pd.DataFrame:
     one = cards.group.live[s]
     return pd.DataFrame({"id": one.record.id, "latent": one.index[position]})
 
@@ -210,9 +221,9 @@ def _of(cards: FeatureCards, s: int, position: NDArray[np.int64]) -> pd.DataFram
 def _page_data(
     cards: FeatureCards, shown: pd.DataFrame, facts: RowFacts, config: FeaturesConfig
 ) -> dict[str, Any]:
-    """Everything that the script of the page needs, as plain values."""
+    """Collect all values that the script of the page needs, as plain Python values."""
     features = shown.merge(cards.features, on=["id", "latent"], how="left")
-    if "label" in features:  # the best label of a feature that none explains is not its label
+    if "label" in features:  # a feature that no label explains well enough shows no label
         features["label"] = features["label"].where(~features["kind"].isin(["other", "dead"]), "")
     columns = [one for one in COLUMNS if one.name in features]
     sae = {name: s for s, name in enumerate(cards.group.ids)}
@@ -263,7 +274,7 @@ def _plain(value: Any, digits: int) -> float | None:
 def _shown_activations(
     cards: FeatureCards, shown: pd.DataFrame, facts: RowFacts, config: FeaturesConfig
 ) -> dict[str, Any]:
-    """Maps, histograms and strongest rows of the features shown, in their order."""
+    """Collect maps, or histograms and strongest rows, of the shown features in their order."""
     group = cards.group
     if group.codes is None:
         return {"maps": None, "histograms": None, "rows": None}
@@ -298,7 +309,7 @@ def _shown_activations(
 
 
 def _row_texts(rows: Sequence[int], facts: RowFacts, config: FeaturesConfig) -> dict[str, Any]:
-    """For each row that a card shows: its context, and its labels in words."""
+    """Collect for each row that a card shows its context, and its labels in words."""
     texts: dict[str, Any] = {}
     contexts = facts.contexts
     if contexts is not None:
@@ -324,7 +335,7 @@ def _script_json(data: dict[str, Any]) -> Markup:
 def _number(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{type(value).__name__} on a page")
+    raise TypeError(f"{type(value).__name__}: cannot be written as JSON on a page")
 
 
 @cache

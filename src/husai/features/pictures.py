@@ -1,4 +1,4 @@
-"""What can be shown of a latent's activations: maps over (a, b), histograms, rows with context."""
+"""Show a latent's activations on its card: maps over (a, b), histograms, rows with context."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from scipy import sparse
 from husai.errors import InputError
 
 LEVELS = 16
-"""Shades of a map: four bits a pixel keep two thousand dense maps below the size of a page."""
+"""Number of shades of a map: at four bits per pixel, two thousand dense maps fit on one page."""
 
-# matplotlib's cividis in sixteen steps: it keeps its order in grey and for every colour vision
+# matplotlib's cividis in sixteen steps: readable in grey and with every kind of colour vision
 PALETTE = (
     *("00224e", "002e6c", "1e3a6f", "35456c", "47516c", "575d6d", "666970", "757575"),
     *("848279", "948e77", "a59c74", "b7a96e", "c8b866", "dbc75a", "eed649", "fee838"),
@@ -26,14 +26,19 @@ HISTOGRAM_BINS = 24
 
 
 class TopRows(NamedTuple):
-    """The rows on which latents are most active: ``[n_latents, k]`` each; -1 where it is not."""
+    """Rows on which latents are most active, ``[n_latents, k]`` each; unused places have row -1."""
 
     row: NDArray[np.int64]
     value: NDArray[np.float64]
 
 
 def palette_png(index: NDArray[np.integer[Any]]) -> bytes:
-    """Write an image ``[height, width]`` of indices into :data:`PALETTE` as PNG.
+    """Encode an image as PNG.
+
+    Parameters
+    ----------
+    index
+        ``[height, width]`` indices into :data:`PALETTE`.
 
     Raises
     ------
@@ -68,15 +73,15 @@ def palette_png(index: NDArray[np.integer[Any]]) -> bytes:
 def activation_map(codes: sparse.csc_array, latent: int, modulus: int) -> bytes:
     """Draw a latent's code on all pairs (a, b): a downwards, b to the right, as PNG.
 
-    Shades go from 0 to the largest activation; every row on which it fires is at least one shade
-    above 0, so that a faint firing differs from none.
+    The shades go from 0 to the largest activation. Every row on which the latent fires is at least
+    one shade above 0, so that a weak activation differs from none.
 
     Parameters
     ----------
     codes
-        ``[modulus², n_latents]``, never negative, a slowest.
+        ``[modulus², n_latents]``, not negative; rows are sorted by a and then b.
     latent
-        Which column.
+        Column of the latent.
     modulus
         p.
     """
@@ -90,7 +95,17 @@ def activation_map(codes: sparse.csc_array, latent: int, modulus: int) -> bytes:
 
 
 def histogram(codes: sparse.csc_array, latent: int, n_bins: int = HISTOGRAM_BINS) -> list[int]:
-    """Count the rows on which a latent fires, in bins from 0 to its largest activation."""
+    """Count the rows on which a latent fires, in ``n_bins`` bins from 0 to its largest activation.
+
+    Parameters
+    ----------
+    codes
+        ``[n_rows, n_latents]``.
+    latent
+        Column of the latent.
+    n_bins
+        Number of bins.
+    """
     value = codes.data[codes.indptr[latent] : codes.indptr[latent + 1]]
     top = float(value.max()) if len(value) else 0.0
     if top <= 0:
@@ -100,7 +115,10 @@ def histogram(codes: sparse.csc_array, latent: int, n_bins: int = HISTOGRAM_BINS
 
 
 def top_rows(codes: sparse.csc_array, k: int) -> TopRows:
-    """Find the k rows on which each latent is most active, the strongest first."""
+    """Find the k rows of ``[n_rows, n_latents]`` codes on which each latent is most active.
+
+    The strongest row is first.
+    """
     n = codes.shape[1]
     row, value = np.full((n, k), -1, dtype=np.int64), np.zeros((n, k))
     for j in range(n):
@@ -117,10 +135,16 @@ def check_contexts(contexts: pd.DataFrame, n_rows: int) -> pd.DataFrame:
     Parameters
     ----------
     contexts
-        ``token``: the text of the token that the row was read at. ``document``: rows of one
-        document are neighbours, in reading order; without the column all rows are one document.
+        ``token``: the text of the row's token. ``document``: the text that it comes from; the rows
+        of one document follow one another in reading order. Without this column all rows are one
+        document.
     n_rows
-        Of the activations.
+        Number of activation rows.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The table with both columns and a new index from 0.
 
     Raises
     ------
@@ -133,14 +157,17 @@ def check_contexts(contexts: pd.DataFrame, n_rows: int) -> pd.DataFrame:
             "where rows come from several texts"
         )
     if len(contexts) != n_rows:
-        raise InputError(f"contexts: {len(contexts)} rows, {n_rows} of activations; give one each")
+        raise InputError(
+            f"contexts: {len(contexts)} rows, but {n_rows} rows of activations; give one row for "
+            "each"
+        )
     if "document" not in contexts:
         contexts = contexts.assign(document=0)
     return contexts.reset_index(drop=True)
 
 
 def context_of(contexts: pd.DataFrame, row: int, tokens: int) -> tuple[str, str, str]:
-    """Give the text before a row's token, the token, and the text after it, in one document."""
+    """Return the text before a row's token, the token, and the text after it, in one document."""
     near = contexts.iloc[max(0, row - tokens) : row + tokens + 1]
     same = near["document"] == contexts["document"].iloc[row]
     words: Sequence[str] = near["token"].astype(str).tolist()

@@ -1,4 +1,4 @@
-"""What a model makes of activations at a hook: the outputs by which features are compared."""
+"""A model's outputs as a function of the activations at one hook, to measure what features do."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ class Readout:
     Attributes
     ----------
     apply
-        From indices ``[n]`` of rows and values ``[n, d]`` put in their place to outputs ``[n, m]``.
+        Function of indices ``[n]`` of rows and of values ``[n, d]`` that replace these rows; it
+        returns the outputs ``[n, m]``.
     names
-        Of the m outputs.
+        Names of the m outputs.
     kind
-        ``"logits"``: outputs are compared up to a constant, as the softmax reads them, and their
-        distance is the KL divergence. ``"rows"``: activations of a later hook; their distance is
-        the squared one.
+        ``"logits"``: a constant added to all outputs of a row does not matter, as in a softmax,
+        and the distance of outputs is the KL divergence. ``"rows"``: activations of a later hook;
+        their distance is the squared Euclidean one.
     targets
-        ``[n_rows]`` which output is right, for the loss; or None.
+        ``[n_rows]`` index of the correct output, for the loss; or None.
     """
 
     apply: Callable[[NDArray[np.int64], NDArray[Any]], NDArray[Any]]
@@ -41,19 +42,20 @@ class Readout:
 
 
 def modular_readout(trained: TrainedTransformer, rows: Activations) -> Readout:
-    """Logits of the numbers as a function of the activations of a one-layer model: exact.
+    """Make the readout of a one-layer model's logits of the numbers; it is exact.
 
     Parameters
     ----------
     trained
         The transformer that the rows come from.
     rows
-        Activations of all pairs (a, b), a slowest, at the answer position.
+        Activations of all pairs (a, b), sorted by a and then b, at the answer position.
 
     Raises
     ------
     InputError
-        When the logits do not follow from the hook's activations alone, or the rows are others.
+        When the activations of this hook alone do not determine the logits, or the rows are not
+        all pairs at the answer position.
     """
     import torch
 
@@ -62,13 +64,17 @@ def modular_readout(trained: TrainedTransformer, rows: Activations) -> Readout:
 
     words, config = trained.vocabulary, trained.model_config
     if rows.hook_name not in LOGITS_FROM or not has_functional_form(config) or not rows.trained:
-        raise InputError(f"{rows.key}: the model's logits do not follow from this hook alone")
+        raise InputError(
+            f"{rows.key}: the activations of this hook alone do not determine the model's logits"
+        )
     p = words.modulus
     if (
         len(rows.values) != p * p
         or rows.position % words.n_ctx != words.answer_position % words.n_ctx
     ):
-        raise InputError(f"{rows.key}: not all pairs modulo {p} at the answer position")
+        raise InputError(
+            f"{rows.key}: the rows are not all pairs modulo {p} at the answer position"
+        )
     a, b = np.divmod(np.arange(p * p), p)
 
     def apply(index: NDArray[np.int64], values: NDArray[Any]) -> NDArray[Any]:

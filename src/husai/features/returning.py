@@ -1,8 +1,9 @@
-"""The probability that one more seed has a feature, learned from the seeds at hand and checked.
+"""Estimate the probability that a new seed has a feature, and check it on seeds left out.
 
-Whether a feature of one SAE was found in seed t is known for every seed t at hand. Leaving t out,
-the other seeds say how often and how closely the feature came back; a logistic regression learns
-from all features and all t how that predicts t. Applied with all seeds it predicts a new one.
+For each feature of one SAE it is known in which of the other seeds it was found. When one of them
+is left out, the rest say how often and how closely the feature is found. A logistic regression
+learns, from all features and all seeds left out, how this predicts the seed left out. Applied to
+all seeds it predicts a new one.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from husai.features.config import FeaturesConfig
 Floats = NDArray[np.float64]
 
 CURVE = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Similarities at which the probability curve is given."""
+"""Thresholds of |cosine| at which the probability is estimated."""
 
 _RIDGE = 1.0
 _SWEEPS = 50
-_EDGE = 0.01  # similarities are kept so far from 0 and 1 before their logit is taken
+_EDGE = 0.01  # similarities are clipped to this distance from 0 and 1, so that the logit is finite
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,17 @@ class ReturnModel:
     Attributes
     ----------
     threshold
-        |cosine| at which a feature counts as found.
+        Least |cosine| at which a feature counts as found.
     weights
-        ``[4]``: constant, logit of the share of seeds that have it, logit of the mean and of the
-        least similarity.
+        ``[4]`` weights of the constant, of the logit of the share of seeds that have the feature,
+        and of the logits of the mean and of the least similarity.
     """
 
     threshold: float
     weights: Floats
 
     def probability(self, similarity: ArrayLike) -> Floats:
-        """``[n]`` probability for features with ``[n, seeds]`` similarities to their partners."""
+        """Return ``[n]`` probabilities of features with ``[n, seeds]`` partner similarities."""
         values: Floats = expit(_covariates(similarity, self.threshold) @ self.weights)
         return values
 
@@ -55,7 +56,7 @@ class ReturnModel:
 def _covariates(similarity: ArrayLike, threshold: float) -> Floats:
     s = np.asarray(similarity, dtype=np.float64)
     if s.ndim != 2 or not s.shape[1]:
-        raise InputError(f"similarity: shape {s.shape}; give a column for each other seed")
+        raise InputError(f"similarity: shape {s.shape}; give one column for each other seed")
     found = (s >= threshold).sum(axis=1)
     share = (found + 0.5) / (s.shape[1] + 1)
     mean, least = (np.clip(x, _EDGE, 1 - _EDGE) for x in (s.mean(axis=1), s.min(axis=1)))
@@ -63,7 +64,7 @@ def _covariates(similarity: ArrayLike, threshold: float) -> Floats:
 
 
 def fit_return(similarity: Sequence[Floats], threshold: float) -> ReturnModel:
-    """Learn how well the other seeds predict one that was left out.
+    """Learn how the other seeds predict a seed that is left out.
 
     Parameters
     ----------
@@ -71,16 +72,16 @@ def fit_return(similarity: Sequence[Floats], threshold: float) -> ReturnModel:
         For each SAE ``[n_s, S - 1]``: |cosine| of each feature to its partner in every other SAE,
         0 where it has none.
     threshold
-        |cosine| at which a feature counts as found.
+        Least |cosine| at which a feature counts as found.
 
     Raises
     ------
     InputError
-        With fewer than three SAEs: two leave nothing to predict from.
+        With fewer than three SAEs: with two, no seed is left to predict from.
     """
     n_others = min((s.shape[1] for s in similarity), default=0)
     if n_others < 2:
-        raise InputError(f"similarity: {n_others + 1} SAEs; a probability needs at least three")
+        raise InputError(f"similarity: {n_others + 1} SAEs; at least three are needed")
     rows, outcomes = [], []
     for s in similarity:
         for t in range(s.shape[1]):
@@ -90,9 +91,10 @@ def fit_return(similarity: Sequence[Floats], threshold: float) -> ReturnModel:
 
 
 def _logistic(x: Floats, y: NDArray[np.bool_]) -> Floats:
-    """Logistic regression by Newton's method, with a ridge on all weights but the constant.
+    """Fit a logistic regression by Newton's method, with a ridge penalty.
 
-    The ridge keeps the weights finite when everything comes back, or nothing does.
+    The penalty keeps the weights finite when all features are found, or none. On the constant it
+    is almost zero.
     """
     ridge = np.full(x.shape[1], _RIDGE)
     ridge[0] = 1e-3
@@ -102,7 +104,7 @@ def _logistic(x: Floats, y: NDArray[np.bool_]) -> Floats:
         gradient = x.T @ (y - p) - ridge * w
         hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag(ridge)
         step = np.linalg.solve(hessian, gradient)
-        # a cautious step: far from the optimum a full one can overshoot
+        # the step is bounded: far from the optimum a full Newton step can go too far
         w += step / max(1.0, float(np.abs(step).max()))
         if np.abs(step).max() < 1e-9:
             break
@@ -112,17 +114,23 @@ def _logistic(x: Floats, y: NDArray[np.bool_]) -> Floats:
 def return_probabilities(
     cards: FeatureCards, config: FeaturesConfig | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Estimate for each feature the probability that one more seed has it.
+    """Estimate for each feature the probability that a new seed has it.
+
+    Parameters
+    ----------
+    cards
+        Cards of three SAEs or more.
+    config
+        ``threshold`` is used.
 
     Returns
     -------
     features
-        ``id``, ``latent``, ``probability`` at ``config.threshold``, and ``probability_0.5`` …,
-        the curve over similarity.
+        ``id``, ``latent``, ``probability`` at ``config.threshold``, and ``probability_0.5`` …
+        ``probability_0.9``, the probabilities at the thresholds of :data:`CURVE`.
     calibration
-        From leaving out each SAE in turn: a row per bin of predicted probability, see
-        :func:`reliability`, with ``brier`` and ``brier_of_base_rate`` of all of them; empty below
-        four SAEs.
+        Predictions of each SAE from the others against what was found in it: a row per bin of
+        predicted probability, see :func:`reliability`; empty below four SAEs.
 
     Raises
     ------
@@ -137,7 +145,7 @@ def return_probabilities(
     tables = []
     for one, similarity in zip(group.live, own, strict=True):
         curve = np.stack([found[t].probability(similarity) for t in CURVE])
-        # a feature found at .9 is found at .8
+        # a feature found at |cosine| .9 is also found at .8, so the curve must not rise
         curve = np.minimum.accumulate(curve, axis=0)
         tables.append(
             pd.DataFrame(
@@ -153,14 +161,25 @@ def return_probabilities(
 
 
 def left_out_calibration(similarity: Sequence[Floats], threshold: float) -> pd.DataFrame:
-    """Train on all SAEs but one, predict that one, for each in turn: see :func:`reliability`."""
+    """Predict each SAE from all others, and compare with what was found: see :func:`reliability`.
+
+    Parameters
+    ----------
+    similarity, threshold
+        As for :func:`fit_return`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Empty below four SAEs.
+    """
     n = len(similarity)
     if n < 4:
         return pd.DataFrame()
     probability, outcome = [], []
     for new in range(n):
         kept = [s for s in range(n) if s != new]
-        # columns are the other seeds in order: that of seed t in SAE s is t, less one after s
+        # SAE s has a column for each other seed, in order: seed t is in column t - (t > s)
         known = [np.delete(similarity[s], new - (new > s), axis=1) for s in kept]
         model = fit_return(known, threshold)
         for s, own in zip(kept, known, strict=True):
@@ -172,22 +191,35 @@ def left_out_calibration(similarity: Sequence[Floats], threshold: float) -> pd.D
 def reliability(probability: ArrayLike, outcome: ArrayLike, n_bins: int = 10) -> pd.DataFrame:
     """Compare predicted probabilities with what happened.
 
+    Parameters
+    ----------
+    probability
+        ``[n]`` predictions from 0 to 1.
+    outcome
+        ``[n]`` whether it happened.
+    n_bins
+        Number of bins of equal width.
+
     Returns
     -------
     pandas.DataFrame
-        A row per bin that holds a prediction: ``low``, ``high``, ``n``, ``predicted`` (mean),
-        ``happened`` (share); and in every row ``brier`` (mean squared error of the probability,
-        Brier 1950) and ``brier_of_base_rate``, that of predicting the overall share for all.
+        A row per bin with at least one prediction: ``low``, ``high``, ``n``, ``predicted`` (mean),
+        ``happened`` (share). Every row also has ``brier`` (mean squared error of the probability,
+        Brier 1950) and ``brier_of_base_rate``, the same when the overall share is predicted for
+        all.
 
     Raises
     ------
     InputError
-        When there is none, or one is outside [0, 1].
+        When there is no prediction, one is outside [0, 1], or the shapes differ.
     """
     p = np.asarray(probability, dtype=np.float64)
     y = np.asarray(outcome, dtype=np.float64)
     if not len(p) or p.shape != y.shape or p.min() < 0 or p.max() > 1:
-        raise InputError(f"probability: shape {p.shape}, outcomes {y.shape}; give one for each")
+        raise InputError(
+            f"probability: shape {p.shape}, outcomes {y.shape}; give one outcome for each "
+            "probability from 0 to 1"
+        )
     at = np.minimum((p * n_bins).astype(np.int64), n_bins - 1)
     n = np.bincount(at, minlength=n_bins)
     filled = np.flatnonzero(n)

@@ -1,4 +1,4 @@
-"""Kedro hooks that check a run before it starts and report its errors."""
+"""Kedro hooks: checks before a run, names of studies, records of inputs, and errors in one line."""
 
 from husai.errors import needs
 

@@ -1,4 +1,4 @@
-"""The catalog, in which an entry that is wrong is one line with its name and its file."""
+"""Kedro's catalog, with errors in one line that name the entry and its file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from husai.hooks.checks import StudyError
 
 
 class NamedCatalog(DataCatalog):
-    """Kedro's own catalog; an entry that makes no dataset is named with its file.
+    """Kedro's catalog; an error in an entry names the entry and its file.
 
     Attributes
     ----------
     folders
-        Of the configuration, the one that counts last: where the files of entries are looked for.
+        Folders of the configuration in which the files of entries are searched, the last first.
     """
 
     folders: ClassVar[Sequence[Path]] = ()
@@ -38,17 +38,17 @@ class NamedCatalog(DataCatalog):
             return super().from_config(catalog, *arguments, **options)
         except DatasetError as error:
             text = str(error)
-            # the entry stands in Kedro's text alone
+            # the name of the entry is only in Kedro's message
             named = [name for name in catalog or {} if name in text]
             raise StudyError(cls._message([max(named, key=len, default="")], error)) from error
 
     def get(self, key: str, *arguments: Any, **options: Any) -> AbstractDataset[Any, Any] | None:
-        """Give a dataset.
+        """Return a dataset.
 
         Raises
         ------
         StudyError
-            Where its entry names a class that there is not, or settings that the class has not.
+            When its entry names a class that does not exist, or settings that the class lacks.
         """
         try:
             return super().get(key, *arguments, **options)
@@ -58,7 +58,7 @@ class NamedCatalog(DataCatalog):
 
     @classmethod
     def _message(cls, entries: Sequence[str], error: BaseException) -> str:
-        # the last cause that is Kedro's says most, and its first sentence what is wrong
+        # the innermost of Kedro's errors is the most exact, and its first sentence is enough
         while isinstance(error.__cause__, DatasetError):
             error = error.__cause__
         lines = [line.strip() for line in str(error).splitlines()]
@@ -68,7 +68,7 @@ class NamedCatalog(DataCatalog):
 
     @classmethod
     def _place(cls, entries: Sequence[str]) -> str:
-        """Give the file and the entry that makes a dataset: its own, or a pattern's."""
+        """Return the file and the entry of a dataset: its own entry, or that of a pattern."""
         for entry in entries:
             line = re.compile(rf"^[\"']?{re.escape(entry)}[\"']?\s*:", re.MULTILINE)
             for folder in reversed(cls.folders):

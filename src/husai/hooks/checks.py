@@ -1,4 +1,4 @@
-"""Checks across parameter groups, as a Kedro hook: bad input stops a run before it starts."""
+"""A Kedro hook that checks parameters and inputs, so that bad input stops a run at its start."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class StudyError(click.ClickException):
 
 
 class StudyChecks:
-    """Everything that can be known to be wrong before any node runs."""
+    """Checks everything that can be checked before any node runs."""
 
     @hook_impl(tryfirst=True)  # before anything else reads the configuration
     def after_context_created(self, context: KedroContext) -> None:
-        """Validate every parameter group, and refuse groups that nothing reads."""
+        """Validate every parameter group, and refuse groups that no node reads."""
         from kedro.framework.project import pipelines
         from kedro.validation.type_extractor import TypeExtractor
 
         loader: Any = context.config_loader  # OmegaConfigLoader, as the settings say
         try:
-            # Kedro tells no hook which pipelines are asked for before it fails for them
+            # an unknown pipeline makes Kedro fail before a hook gets the names from it
             asked = getattr(pipelines, "_requested_pipelines", None) or ()
             check_known("pipeline", asked, list(pipelines))
             check_environment(context.env, str(loader.conf_source), str(loader.base_env))
@@ -59,17 +59,17 @@ class StudyChecks:
         if found:
             raise StudyError("\n".join(found))
 
-    @hook_impl(tryfirst=True)  # before a run is opened for it in MLflow
+    @hook_impl(tryfirst=True)  # before MLflow's hook opens a run
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Check what involves more than one group, and that the inputs of this run are there."""
+        """Check parameter groups against one another, and that the inputs of this run exist."""
         from kedro.framework.project import pipelines
 
         given = set(run_params.get("runtime_params") or ()) - {PARAMETER}
         unread = unread_parameters(given, pipeline)
         if unread:
-            logger.warning("--params: this run reads nothing of %s", ", ".join(unread))
+            logger.warning("--params: this run does not read %s", ", ".join(unread))
         groups = {
             name.removeprefix("params:"): catalog.load(name)
             for name in sorted(pipeline.inputs())
@@ -89,13 +89,13 @@ def check_study(groups: dict[str, Any]) -> None:
     Parameters
     ----------
     groups
-        Group name to its validated model; groups that a run does not read are absent, and what
-        depends on them is not checked.
+        Validated parameters by name of their group. Groups that a run does not read are absent,
+        and checks that need them are skipped.
 
     Raises
     ------
     InputError
-        Naming the field and the value.
+        With the field and the value.
     """
     rows = None
     if "task" in groups:
@@ -125,7 +125,7 @@ def _check_worlds(study: Any) -> None:
 
 
 def _check_transformer(groups: dict[str, Any], d_vocab: int, n_ctx: int) -> None:
-    """Build the model with fresh weights: the surest check of sizes and hook names."""
+    """Check sizes and hook names by building the model with new weights."""
     from husai.transformer import build_transformer
     from husai.transformer.shipped import check_shipped
 
@@ -158,7 +158,7 @@ def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
     check_backend(groups["campaign"].compute)
     table = plan_saes(plan)
     if "sae_training" in groups:
-        # the width of what they are trained on is not known yet; it is of 1 at least
+        # without a transformer the width of the activations is not known yet; it is at least 1
         d_in = groups["transformer"].d_model if "transformer" in groups else 1
         batch_size = groups["sae_training"].batch_size
         for row in records(table.drop_duplicates("d_sae")):
@@ -172,8 +172,8 @@ def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
         _check_places(table, groups["reading"].places(), "reading")
         if plan.untrained != "none" and not groups["reading"].untrained:
             raise InputError(
-                f"campaign.plan.untrained: '{plan.untrained}', but reading.untrained is false: set "
-                "it to true, or the plan's to none"
+                f"campaign.plan.untrained: '{plan.untrained}', but reading.untrained is false; set "
+                "reading.untrained to true, or campaign.plan.untrained to none"
             )
     if "activations" in groups:
         extraction = groups["activations"]
@@ -181,8 +181,8 @@ def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
         _check_places(table, hook_positions, "activations")
         if plan.untrained != "none" and not extraction.untrained:
             raise InputError(
-                f"campaign.plan.untrained: '{plan.untrained}', but activations.untrained is false: "
-                "set it to true, or the plan's to none"
+                f"campaign.plan.untrained: '{plan.untrained}', but activations.untrained is false; "
+                "set activations.untrained to true, or campaign.plan.untrained to none"
             )
     if rows is not None and "sae_training" in groups:
         training = groups["sae_training"]
@@ -195,20 +195,20 @@ def _check_campaign(groups: dict[str, Any], rows: int | None) -> None:
 
 
 def _check_places(table: Any, extracted: Any, group: str) -> None:
-    """Refuse SAEs of hooks and positions that are not read."""
+    """Refuse SAEs at hooks or positions that are not extracted."""
     for hook_name, position in dict.fromkeys(
         zip(table["hook_name"], table["position"], strict=True)
     ):
         names = list(dict.fromkeys(name for name, _ in extracted))
         if hook_name not in names:
             raise InputError(
-                f"campaign.plan.hook_name: '{hook_name}' is not extracted; "
-                f"{group}.hook_names has: {', '.join(names)}"
+                f"campaign.plan.hook_name: '{hook_name}' is not extracted; choose from "
+                f"{', '.join(names)}, or add it to {group}.hook_names"
             )
         if (hook_name, position) not in extracted:
             raise InputError(
                 f"campaign.plan.position: {position} of '{hook_name}' is not extracted; "
-                f"there are: {', '.join(f'{name}@{at}' for name, at in extracted)}"
+                f"choose from {', '.join(f'{name}@{at}' for name, at in extracted)}"
             )
 
 
@@ -218,18 +218,18 @@ def parameter_problems(parameters: dict[str, Any], types: dict[str, Any]) -> lis
     Parameters
     ----------
     parameters
-        All of them, nested, as read from the configuration and the command line.
+        All parameters, nested, from the configuration and the command line.
     types
-        Name of every group that some node reads, and its model.
+        The Pydantic model of every group that some node reads, by name of the group.
 
     Returns
     -------
     list of str
-        ``group.field = value: what is wrong``; empty when nothing is.
+        ``group.field = value: what is wrong``; empty if nothing is wrong.
     """
     found = [
         f"{name} = {short_text(parameters[name])}: no such parameter; "
-        f"there are: {', '.join(sorted(types))}"
+        f"choose from {', '.join(sorted(types))}"
         for name in sorted(set(parameters) - set(types))
     ]
     for name in sorted(set(types) & set(parameters)):

@@ -1,4 +1,4 @@
-"""What a run says when it ends, as a Kedro hook: where its page is, and what to do next."""
+"""A Kedro hook that prints the main finding at the end of a run, and where to see more."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PAGE, SENTENCE = "study_report", "study_sentence"
 
 
 class RunEnding:
-    """Says where the study's page is, its main sentence, and two commands that show more."""
+    """Prints the study's main sentence, the path of its page, and two commands that show more."""
 
-    @hook_impl(trylast=True)  # after all that others have to say
+    @hook_impl(trylast=True)  # after the messages of all other hooks
     def after_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Print it, when the run wrote the page."""
+        """Print this if the run wrote the page."""
         if PAGE not in pipeline.all_outputs():
             return
         from husai.hooks.order import typed_options
@@ -41,7 +41,7 @@ class RunEnding:
 
 
 def _runs() -> str:
-    """Say where the runs can be looked at: at their server, or with a command."""
+    """Return where the runs can be seen: the address of their server, or a command."""
     import mlflow
 
     server = mlflow.get_tracking_uri()
@@ -49,12 +49,12 @@ def _runs() -> str:
 
 
 def kedro() -> str:
-    """Give the command as it can be typed: with its folder where that is below the current one."""
+    """Return the ``kedro`` command to type, with its folder if that is in the current folder."""
     beside = shortened(Path(sys.executable).parent / "kedro")
     return "kedro" if Path(beside).is_absolute() else beside
 
 
 def shortened(path: Path) -> str:
-    """Give a path from the current folder, where it lies below it."""
+    """Return a path relative to the current folder if it lies in it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

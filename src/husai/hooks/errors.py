@@ -1,4 +1,4 @@
-"""Errors in one line, as a Kedro hook: what the user can fix needs no traceback."""
+"""A Kedro hook that turns errors which the user can fix into one line without a traceback."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class StoppedError(StudyError):
 
 
 CONTENT_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
-"""What content of another kind leads to."""
+"""Errors that a file with unexpected content can cause in a node."""
 
 
 class PlainErrors:
-    """Turn the errors that nodes raise for the user into messages of the command line.
+    """Turns the errors that nodes raise for the user into messages of the command line.
 
     Parameters
     ----------
     lineage
-        Knows which files that the run reads are not those that were written.
+        Knows which input files were changed after they were written.
     """
 
     def __init__(self, lineage: Lineage) -> None:
@@ -44,16 +44,16 @@ class PlainErrors:
 
     @hook_impl
     def after_context_created(self) -> None:
-        """Keep secrets out of the log: Kedro takes no formatter of a project's own."""
+        """Keep secrets out of the log; Kedro allows no log formatter of a project."""
         hide_secrets_in_logs()
 
-    @hook_impl(trylast=True)  # after those that log the traceback
+    @hook_impl(trylast=True)  # after the hooks that log the traceback
     def on_pipeline_error(
         self, error: Exception, run_params: dict[str, Any], catalog: DataCatalog
     ) -> None:
-        """Raise the message alone, when there is nothing more to know."""
+        """Raise an error with only the message, if the cause is known."""
         cause: BaseException = error
-        # Kedro wraps what a dataset raises in errors of its own
+        # Kedro wraps the errors of datasets in its own
         while isinstance(cause, DatasetError) and cause.__cause__ is not None:
             cause = cause.__cause__
         message = without_secrets(" ".join(str(cause).split()))
@@ -71,16 +71,16 @@ class PlainErrors:
         if changed and isinstance(cause, (*CONTENT_ERRORS, TemplateError)):
             logger.debug("after a changed input", exc_info=error)
             raise StudyError(
-                f"{', '.join(map(str, changed))}: changed since written, and this run cannot read "
-                f"it so ({type(cause).__name__}: {message[:200]}); make it again: kedro run "
-                f"--pipelines={','.join(dict.fromkeys(changed.values()))}"
+                f"{', '.join(map(str, changed))}: changed since it was written, and this run "
+                f"cannot read it ({type(cause).__name__}: {message[:200]}); make it again: "
+                f"kedro run --pipelines={','.join(dict.fromkeys(changed.values()))}"
                 f"{typed_options(run_params)}"
             ) from error
 
     def _unreadable(
         self, name: str, cause: BaseException, run_params: dict[str, Any], catalog: DataCatalog
     ) -> str:
-        """Say which file does not read, and what makes it again."""
+        """Return a message with the unreadable file, and the command that makes it again."""
         from kedro.framework.project import pipelines
 
         found = makers(name, pipelines)
@@ -90,6 +90,6 @@ class PlainErrors:
         again = (
             f"make it again with: {command(found[:1], pipelines, typed_options(run_params))}"
             if found
-            else "give it again"
+            else "replace it"
         )
-        return f"{name}: {path} does not read ({type(cause).__name__}: {reason[:200]}); {again}"
+        return f"{name}: {path} cannot be read ({type(cause).__name__}: {reason[:200]}); {again}"

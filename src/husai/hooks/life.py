@@ -1,4 +1,4 @@
-"""A run never goes silent, as a Kedro hook: it says what it is doing every few seconds."""
+"""A Kedro hook that prints every few seconds what the run is doing."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ if TYPE_CHECKING:
 
 
 class SignOfLife:
-    """Runs a heartbeat from the start of a run to its end, and names the node that works."""
+    """Runs a heartbeat from the start of a run to its end, with the name of the running node."""
 
     def __init__(self) -> None:
         self._heartbeat = Heartbeat()
         self._now = ExitStack()
 
-    @hook_impl(trylast=True)  # Kedro tells no hook when another one refuses the run
+    @hook_impl(trylast=True)  # after the hooks that may refuse the run
     def before_pipeline_run(self) -> None:
-        """Start."""
+        """Start the heartbeat."""
         self._heartbeat.start()
         self._doing("starting")
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
-        """A node works."""
+        """Show the name of the node that runs."""
         self._doing(_short(node))
 
     @hook_impl(trylast=True)
     def after_node_run(self, node: Node, outputs: Mapping[str, Any]) -> None:
-        """It has ended: what it gave is saved, and the tracking server told.
+        """Show that the results of the node are saved and recorded.
 
-        A node that gives its results one by one works on while they are saved.
+        A node that yields its results one by one still runs while they are saved.
         """
         if any(isinstance(output, Iterator) for output in outputs.values()):
             return
-        self._doing(f"saving and recording what {_short(node)} gave")
+        self._doing(f"saving and recording the results of {_short(node)}")
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self) -> None:
-        """Stop."""
+        """Stop the heartbeat."""
         self._stop()
 
     @hook_impl(trylast=True)
     def on_pipeline_error(self) -> None:
-        """Stop."""
+        """Stop the heartbeat."""
         self._stop()
 
     def _doing(self, text: str) -> None:

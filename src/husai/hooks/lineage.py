@@ -1,8 +1,8 @@
-"""What every file was made from, as a Kedro hook: a run never mixes files that do not fit.
+"""A Kedro hook that records what every file was made from, and refuses files that do not fit.
 
-When a node has saved a dataset, a record beside it says what it holds (a fingerprint) and what
-its inputs held. Before a run reads a dataset that it does not make itself, the records are followed
-back to the beginning: where an input is not the one that was read, the run is refused.
+When a node has saved a dataset, a record beside it has the fingerprint of the dataset and those of
+its inputs. Before a run reads a dataset that it does not make itself, the records are followed
+back to the first inputs. If an input has changed since it was read, the run is refused.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Made:
-    """What a dataset holds, and what it was made from.
+    """The record of a dataset: its fingerprint, and what it was made from.
 
     Attributes
     ----------
     fingerprint
-        Of the dataset's files.
+        Fingerprint of the dataset's files.
     inputs
-        Dataset to its fingerprint when it was read.
+        For each dataset that was read, its fingerprint at that time.
     pipeline
         The pipeline that makes it.
     """
@@ -53,22 +53,22 @@ class Made:
 
 
 class Lineage:
-    """Records what datasets are made from, and refuses those that do not fit one another."""
+    """Records what datasets are made from, and refuses those that do not fit together."""
 
     def __init__(self) -> None:
         self._catalog: DataCatalog | None = None
         self._options = ""
         self.changed: dict[Path, str] = {}
-        """What this run reads that is not what was written, and the pipelines that wrote it."""
+        """Inputs of this run that were changed after they were written, with their pipelines."""
         self._made_here: set[str] = set()
         self._read_for: dict[str, dict[str, str]] = {}
         self._ended: list[tuple[Node, dict[str, str]]] = []
 
-    @hook_impl(tryfirst=True)  # before a run is opened for it in MLflow
+    @hook_impl(tryfirst=True)  # before MLflow's hook opens a run
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Check what the run reads and does not make."""
+        """Check the datasets that the run reads and does not make."""
         self._options = typed_options(run_params)
         self._catalog = catalog
         self._made_here = {name for node in pipeline.nodes for name in node.outputs}
@@ -79,23 +79,24 @@ class Lineage:
         self.changed = {path: maker for path, maker in sorted(replaced, key=str) if path and maker}
         for path, maker in self.changed.items():
             logger.warning(
-                "%s: changed since it was written, by hand or by damage; it is taken as it is. "
-                "To make it again: kedro run --pipelines=%s%s",
+                "%s: changed since it was written, by hand or by damage; the run uses it as it is "
+                "now. To make it again: kedro run --pipelines=%s%s",
                 *(path, maker, self._options),
             )
 
     @hook_impl
     def before_dataset_loaded(self, dataset_name: str) -> None:
-        """Check again what was made from something that this run has just made."""
+        """Check again a dataset that was made from one that this run has just made."""
         self._write()
         if dataset_name not in self._made_here:
             self._check([dataset_name], self._made_here)
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
-        """Remember what a node read; what it gave is saved after this.
+        """Remember what a node read; its outputs are saved after this.
 
-        What stays in memory has no record: those who read it read what it was made from.
+        A dataset that stays in memory has no record; a node that reads it counts as a reader of
+        the files that it was made from.
         """
         read: dict[str, str] = {}
         for name in node.inputs:
@@ -110,7 +111,7 @@ class Lineage:
         self._write()
 
     def _write(self) -> None:
-        """Write records of the nodes that have ended, whose outputs are saved by now."""
+        """Write the records of the nodes that have ended, whose outputs are saved now."""
         for node, inputs in self._ended:
             pipeline = str(node.namespace or "").split(".")[0]
             for name in node.outputs:
@@ -122,7 +123,7 @@ class Lineage:
         self._ended = []
 
     def _check(self, names: Iterable[str], only: frozenset[str] | set[str]) -> None:
-        """Follow datasets back; refuse them where an input changed (one of ``only``, if any)."""
+        """Follow datasets back; refuse them if an input changed (one of ``only``, if given)."""
         outdated: dict[str, list[str]] = {}
         seen: set[str] = set()
         for name in names:
@@ -133,18 +134,18 @@ class Lineage:
         again = dict.fromkeys(filter(None, map(self._pipeline, outdated)))
         dataset, source = changed[0]
         made = self._made(dataset)
-        assert made is not None  # else it would not be out of date
+        assert made is not None  # since it is out of date
         message = (
             f"{self._location(dataset)}: made from {self._location(source)} with fingerprint "
-            f"{made.inputs[source]}, but that is {self._fingerprint(source)} now; "
+            f"{made.inputs[source]}, which now has fingerprint {self._fingerprint(source)}; "
         )
-        # of each source that came from elsewhere, the pipeline that would overwrite it
+        # for each input that was replaced by hand, the pipeline that would overwrite it
         replaced = {source: self._replaced(source) for _, source in changed}
         replaced = {source: pipeline for source, pipeline in replaced.items() if pipeline}
         if replaced:
             again = dict.fromkeys([*replaced.values(), *again])
             raise StudyError(
-                f"{message}to continue with what is there now: kedro run "
+                f"{message}to continue with the present file: kedro run "
                 f"--from-inputs={','.join(replaced)}{self._options}; to overwrite it: kedro run "
                 f"--pipelines={','.join(again)}{self._options}"
             )
@@ -159,7 +160,7 @@ class Lineage:
         outdated: dict[str, list[str]],
         seen: set[str],
     ) -> None:
-        """Add a dataset and what it was made from, the earliest first, where out of date."""
+        """Add a dataset and what it was made from to ``outdated``, if they are, earliest first."""
         made = self._made(name)
         if made is None or name in seen:
             return
@@ -174,7 +175,7 @@ class Lineage:
             outdated[name] = changed
 
     def _replaced(self, name: str) -> str:
-        """Give the pipeline that made a dataset, where its content is not that any more."""
+        """Return the pipeline that made a dataset, if its content was changed since; else empty."""
         path = self._record(name)
         if path is None or not path.is_file() or self._made(name) is not None:
             return ""
@@ -188,7 +189,7 @@ class Lineage:
         return "" if made is None else made.pipeline
 
     def _made(self, name: str) -> Made | None:
-        """Give a dataset's record, None where there is none or it is about other content."""
+        """Return a dataset's record; None without one, or if the dataset was changed since."""
         path = self._record(name)
         if path is None or not path.is_file():
             return None
@@ -203,7 +204,7 @@ class Lineage:
         return None if place is None else place.parent / LINEAGE / f"{name}.json"
 
     def _location(self, name: str) -> Path | None:
-        """Give where a dataset lies on disk."""
+        """Return the path of a dataset on disk; None if it is not on disk."""
         dataset = self._dataset(name)
         if isinstance(dataset, PartitionedDataset):
             return Path(dataset._path)
@@ -212,13 +213,13 @@ class Lineage:
         return None
 
     def _fingerprint(self, name: str) -> str:
-        """Give the fingerprint of a dataset's files; empty where it has none."""
+        """Return the fingerprint of a dataset's files; empty without files."""
         dataset = self._dataset(name)
         if isinstance(dataset, PartitionedDataset):
             folder, suffix = Path(dataset._path), dataset._filename_suffix
             try:
                 planned = getattr(dataset, "planned", lambda: None)()
-            except (FileNotFoundError, InputError):  # a plan that does not read is said later
+            except (FileNotFoundError, InputError):  # an unreadable plan is reported later
                 planned = []
             files = (
                 sorted(folder.rglob(f"*{suffix}"))
@@ -229,7 +230,7 @@ class Lineage:
             files = [Path(dataset._get_load_path())]
         else:
             return ""
-        # a dataset that is empty where there is no file exists without one
+        # some datasets exist without a file, and are then empty
         return fingerprint_files([path for path in files if path.is_file()])
 
     def _dataset(self, name: str) -> Any:

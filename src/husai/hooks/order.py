@@ -1,4 +1,4 @@
-"""What a run needs before it can start: its pipelines, its environment, its inputs."""
+"""Checks of names and inputs of a run, and the commands that make missing inputs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def check_known(what: str, given: Iterable[str], known: Collection[str]) -> None
             near = get_close_matches(name, known, n=1) or [
                 last[found] for found in get_close_matches(name, last, n=1)
             ]
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
-            raise InputError(f"{what} '{name}': there is none; {hint}")
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(known))}"
+            raise InputError(f"{what} '{name}' does not exist; {hint}")
 
 
 def check_environment(env: str | None, conf_source: str, base: str) -> None:
-    """Refuse an environment that has no folder of configuration.
+    """Refuse an environment without a folder in the configuration.
 
     Raises
     ------
@@ -50,13 +50,13 @@ def check_environment(env: str | None, conf_source: str, base: str) -> None:
 
 
 def unread_parameters(given: Iterable[str], pipeline: Pipeline) -> list[str]:
-    """Give the parameter groups of the command line that no node of a pipeline reads."""
+    """Return the parameter groups of the command line that no node of a pipeline reads."""
     read = {name.removeprefix("params:") for name in pipeline.inputs()}
     return sorted({name.split(".")[0] for name in given} - read)
 
 
 def makers(dataset: str, pipelines: Mapping[str, Pipeline]) -> list[str]:
-    """Name the pipelines that make a dataset; of the study's own where there are any."""
+    """Return the pipelines that make a dataset; only those of the study if there are any."""
     found = [
         name
         for name, pipeline in pipelines.items()
@@ -73,14 +73,14 @@ def check_inputs(
     pipelines: Mapping[str, Pipeline],
     options: str,
 ) -> None:
-    """Refuse a run whose inputs are not there yet, where another pipeline makes them.
+    """Refuse a run with missing inputs that another pipeline makes.
 
     Parameters
     ----------
     pipeline, catalog, pipelines
-        What runs, what it reads from, and all pipelines by name.
+        The pipeline that runs, the catalog, and all pipelines by name.
     options
-        Of this run, for the command: see :func:`typed_options`.
+        Options of this run, for the command: see :func:`typed_options`.
 
     Raises
     ------
@@ -94,20 +94,20 @@ def check_inputs(
     waiting = set(absent)
     while waiting:
         found = makers(waiting.pop(), pipelines)
-        # of several, the one that is part of the environment's study
+        # if there are several, the one that is part of the environment's study
         maker = next((name for name in found if _in_study(name, pipelines)), found[0])
         if maker not in needed:
             needed.add(maker)
             waiting |= _absent(pipelines[maker].inputs(), catalog, pipelines)
     shown = sorted(absent)[:3] + ([f"{len(absent) - 3} more"] if len(absent) > 3 else [])
     raise InputError(
-        f"{', '.join(shown)}: not there yet; make "
+        f"{', '.join(shown)}: not made yet; make "
         f"{'it' if len(absent) == 1 else 'them'} with: {command(needed, pipelines, options)}"
     )
 
 
 def typed_options(run_params: Mapping[str, Any]) -> str:
-    """Give a run's environment and parameters as they are typed after ``kedro run``."""
+    """Return a run's environment and parameters as they are typed after ``kedro run``."""
     env, given = run_params.get("env"), run_params.get("runtime_params") or {}
     params = ",".join(f"{name}={_typed(value)}" for name, value in flatten(given))
     return (f" --env={env}" if env else "") + (f" --params {shlex.quote(params)}" if params else "")
@@ -120,7 +120,7 @@ def _typed(value: Any) -> str:
 
 
 def command(needed: Collection[str], pipelines: Mapping[str, Pipeline], options: str) -> str:
-    """Give the command that runs some pipelines, in an order in which each finds its inputs."""
+    """Return the command that runs some pipelines, each after those that make its inputs."""
     ordered: list[str] = []
     left = sorted(needed)
     while left:

@@ -1,4 +1,4 @@
-"""What a page says of the run that wrote it, as a Kedro hook: nodes cannot know it."""
+"""A Kedro hook that gives the pages the command and the parameters of the run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ DATASET = "run_origin"
 
 
 class RunOrigin:
-    """Gives the pipelines that read it ``run_origin``.
+    """Saves the dataset ``run_origin`` for the pipelines that read it.
 
-    A mapping with the ``command`` as typed, the ``environment``, and ``changed``: the parameters
-    that differ from those of conf/base, each with its ``name``, ``value`` and ``default``.
+    It is a mapping with the ``command`` as typed, the ``environment``, and ``changed``: the
+    parameters that differ from those of conf/base, each with ``name``, ``value`` and ``default``.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class RunOrigin:
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Put it in the catalog."""
+        """Save it in the catalog if the pipeline reads it."""
         if DATASET in pipeline.inputs():
             catalog.save(DATASET, self._origin)
 
@@ -57,7 +57,7 @@ def changed_parameters(default: dict[str, Any], used: dict[str, Any]) -> list[di
     Returns
     -------
     list of dict
-        ``name`` (dotted), ``value`` and ``default``, as text; ``none`` where there is no value.
+        ``name`` (dotted), ``value`` and ``default`` as text; ``none`` for a missing value.
     """
     before, now = dict(flatten(default)), dict(flatten(used))
     rows = []

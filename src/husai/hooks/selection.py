@@ -1,4 +1,4 @@
-"""Pipelines in which a misspelt node, tag or dataset is one line with the nearest name."""
+"""Kedro's pipeline, with an error in one line for a misspelt node, tag or dataset."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from husai.hooks.order import check_known
 
 
 class NamedPipeline(Pipeline):
-    """Kedro's own pipeline; what selects a part of it is checked first.
+    """Kedro's pipeline; names that select a part of it are checked first.
 
-    Kedro tells no hook what ``--nodes`` and the like select before it fails for them. Kedro adds
-    the pipelines of a run to an empty one: the sum is of this class too.
+    Kedro fails for unknown names of ``--nodes`` and similar options before any hook sees them, so
+    they are checked here. Kedro adds the pipelines of a run to an empty one; the sum is also of
+    this class.
     """
 
     def __add__(self, other: Any) -> NamedPipeline:
-        """Put two pipelines together."""
+        """Join two pipelines."""
         return NamedPipeline(super().__add__(other).nodes)
 
     def __radd__(self, other: Any) -> NamedPipeline:
-        """Put two pipelines together; Python asks the more special class first."""
+        """Join two pipelines; Python calls the method of the subclass first."""
         return NamedPipeline(super().__radd__(other).nodes)
 
     def filter(
@@ -37,7 +38,7 @@ class NamedPipeline(Pipeline):
         to_outputs: Iterable[str] | None = None,
         node_namespaces: Iterable[str] | None = None,
     ) -> Pipeline:
-        """Give the part that the command line selects.
+        """Return the part that the command line selects.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The pipelines that ``kedro run`` runs in an environment, as a Kedro hook."""
+"""A Kedro hook that chooses the pipelines that ``kedro run`` runs in an environment."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ STUDY = (
 
 
 class StudyStages:
-    """Make the default pipeline that of the environment: ``stages`` in conf/<env>/study.yml."""
+    """Makes the default pipeline from ``stages`` in the environment's conf/<env>/study.yml."""
 
     @hook_impl(tryfirst=True)  # before the checks look at the pipelines
     def after_context_created(self, context: KedroContext) -> None:
-        """Put the environment's stages together; without the file it is the home study."""
+        """Join the stages of the environment; without the file, those of the home study."""
         from kedro.framework.project import pipelines
         from kedro.pipeline import Pipeline
 
@@ -37,5 +37,5 @@ class StudyStages:
             stages = context.config_loader["study"]["stages"]
         except MissingConfigException:
             stages = STUDY
-        # always set: another session of this process may have had another environment
+        # always set, since another session in this process may have had another environment
         pipelines["__default__"] = sum((pipelines[name] for name in stages), Pipeline([]))

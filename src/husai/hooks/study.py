@@ -1,4 +1,6 @@
-"""A study's name, as Kedro's configuration and hooks see it: its folder, and what changed in it."""
+"""Names of studies: a configuration loader that knows the study's folder, and a hook that keeps
+``study.json`` and warns about changed parameters.
+"""
 
 from __future__ import annotations
 
@@ -44,18 +46,18 @@ logger = logging.getLogger(__name__)
 DRY_RUN = "campaign_dry_run"
 
 LONG = 40
-"""Characters of a value that are said."""
+"""Most characters of a value in a message."""
 
 SHOWN = 6
-"""Changed parameters that are said one by one."""
+"""Most changed parameters that a message lists."""
 
 
 class StudyConfigLoader(OmegaConfigLoader):
-    """Kedro's own, with the folder of the study that ``--params study=NAME`` names.
+    """Kedro's configuration loader, with the folder of the study of ``--params study=NAME``.
 
     In globals, ``${study_folder:FOLDER}`` is FOLDER, or ``FOLDER/studies/NAME`` for a study with a
-    name. ``campaign.name`` is that name; without one it is what the environment calls it, or the
-    name of the environment whose folder of data it lies in.
+    name. ``campaign.name`` is that name; without one, the name in the environment's parameters, or
+    the name of the environment if it has a data folder of its own.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class StudyConfigLoader(OmegaConfigLoader):
         **options: Any,
     ) -> None:
         if "://" not in str(conf_source) and not Path(conf_source).exists():
-            raise StudyError(f"{conf_source}: no such folder of configuration; check --conf-source")
+            raise StudyError(f"{conf_source}: this folder does not exist; check --conf-source")
         given = dict(runtime_params or {})
         self.study_name = _name_of(given.pop(PARAMETER, None), given)
         super().__init__(conf_source, env, given, **options)
@@ -77,9 +79,9 @@ class StudyConfigLoader(OmegaConfigLoader):
         Raises
         ------
         StudyError
-            In a line, where a file of it does not read.
+            In one line, when a file of it cannot be read.
         """
-        # resolvers are the whole process's, and another loader may have put its own in their place
+        # resolvers belong to the whole process, and another loader may have replaced them
         self._register_globals_resolver()
         OmegaConf.register_new_resolver("study_folder", self._folder, replace=True)
         environments = (self.base_env, self.env or self.default_run_env)
@@ -97,7 +99,7 @@ class StudyConfigLoader(OmegaConfigLoader):
         return {**found, "campaign": {**campaign, "name": name}}
 
     def _home(self) -> str:
-        """Name the study of this environment: its own, where it has a folder of data of its own."""
+        """Return the study's name in this environment; the environment's if it has its own data."""
         env = self.env or self.base_env
         own = env != self.base_env and (Path(self.conf_source) / env / "globals.yml").is_file()
         return env if own else HOME_STUDY
@@ -107,7 +109,7 @@ class StudyConfigLoader(OmegaConfigLoader):
 
 
 def _name_of(study: Any, params: Mapping[str, Any]) -> str | None:
-    """Give the study's name where the command line has one: ``study``, or ``campaign.name``."""
+    """Return the study's name from the command line: ``study``, or ``campaign.name``, or None."""
     campaign = params.get("campaign")
     in_campaign = campaign.get("name") if isinstance(campaign, Mapping) else None
     name = study if study is not None else in_campaign
@@ -120,7 +122,7 @@ def _name_of(study: Any, params: Mapping[str, Any]) -> str | None:
 
 
 class NamedStudy:
-    """Keeps ``study.json`` in the study's folder, and says what a run changes in a study."""
+    """Keeps ``study.json`` in the study's folder, and warns about changed parameters."""
 
     def __init__(self) -> None:
         self._folder = Path()
@@ -130,7 +132,7 @@ class NamedStudy:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Find the study's folder and that of MLflow's store."""
+        """Find the study's folder and the data folder, and check that they can be written."""
         places = context.config_loader["globals"]
         self._folder = _absolute(context.project_path / places["study_dir"])
         self._root = _absolute(context.project_path / places["data_root"])
@@ -139,15 +141,15 @@ class NamedStudy:
         for folder in (self._folder, self._root):
             _check_writable(folder)
 
-    @hook_impl(trylast=True)  # after all that may refuse the run
+    @hook_impl(trylast=True)  # after the hooks that may refuse the run
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Compare the parameters with those of the study's last run, and write down this one."""
+        """Compare the parameters with those of the study's last run, and record this run."""
         from kedro.framework.project import pipelines
 
         parts = self._parts(pipeline, catalog)
-        if not parts or _stages(pipeline.nodes) == [DRY_RUN]:  # it makes nothing of the study's
+        if not parts or _stages(pipeline.nodes) == [DRY_RUN]:  # it writes no file of the study
             return
         groups = _plain(
             {
@@ -163,14 +165,14 @@ class NamedStudy:
         except InputError as error:
             raise StudyError(str(error)) from error
         if before is not None:
-            self._say_what_changed(before, groups, pipeline, pipelines["__default__"], catalog)
+            self._warn_of_changes(before, groups, pipeline, pipelines["__default__"], catalog)
         known = {
             "parts": tuple(sorted({*parts, *(before.parts if before else ())})),
             "parameters": {**(before.parameters if before else {}), **groups},
         }
         me = this_process()
         if before is not None and before.how_it_stands == "running" and before.process != me:
-            # a second run beside the first one, which says how it ended
+            # a second run at the same time; the first one records its own end
             before.model_copy(update=known).write(self._folder)
             return
         self._study = Study(
@@ -186,33 +188,33 @@ class NamedStudy:
 
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self) -> None:
-        """Write down that it ended."""
+        """Record that the run finished."""
         self._end("finished")
 
     @hook_impl(tryfirst=True)  # others raise
     def on_pipeline_error(self) -> None:
-        """Write down that it failed."""
+        """Record that the run failed."""
         self._end("failed")
 
     def _check(self, environment: str, before: Study | None) -> None:
         """Refuse a name that belongs to another study."""
         if before is not None and before.name != self._name:
             raise InputError(
-                f"{self._folder} holds study '{before.name}' of environment {before.environment}, "
-                f"this would be '{self._name}' of {environment}: give this one another name "
-                f"(--params {PARAMETER}=NAME), or delete that one: husai studies delete "
+                f"{self._folder} has study '{before.name}' of environment {before.environment}, "
+                f"not '{self._name}' of {environment}; give this study another name "
+                f"(--params {PARAMETER}=NAME), or delete the other: husai studies delete "
                 f"{before.name}"
             )
         if self._root.is_dir():
             for folder, study in find_studies(self._root):
                 if study.name == self._name and _absolute(folder) != self._folder:
                     raise InputError(
-                        f"study '{self._name}': {folder} has this name; give another one: --params "
-                        f"{PARAMETER}=NAME"
+                        f"study '{self._name}': the study in {folder} has this name; give another "
+                        f"one: --params {PARAMETER}=NAME"
                     )
 
     def _parts(self, pipeline: Pipeline, catalog: DataCatalog) -> list[str]:
-        """Name the files and folders directly below the study's folder that a run writes."""
+        """Return the files and folders directly in the study's folder that a run writes."""
         found = set()
         for name in pipeline.all_outputs():
             dataset: Any = catalog.get(name)
@@ -222,7 +224,7 @@ class NamedStudy:
                 found.add(path.relative_to(self._folder).parts[0])
         return sorted(found)
 
-    def _say_what_changed(
+    def _warn_of_changes(
         self,
         before: Study,
         groups: Mapping[str, Any],
@@ -230,7 +232,7 @@ class NamedStudy:
         whole: Pipeline,
         catalog: DataCatalog,
     ) -> None:
-        """Warn of changed parameters: what this run makes again, and what stays as it was."""
+        """Warn of changed parameters: what this run makes again, and what it does not."""
         changed = changed_groups(before.parameters, groups)
         fields = [field for group in changed.values() for field in group]
         if not fields:
@@ -252,12 +254,12 @@ class NamedStudy:
         )
         text = (
             f"study '{self._name}': changed since its run of {before.started}: {', '.join(shown)}. "
-            f"This run makes again: {', '.join(again) or 'nothing'} (SAEs whose settings and rows "
-            "are the same are kept)."
+            f"This run makes again: {', '.join(again) or 'nothing'} (SAEs with unchanged settings "
+            "and rows are kept)."
         )
         if left:
-            text += f" Still of the old parameters: {', '.join(left)}."
-        logger.warning("%s To keep both, give one another name: --params study=NAME", text)
+            text += f" Still made with the old parameters: {', '.join(left)}."
+        logger.warning("%s To keep both, give this study a name: --params study=NAME", text)
 
     def _end(self, state: str) -> None:
         if self._study is not None:
@@ -267,18 +269,18 @@ class NamedStudy:
 
 
 def _after(pipeline: Pipeline, groups: Iterable[str]) -> Pipeline:
-    """Give the part of a pipeline that depends on groups of parameters."""
+    """Return the part of a pipeline that depends on groups of parameters."""
     named = [f"params:{group}" for group in groups]
     return pipeline.from_inputs(*[name for name in named if name in pipeline.inputs()])
 
 
 def _stages(nodes: Iterable[Node]) -> list[str]:
-    """Name the pipelines that nodes belong to, in order."""
+    """Return the pipelines that nodes belong to, in order."""
     return list(dict.fromkeys(str(node.namespace or node.name).split(".")[0] for node in nodes))
 
 
 def _is_kept(catalog: DataCatalog, name: str) -> bool:
-    """Whether a dataset is on disk once it is made."""
+    """Whether a dataset is written to disk."""
     dataset = catalog.get(name)
     return dataset is not None and not isinstance(dataset, MemoryDataset)
 
@@ -289,12 +291,12 @@ def _is_there(catalog: DataCatalog, name: str) -> bool:
 
 
 def _absolute(path: str | Path) -> Path:
-    """Give an absolute path in which links stay as they are."""
+    """Return an absolute path, without resolving links."""
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _check_writable(folder: Path) -> None:
-    """Refuse a folder of data that cannot be written, before anything is made."""
+    """Refuse a data folder that cannot be written."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise StudyError(
@@ -304,7 +306,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _plain(groups: Mapping[str, Any]) -> dict[str, Any]:
-    """Give groups of parameters as JSON has them, without secrets."""
+    """Return groups of parameters as plain JSON, without secrets."""
     values = {
         name: group.model_dump(mode="json") if isinstance(group, BaseModel) else group
         for name, group in groups.items()
@@ -314,6 +316,6 @@ def _plain(groups: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, str) and len(value) > LONG:  # a path, which differs at its end
+    if isinstance(value, str) and len(value) > LONG:  # paths differ at their ends
         value = f"…{value[-LONG:]}"
     return "none" if value is None else short_text(value, 2 * LONG)

@@ -1,6 +1,6 @@
-"""Language models: booted, read into stores, and measured with SAEs spliced in."""
+"""Language models: load them, store their activations, and measure SAEs inside them."""
 
 import lazy_loader
 
-# the names stand in __init__.pyi; each is imported when it is first used
+# The public names are listed in __init__.pyi; each is imported when it is first used.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Which language model is read, where, and how."""
+"""Parameters of language models: which one, which activations, and how SAEs are measured."""
 
 from __future__ import annotations
 
@@ -21,41 +21,52 @@ from husai.config import (
 
 
 class LanguageModelConfig(Config):
-    """A model that TransformerLens boots."""
+    """A language model that TransformerLens can load."""
 
     name: str = Field(
         min_length=1,
         description="a folder in the Hugging Face format, PACKAGE:FOLDER inside an installed "
         "Python package, or a name on the hub",
     )
-    revision: str | None = Field(default=None, description="of a model on the hub")
-    tokenizer: str | None = Field(default=None, description="folder or name; unset: the model's")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        default="float32", description="that the model computes in"
+    revision: str | None = Field(default=None, description="revision of a model on the hub")
+    tokenizer: str | None = Field(
+        default=None, description="folder or name of a tokenizer; if unset, the model's own"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda if any")
-    untrained_seed: Seed = Field(default=0, description="of the weights of the untrained model")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        default="float32", description="number format in which the model computes"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="device of the model; auto: a GPU if there is one"
+    )
+    untrained_seed: Seed = Field(
+        default=0, description="seed of the initial weights of the untrained model"
+    )
 
 
 class ReadingConfig(Config):
-    """What is read of a model in one pass over a text."""
+    """Which activations are read in one pass of a model over a text."""
 
     hook_names: tuple[Hook, ...] = Field(
         min_length=1,
-        description="hooks, as NAME or NAME@POSITION: a position of the tokens, all, or mean; "
-        "NAME.headN is one head of a hook that has heads, which are side by side otherwise",
+        description="hooks, as NAME or NAME@POSITION, where POSITION is a number, all, or mean; "
+        "NAME.headN is one head of a hook that has heads; without it the heads are concatenated",
     )
-    position: Position = Field(default="all", description="where NAME alone is read")
+    position: Position = Field(default="all", description="position for a NAME without one")
     special_tokens: bool = Field(
         default=False, description="keep special tokens too; padding is never kept"
     )
     untrained: bool = Field(
-        default=False, description="read the model at new initial weights too: a null for SAEs"
+        default=False,
+        description="read the model with new initial weights too, as a null for the SAEs",
     )
-    dtype: StoreDtype = Field(default="float16", description="that activations are kept as")
+    dtype: StoreDtype = Field(
+        default="float16", description="number format in which activations are stored"
+    )
     batch_tokens: Count = Field(default=8192, description="tokens of one forward pass")
     shard_contexts: Count = Field(
-        default=512, description="contexts of one shard: what a kill costs at most"
+        default=512,
+        description="contexts of one shard, which is the most that an interrupted run has to read "
+        "again",
     )
 
     @field_validator("hook_names")
@@ -63,11 +74,11 @@ class ReadingConfig(Config):
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"named more than once: {repeated}; leave repeats out")
+            raise ValueError(f"given more than once: {repeated}; give each only once")
         return names
 
     def places(self) -> list[tuple[str, Position]]:
-        """Every hook with the position at which it is read."""
+        """Return every hook with the position at which it is read."""
         found: list[tuple[str, Position]] = []
         for entry in self.hook_names:
             name, at, position = entry.partition("@")
@@ -78,43 +89,57 @@ class ReadingConfig(Config):
 class ContextsConfig(Config):
     """How many contexts describe a latent, and how long they are."""
 
-    contexts: Count = Field(default=5, description="of each latent, those that activate it most")
+    contexts: Count = Field(
+        default=5, description="number of contexts per latent, those that activate it most"
+    )
     before: Count = Field(default=8, description="tokens shown before the one that activates it")
     after: Count = Field(default=4, description="tokens shown after it")
     tokens: Count = Field(
-        default=5, description="that a latent makes most and least likely, through the unembedding"
+        default=5,
+        description="number of tokens that a latent makes most likely, and least likely, through "
+        "the unembedding",
     )
 
 
 class EvaluationConfig(Config):
-    """How SAEs are measured inside the model that they read."""
+    """How SAEs are measured inside the model whose activations they read."""
 
     contexts: Count = Field(
         default=256, description="held-out contexts that reconstructions are spliced into"
     )
     measure: Literal["auto", "cross_entropy", "output_change"] = Field(
         default="auto",
-        description="auto: the loss of a model with a head for tokens, and the change of an "
-        "encoder's output embedding",
+        description="what is measured; auto: the cross-entropy of a model that predicts tokens, "
+        "and the change of the output embedding of an encoder without such a head",
     )
     batch_tokens: Count = Field(default=1024, description="tokens of one forward pass")
     masked_fraction: float = Field(
-        default=0.15, gt=0, lt=1, description="tokens that a masked model has to tell"
+        default=0.15, gt=0, lt=1, description="share of tokens that a masked model has to predict"
     )
-    seed: Seed = Field(default=0, description="of the choice of masked tokens")
+    seed: Seed = Field(default=0, description="seed of the choice of masked tokens")
 
 
 class ProbesConfig(Config):
-    """Which labelled texts are probed, and with how many latents."""
+    """Which labelled texts are used for probing, and with how many latents."""
 
     files: Listed[Name] = Field(
         default=(),
-        description="sets of labelled documents: names of files of text.source; left out: the "
-        "first n_tasks that have documents enough. The two most frequent labels are compared",
+        description="sets of labelled documents, as names of files of text.source; if empty, the "
+        "first n_tasks with enough documents. The two most frequent labels are compared",
     )
-    n_tasks: CountFromZero = Field(default=20, description="sets probed when files is empty")
-    documents: Count = Field(default=200, ge=20, description="of a set, as many of either label")
-    context: Count = Field(default=64, description="tokens of a document that are read, at most")
-    k: Listed[Count] = Field(default=(1, 2, 5, 16), description="latents of a sparse probe")
-    test_fraction: float = Field(default=0.5, gt=0, lt=1, description="documents that test it")
-    seed: Seed = Field(default=0, description="of the choice of documents and of those that test")
+    n_tasks: CountFromZero = Field(
+        default=20, description="most sets that are probed when files is empty"
+    )
+    documents: Count = Field(
+        default=200, ge=20, description="documents per set, half of them with each label"
+    )
+    context: Count = Field(default=64, description="most tokens of a document that are read")
+    k: Listed[Count] = Field(
+        default=(1, 2, 5, 16), description="numbers of latents of the sparse probes"
+    )
+    test_fraction: float = Field(
+        default=0.5, gt=0, lt=1, description="share of the documents that test the probe"
+    )
+    seed: Seed = Field(
+        default=0, description="seed of the choice of documents, and of those that test the probe"
+    )

@@ -1,4 +1,4 @@
-"""A latent in words: the contexts that activate it most, and the tokens that it makes likely."""
+"""Describe latents by text: the contexts that activate them, and the tokens they make likely."""
 
 from __future__ import annotations
 
@@ -30,17 +30,26 @@ def top_rows(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Find the rows that activate each latent most.
 
+    Parameters
+    ----------
+    sae
+        The SAE.
+    rows
+        ``[n_rows, d]`` activations that it reads.
+    n
+        Number of rows per latent.
+
     Returns
     -------
     activations, numbers
-        ``[n, d_sae]`` descending, and the rows' numbers; 0 where a latent fires on fewer rows.
-        Of equal activations the earlier row comes first.
+        ``[n, d_sae]`` activations, descending, and the numbers of their rows. Where a latent fires
+        on fewer than n rows both are 0. Of equal activations the earlier row comes first.
     """
     n = min(n, len(rows))
     latent, number = np.empty((2, 0), np.int64)
     value = np.empty(0, np.float32)
     for begin in range(0, len(rows), CHUNK):
-        # few latents fire on a row: what fires is sorted, not the whole table
+        # few latents fire on a row, so only the active entries are sorted
         codes = sae.encode(rows[begin : begin + CHUNK].float()).numpy()
         row, own = np.nonzero(codes)
         latent = np.concatenate([latent, own])
@@ -69,22 +78,22 @@ def contexts_table(
     *,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Tabulate the contexts that activate every latent most, among the held-out ones.
+    """Tabulate the held-out contexts that activate every latent most.
 
     Parameters
     ----------
     model
-        For the words of its tokens.
+        The model; its tokenizer turns tokens into text.
     tokens, documents
-        The text.
+        The text, from :func:`husai.text.tokenise`.
     saes
-        By name, those of one hook.
+        SAEs of one hook by name.
     rows
-        Its held-out rows ``[n, d]``.
+        ``[n, d]`` held-out rows of this hook.
     place, reading
-        Where they were read.
+        Hook and position of the rows, and which tokens are rows.
     config
-        How many, and how long.
+        How many contexts per latent, and how long.
     progress
         Show a progress bar.
 
@@ -97,7 +106,7 @@ def contexts_table(
     Raises
     ------
     InputError
-        When the rows are not those of the tokens.
+        When the number of rows differs from that of the held-out tokens.
     """
     places = row_places(tokens, place[1], reading)
     held_out = places.context >= len(tokens) - tokens.n_held_out
@@ -119,7 +128,7 @@ def contexts_table(
             shown = [words.shown(tokens, context[one], at[one], config) for one in row]
             table["token"], table["text"] = zip(*shown, strict=True) if shown else ([], [])
             document = tokens.document[context[row], np.maximum(at[row], 0)]
-            # of a mean the first ordinary token tells the document
+            # the row of a whole context takes the document of the context's first ordinary token
             document = np.where(at[row] < 0, tokens.document[context[row]].max(1), document)
             table["source"] = documents["source"].to_numpy()[document]
             table["document_row"] = documents["row"].to_numpy()[document]
@@ -131,22 +140,22 @@ def contexts_table(
 def row_words(
     tokenizer: Any, tokens: Tokens, position: Position, reading: ReadingConfig
 ) -> pd.DataFrame:
-    """Tabulate the word of every held-out row, in the rows' order, for the feature page.
+    """Tabulate the token of every held-out row as text, in the rows' order, for the feature page.
 
     Parameters
     ----------
     tokenizer
-        Of the model.
+        Tokenizer of the model.
     tokens
         The text.
     position, reading
-        Where the rows were read.
+        Position of the rows, and which tokens are rows.
 
     Returns
     -------
     DataFrame
-        ``token``, its text with the space before it, and ``document``, the number of the context
-        it stands in. Empty where a row is the mean of a context: it has no token of its own.
+        ``token``, its text with the space before it, and ``document``, the number of its context.
+        Empty where a row is the mean of a context, because such a row has no token.
     """
     places = row_places(tokens, position, reading)
     held_out = places.context >= len(tokens) - tokens.n_held_out
@@ -160,7 +169,7 @@ def row_words(
 
 
 class _Words:
-    """The text of tokens as it stands behind another, with the space before it if there is one."""
+    """The text of a token when another token precedes it, with a space before it if it has one."""
 
     def __init__(self, tokenizer: Any, before: int) -> None:
         self.tokenizer = tokenizer
@@ -169,7 +178,7 @@ class _Words:
         self.known: dict[int, str] = {}
 
     def of(self, token: int) -> str:
-        """Text of one token."""
+        """Return the text of one token."""
         if token not in self.known:
             self.known[token] = self.tokenizer.decode([self.before, token])[self.skipped :]
         return self.known[token]
@@ -177,7 +186,7 @@ class _Words:
     def shown(
         self, tokens: Tokens, context: int, place: int, config: ContextsConfig
     ) -> tuple[str, str]:
-        """Give a token and its surroundings on one line, with the token marked."""
+        """Return a token's text, and one line with the text around it and the token marked."""
         length = int(tokens.length[context])
         words = [self.of(one) for one in tokens.ids[context, :length].tolist()]
         if place == ALL_OF_A_CONTEXT:
@@ -196,15 +205,24 @@ def logit_effects(
 ) -> pd.DataFrame:
     """Tabulate the tokens that each latent's decoder row makes most and least likely.
 
-    The row goes through the unembedding directly (the logit lens of nostalgebraist, 2020): what
-    layers after the hook make of it is left out, and so is the last normalisation.
+    The row is multiplied by the unembedding directly (the logit lens of nostalgebraist, 2020). The
+    effect of the layers after the hook and of the last normalisation is left out.
+
+    Parameters
+    ----------
+    model
+        The model, for its unembedding and tokenizer.
+    saes
+        SAEs by name.
+    config
+        ``tokens``: how many tokens are listed.
 
     Returns
     -------
     DataFrame
         A row for each SAE and latent: ``promoted`` and ``suppressed``, lists of tokens, and
         ``promoted_effect``, ``suppressed_effect``, their logits for one unit of the latent. Empty
-        where the model has no head, or the hook is not as wide as the residual stream.
+        where the model does not predict tokens, or the hook is not as wide as the residual stream.
     """
     head = model.bridge.original_model.get_output_embeddings()
     if model.kind == "encoder" or head is None:
@@ -216,7 +234,7 @@ def logit_effects(
             continue
         for begin in range(0, sae.config.d_sae, CHUNK):
             effect = sae.W_dec[begin : begin + CHUNK].float() @ W_U.T
-            effect = effect - effect.mean(1, keepdim=True)  # softmax does not see a constant
+            effect = effect - effect.mean(1, keepdim=True)  # a constant does not change a softmax
             n = min(config.tokens, effect.shape[1])
             best, worst = effect.topk(n, dim=1), effect.topk(n, dim=1, largest=False)
             for offset in range(len(effect)):

@@ -1,4 +1,4 @@
-"""What an SAE does to a language model, under the names of SAEBench's core evaluation.
+"""Measure SAEs inside a language model: the metrics, names and files of SAEBench's core evaluation.
 
 Karvonen et al., "SAEBench" (arXiv 2503.09532).
 """
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 CHUNK = 2048
 DENSITY_EDGES = tuple(float(edge) for edge in np.arange(-6.0, 0.51, 0.5))
-"""Edges of the density histogram's bins, log10 of the fraction of rows; the first bin is open."""
+"""Edges of the density histogram's bins: log10 of the share of rows. The first bin has no lower
+end."""
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "model_behavior_preservation": ("kl_div_score", "kl_div_with_ablation", "kl_div_with_sae"),
@@ -56,18 +57,26 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = {
 
 
 def reconstruction_metrics(sae: TrainedSAE, rows: torch.Tensor) -> dict[str, float]:
-    """Measure an SAE on rows of its activations ``[n, d]``, with sums in float64.
+    """Measure how well an SAE reconstructs rows, and how sparse its codes are; sums are in float64.
+
+    Parameters
+    ----------
+    sae
+        The SAE.
+    rows
+        ``[n, d]`` activations x; x̂ is their reconstruction.
 
     Returns
     -------
     dict
         ``explained_variance``: 1 − Σ var(x − x̂) / Σ var(x). ``mse``: mean over rows and elements.
         ``cossim``: mean cosine of x and x̂. ``l2_norm_in``, ``l2_norm_out``, ``l2_ratio``: mean
-        norms, and the mean of their ratio. ``relative_reconstruction_bias``: E‖x̂‖² / E⟨x, x̂⟩
-        (arXiv 2404.16014, eq. 10), 1 where nothing shrinks. ``l0``, ``l1``: active latents, and
-        the sum of activations, of a row. ``frac_alive``: latents that fire on a row or more.
-        ``freq_over_1_percent``, ``freq_over_10_percent``: latents that fire more often.
-        ``total_tokens_eval_sparsity_variance``: rows.
+        norms of x and x̂, and the mean of their ratio. ``relative_reconstruction_bias``:
+        E‖x̂‖² / E⟨x, x̂⟩ (arXiv 2404.16014, eq. 10), 1 without shrinkage. ``l0``, ``l1``: active
+        latents per row, and sum of the activations per row. ``frac_alive``: share of latents that
+        fire on at least one row. ``freq_over_1_percent``, ``freq_over_10_percent``: share of
+        latents that fire on more than 1 % and 10 % of the rows.
+        ``total_tokens_eval_sparsity_variance``: number of rows.
     """
     import torch
 
@@ -115,25 +124,25 @@ def reconstruction_metrics(sae: TrainedSAE, rows: torch.Tensor) -> dict[str, flo
     }
 
 
-def rows_a_context(
+def rows_per_context(
     sae: TrainedSAE, rows: torch.Tensor, context: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Give SAEBench's "consistent activation heuristic" of every latent.
+    """Compute SAEBench's "consistent activation heuristic" of every latent.
 
     Parameters
     ----------
     sae
         The SAE.
     rows
-        Of its activations ``[n, d]``.
+        ``[n, d]`` activations that it reads.
     context
-        Which context each row is of ``[n]``, ascending.
+        ``[n]`` number of each row's context, ascending.
 
     Returns
     -------
     array
-        ``[d_sae]``: on how many rows of a context a latent fires, in the mean over the contexts in
-        which it fires; NaN where it fires in none.
+        ``[d_sae]``: number of rows of a context on which a latent fires, averaged over the contexts
+        in which it fires; NaN where it fires in none.
     """
     import torch
 
@@ -143,7 +152,7 @@ def rows_a_context(
     ends = [*bounds[1:].tolist(), len(rows)]
     begin = 0
     while begin < len(bounds):
-        # whole contexts, about as many rows as a chunk has
+        # whole contexts, together at most CHUNK rows unless one alone has more
         last = max(begin + 1, int(np.searchsorted(ends, bounds[begin] + CHUNK, side="right")))
         part = slice(int(bounds[begin]), ends[last - 1])
         active = sae.encode(rows[part].float()) > 0
@@ -161,13 +170,13 @@ def density_histogram(densities: Mapping[str, torch.Tensor]) -> pd.DataFrame:
     Parameters
     ----------
     densities
-        By SAE, the fraction of rows on which each latent fires ``[d_sae]``.
+        For each SAE ``[d_sae]``: share of the rows on which each latent fires.
 
     Returns
     -------
     DataFrame
-        A row for each SAE and bin: ``sae_id``, ``low`` and ``high`` (log10 of the fraction; both
-        NaN for the latents that never fire), ``latents``.
+        A row for each SAE and bin: ``sae_id``, ``low`` and ``high`` (log10 of the share; both NaN
+        for the latents that never fire), ``latents`` (their number).
     """
     found = []
     edges = [-np.inf, *DENSITY_EDGES]
@@ -181,7 +190,7 @@ def density_histogram(densities: Mapping[str, torch.Tensor]) -> pd.DataFrame:
 
 
 class _Batch(NamedTuple):
-    """Some contexts: what goes in, where activations are changed, and what is asked."""
+    """Some contexts: token ids, where activations are changed, and which tokens are predicted."""
 
     ids: torch.Tensor
     attention: torch.Tensor
@@ -192,7 +201,7 @@ class _Batch(NamedTuple):
 
 @dataclass
 class _Sums:
-    """Sums over the tokens that are asked, or the contexts of an encoder."""
+    """Sums over the predicted tokens, or over the contexts of an encoder."""
 
     loss: float = 0.0
     divergence: float = 0.0
@@ -210,10 +219,11 @@ def model_metrics(
     *,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Measure what the model loses when an SAE's reconstruction takes the activations' place.
+    """Measure what the model loses when SAE reconstructions replace the activations.
 
-    Only the positions that SAEs are trained on are changed. A causal model tells the next token,
-    where that is an ordinary one; a masked model the tokens of which a part is masked.
+    Only positions that SAEs are trained on are changed. A causal model predicts the next token
+    where that is an ordinary one. A masked model predicts a random part of the tokens, which are
+    masked.
 
     Parameters
     ----------
@@ -222,11 +232,11 @@ def model_metrics(
     place
         Hook and position that the SAEs read.
     saes
-        By name.
+        SAEs by name.
     reading, config
         Which tokens are rows; how many contexts are measured.
     mean
-        Mean of the activations ``[d]``, for the mean ablation.
+        ``[d]`` mean of the activations, for the mean ablation.
     progress
         Show a progress bar.
 
@@ -235,29 +245,31 @@ def model_metrics(
     DataFrame
         A row for each SAE: ``ce_loss_without_sae``, ``ce_loss_with_sae``,
         ``ce_loss_with_ablation`` (zeros) and ``ce_loss_with_mean_ablation``; ``ce_loss_score`` =
-        (ablated − with SAE) / (ablated − without); the same of the KL divergence from the whole
-        model, ``kl_div_score`` = 1 − with SAE / ablated; in nats a token. For an encoder
-        ``output_change_with_sae``, ``…_ablation`` and ``…_mean_ablation``: 1 − cosine of the mean
-        output embeddings of a context, and ``output_change_score`` = 1 − with SAE / ablated.
+        (ablated − with SAE) / (ablated − without); the same for the KL divergence from the
+        unchanged model, ``kl_div_score`` = 1 − with SAE / ablated. All are in nats per token. For
+        an encoder ``output_change_with_sae``, ``…_ablation`` and ``…_mean_ablation``: 1 − cosine
+        of a context's mean output embedding with that of the unchanged model, and
+        ``output_change_score`` = 1 − with SAE / ablated.
 
     Raises
     ------
     InputError
-        When the rows are means of contexts, which cannot be put back.
+        When the rows are means of contexts, which cannot be put back into the model; when a
+        measure does not fit the model, or no token can be predicted.
     """
     import torch
 
     name, position = place
     if position == "mean":
         raise InputError(
-            f"evaluation: {name}@mean is the mean of a context, which cannot be put back in the "
+            f"evaluation: {name}@mean is the mean of a context, which cannot be put back into the "
             "model; evaluate SAEs of all positions"
         )
     headless = model.kind == "encoder"
     if config.measure == "cross_entropy" and headless:
         raise InputError(
-            f"evaluation.measure: {model.about['name']} has no head for tokens, so that there is "
-            "no cross-entropy; choose output_change, or a model with a head"
+            f"evaluation.measure: {model.about['name']} does not predict tokens, so it has no "
+            "cross-entropy; choose output_change, or a model that predicts tokens"
         )
     by_change = headless or config.measure == "output_change"
     ways: dict[str, Reconstruct | None] = {
@@ -285,7 +297,7 @@ def model_metrics(
                 add(sums[way], clean, out, batch)
                 bar.update(len(batch.ids))
     if not sums[""].n:
-        raise InputError("evaluation.contexts: no token to tell in them; raise it")
+        raise InputError("evaluation.contexts: these contexts have no token to predict; raise it")
     found = [{"sae_id": sae_id, **_scores(by_change, sums, f"sae {sae_id}")} for sae_id in saes]
     return pd.DataFrame(found).assign(total_tokens_eval_reconstruction=sums[""].n)
 
@@ -330,17 +342,19 @@ def _batches(
             asked = torch.from_numpy(masked[numbers, at])
             token = model.tokenizer.mask_token_id
             if token is None:
-                raise InputError("language_model.tokenizer: it has no mask token; give the model's")
+                raise InputError(
+                    "language_model.tokenizer: it has no mask token; give the model's own"
+                )
             ids = ids.masked_fill(asked, token)
         elif model.kind == "causal":
-            # the logits at a place tell the token after it
+            # the logits at a position predict the token after it
             answers, asked = answers.roll(-1, 1), asked.roll(-1, 1)
             asked[:, -1] = False
         yield _Batch(ids, attention, torch.from_numpy(changed[numbers, at]), asked, answers)
 
 
 def _add_loss(sums: _Sums, clean: torch.Tensor, out: torch.Tensor, batch: _Batch) -> None:
-    """Add the loss at the tokens asked, and the divergence from the whole model there."""
+    """Add the loss at the predicted tokens, and the divergence from the unchanged model there."""
     import torch
 
     asked = batch.asked.to(out.device)
@@ -396,21 +410,27 @@ def saebench_results(
     about: Mapping[str, Any],
     rows_of_contexts: NDArray[np.float64],
 ) -> dict[str, Any]:
-    """Give an SAE's core evaluation in the layout of SAEBench's JSON files.
+    """Write an SAE's core evaluation in the layout of SAEBench's JSON files.
 
-    A metric that was not measured (the losses of an encoder without a head) is null. What
-    SAEBench's own files say of its code and of SAELens is null too: neither was used.
+    A metric that was not measured is null, such as the losses of an encoder that predicts no
+    tokens. The fields about SAEBench's code and about SAELens are null too, because neither was
+    used.
 
     Parameters
     ----------
     sae
-        The SAE, for what is known of each latent.
+        The SAE, for the weights and the density of each latent.
     metrics
         Its row of the evaluation's table.
     about
         ``sae_id``, model, hook, and the evaluation's configuration.
     rows_of_contexts
-        ``[d_sae]``, see :func:`rows_a_context`.
+        ``[d_sae]``, see :func:`rows_per_context`.
+
+    Returns
+    -------
+    dict
+        JSON data.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""From tokens to stores of activations: one pass for all hooks, shard by shard."""
+"""Run a model over tokens and store its activations: one pass for all hooks, shard by shard."""
 
 from __future__ import annotations
 
@@ -28,24 +28,31 @@ ALL_OF_A_CONTEXT = -1
 
 
 class RowPlaces(NamedTuple):
-    """Which token each row of activations is of: ``[n_rows]`` context, and place in it."""
+    """Token of each row of activations: ``[n_rows]`` number of its context, and place in it."""
 
     context: NDArray[np.int64]
     place: NDArray[np.int64]
 
 
 def kept_tokens(tokens: Tokens, reading: ReadingConfig) -> NDArray[np.bool_]:
-    """Give the tokens ``[n_contexts, context]`` whose activations may be rows: never padding."""
+    """Mark ``[n_contexts, context]`` tokens whose activations may be rows; padding never may."""
     if reading.special_tokens:
         return np.arange(tokens.ids.shape[1]) < tokens.length[:, None]
     return tokens.ordinary
 
 
 def row_places(tokens: Tokens, position: Position, reading: ReadingConfig) -> RowPlaces:
-    """Say of which token each row is, in the rows' order.
+    """Find the token of each row, in the rows' order.
 
-    A chosen position counts the tokens that are kept, from the end where it is negative; a context
-    that is too short for it gives no row.
+    Parameters
+    ----------
+    tokens
+        The text.
+    position
+        ``all``, ``mean``, or a number that counts the kept tokens of a context, from the end where
+        it is negative. A context that is too short for it has no row.
+    reading
+        Which tokens are kept.
     """
     kept = kept_tokens(tokens, reading)
     if position == "all":
@@ -64,7 +71,7 @@ def row_places(tokens: Tokens, position: Position, reading: ReadingConfig) -> Ro
 def held_out_contexts(
     tokens: Tokens, position: Position, reading: ReadingConfig
 ) -> NDArray[np.int64]:
-    """Say which context each held-out row is of, in the rows' order."""
+    """Return ``[n_held_out]`` numbers of the held-out rows' contexts, in the rows' order."""
     context = row_places(tokens, position, reading).context
     return context[context >= len(tokens) - tokens.n_held_out]
 
@@ -78,38 +85,39 @@ def extract_stores(
     trained: bool = True,
     progress: bool = True,
 ) -> dict[str, ActivationStore]:
-    """Read all hooks in one pass over the tokens, into a store for each.
+    """Read all hooks in one pass over the tokens, and write a store for each.
 
-    What a killed run left is kept: shards that are there are not read again, and the stores end up
-    the same bytes.
+    An interrupted run can be continued: shards that exist are not read again, and the finished
+    stores have the same bytes as without the interruption.
 
     Parameters
     ----------
     model, tokens, reading
-        What is read.
+        The model, the text, and what is read.
     folder
-        Of the stores, one below it for each hook.
+        Folder in which each hook has a folder for its store.
     trained
-        False for a model at new initial weights.
+        False for a model with new initial weights.
     progress
         Show a progress bar with tokens per second and the time left.
 
     Returns
     -------
     dict
-        By hook and position, :func:`husai.activations.activation_key`.
+        :func:`husai.activations.activation_key` of hook and position to the store.
 
     Raises
     ------
     InputError
-        When a hook does not exist, the contexts are too long for the model, or the disk too small.
+        When a hook does not exist, the contexts are too long for the model, or the disk is too
+        small.
     """
     places = reading.places()
     check_hooks(model, [name for name, _ in places])
     if tokens.ids.shape[1] > model.context:
         raise InputError(
-            f"text.context: {tokens.ids.shape[1]} tokens, and the model reads {model.context}; "
-            "lower it"
+            f"text.context: {tokens.ids.shape[1]} tokens, but the model reads at most "
+            f"{model.context}; lower it"
         )
     kept = kept_tokens(tokens, reading)
     rows = {place: row_places(tokens, place[1], reading) for place in places}
@@ -122,7 +130,7 @@ def extract_stores(
             "model": dict(model.about),
             "hook": f"{name}@{position}",
             "special_tokens": reading.special_tokens,
-            # the batches decide the rounding
+            # batches of another size give other rounding errors
             "batch_tokens": reading.batch_tokens,
             "shard_contexts": reading.shard_contexts,
             "text": {**tokens.about, "fingerprint": tokens.fingerprint},
@@ -159,7 +167,7 @@ def _fill(
     rows: Mapping[tuple[str, Position], RowPlaces],
     progress: bool,
 ) -> None:
-    """Write the shards that are missing, a range of contexts each."""
+    """Write the missing shards; each holds the rows of a range of contexts."""
     import torch
 
     size = reading.shard_contexts
@@ -173,9 +181,7 @@ def _fill(
         int(tokens.length[number * size : (number + 1) * size].sum()) for number in missing
     )
     if done:
-        logger.info(
-            "%d of %d shards are there; the rest is read", n_shards - len(missing), n_shards
-        )
+        logger.info("%d of %d shards exist; reading the others", n_shards - len(missing), n_shards)
     names = [name for name, _ in stores]
     with progress_bar(
         int(tokens.length.sum()), "read activations", "token", initial=done, disable=not progress
@@ -204,9 +210,27 @@ def contexts_values(
     batch_tokens: int,
     bar: Any = None,
 ) -> dict[str, torch.Tensor]:
-    """Read hooks of a range of contexts: ``[n, context, d]`` float32 on the CPU, 0 at padding.
+    """Read hooks of a range of contexts.
 
-    Contexts of like length are read together, cut to the longest of them.
+    Contexts of similar length are read together, cut to the longest of them.
+
+    Parameters
+    ----------
+    model, tokens
+        The model and the text.
+    span
+        Range of contexts.
+    names
+        Names of the hooks.
+    batch_tokens
+        Most tokens of one forward pass.
+    bar
+        Progress bar that counts tokens, or None.
+
+    Returns
+    -------
+    dict
+        For each hook ``[n, context, d]`` float32 on the CPU, 0 at padding.
     """
     import torch
 
@@ -225,9 +249,18 @@ def contexts_values(
 def batches(
     tokens: Tokens, span: slice, batch_tokens: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield contexts of like length: their numbers in the span, ids, and attention to no padding.
+    """Yield batches of contexts of similar length.
 
-    Which are together is a function of the span alone.
+    Which contexts are in a batch depends only on the lengths in the span and on ``batch_tokens``.
+
+    Yields
+    ------
+    numbers
+        ``[batch]`` numbers of the contexts, counted from the start of the span.
+    ids
+        ``[batch, position]`` token ids.
+    attention
+        ``[batch, position]`` 1 for a token and 0 for padding.
     """
     import torch
 
@@ -251,7 +284,7 @@ def batches(
 def held_out_activations(
     stores: Mapping[str, ActivationStore], reading: ReadingConfig, trained: bool = True
 ) -> Iterator[Activations]:
-    """Give the held-out rows of every store as activations in memory, with the store beside."""
+    """Yield the held-out rows of every store as activations in memory, together with the store."""
     import torch
 
     for name, position in reading.places():

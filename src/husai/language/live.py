@@ -1,4 +1,4 @@
-"""Activations that are never on disk: computed from the tokens when they are trained on."""
+"""Activations that are never stored: they are computed from the tokens when an SAE needs them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ if TYPE_CHECKING:
     import torch
 
 MOMENT_PARTS = 32
-"""Evenly spaced parts of the rows from which their mean and scale are taken."""
+"""Number of evenly spaced parts of the rows that estimate their mean and scale."""
 
 PART_ROWS = 1024
+"""Number of rows in each of these parts."""
 
 
 class LiveRows:
-    """Rows of one hook, read by running the model: a :class:`husai.activations.store.RowsReader`.
+    """Rows of one hook, computed by running the model.
 
-    Give it to :func:`husai.sae.train_bank` in the place of a store. Each row is computed once a
-    pass over the rows, so that it is worth its while for one pass, or where there is no disk.
+    Pass it to :func:`husai.sae.train_bank` instead of a store: it is a
+    :class:`husai.activations.store.RowsReader`. Every pass over the rows computes each of them
+    again, so use it for a single pass, or when there is no space on disk.
 
     Parameters
     ----------
@@ -56,7 +58,10 @@ class LiveRows:
         self.model, self.tokens, self.reading = model, tokens, reading
         self.hook, position = place
         if position == "mean":
-            raise InputError("reading.position: means of contexts are read into a store")
+            raise InputError(
+                "reading.position: means of contexts can only be read into a store; use "
+                "extract_stores, or another position"
+            )
         check_hooks(model, [self.hook])
         self.places = row_places(tokens, position, reading)
         first_held_out = len(tokens) - tokens.n_held_out
@@ -80,16 +85,16 @@ class LiveRows:
 
     @property
     def mean(self) -> torch.Tensor:
-        """Mean of the rows ``[d_in]`` float64, of a sample."""
+        """Mean of a sample of the rows, ``[d_in]`` float64."""
         return self._sample.mean(0)
 
     @property
     def mean_square(self) -> float:
-        """Mean squared norm of the rows, of a sample."""
+        """Mean squared norm of a sample of the rows."""
         return float(self._sample.square().sum(1).mean())
 
     def read(self, start: int, stop: int, out: torch.Tensor) -> None:
-        """Compute rows ``start … stop − 1`` into ``out [stop − start, d_in]``."""
+        """Compute rows ``start … stop − 1`` and write them to ``out [stop − start, d_in]``."""
         out.copy_(self.rows(start, stop))
 
     def rows(self, start: int, stop: int) -> torch.Tensor:

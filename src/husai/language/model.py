@@ -1,4 +1,4 @@
-"""A language model: booted from a folder or the hub, run up to the last hook that is read."""
+"""Load a language model from a folder or the hub, read its hooks, and change what they carry."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Change = Callable[["torch.Tensor"], "torch.Tensor"]
 HEAD = re.compile(r"(.+)\.head(\d+)")
 
 
-class _Enough(Exception):
-    """Everything that was asked for has been read: the rest of the model need not run."""
+class _StopForward(Exception):
+    """Raised in a hook to end a forward pass when all wanted values have been read."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class LanguageModel:
     Attributes
     ----------
     bridge
-        TransformerLens's.
+        The model, as TransformerLens loads it.
     tokenizer
-        Hugging Face's.
+        Its tokenizer, from Hugging Face.
     kind
-        ``causal`` and ``masked`` have a head for tokens; an ``encoder`` has none.
+        A ``causal`` model predicts the next token and a ``masked`` one masked tokens; an
+        ``encoder`` predicts no tokens.
     about
         Name, revision, kind and a fingerprint of the weights: JSON data.
     """
@@ -57,35 +58,35 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device on which the model computes."""
         return next(self.bridge.parameters()).device
 
     @property
     def d_vocab(self) -> int:
-        """Tokens that it knows."""
+        """Number of tokens in its vocabulary."""
         return int(self.bridge.cfg.d_vocab)
 
     @property
     def context(self) -> int:
-        """Most tokens that it reads at once."""
+        """Most tokens that it can read at once."""
         return int(self.bridge.cfg.n_ctx)
 
     def values(
         self, ids: torch.Tensor, attention: torch.Tensor, hooks: Sequence[str]
     ) -> dict[str, torch.Tensor]:
-        """Read hooks in one pass, which ends at the last of them.
+        """Read hooks in one forward pass, which stops after the last of them.
 
         Parameters
         ----------
         ids, attention
-            Token ids and whether each is no padding, ``[batch, position]``.
+            ``[batch, position]`` token ids, and 1 for a token or 0 for padding.
         hooks
-            Names, with a head or without.
+            Names of hooks, with a head or without.
 
         Returns
         -------
         dict
-            By hook ``[batch, position, d]``; heads side by side.
+            For each hook ``[batch, position, d]``; several heads are concatenated.
 
         Raises
         ------
@@ -103,11 +104,11 @@ class LanguageModel:
                 found[base] = value.detach()
                 waiting.discard(base)
                 if not waiting:
-                    raise _Enough
+                    raise _StopForward
 
             return hook
 
-        with torch.no_grad(), suppress(_Enough):
+        with torch.no_grad(), suppress(_StopForward):
             self.bridge.run_with_hooks(
                 ids.to(self.device),
                 attention_mask=attention.to(self.device),
@@ -131,16 +132,22 @@ class LanguageModel:
         *,
         embedding: bool = False,
     ) -> torch.Tensor:
-        """Give logits ``[batch, position, d_vocab]``, or the last block's output.
+        """Run the model, with a change at one hook if wanted, and return its outputs.
 
         Parameters
         ----------
         ids, attention
             As for :meth:`values`.
         hook, change
-            A hook, and what becomes of its values ``[batch, position, d]``.
+            A hook, and a function that returns new values for its ``[batch, position, d]``.
         embedding
-            Give the last block's output ``[batch, position, d_model]``; an encoder has no logits.
+            Return the last block's output instead of the logits; an encoder has no logits.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits ``[batch, position, d_vocab]``, or the last block's output
+            ``[batch, position, d_model]``.
         """
         import torch
 
@@ -157,11 +164,11 @@ class LanguageModel:
 
             def read(value: torch.Tensor, hook: Any = None) -> None:
                 last.append(value.detach())
-                raise _Enough
+                raise _StopForward
 
-            # after the splice, where both are at one hook
+            # added after the change, so that it reads the changed values where both are at one hook
             hooks.append((f"blocks.{int(self.bridge.cfg.n_layers) - 1}.hook_out", read))
-        with torch.no_grad(), suppress(_Enough):
+        with torch.no_grad(), suppress(_StopForward):
             last.append(
                 self.bridge.run_with_hooks(
                     ids.to(self.device), attention_mask=attention.to(self.device), fwd_hooks=hooks
@@ -176,12 +183,12 @@ def _base(name: str) -> str:
 
 
 def _rows_of(value: torch.Tensor, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Values of a hook as ``[batch, position, d]``: one head of them, or all side by side."""
+    """Return a hook's values as ``[batch, position, d]``: of one head, or of all concatenated."""
     if value.dim() < 3 or tuple(value.shape[:2]) != shape:
         raise InputError(
-            f"reading.hook_names: '{name}' gives shape {list(value.shape)}, which has no [batch, "
-            "position] axes in front; choose a hook on the residual stream, the attention output "
-            "or the MLP"
+            f"reading.hook_names: '{name}' has values of shape {list(value.shape)}, which does not "
+            "begin with [batch, position]; choose a hook on the residual stream, the attention "
+            "output or the MLP"
         )
     match = HEAD.fullmatch(name)
     if match is None:
@@ -203,12 +210,20 @@ def _put_back(value: torch.Tensor, name: str, rows: torch.Tensor) -> torch.Tenso
 
 
 def load_language_model(config: LanguageModelConfig, *, trained: bool = True) -> LanguageModel:
-    """Boot a model, with its weights or new ones drawn from ``config.untrained_seed``.
+    """Load a model with its trained weights, or with new ones drawn from ``config.untrained_seed``.
+
+    Parameters
+    ----------
+    config
+        Which model, and how.
+    trained
+        False for new initial weights.
 
     Raises
     ------
     InputError
-        When it is not there, or TransformerLens does not know its architecture.
+        When the model or a GPU that is asked for does not exist, TransformerLens does not know the
+        architecture, or the tokenizer belongs to another model.
     """
     import torch
 
@@ -217,11 +232,13 @@ def load_language_model(config: LanguageModelConfig, *, trained: bool = True) ->
 
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     if config.device == "cuda" and not on_gpu:
-        raise InputError("language_model.device: cuda, but this machine has none; use auto or cpu")
+        raise InputError(
+            "language_model.device: cuda, but this machine has no GPU; use auto or cpu"
+        )
     source = _source(config.name)
     dtype = getattr(torch, config.dtype)
     hub, tokenizer = _described(config)
-    # of an architecture without a head, the head that is booted has no weights in the file
+    # TransformerLens may add a head to a model that has none, so the kind is taken from the file
     kind = _kind(list(hub.architectures or ()))
     device = "cuda" if on_gpu else "cpu"
     with _boundary(config.name), torch.random.fork_rng():
@@ -234,13 +251,13 @@ def load_language_model(config: LanguageModelConfig, *, trained: bool = True) ->
             revision=config.revision,
             load_weights=trained,
         )
-        if not trained:  # weights that are not loaded are moved and cast by nobody else
+        if not trained:  # TransformerLens moves and casts only weights that it loads
             bridge = bridge.to(device=device, dtype=dtype)
         bridge = bridge.eval()
     if len(tokenizer) > int(bridge.cfg.d_vocab):
         raise InputError(
-            f"language_model.tokenizer: it has {len(tokenizer)} tokens, and the model knows "
-            f"{bridge.cfg.d_vocab}; give the model's own"
+            f"language_model.tokenizer: it has {len(tokenizer)} tokens, but the model knows only "
+            f"{bridge.cfg.d_vocab}; give the model's own tokenizer"
         )
     about = {
         "name": config.name,
@@ -253,19 +270,31 @@ def load_language_model(config: LanguageModelConfig, *, trained: bool = True) ->
 
 
 def load_tokenizer(config: LanguageModelConfig) -> tuple[Any, int]:
-    """Load a model's tokenizer alone; beside it how many tokens the model knows.
+    """Load a model's tokenizer without the model.
+
+    Parameters
+    ----------
+    config
+        Which model or tokenizer.
+
+    Returns
+    -------
+    tokenizer
+        The tokenizer.
+    n_vocabulary
+        Number of tokens that the model knows.
 
     Raises
     ------
     InputError
-        When it is not there.
+        When the model or the tokenizer does not exist.
     """
     hub, tokenizer = _described(config)
     return tokenizer, int(hub.get_text_config().vocab_size)
 
 
 def _described(config: LanguageModelConfig) -> tuple[Any, Any]:
-    """Give a model's configuration and its tokenizer."""
+    """Load a model's configuration and its tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
     source = _source(config.name)
@@ -288,7 +317,7 @@ def _source(name: str) -> str:
 
 @contextmanager
 def _boundary(name: str) -> Iterator[None]:
-    """Turn what the model's libraries raise about a name into one line."""
+    """Turn an error that another library raises about a name into a message of one line."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
@@ -308,7 +337,7 @@ def _kind(architectures: list[str]) -> Kind:
 
 
 def _fingerprint(bridge: TransformerBridge) -> str:
-    """Sixteen hex digits of the weights: names, shapes, some values and the sum of each."""
+    """Return sixteen hex digits that depend on the names, shapes and some values of the weights."""
     content = hashlib.sha256()
     for name, parameter in sorted(bridge.original_model.named_parameters()):
         flat = parameter.detach().flatten()
@@ -323,7 +352,7 @@ def check_hooks(model: LanguageModel, hooks: Sequence[str]) -> None:
     Raises
     ------
     InputError
-        Naming those that are most like it.
+        When one does not exist; the message lists hooks with similar names.
     """
     known = sorted({str(name) for name in model.bridge.hook_dict})
     aliases = getattr(model.bridge, "hook_aliases", {}) or {}
@@ -336,13 +365,13 @@ def check_hooks(model: LanguageModel, hooks: Sequence[str]) -> None:
         same = [hook for hook in known if hook.split(".")[-1] == last]
         close = list(dict.fromkeys([*get_close_matches(base, same, n=3, cutoff=0.0), *alike]))
         raise InputError(
-            f"reading.hook_names: no hook '{base}' in {model.about['name']}; close ones are: "
+            f"reading.hook_names: no hook '{base}' in {model.about['name']}; similar names: "
             f"{', '.join(close[:6])}"
         )
 
 
 def _resolves(bridge: TransformerBridge, name: str) -> bool:
-    """Whether a name that is no hook's own, such as hook_resid_pre, stands for one."""
+    """Whether a name, such as hook_resid_pre, is another name of a hook."""
     target: Any = bridge
     try:
         for part in name.split("."):

@@ -1,4 +1,4 @@
-"""k-sparse probing of labelled texts: what seeds' latents tell, and which of them are chosen."""
+"""Sparse probing of labelled texts: how well k latents predict a label, and which are chosen."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 
 RIDGES = tuple(float(10.0**power) for power in range(-3, 4))
-"""Penalties tried, as multiples of the features' mean squared norm."""
+"""Ridge penalties that are tried, as multiples of the mean eigenvalue of the Gram matrix."""
 
 ENCODED_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Task:
-    """One labelled set.
+    """One set of labelled documents.
 
     Attributes
     ----------
     name
-        Of its file.
+        Name of its file.
     tokens
-        Of its documents, a context each.
+        Its documents, one context each.
     label
-        ``[n]`` bool: of the second of the two labels.
+        ``[n]`` bool: whether a document has the second of the two labels.
     test
-        ``[n]`` bool: which documents test the probe.
+        ``[n]`` bool: whether a document tests the probe.
     labels
-        What the two labels are called.
+        Names of the two labels.
     """
 
     name: str
@@ -65,18 +65,25 @@ class Task:
     labels: tuple[str, str]
 
 
-def probe_tasks(
-    text: TextConfig, config: ProbesConfig, model: LanguageModel, *, progress: bool = True
-) -> Iterator[Task]:
-    """Read labelled sets.
+def probe_tasks(text: TextConfig, config: ProbesConfig, model: LanguageModel) -> Iterator[Task]:
+    """Read sets of labelled documents.
+
+    Parameters
+    ----------
+    text
+        The labelled texts.
+    config
+        Which sets, and how many documents of each.
+    model
+        The model that will read them.
 
     Raises
     ------
     InputError
-        When a set that is named has too few documents of two labels.
+        When a set that is asked for has too few documents of two labels, or no set has enough.
     """
     if text.label is None:
-        raise InputError("probe_text.label: probes need the labels' column; name it")
+        raise InputError("probe_text.label: probes need the column of the labels; give its name")
     found: dict[str, list[tuple[str, str]]] = {}
     source = text.model_copy(update={"files": config.files, "shuffle_documents": 0})
     for document in read_documents(source):
@@ -127,7 +134,7 @@ def _task(
 
 
 class Fit(NamedTuple):
-    """A linear probe on test documents: accuracy and the area under the ROC curve."""
+    """Accuracy of a linear probe on test documents, and the area under its ROC curve."""
 
     accuracy: float
     auc: float
@@ -136,16 +143,16 @@ class Fit(NamedTuple):
 def linear_probe(features: ArrayLike, label: NDArray[np.bool_], test: NDArray[np.bool_]) -> Fit:
     """Fit a linear probe by ridge regression on ±1, and test it.
 
-    The penalty is that of least squared error when each training document is left out in turn,
-    which a ridge regression gives in closed form: e_i / (1 − H_ii). Features are standardised on
-    the training documents.
+    The penalty is the one with the least squared error when each training document is left out in
+    turn. For a ridge regression these errors have a closed form: e_i / (1 − H_ii). Features are
+    standardised on the training documents.
 
     Parameters
     ----------
     features
         ``[n, f]``.
     label, test
-        ``[n]`` bool.
+        ``[n]`` bool: the label of each document, and whether it tests the probe.
     """
     x = np.asarray(features, dtype=np.float64)
     y = np.where(label, 1.0, -1.0)
@@ -156,7 +163,7 @@ def linear_probe(features: ArrayLike, label: NDArray[np.bool_], test: NDArray[np
         return Fit(float(np.mean(label[test] == (y[train].mean() > 0))), 0.5)
     x = (x[:, varied] - mean[varied]) / sd[varied]
     centre = y[train].mean()
-    # in the documents' space: there are fewer of them than latents
+    # solved with the [n, n] Gram matrix: there are usually fewer documents than latents
     gram = x[train] @ x[train].T
     values, vectors = np.linalg.eigh(gram)
     values = np.clip(values, 0, None)
@@ -166,7 +173,7 @@ def linear_probe(features: ArrayLike, label: NDArray[np.bool_], test: NDArray[np
         penalty = ridge * values.mean()
         shrunk = values / (values + penalty)
         residual = y[train] - centre - vectors @ (shrunk * rotated)
-        # the mean that is taken off is fitted too
+        # the mean is subtracted, which is one more fitted number
         leverage = np.einsum("ij,j,ij->i", vectors, shrunk, vectors) + 1 / train.sum()
         error = float(np.square(residual / np.clip(1 - leverage, 1e-9, None)).mean())
         if error < best:
@@ -187,7 +194,17 @@ def select_latents(
 ) -> NDArray[np.int64]:
     """Choose the k latents whose means differ most between the labels, on training documents.
 
-    In units of their pooled standard deviation; latents that never fire are never chosen.
+    Differences are in units of the pooled standard deviation. Latents with equal means, such as
+    those that never fire, come last.
+
+    Parameters
+    ----------
+    features
+        ``[n, d_sae]`` mean codes of the documents.
+    label, test
+        ``[n]`` bool: the label of each document, and whether it tests the probe.
+    k
+        Number of latents.
     """
     x = np.asarray(features, dtype=np.float64)[~test]
     y = label[~test]
@@ -206,28 +223,31 @@ class Stability(NamedTuple):
 
 
 def selection_stability(chosen: ArrayLike, level: float = 0.95) -> Stability:
-    """Stability of feature selection: 1 when all choose the same, 0 in the mean by chance.
+    """Compute the stability of feature selection: 1 for equal selections, 0 on average by chance.
 
     Nogueira, Sechidis & Brown, JMLR 18 (2018), 174: eq. 4 for the value, theorem 7 for the
-    interval, which is asymptotic in the number of selections.
+    interval, which holds for many selections (it is asymptotic).
 
     Parameters
     ----------
     chosen
-        ``[M, d]`` bool: which of d features each of M selections holds.
+        ``[M, d]`` bool: which of d features each of M selections contains.
     level
-        Of the interval.
+        Confidence level of the interval.
 
     Raises
     ------
     InputError
-        When there are fewer than two selections, or all hold nothing or everything.
+        When there are fewer than two selections, or all of them contain no feature or all
+        features.
     """
     Z = np.asarray(chosen, dtype=np.float64)
     M, d = Z.shape
     part = Z.mean()
     if M < 2 or part in (0.0, 1.0):
-        raise InputError("chosen: give at least two selections, of some of the features")
+        raise InputError(
+            "chosen: give at least two selections, which do not all contain none or all features"
+        )
     p = Z.mean(0)
     spread = part * (1 - part)
     value = 1 - float((M / (M - 1) * p * (1 - p)).mean()) / spread
@@ -243,19 +263,20 @@ def selection_stability(chosen: ArrayLike, level: float = 0.95) -> Stability:
 def matched_overlap(
     one: NDArray[np.int64], other: NDArray[np.int64], partner: NDArray[np.int64], d: int
 ) -> float:
-    """How far two seeds select matched latents: 1 when all are, 0 in the mean by chance.
+    """Compute how far two seeds select matched latents: 1 if all are, 0 on average by chance.
 
-    Kuncheva's index, of which Nogueira's stability is the mean over pairs where all select as
-    many: (r − k²/d) / (k − k²/d), with r the latents of ``one`` whose partner ``other`` selected.
+    It is Kuncheva's index, (r − k²/d) / (k − k²/d), where r is the number of latents in ``one``
+    whose partner is in ``other``. Where all selections have the same size, its mean over pairs is
+    Nogueira's stability.
 
     Parameters
     ----------
     one, other
-        Selected latents ``[k]`` of either seed.
+        ``[k]`` selected latents of the first and of the second seed.
     partner
-        ``[d_sae]`` partner in the other seed of each latent of the first, −1 for none.
+        ``[d_sae]`` partner in the second seed of each latent of the first, −1 for none.
     d
-        Latents that could be selected.
+        Number of latents that could be selected.
     """
     k = len(one)
     shared = len(np.intersect1d(partner[one], other))
@@ -265,17 +286,18 @@ def matched_overlap(
 
 @dataclass
 class ProbeTables:
-    """What probing gives.
+    """The results of probing.
 
     Attributes
     ----------
     probes
-        A row for each task, SAE and number of latents (0: all; ``sae_id`` empty: the dense probe
-        on the activations): ``accuracy``, ``auc``, ``chance``, ``selected`` (JSON).
+        A row for each task, SAE and number of latents ``k``, where 0 means all: ``accuracy``,
+        ``auc``, ``chance``, ``selected`` (JSON). Rows with an empty ``sae_id`` are the dense probe
+        on the activations themselves.
     summary
         A row for each group and number of latents: mean accuracy over tasks and seeds with the
-        interval over seeds, ``stability`` of the selection over seeds with its interval, and the
-        accuracy of the dense probe and chance beside it.
+        interval over seeds, ``stability`` of the selection over seeds with its interval, and for
+        comparison the accuracy of the dense probe and of chance.
     stability
         A row for each group, task and number of latents.
     """
@@ -306,13 +328,13 @@ def probe_saes(
     plan
         ``sae_id``, ``group`` and ``seed`` of the SAEs.
     saes
-        By name, those of one hook.
+        SAEs of one hook by name.
     place, reading
-        Where they read; the mean is taken over the tokens that are rows there.
+        Hook and position that they read, and which tokens are rows; the mean is over these tokens.
     config
-        How many latents.
+        ``k``: the numbers of latents.
     level
-        Of the intervals.
+        Confidence level of the intervals.
     progress
         Show a progress bar.
     """
@@ -358,7 +380,7 @@ def _pooled(values: torch.Tensor, kept: NDArray[np.bool_]) -> Floats:
 
 
 def _pooled_codes(sae: TrainedSAE, values: torch.Tensor, kept: NDArray[np.bool_]) -> Floats:
-    """Mean of the codes over the kept tokens of each document ``[n, d_sae]``."""
+    """Compute ``[n, d_sae]`` mean codes over the kept tokens of each document."""
     import torch
 
     document, place = (torch.from_numpy(index) for index in np.nonzero(kept))
@@ -417,7 +439,7 @@ def _aligned(
     n_seeds: int,
     d_sae: int,
 ) -> NDArray[np.bool_]:
-    """Selections under the first seed's numbers ``[S, d_sae]``."""
+    """Return ``[S, d_sae]`` selections, with every latent numbered by its partner in seed 0."""
     Z = np.zeros((n_seeds, d_sae), bool)
     Z[0, chosen[0]] = True
     for seed in range(1, n_seeds):
@@ -438,7 +460,7 @@ def _summary(probes: pd.DataFrame, stability: pd.DataFrame, level: float) -> pd.
         row |= {"dense": float(dense["accuracy"].mean()), "chance": float(dense["chance"].mean())}
         if k and len(stability):
             own = stability[(stability["group"] == group) & (stability["k"] == k)]
-            # the tasks' mean of each pair of seeds: seeds are the sample
+            # mean over tasks for each pair of seeds, because the seeds are the sample
             pairs = np.mean([json.loads(text) for text in own["pairs"]], axis=0)
             interval = seed_interval(pairs, level=level, bounds=(-1.0, 1.0))
             row |= {

@@ -1,4 +1,4 @@
-"""All SAEs of a plan, measured in the language model that they read."""
+"""Evaluate, probe and describe all SAEs of a plan in the language model that they read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from husai.language.evaluation import (
     density_histogram,
     model_metrics,
     reconstruction_metrics,
-    rows_a_context,
+    rows_per_context,
     saebench_results,
 )
 from husai.language.extraction import held_out_contexts
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class HookSAEs(NamedTuple):
-    """The SAEs of one hook of one model: their rows of the plan, the SAEs, and what they read."""
+    """The SAEs of one hook of one model: their rows of the plan, the SAEs, the held-out rows."""
 
     plan: pd.DataFrame
     saes: dict[str, TrainedSAE]
@@ -53,14 +53,14 @@ class HookSAEs(NamedTuple):
 def saes_by_hook(
     plan: pd.DataFrame, saes: TensorFiles, activations: TensorFiles, model: str
 ) -> Iterator[HookSAEs]:
-    """Yield the SAEs that were trained without failing, hook by hook.
+    """Yield the SAEs whose training did not fail, hook by hook.
 
     Parameters
     ----------
     plan, saes, activations
-        Of the study.
+        Plan, SAE files and activation files of the study.
     model
-        ``trained`` or ``untrained``: whose activations.
+        ``trained`` or ``untrained``: the model whose activations the SAEs read.
     """
     own = plan[plan["model"] == model]
     for (hook, position), part in own.groupby(["hook_name", "position"], sort=False):
@@ -80,16 +80,25 @@ def evaluate_plan(
     reading: ReadingConfig,
     config: EvaluationConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[str, Any]]]:
-    """Measure every SAE under the names of SAEBench's core evaluation.
+    """Measure every SAE by the metrics of SAEBench's core evaluation.
+
+    Parameters
+    ----------
+    plan, saes, activations
+        Plan, SAE files and activation files of the study.
+    tokens
+        The text.
+    language_model, reading, config
+        Parameters of the model, of what is read, and of the evaluation.
 
     Returns
     -------
     metrics
-        A row for each SAE. What splicing does is measured on the trained model.
+        A row for each SAE. Losses with reconstructions are measured on the trained model only.
     densities
-        Their histograms.
+        From :func:`husai.language.evaluation.density_histogram`.
     saebench
-        By SAE, what its SAEBench file holds.
+        For each SAE the content of its SAEBench file.
     """
     found: list[pd.DataFrame] = []
     files: dict[str, dict[str, Any]] = {}
@@ -121,7 +130,7 @@ def evaluate_plan(
                 known = {str(name): value for name, value in row.items()}
                 sae = hook.saes[sae_id]
                 files[sae_id] = saebench_results(
-                    sae, known, about, rows_a_context(sae, values, context)
+                    sae, known, about, rows_per_context(sae, values, context)
                 )
     return pd.concat(found, ignore_index=True), density_histogram(densities), files
 
@@ -136,7 +145,19 @@ def probe_plan(
     config: ProbesConfig,
     level: float,
 ) -> ProbeTables:
-    """Probe labelled texts with every SAE, each in the model that it reads."""
+    """Probe labelled texts with every SAE, each in the model that it reads.
+
+    Parameters
+    ----------
+    plan, saes, activations
+        Plan, SAE files and activation files of the study.
+    text
+        The labelled texts.
+    language_model, reading, config
+        Parameters of the model, of what is read, and of the probes.
+    level
+        Confidence level of the intervals.
+    """
     found: list[ProbeTables] = []
     for which in ("trained", "untrained"):
         model: LanguageModel | None = None
@@ -170,7 +191,24 @@ def describe_plan(
     reading: ReadingConfig,
     config: ContextsConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Find the contexts of every latent, and its effect on the logits where there are any."""
+    """Find the contexts that activate every latent most, and its effect on the logits.
+
+    Parameters
+    ----------
+    plan, saes, activations
+        Plan, SAE files and activation files of the study.
+    tokens, documents
+        The text.
+    language_model, reading, config
+        Parameters of the model, of what is read, and of the contexts.
+
+    Returns
+    -------
+    contexts
+        See :func:`husai.language.contexts.contexts_table`, with each latent's ``density``.
+    effects
+        See :func:`husai.language.contexts.logit_effects`.
+    """
     model = load_language_model(language_model)
     contexts, effects = [], []
     for hook in saes_by_hook(plan, saes, activations, "trained"):
@@ -195,16 +233,23 @@ def describe_plan(
 def compare_untrained(
     plan: pd.DataFrame, saes: TensorFiles, activations: TensorFiles, config: ConsistencyConfig
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Compare the SAEs of the model at new initial weights, as those of the trained one are.
+    """Compare SAEs of the model with new initial weights, as SAEs of the trained model are.
+
+    Parameters
+    ----------
+    plan, saes, activations
+        Plan, SAE files and activation files of the study.
+    config
+        Parameters of the comparison.
 
     Returns
     -------
     groups
         A row for each group, whose name ends in ``untrained``: mean PW-MCC over pairs of seeds
-        with its interval, ``mean``, ``low``, ``high``. Empty where there are no such SAEs.
+        with its interval, ``mean``, ``low``, ``high``. Empty if there are no such SAEs.
     features
-        A row for each SAE and live latent, as :mod:`husai.consistency` tabulates those of the
-        trained model.
+        A row for each SAE and live latent, with the columns of the same table for the trained
+        model.
     """
     members = {
         str(name): {one: hook.saes[one] for one in part["sae_id"]}
@@ -217,7 +262,14 @@ def compare_untrained(
 def compare_seeds(
     members: Mapping[str, Mapping[str, TrainedSAE]], config: ConsistencyConfig
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Match the SAEs of every group, by name, that differ in their seed: PW-MCC and features.
+    """Match the seeds of every group with one another: PW-MCC, and reproducibility of features.
+
+    Parameters
+    ----------
+    members
+        For each group its SAEs by name, which differ in their seed.
+    config
+        Parameters of the comparison.
 
     Returns
     -------

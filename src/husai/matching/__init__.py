@@ -1,1 +1,1 @@
-"""One-to-one matching of feature rows, exact at any size; knows nothing of SAEs."""
+"""One-to-one matching of the rows of two matrices, exact at any size; knows nothing of SAEs."""

@@ -1,11 +1,12 @@
 """Sparse assignment: the best matching on a graph of candidate pairs, with its dual prices.
 
 The primal is ``max sum s_ij x_ij`` with every row in at most one pair and every column in at most
-one; a row may stay out at the score ``outside``. The dual has ``u_i + v_j >= s_ij``,
-``u_i >= outside`` and ``v_j >= 0``; at the optimum matched pairs are tight, rows left out have
-``u_i = outside`` and columns left over have ``v_j = 0``. Successive shortest paths keep all of
-this true at every step (Jonker & Volgenant 1987 is the dense case; Dijkstra on reduced costs as in
-Edmonds & Karp 1972), so what remains when the last row is placed is the optimum and its proof.
+one; a row may stay unmatched at the score ``outside``. The dual has ``u_i + v_j >= s_ij``,
+``u_i >= outside`` and ``v_j >= 0``; at the optimum matched pairs are tight
+(``u_i + v_j = s_ij``), unmatched rows have ``u_i = outside`` and unmatched columns ``v_j = 0``.
+Successive shortest paths keep all of this true at every step (Jonker & Volgenant 1987 for the
+dense case; Dijkstra on reduced costs as in Edmonds & Karp 1972), so that when the last row is
+placed the matching is optimal and the prices prove it.
 """
 
 from __future__ import annotations
@@ -15,44 +16,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-FREE = -1
+from husai.matching.heap import replace_top, sift_up
 
-
-@njit(cache=True, nogil=True)
-def _sift_up(heap_d: Any, heap_j: Any, place: int) -> None:
-    """Move the last entry of a binary heap (least distance first) to its place."""
-    d, j = heap_d[place], heap_j[place]
-    while place > 0:
-        parent = (place - 1) >> 1
-        if heap_d[parent] <= d:
-            break
-        heap_d[place] = heap_d[parent]
-        heap_j[place] = heap_j[parent]
-        place = parent
-    heap_d[place] = d
-    heap_j[place] = j
-
-
-@njit(cache=True, nogil=True)
-def _pop(heap_d: Any, heap_j: Any, size: int) -> int:
-    """Remove the top of the heap of ``size`` entries; return the new size."""
-    size -= 1
-    d, j = heap_d[size], heap_j[size]
-    place = 0
-    while True:
-        child = 2 * place + 1
-        if child >= size:
-            break
-        if child + 1 < size and heap_d[child + 1] < heap_d[child]:
-            child += 1
-        if heap_d[child] >= d:
-            break
-        heap_d[place] = heap_d[child]
-        heap_j[place] = heap_j[child]
-        place = child
-    heap_d[place] = d
-    heap_j[place] = j
-    return size
+FREE = -1  # a row or column without a partner
+_LEFT_OUT = -2  # a row for which staying unmatched is best
 
 
 @njit(cache=True, nogil=True)
@@ -69,9 +36,29 @@ def reduce_rows(
 ) -> int:
     """Place rows by bidding without increments (augmenting row reduction of Jonker & Volgenant).
 
-    Every free row takes its best column and raises that price until its second best is as good;
-    the row put out bids next. Tight pairs stay tight, so any moment is a valid start for the
-    shortest paths; ``max_bids`` ends price wars between equals.
+    Every free row takes its best column and raises the price of that column until its second best
+    column is as good; the row that had the column before bids next. Matched pairs stay tight, so
+    that the shortest paths can start from any state that this leaves.
+
+    Parameters
+    ----------
+    indptr, columns, scores
+        The candidate pairs as a CSR matrix: ``[n_rows + 1]``, ``[n_pairs]``, ``[n_pairs]``.
+    v
+        ``[n_columns]``: prices of the columns; changed in place.
+    column_of, row_of
+        ``[n_rows]`` and ``[n_columns]``: the partner of each, or ``FREE``; changed in place.
+    u
+        ``[n_rows]``: prices of the rows; changed in place.
+    outside
+        Score of a row that stays unmatched.
+    max_bids
+        When to stop; rows with equal scores could outbid one another for very long.
+
+    Returns
+    -------
+    bids
+        How many bids were made.
     """
     n_rows = len(indptr) - 1
     queue = np.empty(n_rows, np.int64)
@@ -99,7 +86,7 @@ def reduce_rows(
                 break
             owner = row_of[best_j]
             if owner != FREE and best <= second:
-                break  # a tie: nothing to gain by pushing another out
+                break  # a tie: taking the column from its row gains nothing
             if owner != FREE or best > second:
                 v[best_j] += best - second
                 u[i] = second
@@ -124,9 +111,10 @@ def shortest_paths(
     outside: float,
     max_scans: int,
 ) -> int:
-    """Place every free row along a shortest alternating path; return edges scanned.
+    """Place every free row along a shortest alternating path; return how many edges were scanned.
 
-    Stops early, leaving rows free, once ``max_scans`` edges were scanned.
+    Parameters are those of :func:`reduce_rows`, but for ``max_scans``: once so many edges were
+    scanned it stops, and the remaining rows stay free.
     """
     n_rows = len(indptr) - 1
     n_cols = len(v)
@@ -177,12 +165,13 @@ def shortest_paths(
                         capacity *= 2
                     heap_d[size] = d
                     heap_j[size] = j
-                    _sift_up(heap_d, heap_j, size)
+                    sift_up(heap_d, heap_j, size)
                     size += 1
             j = -1
             while size > 0:
                 d, j = heap_d[0], heap_j[0]
-                size = _pop(heap_d, heap_j, size)
+                size -= 1
+                replace_top(heap_d, heap_j, size, heap_d[size], heap_j[size])
                 if not done[j] and d == dist[j]:
                     break
                 j = -1
@@ -201,12 +190,13 @@ def shortest_paths(
             if done[j]:
                 u[row_of[j]] -= reached - dist[j]
                 v[j] += reached - dist[j]
-        # turn the path round: from the free column, or from the row left out, back to the start
+        # exchange the pairs along the path, from its end (a free column, or the row that stays
+        # unmatched) back to its start
         if sink >= 0:
             j = sink
         else:
             j = column_of[out_row]
-            column_of[out_row] = -2
+            column_of[out_row] = _LEFT_OUT
             if out_row == start:
                 j = -1
         while j >= 0:

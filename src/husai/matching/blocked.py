@@ -1,4 +1,4 @@
-"""The cosines of two dictionaries a block at a time, for when all of them do not fit in memory."""
+"""Cosines of two dictionaries computed block by block, since all of them may not fit in memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from husai.errors import InputError
+from husai.matching.heap import replace_top
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-# Entries a scan tests before it looks at any of them: long enough for vector instructions, short
+# Entries that a scan tests together before it looks at each: enough for vector instructions, few
 # enough that one hit costs little.
 _CHUNK = 64
 _ROWS_AT_ONCE = 4096
-# below this norm a row has no direction worth the name
+# below this norm a row counts as zero: its direction would be rounding error
 _ZERO_NORM = float(np.finfo(np.float32).tiny)
 
 
 def check_dictionary(dictionary: ArrayLike, name: str) -> NDArray[Any]:
-    """Return ``dictionary`` as a float32 or float64 array, or raise saying what is wrong with it.
+    """Return ``dictionary`` ``[n, d]`` as a float32 or float64 array, or say what is wrong with it.
 
     Raises
     ------
@@ -56,7 +57,7 @@ def check_dictionary(dictionary: ArrayLike, name: str) -> NDArray[Any]:
 
 
 def inverse_norms(rows: NDArray[Any]) -> Float64:
-    """``[n]`` float64: one over each row's norm, 0 for a row of zeros."""
+    """Return ``[n]`` float64: one over the norm of each row of ``[n, d]``, 0 for a row of zeros."""
     scale = np.zeros(len(rows))
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = rows[start : start + _ROWS_AT_ONCE].astype(np.float64)
@@ -66,17 +67,17 @@ def inverse_norms(rows: NDArray[Any]) -> Float64:
 
 
 def thread_count() -> int:
-    """Threads to use: the cores this process may run on, or fewer if ``OMP_NUM_THREADS`` says."""
+    """Threads to use: the cores that this process may use, at most ``OMP_NUM_THREADS`` if set."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores or 1, int(limit)) if limit.isdigit() and int(limit) else cores or 1
 
 
 def in_threads(kernel: Callable[..., None], n: int, *arguments: Any) -> None:
-    """Run ``kernel(*arguments, start, stop)`` over ``range(n)``, cut between threads.
+    """Run ``kernel(*arguments, start, stop)`` over ``range(n)``, divided among threads.
 
-    The kernels release the GIL. Plain threads rather than numba's own: its thread pools do not
-    bear being called from several threads, or a fork, and callers do both.
+    The kernels release the GIL. Plain threads are used, since numba's own thread pools fail when
+    they are called from several threads or after a fork, and callers do both.
     """
     parts = min(thread_count(), n)
     if parts <= 1:
@@ -125,26 +126,6 @@ class TopLists:
 
 
 @njit(cache=True, nogil=True)
-def _replace_top(key: Any, index: Any, new_key: float, new_index: int) -> None:
-    """Replace the least entry of one list and restore the heap."""
-    size = len(key)
-    place = 0
-    while True:
-        child = 2 * place + 1
-        if child >= size:
-            break
-        if child + 1 < size and key[child + 1] < key[child]:
-            child += 1
-        if key[child] >= new_key:
-            break
-        key[place] = key[child]
-        index[place] = index[child]
-        place = child
-    key[place] = new_key
-    index[place] = new_index
-
-
-@njit(cache=True, nogil=True)
 def _update_rows(
     block: Any, absolute: bool, key: Any, index: Any, first_column: int, a: int, z: int
 ) -> None:
@@ -154,8 +135,8 @@ def _update_rows(
         threshold = key[i, 0]
         for start in range(0, n_cols, _CHUNK):
             values = row[start : start + _CHUNK]
-            # Most chunks hold nothing to keep. Asking that first, with a fixed length and no
-            # branch, is what the compiler turns into vector instructions.
+            # Most chunks hold nothing to keep. This test comes first; it has a fixed length and
+            # no branch, so that the compiler can make vector instructions of it.
             if len(values) == _CHUNK:
                 hit = np.int32(0)
                 if absolute:
@@ -169,7 +150,7 @@ def _update_rows(
             for c in range(len(values)):
                 value = abs(values[c]) if absolute else values[c]
                 if value > threshold:
-                    _replace_top(key[i], index[i], value, first_column + start + c)
+                    replace_top(key[i], index[i], key.shape[1], value, first_column + start + c)
                     threshold = key[i, 0]
 
 
@@ -197,17 +178,17 @@ def _update_columns(
                 value = abs(values[c]) if absolute else values[c]
                 if value > limits[c]:
                     j = left + start + c
-                    _replace_top(key[j], index[j], value, first_row + i)
+                    replace_top(key[j], index[j], key.shape[1], value, first_row + i)
                     limits[c] = key[j, 0]
 
 
 def update_row_lists(block: Float32, absolute: bool, lists: TopLists, first_column: int) -> None:
-    """Offer every row of a block its entries; threads take rows, so no list has two writers."""
+    """Add a block's entries to the lists of its rows; each thread has rows of its own."""
     in_threads(_update_rows, len(block), block, absolute, lists.key, lists.index, first_column)
 
 
 def update_column_lists(block: Float32, absolute: bool, lists: TopLists, first_row: int) -> None:
-    """Offer every column of a block its entries; threads take columns."""
+    """Add a block's entries to the lists of its columns; each thread has columns of its own."""
     in_threads(_update_columns, block.shape[1], block, absolute, lists.key, lists.index, first_row)
 
 
@@ -259,7 +240,7 @@ class UnitRows:
             )
 
     def take(self, rows: NDArray[Any]) -> UnitRows:
-        """The dictionary of the rows named."""
+        """The dictionary that has only these rows."""
         part = UnitRows.__new__(UnitRows)
         part.raw, part.scale, part.unit = self.raw[rows], self.scale[rows], self.unit[rows]
         part.n, part.d = part.raw.shape
@@ -293,5 +274,5 @@ class UnitRows:
         return out
 
     def float64(self, rows: NDArray[Any]) -> Float64:
-        """The unit rows named, in float64."""
+        """These rows at unit norm, ``[len(rows), d]`` float64."""
         return self.raw[rows].astype(np.float64) * self.scale[rows, None]

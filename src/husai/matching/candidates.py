@@ -1,7 +1,7 @@
-"""One pass over all cosines that keeps the best partners of every row and every column.
+"""One pass over all cosines of two dictionaries, which keeps the best partners of each feature.
 
-The pass is the floor of exact matching at scale: ``n_a n_b d`` multiply-adds. It can stop after
-any block of rows and continue later.
+Exact matching costs at least this pass: ``n_a n_b d`` multiply-adds. It can stop after any block
+of rows and continue later, from a checkpoint file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from husai.matching.blocked import (
 # speed, small enough to stay near the cache while it is scanned.
 BLOCK_ROWS = 2048
 BLOCK_COLUMNS = 4096
-# Longest stretch of work that an interruption may lose.
+# The most work that an interruption may lose, in seconds.
 _SECONDS_BETWEEN_SAVES = 60.0
 _CHECKPOINT_KIND = "husai.matching_pass"
 
@@ -43,14 +43,14 @@ class Candidates:
 
 
 class Products(Protocol):
-    """Where the products run."""
+    """Cosines of two dictionaries, on the CPU or on another device."""
 
     def multiply(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Float32:
-        """Float32 cosines ``[len(rows), len(columns)]`` of the features named."""
+        """Float32 cosines ``[len(rows), len(columns)]`` of these rows of A and of B."""
         ...
 
     def offer(self, found: Sequence[Candidates], signed: Sequence[bool], a: int, z: int) -> None:
-        """Offer rows ``a`` to ``z`` all columns and all columns these rows, for each score."""
+        """Add the cosines of A's rows ``a`` to ``z`` with all of B to the lists of both sides."""
         ...
 
 
@@ -68,11 +68,11 @@ class HostProducts:
         self._block = np.empty((min(BLOCK_ROWS, a.n), min(BLOCK_COLUMNS, b.n)), np.float32)
 
     def multiply(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Float32:
-        """Float32 cosines ``[len(rows), len(columns)]`` of the features named."""
+        """Float32 cosines ``[len(rows), len(columns)]`` of these rows of A and of B."""
         return self._a.unit[rows] @ self._b.unit[columns].T
 
     def offer(self, found: Sequence[Candidates], signed: Sequence[bool], a: int, z: int) -> None:
-        """Offer rows ``a`` to ``z`` all columns and all columns these rows, for each score."""
+        """Add the cosines of A's rows ``a`` to ``z`` with all of B to the lists of both sides."""
         for start in range(0, self._b.n, BLOCK_COLUMNS):
             stop = min(start + BLOCK_COLUMNS, self._b.n)
             block = self._block[: z - a, : stop - start]
@@ -96,9 +96,9 @@ def check_device(device: str) -> None:
 
 
 class DeviceProducts:
-    """Products, and the choice of the best, on a torch device such as ``cuda``.
+    """Products, and the choice of the best partners, on a torch device such as ``cuda``.
 
-    Float32 products keep float32's precision: TF32 would void the certificate's error bound.
+    TF32 is switched off during the products, as its error is larger than the certificate allows.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ class DeviceProducts:
             cuda.allow_tf32 = before
 
     def multiply(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Float32:
-        """Float32 cosines ``[len(rows), len(columns)]`` of the features named."""
+        """Float32 cosines ``[len(rows), len(columns)]`` of these rows of A and of B."""
         import torch
 
         part_a = torch.from_numpy(self._a.unit[rows]).to(self._device)
@@ -141,7 +141,7 @@ class DeviceProducts:
         return product
 
     def offer(self, found: Sequence[Candidates], signed: Sequence[bool], a: int, z: int) -> None:
-        """Offer rows ``a`` to ``z`` all columns and all columns these rows, for each score."""
+        """Add the cosines of A's rows ``a`` to ``z`` with all of B to the lists of both sides."""
         import torch
 
         part_a = torch.from_numpy(self._a.unit[a:z]).to(self._device)
@@ -166,7 +166,7 @@ def _merge_best(lists: TopLists, scores: Any, names: Any) -> None:
     key = torch.cat([torch.from_numpy(lists.key).to(value.device), value], dim=1)
     index = torch.cat([torch.from_numpy(lists.index).to(value.device), names[place]], dim=1)
     key, kept = key.topk(k, dim=1)
-    # ascending order is a heap with the least on top
+    # a list in ascending order is also a heap with the least on top
     lists.key[:] = key.flip(1).cpu().numpy()
     lists.index[:] = index.gather(1, kept).flip(1).cpu().numpy()
 
@@ -177,14 +177,14 @@ def products_on(a: UnitRows, b: UnitRows, device: str) -> Products:
 
 
 class Checkpoint:
-    """Where an interrupted pass is kept, so that the next call continues from there.
+    """The file that keeps the state of a pass, so that an interrupted one can continue.
 
     Parameters
     ----------
     path
         A safetensors file.
     a, b, k, signed
-        What the pass is about; a file about something else is refused.
+        The dictionaries and options of the pass; a file written for others is refused.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class Checkpoint:
         Raises
         ------
         InputError
-            When the file is torn or belongs to other dictionaries or options.
+            When the file is damaged or belongs to other dictionaries or options.
         """
         from husai.storage import read_tensors
 
@@ -213,8 +213,8 @@ class Checkpoint:
         tensors, header = read_tensors(self._path)
         if header.get("about") != self._about:
             raise InputError(
-                f"{self._path}: a checkpoint of other dictionaries or options; remove it or name "
-                "another file"
+                f"{self._path}: this checkpoint belongs to other dictionaries or options; remove "
+                "it or give another file"
             )
         for lists, sign in zip(found, self._signed, strict=True):
             for side, kept in (("rows", lists.rows), ("columns", lists.columns)):
@@ -223,7 +223,7 @@ class Checkpoint:
         return int(header["next_row"])
 
     def save(self, found: Sequence[Candidates], next_row: int, *, force: bool = False) -> None:
-        """Write the pass as it stands, if the last time was a while ago or ``force``."""
+        """Write the state of the pass, if the last write was a minute ago or with ``force``."""
         if not force and time.monotonic() - self._saved < _SECONDS_BETWEEN_SAVES:
             return
         import torch
@@ -241,7 +241,7 @@ class Checkpoint:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints in a folder, and the folder when nothing else is in it."""
+    """Remove the checkpoints in a folder, and the folder itself if that leaves it empty."""
     from husai.storage import read_header
 
     if not folder.is_dir():
@@ -270,7 +270,7 @@ def find_candidates(
     a, b
         The two dictionaries.
     k
-        Partners to keep; all of them where there are fewer.
+        How many partners to keep for each feature; all of them where there are fewer.
     signed
         Scores to rank by, each the cosine (True) or its absolute value (False); all are ranked
         in the same pass.
@@ -289,8 +289,8 @@ def find_candidates(
     advance(next_row / a.n)
     while next_row < a.n:
         stop = min(next_row + BLOCK_ROWS, a.n)
-        # an interruption inside a block leaves columns that met some of its rows already; they
-        # would be offered those rows twice, so only whole blocks are ever saved
+        # After an interruption inside a block, some columns have already got its rows, and would
+        # get them again on resuming; so only whole blocks are saved.
         before = (
             [TopLists(c.columns.key.copy(), c.columns.index.copy()) for c in found]
             if checkpoint

@@ -1,15 +1,16 @@
 """The optimal matching of two large dictionaries, with a proof, from about one pass of products.
 
-1. One pass keeps the best partners of every row and column: the candidates. What is not kept is
+1. One pass keeps the best partners of every row and column: the candidates. The other pairs are
    bounded: ``s_ij <= min(r_i, c_j)`` with ``r_i`` and ``c_j`` the worst score that row i and
    column j kept.
 2. A sparse assignment on the candidates gives a matching and prices ``u``, ``v``.
 3. The matching is optimal over all pairs when ``u_i + v_j >= s_ij`` for all of them (weak
-   duality). The bound of step 1 proves it for nearly all pairs without computing them again; the
-   few blocks it leaves open are multiplied out, and pairs that violate it become candidates.
-4. Again from 2, from the prices at hand, until nothing violates.
+   duality). The bound of step 1 proves this for nearly all pairs without computing them again;
+   the few blocks that it leaves open are computed, and pairs that violate the condition become
+   candidates.
+4. Repeat from 2, starting from the last prices, until no pair violates the condition.
 
-Scores of candidates are float64; float32 products enter only with their worst-case error.
+Scores of candidates are float64; float32 products are used only with their worst-case error.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ Int64 = NDArray[np.int64]
 
 # Bids per row before the shortest paths take over: enough for most rows to find their place.
 _BIDS_PER_ROW = 20
-# Edges scanned per call of the compiled solver, a second or so, so that Ctrl-C is heard.
+# Edges scanned in one call of the compiled solver: about a second, after which Ctrl-C can act.
 _SCANS_PER_CALL = 100_000_000
-# Edges that the paths of one search may scan in all, some minutes: only dictionaries made of many
-# exact copies need more.
+# Edges that one search may scan in all: some minutes. Only dictionaries that hold many exact
+# copies of their rows need more.
 _MOST_SCANS = 40_000_000_000
-# Violating pairs taken up per row in the first round; four times as many in each further one, as
-# dictionaries of duplicates need, within what one round may add in all.
+# Violating pairs that become candidates: the most per row in the first round, four times as many
+# in each further round (dictionaries with duplicate rows need that), and the most in one round.
 _VIOLATORS = 32
 _MOST_ADDED = 20_000_000
-# Random pairings offered to rows for which no candidate was left.
+# Random columns that a row without candidates gets as candidates.
 _SPARE_PAIRINGS = 8
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What proves how good a matching is.
+    """The proof of how close a matching is to the optimum.
 
     Weak duality: prices with ``u_i + v_j >= s_ij`` for every pair and ``v_j >= 0`` for the columns
     of the wider dictionary bound every matching's sum by ``sum u + sum v``.
@@ -53,8 +54,8 @@ class Certificate:
     Attributes
     ----------
     gap_bound
-        Upper bound on (best possible mean similarity - this one), from the prices or, where that
-        is closer, from each feature's nearest.
+        Upper bound on (best possible mean similarity - that of this matching), from the prices or
+        from the nearest partner of each feature, whichever is lower.
     duality_gap
         ``(sum u + sum v - sum s) / m``, before allowing for ``largest_violation``.
     largest_violation
@@ -64,9 +65,9 @@ class Certificate:
     passes
         Products computed, as a multiple of one pass over all pairs.
     rounds
-        Sparse assignments solved.
+        How many sparse assignments were solved.
     n_candidates
-        Pairs among which the last one chose.
+        Candidate pairs of the last one.
     a_price, b_price
         ``[n_a]`` and ``[n_b]`` float64: the prices.
     """
@@ -89,7 +90,7 @@ class Certificate:
 
 @njit(cache=True, nogil=True)
 def _best_profits(indptr: Any, columns: Any, scores: Any, v: Any, outside: float) -> Any:
-    """``[n]``: what each row's best candidate is worth at these prices."""
+    """``[n]``: the highest ``score - price`` among each row's candidates."""
     best = np.full(len(indptr) - 1, outside)
     for i in range(len(best)):
         for e in range(indptr[i], indptr[i + 1]):
@@ -101,7 +102,7 @@ def _ceiling(r: Float64, c: Float64, price: Float64) -> Float64:
     """``[len(r)]``: ``max_j min(r_i, c_j) - price_j``, in ``O(n log n)``."""
     order = np.argsort(c)
     c, price = c[order], price[order]
-    # columns with c_j >= r_i give r_i less their lowest price; the others their best c_j - price_j
+    # columns with c_j >= r_i give r_i minus their lowest price, the others max(c_j - price_j)
     lowest_above = np.append(np.minimum.accumulate(price[::-1])[::-1], np.inf)
     best_below = np.append(-np.inf, np.maximum.accumulate(c - price))
     place = np.searchsorted(c, r)
@@ -118,17 +119,17 @@ class CertifiedSearch:
     a, b
         The dictionaries, the narrower one first.
     candidates
-        From one pass over all pairs.
+        The best partners found in one pass over all pairs.
     signed
         Whether the score is the cosine or its absolute value.
     products
-        Where products run.
+        Cosines of the two dictionaries, on the CPU or on another device.
     max_passes
-        Budget of products, the first pass included, as a multiple of one pass.
+        The most products to compute, the first pass included, as a multiple of one pass.
     tolerance
         Gap in the mean score at which to stop.
     advance
-        Called with the passes done since the last call.
+        Called with the work done since the last call, as a share of one pass.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class CertifiedSearch:
         self._passes = 1.0
         self._rounds = 0
         self._scans = 0
-        # below every score, so that a row stays out only when it has no candidate left
+        # below every score, so that a row stays unmatched only when it has no candidate left
         self._outside = -1.5 if signed else -0.5
         self._r, self._c = _kept(candidates.rows, b.n), _kept(candidates.columns, a.n)
         self._margin = max(a.rounding, b.rounding)
@@ -159,12 +160,12 @@ class CertifiedSearch:
         self._scores = np.zeros(0)
         self.u, self.v = np.zeros(a.n), np.zeros(b.n)
         self.column_of, self._row_of = np.full(a.n, FREE), np.full(b.n, FREE)
-        # a row with u_i at or above this, at prices that only rose since, is known to be fine
+        # a row whose price is at or above this was checked: column prices have only risen since
         self._verified = np.full(a.n, np.inf)
         self._add(_pairs_of(candidates, b.n))
 
     def run(self) -> Certificate:
-        """Match and prove; afterwards ``column_of`` ``[n_a]`` is the matching."""
+        """Find the matching and its proof; ``column_of`` ``[n_a]`` then holds the matching."""
         violation = np.inf
         while True:
             self._solve()
@@ -201,7 +202,7 @@ class CertifiedSearch:
     # -- the sparse problem ---------------------------------------------------------------------
 
     def _add(self, pairs: Int64) -> None:
-        """Add pairs, named ``i * n_b + j``, sorted and each once, to the candidates."""
+        """Add pairs, given as ``i * n_b + j``, sorted and without repeats, to the candidates."""
         place = np.searchsorted(self._edges, pairs)
         place[place == len(self._edges)] = -1
         new = pairs if not len(self._edges) else pairs[self._edges[place] != pairs]
@@ -218,7 +219,7 @@ class CertifiedSearch:
         self._indptr = np.searchsorted(rows, np.arange(self._a.n + 1))
 
     def _solve(self) -> None:
-        """Solve the sparse problem, from the last prices when they still hold."""
+        """Solve the sparse problem, starting from the last prices when these still hold."""
         if self._rounds and self._a.n == self._b.n and (self.column_of >= 0).all():
             best = _best_profits(self._indptr, self._columns, self._scores, self.v, self._outside)
             for i in np.flatnonzero(best > self.u):
@@ -237,6 +238,7 @@ class CertifiedSearch:
         self._rounds += 1
 
     def _start_over(self) -> None:
+        """Forget the prices and the matching, and place the rows by bidding."""
         self.u[:], self.v[:] = 0.0, 0.0
         self.column_of[:], self._row_of[:] = FREE, FREE
         self._verified[:] = np.inf
@@ -253,6 +255,7 @@ class CertifiedSearch:
         )
 
     def _finish_paths(self) -> None:
+        """Place the rows that are still free, unless too many edges were scanned."""
         while (self.column_of == FREE).any():
             if self._scans > _MOST_SCANS:
                 # stop here: prices that hold for the candidates still bound the optimum
@@ -275,7 +278,7 @@ class CertifiedSearch:
             )
 
     def _spare_pairs(self, left: Int64) -> None:
-        """Offer rows left out some of the columns left over, in a few random pairings."""
+        """Give the unmatched rows a few random unmatched columns as candidates."""
         over = np.flatnonzero(self._row_of == FREE)
         pairs = [
             left * self._b.n + self._rng.permutation(over)[: len(left)]
@@ -284,6 +287,7 @@ class CertifiedSearch:
         self._add(_sorted_unique(np.concatenate(pairs)))
 
     def _place_the_rest(self) -> None:
+        """Give each unmatched row any unmatched column."""
         left = np.flatnonzero(self.column_of < 0)
         over = np.flatnonzero(self._row_of == FREE)[: len(left)]
         self.column_of[left] = over
@@ -292,16 +296,16 @@ class CertifiedSearch:
     # -- the proof ------------------------------------------------------------------------------
 
     def _gap(self) -> float:
-        """Duality gap of the matching and prices at hand, in the mean score."""
+        """Duality gap of the present matching and prices, in the mean score."""
         rows = np.flatnonzero(self.column_of >= 0)
         cosines = self._a.cosines(self._b, rows, self.column_of[rows])
         primal = cosines.sum() if self._signed else np.abs(cosines).sum()
-        # a row still left out counts the least it can score
+        # an unmatched row counts with the lowest score it can have
         primal += (self._a.n - len(rows)) * (-1.0 if self._signed else 0.0)
         return float((self.u.sum() + self.v.sum() - primal) / self._a.n)
 
     def _nearest_bound(self) -> float:
-        """No matching does better than every row with its nearest column, nor than 1."""
+        """Bound on the gap: no mean exceeds that of the rows' nearest columns, nor 1."""
         best = np.minimum(1.0, self._best + self._margin)
         return float(best.mean() - self._scores_of_match().mean())
 
@@ -310,7 +314,7 @@ class CertifiedSearch:
         return cosines if self._signed else np.abs(cosines)
 
     def _suspects(self) -> tuple[Float64, Float64]:
-        """How far the bound on pairs never kept can exceed the prices, for rows and columns."""
+        """How far the bound on the pairs not kept can exceed the prices, by row and by column."""
         by_row = _ceiling(self._r, self._c, self.v) + self._margin - self.u
         by_row[self.u >= self._verified] = -np.inf
         rows = np.flatnonzero(by_row > 0)
@@ -327,14 +331,14 @@ class CertifiedSearch:
         # raising the columns'
         total = min(by_row.sum(), by_column.sum()) + self._a.n * self._slack
         largest = min(by_row.max(), by_column.max()) + self._slack
-        # the candidates hold by construction; looking costs little, and takes no one's word
+        # the candidates meet the condition by construction; a check of it costs little
         best = _best_profits(self._indptr, self._columns, self._scores, self.v, self._outside)
         own = np.maximum(best - self.u, 0.0)
         return float(total + own.sum()), float(max(largest, own.max()))
 
     @property
     def _slack(self) -> float:
-        """Violation of one pair that is let pass."""
+        """The largest violation of one pair that is ignored."""
         return self._tolerance / 4
 
     def _open_blocks(self) -> list[tuple[Int64, Int64]]:
@@ -354,7 +358,7 @@ class CertifiedSearch:
         return blocks
 
     def _check(self, blocks: list[tuple[Int64, Int64]]) -> Int64:
-        """Multiply the blocks out; return the pairs that violate most, none if none does."""
+        """Compute the blocks; return the pairs with the largest violations, none if none does."""
         found = []
         n_rows = sum(len(rows) for rows, _ in blocks)
         most = min(self._violators, max(_VIOLATORS, _MOST_ADDED // max(1, n_rows)))
@@ -375,10 +379,10 @@ class CertifiedSearch:
         return _sorted_unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
     def _check_block(self, rows: Int64, columns: Int64) -> tuple[Int64, Int64, Float64]:
-        """Violating pairs of a block: place among ``rows``, column, and by how much.
+        """Violating pairs of a block: place among ``rows``, column, and size of the violation.
 
-        Float32 products find what may violate, and float64 decides; where that would be much of
-        the block (dictionaries of ties), the block is multiplied in float64.
+        Float32 products find the pairs that may violate, and float64 decides; where these are
+        much of the block (as with many equal scores), the whole block is computed in float64.
         """
         block = self._products.multiply(rows, columns)
         self._count(len(rows) * len(columns))
@@ -421,7 +425,7 @@ def _sorted_unique(values: Int64) -> Int64:
 
 
 def _kept(lists: TopLists, n_partners: int) -> Float64:
-    """``[n]``: no partner that a list left out scores more than this; -inf if it kept all."""
+    """``[n]``: the most that a partner outside a list can score; -inf if the list has them all."""
     worst = lists.threshold.astype(np.float64)
     return np.full(len(worst), -np.inf) if lists.key.shape[1] >= n_partners else worst
 

@@ -1,7 +1,7 @@
-"""The best assignment on a whole matrix of scores, exactly (Jonker & Volgenant 1987).
+"""The exact best assignment on a whole matrix of scores (Jonker & Volgenant 1987).
 
-Rows bid for columns first, which places most of them; the rest are placed along shortest paths of
-reduced costs. Several times faster than a solver that has shortest paths alone.
+First the rows bid for columns, which places most of them; the rest are placed along shortest paths
+of reduced costs. This is several times faster than a solver that only has shortest paths.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from husai.errors import InputError
 
 _FREE = -1
 
-# Rounds in which rows bid; more places few more of them.
+# Rounds in which rows bid; further rounds place few more rows.
 _ROUNDS = 2
 
 
@@ -26,12 +26,12 @@ def assign(scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     Parameters
     ----------
     scores
-        ``[n_a, n_b]``; the narrower side is matched whole.
+        ``[n_a, n_b]``; every feature of the smaller side gets a partner.
 
     Returns
     -------
     rows, columns
-        ``[min(n_a, n_b)]``: the pairs, rows in order.
+        ``[min(n_a, n_b)]``: the pairs, sorted by row.
 
     Raises
     ------
@@ -64,9 +64,10 @@ def _column_of_rows(scores: NDArray[np.float64]) -> NDArray[np.int64]:
 
 @njit(cache=True, nogil=True)
 def _bid(scores: Any, price: Any, column_of: Any, row_of: Any, free: Any) -> Any:
-    """Let every free row take its best column, and make that as dear as its second best.
+    """Let every free row take its best column, and lower its price to match the second best.
 
-    A row put out bids at once while the price still moves, and in the next round when it does not.
+    The row that loses its column bids at once if the price changed, in the next round if it did
+    not. Returns the rows that are still free.
     """
     n_columns = scores.shape[1]
     left = np.empty(len(free), np.int64)
@@ -94,7 +95,7 @@ def _bid(scores: Any, price: Any, column_of: Any, row_of: Any, free: Any) -> Any
         if moves:
             price[j] = lower
         elif row_of[j] != _FREE and second_j >= 0 and second <= best:
-            j = second_j  # as good, and perhaps nobody's
+            j = second_j  # as good, and it may be free
         previous = row_of[j]
         column_of[i], row_of[j] = j, i
         if previous != _FREE:
@@ -112,8 +113,8 @@ def _bid(scores: Any, price: Any, column_of: Any, row_of: Any, free: Any) -> Any
 def _place(scores: Any, price: Any, column_of: Any, row_of: Any, free: Any) -> None:
     """Place each free row along a shortest path of reduced costs.
 
-    ``columns`` holds, in this order, those that are final, those at the least distance yet to be
-    looked at (``low`` to ``up``), and the others.
+    ``columns`` holds, in this order, the columns whose distance is final, those at the least
+    distance that are still to be visited (``low`` to ``up``), and the others.
     """
     n_columns = scores.shape[1]
     distance = np.empty(n_columns)
@@ -160,7 +161,7 @@ def _place(scores: Any, price: Any, column_of: Any, row_of: Any, free: Any) -> N
         for k in range(final):
             price[columns[k]] += distance[columns[k]] - least
         j = end
-        while True:  # turn the path round
+        while True:  # exchange the pairs along the path
             i = from_row[j]
             row_of[j] = i
             column_of[i], j = j, column_of[i]

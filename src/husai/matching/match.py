@@ -1,4 +1,4 @@
-"""One-to-one matching of the features of two dictionaries."""
+"""One-to-one matching of the features of two dictionaries: the functions that others call."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from husai.matching.result import Match, gathered, transposed
 
 Method = Literal["exact", "dense", "sparse", "greedy", "mutual_nearest", "sinkhorn"]
 
-# Up to here the dense matrix takes less time than a pass and its bookkeeping.
+# Up to so many pairs the dense matrix takes less time than the sparse search.
 _DENSE_PAIRS = 1024**2
-# Up to here a search that did not certify is finished on the dense matrix (128 MB).
+# Up to so many pairs a sparse search without a proof is repeated on the dense matrix (128 MB).
 _FALLBACK_PAIRS = 4096**2
 
 
@@ -36,7 +36,7 @@ def unit_rows(dictionary: ArrayLike, name: str = "dictionary") -> Float64:
     dictionary
         ``[n, d]``, one feature per row.
     name
-        What to call it in an error.
+        Its name in an error message.
 
     Raises
     ------
@@ -78,27 +78,27 @@ def match_features(
         ones.
         ``"dense"``: the assignment on the whole matrix.
         ``"sparse"``: candidates from blocked products, an assignment on those, and a proof over
-        all pairs; memory grows with ``n``, not ``n²``. Where the budget ends first, ``certified``
-        is False and ``gap_bound`` says how far from the optimum it can be at most.
-        Not the optimum: ``"greedy"`` takes the most similar pair again and again;
+        all pairs; memory grows with ``n``, not ``n²``. If ``max_passes`` is reached first,
+        ``certified`` is False and ``gap_bound`` bounds the distance from the optimum.
+        These do not give the optimum: ``"greedy"`` takes the most similar pair again and again;
         ``"mutual_nearest"`` keeps the pairs that are each other's nearest and leaves the rest;
-        ``"sinkhorn"`` solves the assignment softened by entropy and rounds its plan greedily.
+        ``"sinkhorn"`` solves the assignment with an entropy term and rounds its plan greedily.
     candidates
-        Partners kept per row and column (``"sparse"``).
+        How many partners to keep per row and column (``"sparse"``).
     max_passes
-        Budget of products, as a multiple of one pass over all pairs (``"sparse"``).
+        The most products to compute, as a multiple of one pass over all pairs (``"sparse"``).
     tolerance
         Gap in the mean score at which the matching counts as certified (``"sparse"``).
     temperature, iterations
-        Entropy's weight and sweeps (``"sinkhorn"``).
+        Weight of the entropy, and how often rows and columns are rescaled (``"sinkhorn"``).
     device
         ``"cpu"``, or the torch device on which products run.
     checkpoint
         File for the state of the long first pass, written about once a minute and when
-        interrupted: a later call with the same arguments continues from there. It stays when the
-        match is done; remove it when it is of no more use (``"sparse"``).
+        interrupted: a later call with the same arguments continues from there. The file is kept
+        after the match; remove it when you no longer need it (``"sparse"``).
     progress
-        Show a progress bar; a string names it.
+        Whether to show a progress bar; a string is shown as its name.
 
     Raises
     ------
@@ -120,9 +120,10 @@ def match_features(
 
 
 def matched_mean(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> float:
-    """Mean similarity of the best one-to-one match alone, for chance that is drawn many times.
+    """Mean similarity of the best one-to-one match, for nulls that are drawn many times.
 
-    That of :func:`match_features`; small dictionaries take half its time, as no pair is kept.
+    The same number as ``match_features(A, B, signed=signed).mean``; for small dictionaries in
+    half the time, since the pairs are not kept.
 
     Parameters
     ----------
@@ -163,7 +164,7 @@ def match_signed_and_absolute(
     checkpoint: str | Path | None = None,
     progress: bool | str = False,
 ) -> tuple[Match, Match]:
-    """Match by the cosine and by its absolute value, sharing the pass of products.
+    """Match by the cosine and by its absolute value, with one pass of products for both.
 
     Parameters are those of :func:`match_features`; returns the signed match and the absolute one.
 
@@ -278,7 +279,7 @@ def _by_products(
 
 @contextmanager
 def _advancing(progress: bool | str, n_pairs: int) -> Iterator[Callable[[float], None]]:
-    """A progress bar over products; more work than one pass of them stretches it."""
+    """A progress bar over products; its end moves when more than one pass is needed."""
     if not progress:
         yield lambda share: None
         return

@@ -1,4 +1,4 @@
-"""Matchings on the whole matrix of scores, and those that are not the optimum."""
+"""Matching on the whole matrix of scores, and the methods that do not give the optimum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SINKHORN_PAIRS = 16384**2
 
 
 def all_scores(a: UnitRows, b: UnitRows, signed: bool) -> Float64:
-    """``[n_a, n_b]`` float64 scores."""
+    """Return all scores, ``[n_a, n_b]`` float64: the cosines, or their absolute values."""
     cosines = a.float64(np.arange(a.n)) @ b.float64(np.arange(b.n)).T
     return cosines if signed else np.abs(cosines, out=cosines)
 
@@ -52,8 +52,8 @@ def greedy(
 ) -> Match:
     """Match mutual nearest neighbours, once, or again among the rest until none is left.
 
-    The most similar pair of all is always mutual, so repeating until nothing is left is the
-    greedy matching; float32 decides between near ties.
+    The most similar pair of all is always mutual, so repeating this until no feature is left
+    gives the greedy matching. Scores that are nearly equal are compared in float32.
     """
     left_a, left_b = np.arange(a.n), np.arange(b.n)
     a_index: list[Int64] = []
@@ -74,7 +74,7 @@ def greedy(
         if nearest is None:
             nearest = of_a, of_b
         mutual = np.flatnonzero(of_b[of_a] == np.arange(part_a.n))
-        if not len(mutual):  # a ring of exact ties: any of its best pairs will do
+        if not len(mutual):  # a ring of equal scores: take one of its best pairs
             mutual = np.array([lists.rows.best.argmax()])
         a_index.append(left_a[mutual])
         b_index.append(left_b[of_a[mutual]])
@@ -94,7 +94,7 @@ def greedy(
         np.nan,
         *nearest,
     )
-    # no feature can do better than its nearest
+    # no feature can have a better partner than its nearest
     best = min(match.a_nearest_similarity.sum(), np.sort(match.b_nearest_similarity)[-a.n :].sum())
     return _with_bound(match, best / a.n)
 

@@ -1,4 +1,4 @@
-"""The result of a matching, and how it is gathered from the pairs that were found."""
+"""The result of a matching, and how it is made from the pairs that were found."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ class Match:
     gap_bound
         Upper bound on (best possible mean similarity - ``mean``).
     a_nearest, a_nearest_similarity
-        ``[n_a]``: each feature of A's best partner in B whoever else has it, and its similarity.
+        ``[n_a]``: the most similar feature of B for each feature of A, which several may share,
+        and that similarity.
     b_nearest, b_nearest_similarity
         ``[n_b]``: the same for the features of B.
     certificate
-        What proves the optimum (``"sparse"``), else None.
+        The proof (``"sparse"``), else None.
     """
 
     a_index: Int64
@@ -83,7 +84,19 @@ def gathered(
     nearest_b: Int64,
     certificate: Certificate | None = None,
 ) -> Match:
-    """Gather a match; its similarities and the nearest ones' are computed in float64."""
+    """Make a match from its pairs, and compute the similarities in float64.
+
+    Parameters
+    ----------
+    a, b
+        The two dictionaries.
+    a_index, b_index
+        ``[m]``: the pairs, in any order.
+    signed, method, certified, gap_bound, certificate
+        As in :class:`Match`.
+    nearest_a, nearest_b
+        ``[n_a]`` and ``[n_b]``: the most similar feature of the other side.
+    """
     order = np.argsort(a_index)
     a_index, b_index = a_index[order], np.asarray(b_index[order], np.int64)
     score = (lambda c: c) if signed else np.abs

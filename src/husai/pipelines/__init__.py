@@ -1,4 +1,4 @@
-"""Kedro pipelines: thin nodes over the library."""
+"""The Kedro pipelines: nodes of a few lines that call the library, and how they are connected."""
 
 from husai.errors import needs
 

@@ -1,4 +1,4 @@
-"""Types that are slow to import, for the hints of nodes: Kedro resolves them at every start."""
+"""Type hints of nodes, for types that are slow to import: Kedro resolves hints at every start."""
 
 from __future__ import annotations
 

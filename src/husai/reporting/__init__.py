@@ -1,1 +1,1 @@
-"""The pages that a study writes."""
+"""The Markdown pages of a study: what each needs from the tables, and the templates."""

@@ -1,4 +1,4 @@
-"""What the page of the calibration study needs, gathered from the run's own tables."""
+"""The page of the planted-truth study, written from the tables of the run."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def calibration_page(
     planes: pd.DataFrame,
     summary: Mapping[str, Any],
 ) -> str:
-    """Write how far the scores, the gate and the trainers can be trusted on known features.
+    """Write the page about how far scores, gate and trainers can be trusted.
 
     Parameters
     ----------
     settings, planes
-        Of :class:`husai.calibration.scores.StudyTables`.
+        Tables of :class:`husai.calibration.scores.StudyTables`.
     calibration, detectors, gate, summary
-        Of :class:`husai.calibration.verdicts.StudyVerdicts`; the summary with its ``provenance``,
-        in which ``config`` holds the study's parameters.
+        Tables and summary of :class:`husai.calibration.verdicts.StudyVerdicts`; the summary has a
+        ``provenance`` whose ``config`` has the study's parameters.
     """
     longest = settings[settings["steps"] == settings["steps"].max()]
     lines = longest[longest["n_planes"] == 0]
@@ -84,7 +84,7 @@ def calibration_page(
 
 
 def _score_rows(cells: Mapping[tuple[Any, ...], Any], columns: list[Any]) -> list[Any]:
-    """A row for each score: what is known of it in each column, or an empty record."""
+    """Make a row for each score, with its cell in each column; an empty cell where unknown."""
     return [
         (score, [cells.get((score, *column), {"rank_correlation": None}) for column in columns])
         for score in SCORES
@@ -120,7 +120,7 @@ def _planes(planes: pd.DataFrame) -> dict[str, Any]:
 
 
 def _beside_default(lines: pd.DataFrame, config: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """For each other architecture, the default's lead in each truth, with its interval."""
+    """For each other architecture, how much higher the default scores, with the interval."""
     if DEFAULT not in set(lines["architecture"]):
         return {}
     level = config.get("level", PlantedTruthConfig.model_fields["level"].default)

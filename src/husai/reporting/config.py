@@ -1,4 +1,4 @@
-"""Parameters of the pages: the command that makes them, and thresholds of their sentences."""
+"""Parameters of the pages: the thresholds of their sentences."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from husai.config import Config
 
 
 class ReportingConfig(Config):
-    """How the study's page is written."""
+    """Thresholds of the sentences on the study's page."""
 
     same_correlation: float = Field(
         default=0.9,
         gt=0,
         le=1,
-        description="matched correlation of codes from which one seed's dictionary is called a "
+        description="least matched correlation of codes at which one seed's dictionary is called a "
         "translation of another's",
     )
     comes_back: float = Field(
         default=0.5,
         gt=0,
         le=1,
-        description="share of features found in every other seed from which the page says that "
+        description="least share of features found in every other seed at which the page says that "
         "they come back",
     )

@@ -1,4 +1,4 @@
-"""What a study's page says first: one finding, in five sentences."""
+"""The first section of a study's page: the main finding in five sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Verdict = Literal["back", "partly", "not"]
 
 
 class FirstTables(NamedTuple):
-    """The tables that the first screen is written from; ``coverage`` and ``kinds`` may be empty."""
+    """The tables that this section is written from; ``coverage`` and ``kinds`` may be empty."""
 
     groups: pd.DataFrame
     features: pd.DataFrame
@@ -29,15 +29,22 @@ class FirstTables(NamedTuple):
 def first_screen(
     tables: FirstTables, consistency: ConsistencyConfig, reporting: ReportingConfig
 ) -> dict[str, Any]:
-    """Gather what comes back, how much of the dictionary it is, what it means, chance, certainty.
+    """Gather the main finding: which features are reproducible, their share, meaning and null.
 
-    Where labels explain features, of the group in which most classes of the leading kind have a
-    latent; else of the group that is furthest above the permuted null.
+    If labels explain features, it is about the group in which most classes of the leading kind
+    have a latent; else about the group that is furthest above the permuted null.
+
+    Parameters
+    ----------
+    tables
+        The tables of the study.
+    consistency, reporting
+        The parameters that the text states.
 
     Returns
     -------
     dict
-        What the template ``first_screen.j2`` reads; empty where no group has two seeds.
+        The values for the template ``first_screen.j2``; empty if no group has two seeds.
     """
     hook = tables.groups["hook"].iloc[0]
     own = FirstTables(*(_at(table, hook) for table in tables))
@@ -60,25 +67,32 @@ def first_screen(
 
 
 def main_sentence(first: Mapping[str, Any]) -> str:
-    """Say in one sentence of plain text what a study found: when its run ends, and in MLflow.
+    """Write one sentence of plain text about what a study found, for the end of a run and MLflow.
 
     Parameters
     ----------
     first
-        Of :func:`first_screen`.
+        From :func:`first_screen`.
     """
     return render("main_sentence.j2", first=first).strip()
 
 
 def verdict(main: Mapping[str, Any], reporting: ReportingConfig) -> Verdict:
-    """Say whether features come back: above chance and mostly found, above chance only, or not.
+    """Decide whether features come back.
 
     Parameters
     ----------
     main
-        ``reproducibility`` with its interval ``low``, ``null_mean`` and ``found_everywhere``.
+        ``reproducibility`` with the lower end ``low`` of its interval, ``null_mean`` and
+        ``found_everywhere``.
     reporting
-        The share found in every other seed from which features are said to come back.
+        The least share found in every other seed at which features are said to come back.
+
+    Returns
+    -------
+    str
+        ``"back"``: above the null, and most are found; ``"partly"``: above the null only;
+        ``"not"``: not above the null.
     """
     lowest = next(
         (main[name] for name in ("low", "reproducibility") if pd.notna(main.get(name))), np.nan
@@ -90,7 +104,7 @@ def verdict(main: Mapping[str, Any], reporting: ReportingConfig) -> Verdict:
 
 
 def no_better(main: Mapping[str, Any]) -> str:
-    """Say how features that are not above chance stand against it, as far as the interval does."""
+    """Return the words that compare features that are not above the null with it."""
     high, null = main.get("high"), main.get("null_mean")
     if not (pd.isna(high) or pd.isna(null)) and high < null:
         return "less than"
@@ -102,7 +116,7 @@ def _at(table: pd.DataFrame, hook: str) -> pd.DataFrame:
 
 
 def _by_kind(own: FirstTables) -> dict[str, Any]:
-    """The group in which most classes of the leading kind have a latent; others follow by width."""
+    """Gather the finding about the group in which most classes of the main kind have a latent."""
     found = main_group(own.coverage, own.kinds)
     if found is None:
         return {}
@@ -139,7 +153,7 @@ def _together(rest: pd.DataFrame, column: str) -> float | None:
 
 
 def _by_group(own: FirstTables) -> dict[str, Any]:
-    """All features of the group that is furthest above the permuted null."""
+    """Gather the finding about all features of the group furthest above the permuted null."""
     scores = own.groups.query("score == 'pw_mcc' and not signed and space == 'full'")
     scores = scores[scores["mean"].notna()]
     full = own.features.query("space == 'full' and n_other_seeds > 0")
@@ -175,9 +189,9 @@ def _by_group(own: FirstTables) -> dict[str, Any]:
 
 
 def _before(kinds: pd.DataFrame, hook: str, group: str) -> dict[str, Any] | None:
-    """What most features stand for on the transformer before training: in one group's SAEs.
+    """The most frequent kind of features on the untrained transformer.
 
-    The same group's where they were trained, else those of the widest.
+    In the SAEs of the same group, if there are any; else in the widest ones.
     """
     if not len(kinds):
         return None

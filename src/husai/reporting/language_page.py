@@ -1,4 +1,4 @@
-"""What the page of a language model's study needs, gathered from the run's own tables."""
+"""The page of a language model's study, written from the tables of the run."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class LanguageTables:
     Attributes
     ----------
     statistics
-        Of the activations, a row per hook.
+        Statistics of the activations, a row per hook.
     groups, features
-        Of the comparison of seeds.
+        Tables of the comparison of seeds.
     untrained_groups, untrained_features
-        The same of the model at new initial weights; empty where it was not read.
+        The same tables for the model with new initial weights; empty where it was not read.
     metrics, probes, probe_summary
-        Of :mod:`husai.language`.
+        Tables of :mod:`husai.language`.
     """
 
     statistics: pd.DataFrame
@@ -95,9 +95,9 @@ def language_page(
     tables
         The study's tables.
     threshold
-        Similarity from which a feature counts as found in another seed.
+        Least similarity at which a feature counts as found in another seed.
     level
-        Of the intervals, which are over seeds.
+        Confidence level of the intervals, which are over seeds.
     """
     hook = str(tables.groups["hook"].iloc[0])
     features = own_features(tables.features, hook)
@@ -125,9 +125,10 @@ def language_page(
 
 
 def own_features(features: pd.DataFrame, hook: str) -> pd.DataFrame:
-    """Features of one hook's SAEs in all dimensions, with whether every other seed has them.
+    """Select the features of one hook's SAEs, and mark those that every other seed has.
 
-    Those of the untrained model are of one hook, and do not name it.
+    Only features in the space of all dimensions are selected. The table of the untrained model has
+    no column for the hook: give an empty name for it.
     """
     if features.empty:
         return features
@@ -208,7 +209,7 @@ def _over_seeds(features: pd.DataFrame, kind: str, kinds: list[str], level: floa
 def _group_rows(
     tables: LanguageTables, features: pd.DataFrame, hook: str, level: float
 ) -> list[dict[str, Any]]:
-    """Rows of the trained groups with their nulls, then of the untrained ones, which have none."""
+    """Make the rows of the trained groups with their nulls, then of the untrained without nulls."""
     groups = tables.groups
     own = groups[(groups["hook"] == hook) & ~groups["signed"].astype(bool)]
     own = own[own["space"] == "full"]

@@ -1,4 +1,4 @@
-"""What the study's page needs, gathered from the run's own tables."""
+"""The page of a study, written from the tables of the run."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class StudyTables:
     Attributes
     ----------
     statistics, waves
-        Of :func:`husai.activations.activation_statistics`, a row per hook; and the share of
-        variance of the key frequencies' waves.
+        Results of :func:`husai.activations.activation_statistics`, a row per hook; and the share
+        of variance of the key frequencies' waves.
     saes
-        Plan and metrics.
+        The plan with the metrics of the SAEs.
     groups, features, truth, coverage, kinds
-        Of :func:`husai.consistency.consistency_report`; ``truth`` may be empty.
+        Tables of :func:`husai.consistency.consistency_report`; ``truth`` may be empty.
     matched, published, orderings, trajectories, correlates
-        Of :mod:`husai.consistency.study.tables`.
+        Tables of :mod:`husai.consistency.study.tables`.
     """
 
     statistics: pd.DataFrame
@@ -77,7 +77,7 @@ class StudyTables:
 
 @dataclass(frozen=True)
 class StudyRun:
-    """Facts of the run that a page states beside its tables.
+    """Facts about the run that a page states beside its tables.
 
     Attributes
     ----------
@@ -86,14 +86,15 @@ class StudyRun:
         from the defaults: ``name``, ``value`` and ``default`` of each.
     training, evaluation
         Summary of the transformer's training; fingerprint, loss and accuracy of the reloaded
-        weights. Empty where there is no transformer.
+        weights. Both are empty without a transformer.
     provenance
         Commit and versions.
     campaign
         Name of the campaign that trained the SAEs; ``study`` is the default one.
     totals
-        Its SAEs ``planned``, ``done`` and ``failed``, their ``attempts`` and device-``seconds``,
-        and the seconds that ``elapsed`` by the clock while at least one of them was trained.
+        Numbers of its SAEs ``planned``, ``done`` and ``failed``, their ``attempts`` and
+        device-``seconds``, and ``elapsed``, the wall-clock seconds in which at least one of them
+        was trained.
     """
 
     origin: Mapping[str, Any]
@@ -118,15 +119,15 @@ def study_page(
     gate: BankTrainingConfig,
     reporting: ReportingConfig,
 ) -> StudyPage:
-    """Write what a study found.
+    """Write the page of a study.
 
     Parameters
     ----------
     run, tables
         The run and its tables.
     consistency, gate, reporting
-        The parameters that the text states: levels and thresholds of the comparison, the
-        convergence gate of the training, and the page's own.
+        The parameters that the text states: levels and thresholds of the comparison, the training
+        parameters, and the thresholds of the page's sentences.
     """
     own_hook = str(tables.groups["hook"].iloc[0])
     first = first_screen(
@@ -204,12 +205,12 @@ def _pw_mcc(groups: pd.DataFrame) -> pd.DataFrame:
 
 
 def _above_chance(own: pd.DataFrame) -> dict[str, Any]:
-    """Groups that are above or below a chance level, as interval and p-value say together."""
+    """Count the groups whose scores are above or below each null."""
     known = _pw_mcc(own)
     known = known[known["low"].notna()]
     if known.empty or "data_aware_mean" not in known:
         return {}
-    # the permuted null is left out of very large comparisons
+    # very large comparisons have no permuted null
     verdicts = known.get("against_permuted", pd.Series(None, index=known.index, dtype=object))
     return {
         "n": len(known),
@@ -222,7 +223,7 @@ def _above_chance(own: pd.DataFrame) -> dict[str, Any]:
 
 
 def _found(features: pd.DataFrame) -> pd.DataFrame:
-    """For each group, the shares of features that are found in every other seed, and in none."""
+    """For each group, the shares of features found in every other seed, and in none."""
     full = features[(features["space"] == "full") & (features["n_other_seeds"] > 0)]
     if "n_seeds_found" not in full or full.empty:
         return pd.DataFrame()
@@ -241,7 +242,7 @@ def _found(features: pd.DataFrame) -> pd.DataFrame:
 
 
 def _which_features(found: pd.DataFrame, correlates: pd.DataFrame, hook: str) -> dict[str, Any]:
-    """Which features come back, and what is correlated with it beyond its interval."""
+    """Shares of features found in other seeds, and the properties correlated with it."""
     if found.empty:
         return {}
     own = found[found["hook"] == hook]
@@ -262,7 +263,7 @@ def _which_features(found: pd.DataFrame, correlates: pd.DataFrame, hook: str) ->
 
 
 def _pure_or_mixed(truth: pd.DataFrame) -> dict[str, Any]:
-    """Groups whose features are purer, or more mixed, than directions drawn like the data."""
+    """Groups whose features are purer, or less pure, than the data-aware null."""
     if truth.empty:
         return {}
     truth = truth[~truth["hook"].str.endswith("@untrained")]
@@ -348,7 +349,7 @@ def _truth(truth: pd.DataFrame, measures: Iterable[str]) -> list[dict[str, Any]]
 
 
 def _trajectories(trajectories: pd.DataFrame) -> dict[str, Any]:
-    """The first, middle and last two kept steps of every group."""
+    """The first, middle and last two saved steps of every group."""
     if "step" not in trajectories or trajectories["step"].isna().all():
         return {"rows": [], "reasons": reasons(trajectories)}
     known = trajectories[trajectories["step"].notna()]
@@ -380,7 +381,7 @@ def _matched(matched: pd.DataFrame) -> dict[str, Any]:
 
 
 def _published(published: pd.DataFrame) -> Mapping[str, Sequence[dict[str, Any]]]:
-    """The papers' numbers beside ours, by score, ours with the papers' own sign conventions."""
+    """Numbers of this study and of papers by score, with the papers' sign conventions."""
     ours = published["source"] == "this study"
     signed = published["signed"].map(lambda v: v is not None and not pd.isna(v) and bool(v))
     own = published[~ours | (signed == (published["score"] == "shared_fraction"))]
@@ -395,6 +396,6 @@ def _published(published: pd.DataFrame) -> Mapping[str, Sequence[dict[str, Any]]
 
 
 def _note(differs_in: str) -> str:
-    """What a paper's number needs beside it: that which stands in brackets at the end."""
+    """The note on a paper's number: the text in brackets at the end of ``differs_in``."""
     note = differs_in.partition(" (")[2].removesuffix(")")
     return re.sub(r"\|(\w+)\|", r"the absolute value of \1", note)

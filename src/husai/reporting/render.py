@@ -1,6 +1,6 @@
-"""Pages from templates: where the templates are, and how they write numbers.
+"""Fills in the templates of pages, and formats numbers for them.
 
-A name that a template uses and that is not given is an error, not an empty place on the page.
+If a template uses a name that is not given, this is an error and not an empty place on the page.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def render(template: str, **values: Any) -> str:
     template
         Its file name in ``reporting/templates``.
     values
-        What it needs, by name.
+        The values that it needs, by name.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def render(template: str, **values: Any) -> str:
 
 @cache
 def environment() -> Environment:
-    """Give the environment in which all templates are rendered."""
+    """Return the Jinja2 environment of all templates."""
     made = Environment(
         loader=PackageLoader("husai.reporting"),
         undefined=StrictUndefined,
@@ -59,7 +59,7 @@ def environment() -> Environment:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Write a number, or a dash where there is none."""
+    """Write a number, or a dash if it is missing."""
     return DASH if value is None or pd.isna(value) else f"{value:.{digits}f}"
 
 
@@ -75,7 +75,7 @@ def interval(
     high: str = "high",
     digits: int = 2,
 ) -> str:
-    """Write the value of a row with its interval, where it has one."""
+    """Write the value of a row, with its interval if it has one."""
     text = number(row.get(value), digits)
     ends = row.get(low), row.get(high)
     if text == DASH or any(end is None or pd.isna(end) for end in ends):
@@ -84,13 +84,13 @@ def interval(
 
 
 def dagger(converged: Any) -> str:
-    """Mark what is known not to be converged."""
+    """Return a dagger if something is known not to be converged, else nothing."""
     unknown = converged is None or pd.isna(converged)
     return "" if unknown or bool(converged) else " †"
 
 
 def reasons(table: pd.DataFrame) -> list[str]:
-    """List the different reasons that a table gives for what it does not show."""
+    """List the different reasons in a table for missing values."""
     return list(dict.fromkeys(table["reason"].dropna().astype(str))) if "reason" in table else []
 
 
@@ -100,13 +100,13 @@ def all_converged(flags: pd.Series) -> bool:
 
 
 def mean_of(values: pd.Series) -> float | None:
-    """Mean of what is known, or None."""
+    """Mean of the values that are known, or None."""
     known = values.astype(float).dropna()
     return float(known.mean()) if len(known) else None
 
 
 def made_by(provenance: Mapping[str, Any]) -> str:
-    """Say which commit and versions the numbers of a page were made with."""
+    """Write the commit and the versions with which the numbers of a page were made."""
     versions = ", ".join(f"{k} {v}" for k, v in provenance.get("versions", {}).items())
     commit = str(provenance.get("commit", "unknown"))[:12]
     dirty = " with changes" if provenance.get("dirty") else ""

@@ -1,4 +1,4 @@
-"""What a page shows of its tables, and in which order: the group that it is about first."""
+"""Chooses and orders the rows that a page shows: the main group first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def group_order(groups: pd.DataFrame, main: str | None) -> list[str]:
     Parameters
     ----------
     groups
-        ``group``, ``architecture`` and ``d_sae``; a group may have several rows.
+        Columns ``group``, ``architecture`` and ``d_sae``; a group may have several rows.
     main
         The group that the page is about.
     """
@@ -38,7 +38,7 @@ def group_order(groups: pd.DataFrame, main: str | None) -> list[str]:
 
 
 def ordered(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
-    """Sort a table's rows by their group, as :func:`group_order` has them; new ones come last."""
+    """Sort a table's rows by group in the order of :func:`group_order`; unknown groups last."""
     if "group" not in table:
         return table
     place = {name: at for at, name in enumerate(order)}
@@ -47,12 +47,12 @@ def ordered(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
 
 
 def kind_rows(kinds: pd.DataFrame, lead: str | None) -> Rows:
-    """Give the kinds that an SAE has at least one feature of, in words, the leading one first.
+    """Return the kinds with at least one feature per SAE, in words, the leading one first.
 
     Parameters
     ----------
     kinds
-        Of a report, in the order of the groups.
+        The table of a report, in the order of the groups.
     lead
         The leading kind.
     """
@@ -69,7 +69,7 @@ def kind_rows(kinds: pd.DataFrame, lead: str | None) -> Rows:
 
 
 def coverage_rows(coverage: pd.DataFrame, lead: str | None) -> Rows:
-    """Give the families of classes of which an SAE has a feature for at least one.
+    """Return the families of classes with at least one covered class.
 
     The family of the leading kind is always shown.
     """
@@ -83,25 +83,26 @@ def coverage_rows(coverage: pd.DataFrame, lead: str | None) -> Rows:
 def frequency_balance(
     waves: pd.DataFrame, hook: str, transformer: Mapping[str, Any], shipped: Sequence[Shipped]
 ) -> dict[str, Any]:
-    """Put how the key frequencies share the variance beside the other shipped transformers.
+    """Compare the largest key frequency's share of variance with other shipped transformers.
 
     Parameters
     ----------
     waves
         Share of the variance of each key frequency's waves, by ``hook``, ``model``, ``variable``.
     hook
-        The study's own.
+        The study's main hook.
     transformer
         ``name`` of the shipped transformer that the study used, and its ``seed``.
     shipped
-        All that are shipped.
+        All shipped transformers.
 
     Returns
     -------
     dict
-        ``own``, the largest share of one frequency; of the other transformers of the same stop:
-        ``n`` of them, ``low`` and ``high``. Empty when the study's transformer is not one of the
-        shipped ones, or nothing is known of its frequencies.
+        ``own``, the largest share of one frequency, and ``n_frequencies``; for the other
+        transformers of the same stop their number ``n``, and the lowest and highest of their
+        largest shares, ``low`` and ``high``. Empty if the study's transformer is not a shipped one,
+        or its frequencies are not known.
     """
     entry = next((one for one in shipped if one.name == transformer.get("name")), None)
     if entry is None or waves.empty:

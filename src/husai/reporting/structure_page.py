@@ -1,4 +1,4 @@
-"""What the page about the structure of single dictionaries needs, from the run's own tables."""
+"""The page about the structure of single dictionaries, written from the tables of the run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def structure_page(
     origin: Mapping[str, Any],
     reporting: ReportingConfig,
 ) -> str:
-    """Write how dictionaries lie and fire, and which symmetries of the task they have.
+    """Write the page about geometry, firing and symmetries of dictionaries.
 
     Parameters
     ----------
     geometry, symmetries
-        Of :mod:`husai.consistency.study.geometry`.
+        Tables of :mod:`husai.consistency.study.geometry`.
     origin
         The ``command`` as typed and the ``environment``.
     reporting
-        The threshold from which two dictionaries are called translations of one another.
+        The threshold at which two dictionaries are called translations of one another.
     """
     return render(
         "structure.md.j2",
@@ -44,7 +44,7 @@ def _known(symmetries: pd.DataFrame) -> pd.DataFrame:
 
 
 def _what_maps_seeds(symmetries: pd.DataFrame) -> dict[str, Any]:
-    """Swapping a and b within a dictionary, and the best translation between two seeds."""
+    """Scores of swapping a and b in one dictionary, and of the best translation between seeds."""
     known = _known(symmetries)
     if known.empty:
         return {}
@@ -85,7 +85,7 @@ def _symmetries(symmetries: pd.DataFrame) -> dict[str, Any]:
 
 
 def _left_out(symmetries: pd.DataFrame) -> list[dict[str, Any]]:
-    """Groups whose symmetries were not looked for, by the reason."""
+    """Groups whose symmetries were not measured, by reason."""
     known = set(_known(symmetries).get("group", ()))
     others = symmetries[~symmetries["group"].isin(known)]
     return [

@@ -1,4 +1,4 @@
-"""Text: documents from files and data sets, as tokens in contexts."""
+"""Text: read documents from files and data sets, and cut them into contexts of tokens."""
 
 from husai.text.config import TextConfig
 from husai.text.documents import Document, find_path, read_documents

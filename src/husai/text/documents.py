@@ -1,4 +1,4 @@
-"""Documents from files, packages and data sets: one text each, with its source and label."""
+"""Read documents from files, packages and data sets, each with its source and label."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK_BYTES = 1 << 20
 
 
 class Document(NamedTuple):
-    """One document: its text, the file that it is from, its row there, and its label or ''."""
+    """One document: its text, the file it comes from, its row there, and its label or ''."""
 
     text: str
     source: str
@@ -28,12 +28,17 @@ class Document(NamedTuple):
 
 
 def read_documents(config: TextConfig) -> Iterator[Document]:
-    """Yield the documents of a text, in an order that is a function of ``config.seed``.
+    """Yield the documents of a text, shuffled by ``config.seed``.
+
+    Parameters
+    ----------
+    config
+        The text.
 
     Raises
     ------
     InputError
-        When there is no such text, or no such column in it.
+        When the text or a column of it does not exist, or it cannot be read.
     """
     documents = _in_order(config)
     if not config.shuffle_documents:
@@ -63,19 +68,19 @@ def _in_order(config: TextConfig) -> Iterator[Document]:
 
 
 def find_path(name: str, field: str) -> Path:
-    """Find a path, or ``PACKAGE:FOLDER`` inside an installed package, which is not imported.
+    """Find a path, or ``PACKAGE:FOLDER`` inside an installed package without importing it.
 
     Parameters
     ----------
     name
         The path.
     field
-        Where it was given, for the message.
+        Name of the parameter that gave it, for the message.
 
     Raises
     ------
     InputError
-        When it is not there, or the package is not installed.
+        When the path does not exist, or the package is not installed.
     """
     package, colon, inside = name.partition(":")
     if colon and package.isidentifier() and not Path(name).exists():
@@ -101,7 +106,9 @@ def _kind(path: Path) -> str:
 def _files(path: Path, config: TextConfig) -> list[Path]:
     if path.is_file():
         if _kind(path) not in _READERS:
-            raise InputError(f"{path}: text is read from {', '.join(sorted(_READERS))}")
+            raise InputError(
+                f"{path}: text can be read from {', '.join(sorted(_READERS))}; give such a file"
+            )
         return [path]
     found = {
         one.name.split(".")[0]: one
@@ -109,10 +116,12 @@ def _files(path: Path, config: TextConfig) -> list[Path]:
         if one.is_file() and _kind(one) in _READERS
     }
     if not found:
-        raise InputError(f"{path}: no file in it ends in {', '.join(sorted(_READERS))}")
+        raise InputError(f"{path}: no file in this folder ends in {', '.join(sorted(_READERS))}")
     missing = [name for name in config.files if name not in found]
     if missing:
-        raise InputError(f"text.files: {missing[0]} is not in {path}; there is {next(iter(found))}")
+        raise InputError(
+            f"text.files: {missing[0]} is not in {path}; a file there is {next(iter(found))}"
+        )
     return [found[name] for name in config.files] if config.files else list(found.values())
 
 
@@ -138,14 +147,14 @@ def _text_column(row: Mapping[str, Any], source: str, config: TextConfig) -> str
     strings = [name for name, value in row.items() if isinstance(value, str)]
     if not named and len(strings) != 1:
         raise InputError(
-            f"text.column: name the column of {source} that holds the text; it has: "
+            f"text.column: give the column of {source} that holds the text; it has: "
             f"{', '.join(row)}"
         )
     return named[0] if named else strings[0]
 
 
 def _opened(path: Path) -> Any:
-    """Open a file as a stream of bytes, decompressed where its name says so."""
+    """Open a file as a stream of bytes, decompressed if its name ends in .zst or .gz."""
     import pyarrow as pa
 
     compression = {".zst": "zstd", ".gz": "gzip"}.get(path.suffix)
@@ -164,7 +173,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _txt(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Paragraphs, parted by empty lines."""
+    """Yield the paragraphs of a file; an empty line ends a paragraph."""
     paragraph: list[str] = []
     for line in (*_lines(path), ""):
         if line.strip():
@@ -195,7 +204,9 @@ def _csv(path: Path) -> Iterator[Mapping[str, Any]]:
         with _opened(path) as stream:
             table = csv.read_csv(stream, parse_options=csv.ParseOptions(newlines_in_values=True))
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not a table ({str(error).splitlines()[0][:200]})") from error
+        raise InputError(
+            f"{path}: cannot be read as a CSV table ({str(error).splitlines()[0][:200]})"
+        ) from error
     yield from table.to_pylist()
 
 
@@ -213,7 +224,9 @@ def _saved(path: Path, config: TextConfig) -> Iterator[Mapping[str, Any]]:
     found = load_from_disk(str(path))
     if isinstance(found, DatasetDict):
         if config.split not in found:
-            raise InputError(f"text.split: no '{config.split}'; there are: {', '.join(found)}")
+            raise InputError(
+                f"text.split: {path} has no split '{config.split}'; it has: {', '.join(found)}"
+            )
         found = found[config.split]
     yield from found
 

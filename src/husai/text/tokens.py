@@ -1,4 +1,4 @@
-"""Tokens in contexts, each with its document and its place there."""
+"""Tokenise documents and cut them into contexts, with the document and place of each token."""
 
 from __future__ import annotations
 
@@ -22,42 +22,45 @@ if TYPE_CHECKING:
 
 ENCODED_AT_ONCE = 256
 CHARACTERS_A_TOKEN = 40
-"""Longer than the mean token of any text: of a document so many a token are tokenised."""
+"""More characters than the mean token of any text has. Only the first ``CHARACTERS_A_TOKEN *
+context`` characters of a document are tokenised when only its first context is kept."""
 
 NO_DOCUMENT = -1
 PROBE = "a"
-"""A text that shows which special tokens stand around every other."""
+"""A short text that shows which special tokens the tokenizer puts around every text."""
 
 
 class Tokenizer(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer that is used here."""
 
     @property
     def pad_token_id(self) -> int | None:
-        """Token that fills a context."""
+        """Token that fills the end of a context."""
         ...
 
     def __call__(self, text: Any, **options: Any) -> Any:
-        """Tokenise texts: a mapping with ``input_ids``, a list for each."""
+        """Tokenise texts; ``input_ids`` of the result has a list for each."""
         ...
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens ``[n_contexts, context]``, and where each is from.
+    """Contexts of tokens, with the document and place of each token.
 
     Attributes
     ----------
     ids
-        Token ids int32; the padding's at the end of a context.
+        ``[n_contexts, context]`` int32: token ids, with padding at the end of short contexts.
     document
-        Number of each token's document int32, −1 for special and padding tokens.
+        ``[n_contexts, context]`` int32: number of the token's document, −1 for special and padding
+        tokens.
     place
-        Its place among the document's tokens int32, −1 likewise.
+        ``[n_contexts, context]`` int32: number of the token in its document, −1 for special and
+        padding tokens.
     length
-        Tokens of each context, padding not counted, int32 ``[n_contexts]``.
+        ``[n_contexts]`` int32: tokens of each context, padding not counted.
     n_held_out
-        Contexts at the end that are held out: no document of theirs is in the others.
+        Number of held-out contexts. They are the last ones, and share no document with the others.
     about
         Text, tokenizer, and counts of tokens: JSON data.
     """
@@ -71,19 +74,19 @@ class Tokens:
 
     @property
     def ordinary(self) -> NDArray[np.bool_]:
-        """Which tokens are of a document: neither special nor padding."""
+        """``[n_contexts, context]`` whether a token is from a document, not special or padding."""
         return self.document != NO_DOCUMENT
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of the tokens."""
+        """Sixteen hex digits that identify the tokens."""
         return hashlib.sha256(self.ids.tobytes() + self.document.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to_file(self) -> TensorFile:
-        """Give what a file of these tokens holds."""
+        """Return the content of a file of these tokens."""
         import torch
 
         tensors: dict[str, torch.Tensor] = {
@@ -95,21 +98,21 @@ class Tokens:
 
     @classmethod
     def from_file(cls, file: TensorFile) -> Tokens:
-        """Build from a file's content.
+        """Build the tokens from a file's content.
 
         Raises
         ------
         InputError
-            When it holds something else.
+            When the file does not hold tokens.
         """
         if file.header.get("kind") != "tokens":
-            raise InputError("tokens: the file holds something else; tokenise the text again")
+            raise InputError("tokens: the file does not hold tokens; tokenise the text again")
         arrays = {name: tensor.numpy() for name, tensor in file.tensors.items()}
         return cls(**arrays, n_held_out=int(file.header["n_held_out"]), about=file.header["about"])
 
 
 def _special_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Give the special tokens that the tokenizer puts before and after a text."""
+    """Return the special tokens that the tokenizer puts before and after a text."""
     plain = list(tokenizer([PROBE], add_special_tokens=False)["input_ids"][0])
     whole = list(tokenizer([PROBE])["input_ids"][0])
     for at in range(len(whole) - len(plain) + 1):
@@ -119,7 +122,7 @@ def _special_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 class _Contexts:
-    """Contexts under way: whole documents, or a stream of them cut to length."""
+    """Collects contexts: one for each document, or full ones from the stream of all documents."""
 
     def __init__(self, tokenizer: Tokenizer, config: TextConfig) -> None:
         self.before, self.after = _special_around(tokenizer)
@@ -127,8 +130,8 @@ class _Contexts:
         self.room = config.context - n_special
         if self.room < 1:
             raise InputError(
-                f"text.context: {config.context} holds {n_special} special tokens and no other; "
-                "raise it"
+                f"text.context: {config.context} tokens, but the tokenizer adds {n_special} "
+                "special tokens to each context, so no other fits; raise it"
             )
         self.packed = config.mode == "packed"
         self.config = config
@@ -136,7 +139,7 @@ class _Contexts:
         self.rest = np.empty((3, 0), np.int32)
 
     def add(self, ids: list[int], document: int) -> int:
-        """Add a document's tokens; give how many went into contexts."""
+        """Add a document's tokens, and return how many tokens this adds to finished contexts."""
         part = np.empty((3, len(ids)), np.int32)
         part[0], part[1], part[2] = ids, document, np.arange(len(ids))
         if not self.packed:
@@ -150,7 +153,7 @@ class _Contexts:
         return (len(self.found) - before) * self.room
 
     def end(self) -> None:
-        """Leave out a context that is not full: what follows is another part of the text."""
+        """Drop a context that is not full, because the held-out documents follow."""
         self.rest = np.empty((3, 0), np.int32)
 
     def _close(self, part: NDArray[np.int32]) -> None:
@@ -162,7 +165,7 @@ class _Contexts:
 def _encoded(
     documents: Iterator[Document], tokenizer: Tokenizer, config: TextConfig
 ) -> Iterator[tuple[Document, list[int]]]:
-    # of a long document the tokens that fit are needed
+    # of a long document only the tokens of its first context are needed
     most = None if config.mode == "packed" else CHARACTERS_A_TOKEN * config.context
     waiting: list[Document] = []
 
@@ -188,20 +191,20 @@ def tokenise(
     about: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[Tokens, pd.DataFrame]:
-    """Read a text until there are tokens enough, and cut it into contexts.
+    """Read a text until there are enough tokens, and cut it into contexts.
 
-    The held-out contexts are of documents of their own, at the end.
+    The held-out contexts come last, from documents of their own.
 
     Parameters
     ----------
     config
         The text.
     tokenizer
-        Of the model that will read it.
+        Tokenizer of the model that will read it.
     n_vocabulary
-        Tokens that the model knows.
+        Number of tokens that the model knows.
     about
-        What else to keep in the header.
+        More entries for :attr:`Tokens.about`.
     progress
         Show a progress bar.
 
@@ -229,8 +232,8 @@ def tokenise(
                 continue
             if max(ids) >= n_vocabulary:
                 raise InputError(
-                    f"language_model.tokenizer: it gives token {max(ids)}, and the model knows "
-                    f"{n_vocabulary}; give the model's own"
+                    f"language_model.tokenizer: it gives token {max(ids)}, but the model knows "
+                    f"only {n_vocabulary} tokens; give the model's own tokenizer"
                 )
             held_out = n_training >= 0
             added = contexts.add(ids, len(rows))
@@ -244,8 +247,8 @@ def tokenise(
                 break
     if n_training < 0 or len(contexts.found) == n_training:
         raise InputError(
-            f"text.n_tokens: {config.n_tokens:,} and {config.held_out_tokens:,} held out, but the "
-            f"text gives {done:,} in contexts of {config.context}; lower them or give more text"
+            f"text.n_tokens: {config.n_tokens:,}, and {config.held_out_tokens:,} held out, but the "
+            f"text has only {done:,} in contexts of {config.context}; lower them or give more text"
         )
     names = ["source", "row", "label", "n_tokens", "held_out"]
     documents = pd.DataFrame(rows, columns=pd.Index(names))
@@ -255,16 +258,16 @@ def tokenise(
 
 
 def tokenise_documents(texts: Sequence[str], tokenizer: Tokenizer, context: int) -> Tokens:
-    """Cut each text to a context of its own; none is held out.
+    """Make one context of each text, cut to its length; none is held out.
 
     Parameters
     ----------
     texts
         The documents, numbered from 0.
     tokenizer
-        Of the model that will read them.
+        Tokenizer of the model that will read them.
     context
-        Tokens of a context at most, special ones included.
+        Most tokens of a context, special tokens included.
     """
     config = TextConfig(source="texts", context=context)
     contexts = _Contexts(tokenizer, config)

@@ -1,1 +1,1 @@
-"""What is recorded of a run in MLflow."""
+"""Tracking of runs and SAEs in MLflow; no other room imports MLflow."""

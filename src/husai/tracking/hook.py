@@ -1,16 +1,16 @@
-"""MLflow tracking as a Kedro hook: nodes and library know nothing of it.
+"""MLflow tracking as a Kedro hook; nodes and library do not use MLflow.
 
-What a dataset means to MLflow stands beside it in the catalog, under ``metadata.mlflow``:
+The catalog says for each dataset how it is logged, under ``metadata.mlflow``:
 
 ``kind: metrics``
-    A flat or nested mapping: its numbers become metrics, its strings tags; with ``names`` those
-    alone.
+    A flat or nested mapping: its numbers become metrics, its strings tags; with ``names`` only
+    those of these names.
 ``kind: history``
-    A table with a column named by ``step``: every numeric column becomes a metric's history.
+    A table: every numeric column becomes the history of a metric, by the column named ``step``.
 ``kind: table``, ``kind: figure``
     Logged as artifacts that the UI shows.
 ``kind: groups``
-    The table of groups: an artifact, and its means over groups are metrics.
+    The table of groups: an artifact; its means over groups are metrics.
 ``kind: text``, ``kind: html``
     A page of Markdown or HTML, logged as an artifact too; MLflow opens HTML.
 ``kind: description``
@@ -20,18 +20,18 @@ What a dataset means to MLflow stands beside it in the catalog, under ``metadata
 ``kind: model``
     A tensor file, logged without pickle as a model that the script named by ``code`` loads.
 ``kind: child_runs``
-    Partitions of SAE files: each gets a run of its own below the session's run, with its settings
-    as parameters, its metrics and its history. ``files``, ``runs`` and ``activations`` say where
-    the files, the list of their runs and the rows lie.
+    Partitions of SAE files: each SAE gets a child run of the session's run, with its settings as
+    parameters, its metrics and its history. ``files``, ``runs`` and ``activations`` are the paths
+    of the files, of the list of their runs, and of the activations.
 ``kind: sae_results``
-    The table of features: what it says of each SAE is added to that SAE's run. ``saes`` names the
-    dataset of the SAEs.
+    The table of features: the results about each SAE are added to its run. ``saes`` is the name
+    of the dataset of the SAEs.
 
-Training continues when the server is lost or refuses a record: see
+Training continues when the server is away or refuses a record: see
 :mod:`husai.tracking.recorder`. The load of this machine is recorded during an outage too; that of
-workers on other machines is not recorded at all. Beside its own metrics an SAE's run
-has ``campaign.cost``, ``campaign.device_seconds`` and ``campaign.attempts``, and the session's run
-has what the whole campaign took until then, earlier sessions and failures included.
+workers on other machines is not recorded. An SAE's run also has the metrics ``campaign.cost``,
+``campaign.device_seconds`` and ``campaign.attempts``, and the session's run has the totals of the
+whole campaign until then, earlier sessions and failures included.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class MlflowHook:
         self._catalog: DataCatalog | None = None
         self._run: TrackedRun | None = None
         self._saes: StudySAEs | None = None
-        self._chance: dict[str, float] = {}  # by group: the comparison saves its groups first
+        self._chance: dict[str, float] = {}  # null by group; groups are saved before features
         self._load: MachineLoad | None = None
         self._inputs_logged: set[str] = set()
         self._produced: set[str] = set()
@@ -102,8 +102,8 @@ class MlflowHook:
             self._server = os.environ.get(variable)
             if not self._server:
                 raise StudyError(
-                    f"environment variable {variable} is not set: runs of this environment are "
-                    "tracked on a server, give its address, for example http://127.0.0.1:5000"
+                    f"environment variable {variable} is not set; set it to the address of the "
+                    "tracking server of this environment, for example http://127.0.0.1:5000"
                 )
         if self._server:
             self._server = use_credentials(self._server)
@@ -116,7 +116,7 @@ class MlflowHook:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Open the run and say what is being run."""
+        """Open the run, and record its parameters and environment."""
         if not self._tracking.enabled:
             return
         self._finish("KILLED")  # a run left open by an interrupted session in this process
@@ -180,7 +180,7 @@ class MlflowHook:
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
-        """Record which version of a dataset a run read."""
+        """Record the version of a dataset that the run read, and complete the SAEs' runs."""
         if self._run is None or self._saes is None:
             return
         options = self._options(dataset_name)
@@ -194,7 +194,7 @@ class MlflowHook:
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
-        """Log what a node gave, as the catalog's metadata says."""
+        """Log the output of a node as the catalog's metadata says."""
         run, saes = self._run, self._saes
         if run is None or saes is None:
             return
@@ -242,7 +242,7 @@ class MlflowHook:
 
     @hook_impl
     def after_pipeline_run(self) -> None:
-        """Register the SAEs that were chosen, and close the run."""
+        """Register the chosen SAEs as models, and close the run."""
         if self._saes is not None:
             self._saes.register(self._tracking.register_saes)
         self._finish("FINISHED")
@@ -257,7 +257,7 @@ class MlflowHook:
         self._finish("FAILED")
 
     def _locations(self) -> tuple[str, str | None]:
-        """Give the tracking URI and where a new experiment's artifacts go."""
+        """Return the tracking URI, and the location of a new experiment's artifacts."""
         if self._server:
             return self._server, self._tracking.artifact_location
         # MLflow wants an absolute path; the catalog's paths are relative to the project
@@ -275,14 +275,14 @@ class MlflowHook:
             try:
                 return str(recorder.client.create_experiment(name, artifacts))
             except MlflowException:
-                # two users' first runs may start together: the other's has made it meanwhile
+                # another user's first run may have made it in the meantime
                 experiment = recorder.client.get_experiment_by_name(name)
                 if experiment is None:
                     raise
         return str(experiment.experiment_id)
 
     def _image(self, dataset_name: str) -> bytes:
-        """Give the file that the catalog has just written of a figure: it is drawn once."""
+        """Read the file of a figure that the catalog has just written."""
         assert self._catalog is not None
         dataset: Any = self._catalog.get(dataset_name)
         with dataset._fs.open(str(dataset._get_load_path()), "rb") as file:
@@ -293,7 +293,7 @@ class MlflowHook:
             return
         import mlflow
 
-        # advice on integer columns of a model's input, which a data set is not
+        # the hint is about integer columns in the input of a model, which this is not
         warnings.filterwarnings("ignore", message="Hint: Inferred schema")
         self._inputs_logged.add(name)
         if isinstance(data, TensorFile):
@@ -319,8 +319,8 @@ class MlflowHook:
         if self._run is not None and self._saes is not None:
             try:
                 self._saes.log_totals()
-            except Exception as error:  # the ledger is not ours: any error in it
-                logger.warning("what the campaign took could not be read: %s", error)
+            except Exception as error:  # the ledger's file may have any error
+                logger.warning("the totals of the campaign could not be read: %s", error)
             self._run.do("end", status=status, at=now())
             self._run.recorder.close()
         self._run = None
@@ -330,7 +330,7 @@ class MlflowHook:
         restore_signals()
 
     def _options(self, dataset_name: str) -> dict[str, Any]:
-        """Give what the catalog says of a dataset for MLflow."""
+        """Return a dataset's ``metadata.mlflow`` in the catalog; empty without one."""
         if self._catalog is None or dataset_name.startswith("params:"):
             return {}
         dataset = self._catalog.get(dataset_name)
@@ -348,13 +348,13 @@ class MlflowHook:
         return str(resolve() or "")
 
     def _digest(self, dataset_name: str) -> str | None:
-        # MLflow's column for it is narrow; Kedro's versions are timestamps
+        # MLflow allows 36 characters; Kedro's versions are timestamps
         version = self._version(dataset_name)
         return "".join(ch for ch in version if ch.isalnum())[:36] or None
 
 
 def _log_values(run: TrackedRun, data: Any, options: Mapping[str, Any]) -> None:
-    """Log a mapping's numbers as metrics and its strings as tags, of all or of ``names``."""
+    """Log a mapping's numbers as metrics and its strings as tags, all or those of ``names``."""
     prefix, names = options.get("prefix", ""), options.get("names")
     points, tags = [], {}
     for name, value in flatten(data):
@@ -388,6 +388,6 @@ def _log_table(run: TrackedRun, name: str, table: pd.DataFrame) -> None:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give values as JSON has them, so that they can wait on disk."""
+    """Return values as plain JSON, so that they can be kept on disk."""
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain

@@ -11,25 +11,25 @@ from husai.tracking.session import TrackedRun
 logger = logging.getLogger(__name__)
 
 SAMPLING_SECONDS = 5.0
-"""How often this machine's load is measured."""
+"""Seconds between two measurements of this machine's load."""
 
 
 class MachineLoad:
-    """Measures this machine's load in a thread, as MLflow names it, until it is stopped.
+    """Measures this machine's load in a thread until it is stopped, under MLflow's names.
 
-    MLflow's own thread ends for good when the server does not answer; here what was measured
-    then waits with everything else.
+    MLflow's own thread ends when the server does not answer; here the measurements are kept until
+    the server is back, like all other records.
 
     Parameters
     ----------
     run
-        Where it is recorded.
+        The run that they are recorded for.
     """
 
     def __init__(self, run: TrackedRun) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        # never started: it knows what there is to measure, and what a user wants of it
+        # never started: used only for its sensors, and for the user's settings of them
         self._sensors = SystemMetricsMonitor(
             run.id, sampling_interval=SAMPLING_SECONDS, tracking_uri=run.recorder.uri
         )
@@ -57,5 +57,5 @@ class MachineLoad:
                 return
             points = [(f"system/{name}", float(value), step) for name, value in measured.items()]
             if not self._run.do("metrics", points=points, at=now()):
-                return  # its run is not there any more
+                return  # the run does not exist any more
             step += 1

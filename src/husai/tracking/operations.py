@@ -1,4 +1,8 @@
-"""What can be recorded of a run: each operation is plain data and may be carried out twice."""
+"""The operations that record something about a run; each may safely be done twice.
+
+All have the arguments ``store`` (the tracking store), ``run_id`` (the run), ``payload`` (the bytes
+of a file, or None), and fields of plain data.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ PACKAGE = Path(__file__).parent
 
 
 def log_params(store: Store, run_id: str, payload: None, values: dict[str, Any]) -> None:
-    """Log parameters; lists and mappings as JSON."""
+    """Log parameters; lists and mappings are written as JSON."""
     from mlflow.entities import Param
 
     params = []
@@ -40,7 +44,7 @@ def log_params(store: Store, run_id: str, payload: None, values: dict[str, Any])
 def log_metrics(
     store: Store, run_id: str, payload: None, points: list[tuple[str, float, int]], at: int
 ) -> None:
-    """Log ``(name, value, step)`` measured at a time in milliseconds."""
+    """Log metrics ``(name, value, step)`` that were measured at a time in milliseconds."""
     from mlflow.entities import Metric
 
     # MLflow stores NaN but cannot draw it
@@ -70,9 +74,9 @@ def log_file(store: Store, run_id: str, payload: bytes, path: str) -> None:
 
 
 def log_table(store: Store, run_id: str, payload: bytes, path: str) -> None:
-    """Log a table, given as JSON, as the UI shows it.
+    """Log a table, given as JSON, as a table that the UI shows.
 
-    MLflow's own way of it appends to the table that is there, which may be this one.
+    MLflow's own function would append to a table of this name; done twice, it would repeat it.
     """
     log_file(store, run_id, payload, path)
     tag = "mlflow.loggedArtifacts"
@@ -100,9 +104,9 @@ def log_model(
     code: str,
     register: str | None = None,
 ) -> None:
-    """Log a tensor file, without pickle, as a model that a script of ``served`` loads.
+    """Log a tensor file, without pickle, as a model that a script in ``served`` loads.
 
-    With ``register`` also as a version of the registered model of that name.
+    With ``register``, also as a version of the registered model of that name.
     """
     import mlflow
     from mlflow.models import Model
@@ -115,7 +119,8 @@ def log_model(
         uri = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(store.uri)
         try:
-            # its advice is on type hints and examples, past every filter; a signature is given
+            # MLflow warns about missing type hints and examples in spite of filters; the
+            # signature is given here
             warnings.showwarning = lambda *arguments, **options: None
             model = client.create_logged_model(experiment, name=name, source_run_id=run_id)
             Model.log(
@@ -145,7 +150,7 @@ def _make_registered(client: MlflowClient, name: str) -> None:
         try:
             client.create_registered_model(name)
         except MlflowException as error:
-            # another user's study may have made it since: SAEs of one group have one name
+            # another user's study may have made it in the meantime
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
@@ -156,7 +161,7 @@ def end_run(store: Store, run_id: str, payload: None, status: str, at: int) -> N
 
 
 def _signature(code: str) -> Any:
-    """What goes into a served model and what comes out, one row per input."""
+    """The types of a served model's inputs and outputs, one row per input."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec

@@ -1,4 +1,4 @@
-"""The runs that killed processes left open, and how runs are looked for."""
+"""Closes runs that killed processes left open, and searches for runs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def end_abandoned(client: MlflowClient, experiment: str) -> None:
         if is_gone(run.data.tags[PROCESS_TAG])
     ]
     for run_id in gone:
-        logger.info("MLflow run %s was left open by a process that is gone: closed", run_id)
+        logger.info("MLflow run %s of a process that has ended was still open: closed", run_id)
         client.set_terminated(run_id, "KILLED")
 
 
 def search_runs(client: MlflowClient, experiment: str, condition: str) -> Iterator[Any]:
-    """Yield all runs of an experiment that fulfil a condition, the oldest first."""
+    """Yield all runs of an experiment that meet a condition, the oldest first."""
     token = None
     while True:
         page = client.search_runs(

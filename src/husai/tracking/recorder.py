@@ -1,10 +1,10 @@
-"""Carries out what is to be recorded, or keeps it on disk while the tracking server is away.
+"""Sends records to the tracking server, or keeps them on disk while the server is away.
 
-Every operation is plain data and may be carried out again: parameters are the same, metrics carry
-the time at which they were measured, an SAE's run is found again by its tags. What a lost server
-did not take is written to a folder and carried out, in order, when it is back; in this session or
-in the next one. Of an SAE only the path of its file waits there: the rest is read from the file.
-What a server will never take is put aside in ``rejected.jsonl``.
+Every operation is plain data and may be done again: parameters are the same, metrics have the time
+at which they were measured, an SAE's run is found by its tags. While the server is away, operations
+are written to a folder; they are done in order when it is back, in this session or in the next.
+For an SAE only the path of its file is kept; the rest is read from the file. Operations that a
+server refuses are kept in ``rejected.jsonl``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 10.0
-"""Time after which a server that did not answer is tried again."""
+"""Seconds after which a server that did not answer is tried again."""
 
 Operation = Callable[..., None]
 OPERATIONS: dict[str, Operation] = {
@@ -63,15 +63,15 @@ def hide_secrets(values: Any) -> Any:
 
 
 class Recorder:
-    """Carries operations out, or keeps them until they can be. Several threads may use it.
+    """Does operations now, or keeps them for later. Several threads may use it.
 
     Parameters
     ----------
     uri
-        Of the tracking store.
+        URI of the tracking store.
     spool
-        Folder of what could not be carried out: ``operations.jsonl`` waits for a store that is
-        away, ``rejected.jsonl`` is what a store would not take.
+        Folder for operations that could not be done: ``operations.jsonl`` has those that wait for
+        the store, ``rejected.jsonl`` those that the store refused.
     """
 
     def __init__(self, uri: str, spool: Path) -> None:
@@ -91,16 +91,16 @@ class Recorder:
         self._one_at_a_time = threading.RLock()
 
     def do(self, name: str, run_id: str, payload: bytes | None = None, /, **fields: Any) -> bool:
-        """Carry an operation of :data:`OPERATIONS` out, now or when the server is back.
+        """Do an operation of :data:`OPERATIONS`, now or when the server is back.
 
-        An error of the store is never raised: no record is worth losing a training.
+        An error of the store is never raised, so that it cannot end a training.
 
         Returns
         -------
         bool
-            False when the operation was lost, or put aside because no store would ever accept it.
+            False when the operation was lost, or refused by the store.
         """
-        if name != "metrics":  # numbers
+        if name != "metrics":  # these are numbers and have no secrets
             fields = hide_secrets(fields)
         operation = {"uri": self.address, "name": name, "run_id": run_id, "fields": fields}
         with self._one_at_a_time:
@@ -115,13 +115,13 @@ class Recorder:
                             return False
                         self._mark_away(error)
                 self._keep(operation, payload)
-            except Exception as error:  # a full disk: there is no place left to put it
+            except Exception as error:  # a full disk, for example
                 logger.error("%s is not recorded: %s: %s", name, self._spool, _first_line(error))
                 return False
         return True
 
     def flush(self) -> bool:
-        """Carry out what was kept; False when the server is still away."""
+        """Do the operations that were kept; False when the server is still away."""
         with self._one_at_a_time:
             if self._journal.is_file():
                 with self._lock:  # another process may have sent it meanwhile
@@ -131,7 +131,7 @@ class Recorder:
         return True
 
     def close(self) -> None:
-        """Try once more, and say when something stays behind."""
+        """Try once more, and warn if operations remain."""
         try:
             if self.flush():
                 return
@@ -146,7 +146,7 @@ class Recorder:
         )
 
     def _send(self) -> bool:
-        """Carry the journal out; False when the server went in the middle."""
+        """Do the operations of the journal; False when the server went away during this."""
         lines = self._journal.read_text(errors="replace").splitlines()
         kept: list[str] = []
         payloads: list[Path] = []
@@ -173,7 +173,7 @@ class Recorder:
                     away = True
                     kept.append(line)
                     continue
-                # one that no server will ever take must not hold up the others
+                # a refused operation must not keep the others waiting
                 self._reject(operation, payload, error)
             if "payload" in operation:
                 payloads.append(self._spool / operation["payload"])
@@ -228,7 +228,7 @@ class Recorder:
         append_line(self._rejected, json.dumps(content))
 
     def _write_payload(self, payload: bytes | None, suffix: str) -> dict[str, str]:
-        """Write a payload into the spool; give the field that names its file."""
+        """Write a payload into the spool; return the field with the name of its file."""
         if payload is None:
             return {}
         self._spool.mkdir(parents=True, exist_ok=True)
@@ -246,5 +246,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def now() -> int:
-    """Give the time in milliseconds, as MLflow counts it."""
+    """Return the time in milliseconds, as MLflow needs it."""
     return int(time.time() * 1000)

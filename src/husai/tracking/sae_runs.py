@@ -1,4 +1,4 @@
-"""The MLflow runs of SAEs: all that they say is read from the SAEs' own files."""
+"""The MLflow runs of SAEs; everything in them is read from the SAEs' files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ first metric that all of them have. So the names of other parameters come later 
 :data:`FIRST_METRIC` is recorded first.
 """
 FIRST_METRIC = "reproducibility"
-"""Recorded of every SAE when its run is made: NaN until a comparison has found it."""
+"""Recorded for every SAE when its run is made; NaN until a comparison gives its value."""
 
 
 def log_sae(
@@ -59,27 +59,27 @@ def log_sae(
     runs: str | None = None,
     transformer: str = "",
 ) -> None:
-    """Give an SAE its own run below the session's, or complete the one it has.
+    """Make a run for an SAE, as a child of the session's run, or complete the run that it has.
 
-    The run is found by the SAE's name and identity, whichever session made it. It moves below
-    this session's run when its own was interrupted.
+    The run is found by the SAE's name and identity, whichever session made it. If that session was
+    interrupted, the run becomes a child of this session's run.
 
     Parameters
     ----------
     store, run_id, payload
-        The session's run; nothing.
+        The tracking store, the session's run, and None.
     sae_id
-        Its name in the plan.
+        The SAE's name in the plan.
     file
-        Its file. One that is gone or holds another SAE by now is skipped with a warning.
+        The SAE's file. If it does not exist any more or has another SAE, a warning is logged.
     identity
-        Of :func:`husai.campaign.store.identity`.
+        The SAE's identity, from :func:`husai.campaign.store.identity`.
     experiment
         Id of the experiment.
     runs
-        File of JSON lines to which its run's id is appended.
+        File of JSON lines to which the id of the run is appended.
     transformer
-        Fingerprint of the transformer whose activations it reads; empty where there is none.
+        Fingerprint of the transformer whose activations it reads; empty without one.
     """
     sae_file = _read(file, sae_id, identity)
     if sae_file is None:
@@ -94,7 +94,7 @@ def log_sae(
     about = header["provenance"].get("campaign") or {}
     end = int(1000 * about.get("finished", time.time()))
     if found is None:
-        # the time it was trained, so that the UI's duration column says something
+        # starts when its training started, so that the UI shows the duration of the training
         seconds = about.get("device_seconds", header["metrics"].get("train_seconds") or 0.0)
         found = store.client.create_run(
             experiment,
@@ -121,10 +121,10 @@ def _reserve_first_metric(store: Store, run_id: str) -> None:
 
 
 def sae_params(header: Mapping[str, Any], transformer: str = "") -> dict[str, Any]:
-    """Give an SAE's parameters: what it is, then its further settings and those of its training.
+    """Return an SAE's parameters: its settings, and those of its training.
 
-    ``architecture``, ``d_sae``, ``k``, ``seed`` and ``transformer`` are there by these names, and
-    ``plan.group`` and ``plan.hook``, where they are known.
+    ``architecture``, ``d_sae``, ``k``, ``seed``, ``transformer``, ``plan.group`` and ``plan.hook``
+    have these names, if they are known.
     """
     from husai.sae.config import NEUTRAL_FIELDS
 
@@ -144,7 +144,7 @@ def sae_params(header: Mapping[str, Any], transformer: str = "") -> dict[str, An
 
 
 def _points(file: TensorFile, sae_id: str) -> list[tuple[str, float, int]]:
-    """Give an SAE's metrics, what it took, and the history of its training."""
+    """Return an SAE's metrics, its costs, and the history of its training."""
     from husai.sae import from_tensors
 
     sae = from_tensors(file.tensors, file.header, sae_id)
@@ -163,16 +163,16 @@ def _points(file: TensorFile, sae_id: str) -> list[tuple[str, float, int]]:
 
 
 def _read(file: str, sae_id: str, identity: str) -> TensorFile | None:
-    """Read an SAE's file, where it still holds the SAE of this identity."""
+    """Read an SAE's file; None if it does not have the SAE of this identity any more."""
     from husai.campaign import store
 
     try:
         found = TensorFile.from_bytes(Path(file).read_bytes(), file)
     except FileNotFoundError:
-        logger.warning("%s is not recorded: %s is not there any more", sae_id, file)
+        logger.warning("%s is not recorded: %s does not exist any more", sae_id, file)
         return None
     if store.identity(found.header) != identity:
-        logger.warning("%s is not recorded: %s holds another SAE by now", sae_id, file)
+        logger.warning("%s is not recorded: %s now has another SAE", sae_id, file)
         return None
     return found
 
@@ -180,12 +180,12 @@ def _read(file: str, sae_id: str, identity: str) -> TensorFile | None:
 def found_about_saes(
     features: pd.DataFrame, label_f1: float, chance: Mapping[str, float] | None = None
 ) -> dict[str, dict[str, float]]:
-    """Say of each SAE what the comparison with the other seeds found, as metrics.
+    """Return the results of the comparison for each SAE, as metrics.
 
     Parameters
     ----------
     features
-        A row a latent, see :func:`husai.consistency.study.features.feature_table`.
+        A row per latent, see :func:`husai.consistency.study.features.feature_table`.
     label_f1
         F1, at the best threshold, above which a latent stands for a class.
     chance
@@ -194,13 +194,12 @@ def found_about_saes(
     Returns
     -------
     dict
-        By id: ``n_live``, the latents compared; ``reproducibility``, their mean similarity to
-        their partners in the other seeds; ``found_in_every_seed``, the share of them that have a
-        partner above the threshold in each. Those two only where there is another seed, and with
-        them, if chance is known, ``corrected``: where reproducibility lies from chance (0) to 1.
-        Where there are labels: ``kind.KIND``, the number of latents of each kind;
-        ``reproducibility.KIND``; and ``covered.FAMILY``, the number of different classes that a
-        latent labelled with them stands for.
+        The metrics by id of the SAE: ``n_live``, the latents compared. With another seed,
+        ``reproducibility``, their mean similarity to their partners in the other seeds;
+        ``found_in_every_seed``, the share of them that have a partner at the threshold or above in
+        each; and, if the null is known, ``corrected``: 0 at the null, 1 at the perfect score. With
+        labels, ``kind.KIND``, the number of latents of each kind; ``reproducibility.KIND``; and
+        ``covered.FAMILY``, the number of different classes that have a latent.
     """
     found = {}
     for sae_id, latents in features[features["space"] == "full"].groupby("id", sort=False):
@@ -227,7 +226,7 @@ def found_about_saes(
 
 
 def _metric_name(text: str) -> str:
-    """Write a name with the characters that MLflow takes in the name of a metric."""
+    """Remove the characters that MLflow does not allow in the name of a metric."""
     return re.sub(r"[^\w./ -]", "", text)
 
 
@@ -239,15 +238,15 @@ def log_results(
     experiment: str,
     at: int,
 ) -> None:
-    """Add what was found about SAEs to their runs.
+    """Add the results of a comparison to the runs of SAEs.
 
     Parameters
     ----------
     store, run_id, payload
-        The session's run; nothing.
+        The tracking store, the session's run, and None.
     results
-        ``sae_id``, ``identity``, ``study`` and ``metrics`` of each; those without a run are
-        skipped.
+        ``sae_id``, ``identity``, ``study`` and ``metrics`` of each SAE; those without a run are
+        skipped with a warning.
     experiment
         Id of the experiment.
     at
@@ -257,7 +256,7 @@ def log_results(
     for one in results:
         run = runs.get((one["sae_id"], one["identity"], one["study"]))
         if run is None:
-            logger.warning("%s has no run: what was found about it is not recorded", one["sae_id"])
+            logger.warning("%s has no run: its results are not recorded", one["sae_id"])
             continue
         points = [(name, value, 0) for name, value in one["metrics"].items()]
         log_metrics(store, run.info.run_id, None, points, at)
@@ -273,7 +272,7 @@ def register_sae(
     experiment: str,
     model: str,
 ) -> None:
-    """Make an SAE that has a run a version of a registered model."""
+    """Register an SAE that has a run as a version of a registered model."""
     sae_file = _read(file, sae_id, identity)
     if sae_file is None:
         return
@@ -288,7 +287,7 @@ def register_sae(
 
 
 def sae_tags(sae_id: str, header: Mapping[str, Any]) -> dict[str, str]:
-    """Give the tags by which ``mlflow.search_runs`` finds an SAE, or any slice of a campaign."""
+    """Return the tags by which ``mlflow.search_runs`` finds an SAE or a part of a campaign."""
     from husai.campaign.store import identity
 
     provenance = header["provenance"]
@@ -311,11 +310,11 @@ def sae_tags(sae_id: str, header: Mapping[str, Any]) -> dict[str, str]:
 
 
 RunKey = tuple[str, str, str]
-"""Name, identity and study of an SAE: two studies that train the same SAE have a run of it each."""
+"""Name, identity and study of an SAE; if two studies train the same SAE, each has a run of it."""
 
 
 def run_key(sae_id: str, header: Mapping[str, Any]) -> RunKey:
-    """Give the key of an SAE's run from the header of its file."""
+    """Return the key of an SAE's run from the header of its file."""
     from husai.campaign.store import identity
 
     about = header["provenance"].get("campaign") or {}
@@ -325,7 +324,7 @@ def run_key(sae_id: str, header: Mapping[str, Any]) -> RunKey:
 def find_saes(
     client: MlflowClient, experiment: str, sae_id: str | None = None
 ) -> dict[RunKey, Any]:
-    """Give the runs of the SAEs of an experiment, or of one, by name, identity and study."""
+    """Return the runs of all SAEs of an experiment, or of one, by name, identity and study."""
     condition = f"= '{sae_id}'" if sae_id else "LIKE '%'"
     found = {}
     for run in search_runs(client, experiment, f"tags.`{ID_TAG}` {condition}"):
@@ -335,10 +334,10 @@ def find_saes(
 
 
 def adopt(store: Store, child: Any, parent: str) -> None:
-    """Move an SAE's run below this session's, when the session that made it was interrupted.
+    """Make an SAE's run a child of this session's run, if the session that made it was interrupted.
 
-    A run of a session that still works stays where it is. So does one of another machine until it
-    has ended: this machine cannot know whether its session works.
+    A run of a session that is still running stays unchanged. So does a run of another machine
+    until its session has ended, since this machine cannot know whether it is running.
     """
     theirs = child.data.tags.get(PARENT_TAG)
     if theirs in (None, parent):
@@ -354,19 +353,19 @@ def adopt(store: Store, child: Any, parent: str) -> None:
         if run.info.status == "RUNNING":
             if not is_gone(run.data.tags.get(PROCESS_TAG, "")):
                 return
-            store.client.set_terminated(theirs, "KILLED")  # its process had no time to say so
+            store.client.set_terminated(theirs, "KILLED")  # its process was killed before it could
     set_tags(store, child.info.run_id, None, {PARENT_TAG: parent})
 
 
 def adopt_sae(store: Store, run_id: str, payload: None, child: str) -> None:
-    """Move an SAE's run, given by its id, below the session's: see :func:`adopt`."""
+    """Make an SAE's run, given by its id, a child of the session's run: see :func:`adopt`."""
     adopt(store, store.client.get_run(child), run_id)
 
 
 def _note_run(
     runs: str | None, sae_id: str, header: Mapping[str, Any], run_id: str, uri: str
 ) -> None:
-    """Write down which run is an SAE's, once."""
+    """Append the id of an SAE's run to the file of runs, once."""
     from husai.campaign.store import identity
 
     if runs is None:

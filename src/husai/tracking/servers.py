@@ -1,4 +1,4 @@
-"""How to reach a tracking server, and what its errors say."""
+"""Access to a tracking server, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# these pass: the server is starting, is overloaded, or lacks our credentials
+# errors that may pass: the server is starting or overloaded, or credentials are missing
 PASSING_STATUSES = frozenset({401, 403, 408, 429})
 PASSING_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE})
 
-# by default MLflow waits minutes for a server that does not answer, and training with it; and it
-# draws a bar for every file
+# by default MLflow waits minutes for a server that does not answer, which would stop training, and
+# it draws a progress bar for every file
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -26,16 +26,16 @@ ENVIRONMENT = {
 
 
 class Store(Protocol):
-    """A tracking store, as what is recorded in it needs to know it.
+    """A tracking store, as the operations use it.
 
     Attributes
     ----------
     client
-        Reads and writes it.
+        MLflow's client, which reads and writes it.
     uri
-        How it is reached.
+        Its URI.
     address
-        The same without passwords, for messages and files.
+        The URI without passwords, for messages and files.
     """
 
     client: MlflowClient
@@ -46,7 +46,7 @@ class Store(Protocol):
 def use_credentials(uri: str) -> str:
     """Move user and password from the address of an HTTP server to MLflow's variables for them.
 
-    So the address, which messages and files repeat, does not hold them any more.
+    Returns the address without them, which may be shown in messages and files.
     """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
@@ -58,7 +58,7 @@ def use_credentials(uri: str) -> str:
 
 
 def http_status(error: BaseException) -> int | None:
-    """Give the HTTP status that an error of MLflow's client stands for, None for no answer."""
+    """Return the HTTP status of an error of MLflow's client; None if there was no answer."""
     from mlflow.exceptions import MlflowException, RestException
     from requests.exceptions import RequestException
 
@@ -67,18 +67,18 @@ def http_status(error: BaseException) -> int | None:
     if not isinstance(error, MlflowException):
         return None
     if isinstance(error, RestException):
-        # some servers give the status where MLflow's own name of it belongs
+        # some servers give the number of the status instead of MLflow's name for it
         code = str(error.json.get("error_code", ""))
         return int(code) if code.isdigit() else int(error.get_http_status_code())
     status_text = re.match(r"API request to endpoint .* failed with error code (\d+)", str(error))
     if status_text:
         return int(status_text[1])
-    # raised by the client without a reason: not an answer of the store
+    # INTERNAL_ERROR is raised by the client itself, without an answer of the store
     return None if error.error_code == "INTERNAL_ERROR" else int(error.get_http_status_code())
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Whether an error says that the store is away, and not that it was asked the wrong thing."""
+    """Whether an error means that the store cannot be reached, not that it refused a request."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import OperationalError
@@ -91,7 +91,7 @@ def is_away(error: BaseException | None) -> bool:
             return True
         if isinstance(error, OSError) and error.errno in PASSING_ERRORS:
             return True
-        # MLflow's words for having got no answer, or none that it understands
+        # MLflow's message when there was no answer, or an answer that it does not understand
         if isinstance(error, MlflowException) and str(error).startswith("API request to"):
             return True
         error = error.__cause__ or error.__context__
@@ -99,7 +99,7 @@ def is_away(error: BaseException | None) -> bool:
 
 
 def what_it_said(error: BaseException | None) -> str:
-    """Say in a few words what a store that is away did: ``answers 401`` or ``does not answer``."""
+    """Describe the error of a store that is away: ``answers 401`` or ``does not answer``."""
     while error is not None:
         status = http_status(error)
         if status is not None:

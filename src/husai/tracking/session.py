@@ -1,4 +1,4 @@
-"""The MLflow run of a session, for those who record something of it."""
+"""The open MLflow run of a session, with the recorder that writes to it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class TrackedRun:
     Attributes
     ----------
     recorder
-        Carries out what is recorded of it.
+        Does the operations.
     id
-        Of the run.
+        Id of the run.
     experiment
         Id of its experiment.
     """
@@ -27,5 +27,5 @@ class TrackedRun:
     experiment: str
 
     def do(self, operation: str, payload: bytes | None = None, /, **fields: Any) -> bool:
-        """Have something recorded of this run: see :meth:`Recorder.do`."""
+        """Do an operation for this run: see :meth:`Recorder.do`."""
         return self.recorder.do(operation, self.id, payload, **fields)

@@ -1,4 +1,4 @@
-"""Signals that end a process, as an ordinary exit: what is open is closed on the way out."""
+"""Turns signals that would kill the process into an ordinary exit, so that runs are closed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def exit_on_signals() -> None:
 
 
 def restore_signals() -> None:
-    """Give those signals back what they do by default."""
+    """Restore the default effect of these signals."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in ENDING:
@@ -30,5 +30,5 @@ def restore_signals() -> None:
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    restore_signals()  # a second one ends the process at once
+    restore_signals()  # a second signal ends the process at once
     raise SystemExit(128 + number)

@@ -1,8 +1,8 @@
-"""MLflow's SQLite file, made whole or not at all.
+"""Makes MLflow's SQLite file so that it is never left incomplete.
 
-MLflow makes its tables by some seventy migrations in place. A process that is killed among them,
-or two that do it at once, leave a file that MLflow can never open again. Here the file is made
-under a lock, with a temporary name, and renamed once it is whole.
+MLflow makes its tables by about seventy migrations of the file. If a process is killed during
+these, or two processes do them at once, MLflow can never open the file again. Here the file is
+made under a lock, with a temporary name, and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from husai.storage import atomic_path
 logger = logging.getLogger(__name__)
 
 WHOLE = 1
-"""SQLite's ``user_version`` of a file that was checked; it is 0 in a file that MLflow made."""
+"""SQLite's ``user_version`` of a complete file; it is 0 in a file that MLflow made."""
 
 LOCKED_SECONDS = 60.0
-"""Time to wait for a file that another process writes to."""
+"""Seconds to wait for a file that another process writes to."""
 
 BROKEN = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-"""SQLite's errors when there is no such table, or no database in the file."""
+"""SQLite's errors when a table does not exist, or the file is not a database."""
 
 JOURNALS = ("-journal", "-wal", "-shm")
 
 
 def prepare_sqlite(path: Path, artifacts: str) -> None:
-    """Make MLflow's SQLite file where there is none, and replace one that was left half-made.
+    """Make MLflow's SQLite file if there is none, and replace one that is incomplete.
 
-    A half-made file that holds runs is renamed, never deleted.
+    An incomplete file with runs is renamed, never deleted.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def prepare_sqlite(path: Path, artifacts: str) -> None:
 
 
 def _create(path: Path, artifacts: str) -> None:
-    """Have MLflow make its tables in a new file; the rename makes it safe, so no syncs here."""
+    """Let MLflow make its tables in a new file; without syncs, as it is renamed only at the end."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
@@ -79,7 +79,7 @@ def _create(path: Path, artifacts: str) -> None:
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether a file that MLflow made by itself went through all its migrations."""
+    """Whether all migrations were done in a file that MLflow made itself."""
     from alembic.script import ScriptDirectory
     from mlflow.store.db import utils
 
@@ -89,13 +89,13 @@ def _is_complete(path: Path) -> bool:
 
 
 def _put_aside(path: Path) -> None:
-    """Move a file that is not whole out of the way; delete it where it holds no runs."""
+    """Rename an incomplete file; delete it if it has no runs."""
     parts = [
         part for name in ("", *JOURNALS) if (part := path.with_name(path.name + name)).exists()
     ]
     is_database = _read(path, "PRAGMA schema_version") is not None
     if is_database and not _read(path, "SELECT count(*) FROM runs"):
-        logger.warning("%s was left half-made by a killed start: it is made again", path)
+        logger.warning("%s is incomplete, as its first start was killed: it is made again", path)
         for part in parts:
             part.unlink()
         return
@@ -117,12 +117,12 @@ def _mark_whole(path: Path) -> None:
 
 
 def _read(path: Path, query: str) -> Any:
-    """Give the first value a query finds, None where the table or the database is missing."""
+    """Return the first value that a query finds; None without the table or the database."""
     try:
         with closing(sqlite3.connect(path, timeout=LOCKED_SECONDS)) as connection:
             found = connection.execute(query).fetchone()
     except sqlite3.DatabaseError as error:
-        # a database that is locked, or a disk that fails, says nothing of the file
+        # a locked database or a failing disk does not mean that the file is incomplete
         if error.sqlite_errorcode & 0xFF not in BROKEN:
             raise
         return None

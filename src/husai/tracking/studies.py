@@ -1,4 +1,4 @@
-"""The runs of a study in MLflow, and how they are deleted with it."""
+"""Finds and deletes the runs of a study in MLflow."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STUDY_TAG = "husai.study"
-"""Tag of a session's run with the name of its study; an SAE's run has ``husai.campaign``."""
+"""Tag with the name of the study in a session's run; in an SAE's run it is ``husai.campaign``."""
 
 RUN_TAGS = (STUDY_TAG, "husai.campaign")
 
 
 def client_below(root: Path) -> MlflowClient | None:
-    """Open MLflow's file in a folder of data; None where there is none."""
+    """Open MLflow's file in a data folder; None without one."""
     path = root / "mlflow.db"
     if not path.is_file():
         return None
@@ -30,16 +30,16 @@ def client_below(root: Path) -> MlflowClient | None:
 
 
 def study_runs(client: MlflowClient, name: str, noted: Iterable[str] = ()) -> list[str]:
-    """Find the runs of a study: its sessions', its SAEs', and those that its folder notes.
+    """Find the ids of the runs of a study: of its sessions, its SAEs, and those in ``noted``.
 
     Parameters
     ----------
     client
-        Of the store.
+        Client of the tracking store.
     name
-        The study's.
+        Name of the study.
     noted
-        Runs that are written down in the study's folder; those of other stores are left out.
+        Ids of runs in the files of the study's folder; those in other stores are left out.
     """
     wanted = set(noted)
     found: dict[str, None] = {}
@@ -61,7 +61,7 @@ def _runs(client: MlflowClient, experiment: str, name: str) -> Iterator[Any]:
 def delete_runs(client: MlflowClient, run_ids: Iterable[str]) -> None:
     """Delete runs, and the versions of registered models that were made from them.
 
-    MLflow keeps what was deleted until ``mlflow gc``.
+    MLflow removes deleted runs from its store only with ``mlflow gc``.
     """
     for run_id in run_ids:
         for version in client.search_model_versions(f"run_id = '{run_id}'"):

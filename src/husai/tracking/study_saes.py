@@ -1,4 +1,4 @@
-"""A session's SAEs in MLflow: a view of their files and of the ledgers of their campaigns."""
+"""The runs of a session's SAEs in MLflow, made from their files and the ledgers of campaigns."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from husai.tracking.session import TrackedRun
 logger = logging.getLogger(__name__)
 
 TOTALS_SECONDS = 10.0
-"""Least time between two records of the campaign's cost, since each reads the ledger."""
+"""Least seconds between two records of the campaign's cost, since each reads the ledger."""
 
 
 @dataclass(frozen=True)
 class SAEFolders:
-    """Where the files of a campaign lie, from the catalog's metadata of its SAEs.
+    """The paths of a campaign's files, from the metadata of its SAEs in the catalog.
 
     Attributes
     ----------
     files
-        The SAEs, ``SAE_ID.safetensors``.
+        Folder of the SAEs, ``SAE_ID.safetensors``.
     runs
-        File of JSON lines that says which run is an SAE's; in the folder of the ledger.
+        File of JSON lines with the run of each SAE, in the folder of the ledger.
     activations
-        The rows that they read, ``HOOK.safetensors``.
+        Folder of the activations that they read, ``HOOK.safetensors``.
     """
 
     files: Path
@@ -44,16 +44,16 @@ class SAEFolders:
 
     @classmethod
     def of(cls, project: Path, options: Mapping[str, Any]) -> SAEFolders:
-        """Read them from the catalog, below the project."""
+        """Read them from the catalog; relative paths start in the project's folder."""
         names = ("files", "runs", "activations")
         return cls(*((project / str(options[name])).resolve() for name in names))
 
     def file(self, sae_id: str) -> Path:
-        """Give the file of an SAE."""
+        """Return the file of an SAE."""
         return self.files / f"{sae_id}.safetensors"
 
     def transformer(self, header: Mapping[str, Any]) -> str:
-        """Give the fingerprint of the transformer that an SAE's rows come from, or nothing."""
+        """Return the fingerprint of the transformer that an SAE's rows come from; empty if none."""
         about = header["provenance"].get("campaign") or {}
         if "hook_name" not in about:
             return ""
@@ -64,12 +64,12 @@ class SAEFolders:
 
 
 class StudySAEs:
-    """Keeps the runs of a session's SAEs in step with their files and the ledger.
+    """Writes the runs of a session's SAEs from their files and the ledger.
 
     Parameters
     ----------
     run
-        The session's.
+        The run of the session.
     """
 
     def __init__(self, run: TrackedRun) -> None:
@@ -79,11 +79,11 @@ class StudySAEs:
         self._totals_logged: float | None = None
 
     def follow(self, folders: SAEFolders) -> None:
-        """Count what the campaign of these folders takes among the session's totals."""
+        """Include the costs of the campaign of these folders in the session's totals."""
         self._ledgers.add(folders.runs.parent)
 
     def log(self, sae_id: str, header: Mapping[str, Any], folders: SAEFolders) -> None:
-        """Give an SAE, whose file is saved, its own run below the session's."""
+        """Make a run for an SAE whose file is saved, as a child of the session's run."""
         known = _Known(header, folders)
         self._run.do(
             "sae",
@@ -105,10 +105,10 @@ class StudySAEs:
         partitions: Mapping[str, Callable[[], TensorFile]],
         folders: SAEFolders,
     ) -> None:
-        """Log the planned SAEs that have no run: trained without tracking, or not recorded.
+        """Log the planned SAEs that are trained but have no run.
 
-        A driver that is killed between saving an SAE and logging it leaves such ones. Those of
-        interrupted sessions come below this one.
+        They were trained without tracking, or a process was killed after it saved them. Runs of
+        interrupted sessions become children of this session's run.
         """
         unknown = [name for name in planned if name in partitions and name not in self._known]
         if not unknown:
@@ -116,8 +116,8 @@ class StudySAEs:
         try:
             runs = find_saes(self._run.recorder.client, self._run.experiment)
         except Exception as error:
-            # each is looked for again when it is logged
-            logger.warning("the SAEs' runs could not be looked for: %s", error)
+            # each run is searched again when its SAE is logged
+            logger.warning("the search for the SAEs' runs failed: %s", error)
             runs = {}
         for name in unknown:
             header = partitions[name]().header
@@ -135,18 +135,18 @@ class StudySAEs:
         label_f1: float,
         chance: Mapping[str, float],
     ) -> None:
-        """Add to the SAEs' runs what the comparison found about them."""
+        """Add the results of the comparison to the SAEs' runs."""
         results = []
         for sae_id, metrics in found_about_saes(features, label_f1, chance).items():
             path = folders.file(sae_id)
-            if path.is_file():  # one from elsewhere has no run
+            if path.is_file():  # external SAEs have no run
                 _, identity, study = run_key(sae_id, read_header(path))
                 about = {"sae_id": sae_id, "identity": identity, "study": study}
                 results.append({**about, "metrics": metrics})
         self._run.do("sae_results", results=results, experiment=self._run.experiment, at=now())
 
     def log_totals(self) -> None:
-        """Record what the campaign took: all its sessions, and what failed without a file."""
+        """Record the costs of the campaign in all its sessions, failures included."""
         from husai.campaign import read_ledger
 
         statuses: dict[str, str] = {}
@@ -157,7 +157,7 @@ class StudySAEs:
             statuses |= zip(ids, table["status"].tolist(), strict=True)
             costs = zip(table["cost"].tolist(), table["seconds"].tolist(), strict=True)
             took |= zip(ids, costs, strict=True)
-        # the ledger gets an SAE once it is saved and recorded: its file may know more
+        # the ledger is written after an SAE's file, so the file may have newer costs
         for name, sae in self._known.items():
             statuses[name] = "failed" if sae.failed else "done"
             known = took.get(name, (0.0, 0.0))
@@ -176,13 +176,13 @@ class StudySAEs:
         self._run.do("metrics", points=points, at=now())
 
     def register(self, which: str) -> None:
-        """Make versions of registered models of the SAEs that this session knows.
+        """Register SAEs of this session as versions of registered models.
 
         Parameters
         ----------
         which
-            ``none``, the ``best`` of each group (lowest FVU), or ``all``. A model is named by the
-            group: ``husai-topk-d16-k3``.
+            ``none``, the ``best`` of each group (lowest FVU), or ``all``. The model has the name
+            of the group: ``husai-topk-d16-k3``.
         """
         usable = {name: sae for name, sae in self._known.items() if sae.fvu is not None}
         chosen = list(usable) if which == "all" else []
@@ -204,7 +204,7 @@ class StudySAEs:
 
 
 class _Known:
-    """Facts of an SAE that the session needs after its file has left memory."""
+    """Facts about an SAE that the session needs when its file is not in memory any more."""
 
     def __init__(self, header: Mapping[str, Any], folders: SAEFolders) -> None:
         from husai.campaign.store import identity
@@ -227,18 +227,18 @@ def _fvu(saes: Mapping[str, _Known], name: str) -> float:
 
 
 def study_metrics(groups: pd.DataFrame) -> dict[str, float]:
-    """Give the scores of the study's own hook as metrics: means over its groups.
+    """Return the scores at the study's main hook as metrics: means over its groups.
 
     Parameters
     ----------
     groups
-        A row a group, space, score and sign, the study's own hook first.
+        A row per group, space, score and sign; the study's main hook first.
 
     Returns
     -------
     dict
-        ``pw_mcc``, ``mmcs``, ``shared_fraction``, and ``pw_mcc_NULL`` of each null that it has:
-        with absolute cosines, in the full space.
+        ``pw_mcc``, ``mmcs``, ``shared_fraction``, and ``pw_mcc_NULL`` for each null, with absolute
+        cosines, in the full space.
     """
     own = groups[groups["hook"] == groups["hook"].iloc[0]] if len(groups) else groups
     own = own[(own["space"] == "full") & ~own["signed"].astype(bool)]
@@ -255,7 +255,7 @@ def study_metrics(groups: pd.DataFrame) -> dict[str, float]:
 
 
 def permuted_scores(groups: pd.DataFrame) -> dict[str, float]:
-    """Give the PW-MCC of permuted features in the full space, by group, where it is known."""
+    """Return the PW-MCC of permuted features in the full space, by group, if it is known."""
     chosen = groups[(groups["score"] == "pw_mcc") & (groups["space"] == "full")]
     chosen = chosen[~chosen["signed"].astype(bool)]
     if "permuted_mean" not in chosen:

@@ -105,7 +105,7 @@ def save_weights(path: Path, content: dict[str, Any]) -> Path:
 
 
 def codes_in_unit_rows(sae: Any, rows: Array) -> Array:
-    """What an SAE that was read gives, in units of unit decoder rows, whatever it was folded to."""
+    """Return the codes of an SAE that was read, in units of unit decoder rows."""
     f = sae.encode(tensor(rows)).double().numpy()
     return np.asarray(f * np.sqrt((sae.W_dec.double().numpy() ** 2).sum(axis=1)))
 

@@ -50,7 +50,7 @@ def saelens(folder: Path) -> Path:
 
 
 def refused(path: Path, words: str, load: Any = load_dictionary) -> None:
-    """The path is refused in one line, at no cost in memory."""
+    """Check that the path is refused in one line without using memory."""
     before = psutil.Process().memory_info().rss
     with pytest.raises(InputError, match=words) as caught:
         load(path)
@@ -59,8 +59,8 @@ def refused(path: Path, words: str, load: Any = load_dictionary) -> None:
     assert psutil.Process().memory_info().rss - before < SPARE
 
 
-def test_strides_of_zero_are_not_unrolled(tmp_path: Path) -> None:
-    """A few kilobytes that claim 6 GB."""
+def test_arrays_with_strides_of_zero_are_not_expanded(tmp_path: Path) -> None:
+    """A file of a few kilobytes that claims to hold 6 GB."""
     huge = torch.zeros(1).expand(400_000, 4_000)
     content = {
         "encoder.weight": huge,
@@ -73,7 +73,7 @@ def test_strides_of_zero_are_not_unrolled(tmp_path: Path) -> None:
     refused(path, "more bytes than the file has")
 
 
-def test_archives_that_unpack_to_absurd_sizes_are_refused(tmp_path: Path) -> None:
+def test_archives_that_unpack_to_huge_sizes_are_refused(tmp_path: Path) -> None:
     plain = tmp_path / "plain.pt"
     torch.save({"W_dec": torch.zeros(25_000_000)}, plain)
     packed = tmp_path / "packed.pt"
@@ -165,7 +165,7 @@ def test_a_dictionary_of_any_size_scores_as_itself(exponent: int, tmp_path: Path
     assert match_features(found, SAE.W_dec).mean == pytest.approx(1.0, abs=1e-5)
 
 
-def test_what_float32_cannot_hold_is_refused_or_dead(tmp_path: Path) -> None:
+def test_values_outside_float32_are_refused_or_make_a_latent_dead(tmp_path: Path) -> None:
     np.save(tmp_path / "gone.npy", SAE.W_dec.astype(np.float64) * 1e-60)
     refused(tmp_path / "gone.npy", "all zero")
     partly = SAE.W_dec.copy()
@@ -252,7 +252,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory, own: Path) -> dict[Path,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_a_mutated_file_gives_an_sae_or_one_line(
+def test_a_mutated_file_gives_an_sae_or_an_error_of_one_line(
     data: st.DataObject, originals: dict[Path, bytes]
 ) -> None:
     path = data.draw(st.sampled_from(sorted(originals)))
@@ -303,7 +303,7 @@ VALUES = st.one_of(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_a_mutated_configuration_gives_an_sae_or_one_line(
+def test_a_mutated_configuration_gives_an_sae_or_an_error_of_one_line(
     data: st.DataObject, originals: dict[Path, bytes]
 ) -> None:
     path = data.draw(st.sampled_from(sorted(p for p in originals if p.suffix == ".json")))
@@ -327,7 +327,9 @@ def test_a_mutated_configuration_gives_an_sae_or_one_line(
     assert str(path.parent) in message
 
 
-def test_an_own_configuration_that_does_not_hold_is_one_line(own: Path, tmp_path: Path) -> None:
+def test_an_invalid_configuration_of_our_own_gives_an_error_of_one_line(
+    own: Path, tmp_path: Path
+) -> None:
     content = own.read_bytes().replace(b"init_seed", b"init_sead").replace(b"d_sae", b"d_sea")
     (tmp_path / "sae.safetensors").write_bytes(content)
     refused(tmp_path / "sae.safetensors", "init_sead", load_sae)

@@ -60,7 +60,7 @@ def gated() -> tuple[dict[str, torch.Tensor], np.ndarray]:
 
 
 def classes() -> dict[str, tuple[dict[str, Any], np.ndarray, dict[str, Any]]]:
-    """Class to tensors, codes, and what its trainer says beside."""
+    """Return for each class its tensors, its codes and the other settings of its trainer."""
     b_dec = {"b_dec": tensor(SAE.b_dec)}
     named = tensors(SAE, *NAMED)
     groups = {"group_sizes": torch.tensor([2, 4, F - 6])}
@@ -124,7 +124,7 @@ def test_k_is_read_from_the_buffer_or_the_configuration_or_asked_for(tmp_path: P
         load_sae(torn)
 
 
-def test_a_threshold_that_was_not_measured_is_no_threshold(tmp_path: Path) -> None:
+def test_a_threshold_that_was_not_measured_is_ignored(tmp_path: Path) -> None:
     content = linear(SAE) | {"b_dec": tensor(SAE.b_dec)} | buffers(threshold=-1.0)
     path = folder(tmp_path, "BatchTopKSAE", content, k=K)
     with pytest.raises(InputError, match="before one was measured"):
@@ -136,7 +136,7 @@ def test_a_threshold_that_was_not_measured_is_no_threshold(tmp_path: Path) -> No
             load_sae(folder(tmp_path, "BatchTopKSAE", spoiled, k=K))
 
 
-def test_a_run_with_several_trainers_gives_each(tmp_path: Path) -> None:
+def test_a_run_with_several_trainers_gives_all_its_saes(tmp_path: Path) -> None:
     content = linear(SAE) | {"bias": tensor(SAE.b_dec)}
     for i in (0, 1, 2, 10):
         path = folder(tmp_path / "run" / f"trainer_{i}", "AutoEncoder", content)
@@ -175,9 +175,7 @@ def test_crosscoders_are_compared_by_all_their_layers(tmp_path: Path) -> None:
         ({"layer": "four"}, "layer: 'four'; expected a number"),
     ],
 )
-def test_settings_that_do_not_hold_are_named(
-    trainer: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_invalid_settings_are_named(trainer: dict[str, Any], words: str, tmp_path: Path) -> None:
     content = linear(SAE) | {"bias": tensor(SAE.b_dec)}
     with pytest.raises(InputError, match=words):
         load_sae(folder(tmp_path, "AutoEncoder", content, **trainer))

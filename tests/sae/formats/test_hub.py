@@ -61,14 +61,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_folder_of_a_repository(cache: Path) -> None:
+def test_a_folder_of_a_repository_is_read(cache: Path) -> None:
     sae = load_sae(f"hf://{REPO}/layers.6/seed0")
     close(sae.encode(tensor(SAE.rows)), topk(pre(SAE)))
     again = load_sae(f"hf://{REPO}@{COMMIT}/layers.6/seed0")
     assert torch.equal(again.W_enc, sae.W_enc)
 
 
-def test_a_folder_with_several_saes_gives_each(cache: Path) -> None:
+def test_a_folder_with_several_saes_gives_all_of_them(cache: Path) -> None:
     first, second = load_saes([f"hf://{REPO}/layers.6"])
     assert (first.id, second.id) == ("seed0", "seed1")
     same_directions(second.W_dec, np.roll(SAE.W_dec, 1, axis=0))
@@ -85,13 +85,15 @@ def test_a_folder_with_several_saes_gives_each(cache: Path) -> None:
         ("hf://me/other/layers.6", "not downloaded"),
     ],
 )
-def test_what_is_not_there_is_one_line(address: str, words: str, cache: Path) -> None:
+def test_a_missing_repository_or_file_gives_an_error_of_one_line(
+    address: str, words: str, cache: Path
+) -> None:
     with pytest.raises(InputError, match=words) as caught:
         load_dictionary(address)
     assert "\n" not in str(caught.value)
 
 
-def test_releases_of_saelens_bring_their_input_scale(
+def test_releases_of_saelens_have_their_input_scale(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = {"id": "blocks.6", "path": "unfolded", "norm_scaling_factor": 0.25}

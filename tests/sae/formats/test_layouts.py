@@ -1,4 +1,4 @@
-"""Nineteen files that people have brought: each is read as it should be, or refused in a line."""
+"""Nineteen layouts of files from other projects: each is read correctly, or refused in one line."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def compare(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple
     return code, said.out, said.err
 
 
-def test_there_are_nineteen(written: list[Layout]) -> None:
+def test_there_are_nineteen_layouts(written: list[Layout]) -> None:
     assert len({one.name for one in written}) == len(written) == NUMBER
     kinds = Counter(one.must for one in written)
     assert kinds == {"codes": 11, "decoder": 3, "rows": 2, "many": 1, "warn": 1, "refuse": 1}
 
 
 @pytest.mark.parametrize("number", range(NUMBER))
-def test_each_is_read_as_it_should_be(
+def test_each_layout_is_read_correctly_or_refused(
     number: int,
     written: list[Layout],
     tmp_path: Path,
@@ -87,6 +87,6 @@ def test_each_is_read_as_it_should_be(
         assert 0 < scores["code_jaccard"] < 1
 
 
-def test_the_truth_is_not_a_matter_of_luck() -> None:
-    """Rows of the decoder have many lengths, so that a fold left out is seen."""
+def test_the_expected_values_detect_a_missing_fold() -> None:
+    """Rows of the decoder differ in length, so a reader that does not fold them fails."""
     assert norms(SAE).std() > 0.1

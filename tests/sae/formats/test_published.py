@@ -99,7 +99,7 @@ def test_gemma_scope_2(tmp_path: Path) -> None:
         load_sae(gemma_2(tmp_path / "bad", {"width": 9}))
 
 
-def test_cross_layer_transcoders_are_read_by_all_they_write(tmp_path: Path) -> None:
+def test_cross_layer_transcoders_are_read_by_all_their_decoders(tmp_path: Path) -> None:
     layers = np.stack([numbers(i).W_dec for i in range(2)], axis=1)
     path = gemma_2(tmp_path / "clt/layer_0", {}, {"w_dec": tensor(layers)})
     same_directions(read(path).W_dec, layers.reshape(F, -1))

@@ -81,7 +81,7 @@ def test_round_trip_keeps_codes_and_reconstructions(
     assert (info["format"], info["d_sae"], info["d_in"]) == (kind, 20, 12)
 
 
-def test_saelens_settings_are_folded(tmp_path: Path) -> None:
+def test_settings_of_saelens_are_folded_into_the_weights(tmp_path: Path) -> None:
     """A topk whose choice depends on decoder norms, and whose encoder reads x itself."""
     generator = torch.Generator().manual_seed(1)
     W_enc, b_enc = torch.randn(6, 10, generator=generator), torch.randn(10, generator=generator)
@@ -112,7 +112,7 @@ def test_sparsify_knows_topk_only(tmp_path: Path) -> None:
         export_sae(trained("relu"), tmp_path, "sparsify")
 
 
-def test_plain_dictionaries(tmp_path: Path) -> None:
+def test_plain_dictionaries_are_read(tmp_path: Path) -> None:
     matrix = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
     np.save(tmp_path / "a.npy", matrix)
     save_file({"anything": torch.from_numpy(matrix)}, tmp_path / "b.safetensors")
@@ -132,7 +132,7 @@ def test_plain_dictionaries(tmp_path: Path) -> None:
         load_sae(tmp_path / "a.npy")
 
 
-def test_torn_and_foreign_files_are_named(tmp_path: Path) -> None:
+def test_incomplete_and_foreign_files_are_named(tmp_path: Path) -> None:
     sae = trained("topk")
     whole = tmp_path / "sae.safetensors"
     save_sae(sae, whole)

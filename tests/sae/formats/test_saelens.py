@@ -171,7 +171,7 @@ def test_a_matryoshka_keeps_its_prefixes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_narrow_and_wide_weights(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_weights_of_any_precision_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
     content = {name: t.to(dtype) for name, t in tensors(SAE, *PLAIN).items()}
     cfg = NEW | {"architecture": "standard", "dtype": str(dtype).removeprefix("torch.")}
     sae = load_sae(saelens(tmp_path, cfg, content))
@@ -209,7 +209,7 @@ def test_a_scale_that_is_not_known_is_asked_for_by_name(tmp_path: Path) -> None:
         assert "input_scale" in info["left_out"]
 
 
-def test_whitened_rows_are_read_with_the_map_beside(tmp_path: Path) -> None:
+def test_whitened_rows_are_read_with_their_whitening_map(tmp_path: Path) -> None:
     cfg = NEW | {"architecture": "standard", "normalize_activations": "covariance_whitening"}
     path = saelens(tmp_path, cfg)
     with pytest.raises(InputError, match=r"activation_whitening\.safetensors"):
@@ -236,7 +236,7 @@ def test_a_dead_row_does_not_break_a_file(tmp_path: Path) -> None:
     assert not sae.W_dec[4].any()
 
 
-def test_a_finetuned_stretch_changes_reconstructions_alone(tmp_path: Path) -> None:
+def test_a_finetuned_scale_changes_reconstructions_only(tmp_path: Path) -> None:
     stretch = np.linspace(0.5, 1.5, F)
     content = tensors(SAE, *PLAIN) | {"finetuning_scaling_factor": tensor(stretch)}
     cfg = BASE | {"architecture": "standard", "finetuning_scaling_factor": True}
@@ -264,7 +264,7 @@ def test_transcoders_are_read_by_their_decoders(kind: str, tmp_path: Path) -> No
         load_sae(path)
 
 
-def test_what_has_no_sae_of_single_rows_is_refused(tmp_path: Path) -> None:
+def test_files_without_an_sae_of_single_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="temporal"):
         load_dictionary(saelens(tmp_path, NEW | {"architecture": "temporal"}))
 
@@ -278,7 +278,7 @@ def test_what_has_no_sae_of_single_rows_is_refused(tmp_path: Path) -> None:
         ({"architecture": "batchtopk", "k": 3}, "not measured yet"),
     ],
 )
-def test_codes_that_are_not_known_are_left_out_with_the_reason(
+def test_unknown_codes_are_left_out_with_a_reason(
     change: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     content = tensors(SAE, *PLAIN)
@@ -310,9 +310,7 @@ def test_codes_that_are_not_known_are_left_out_with_the_reason(
         ({"metadata": [1]}, "metadata"),
     ],
 )
-def test_settings_that_do_not_hold_are_named(
-    change: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_invalid_settings_are_named(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     path = saelens(tmp_path, BASE | {"architecture": "standard"} | change)
     with pytest.raises(InputError, match=words) as caught:
         load_sae(path)
@@ -345,14 +343,14 @@ def test_tensors_that_do_not_fit_are_named(
         load_sae(path)
 
 
-def test_biases_say_which_way_a_matrix_lies(tmp_path: Path) -> None:
+def test_biases_determine_the_orientation_of_a_matrix(tmp_path: Path) -> None:
     content = tensors(SAE, *PLAIN)
     content |= {"W_enc": content["W_enc"].T, "W_dec": content["W_dec"].T}
     sae = load_sae(saelens(tmp_path, BASE | {"architecture": "standard"}, content))
     close(sae.encode(tensor(SAE.rows)), np.maximum(pre(SAE), 0))
 
 
-def test_model_and_hook_are_read_where_they_stand(tmp_path: Path) -> None:
+def test_model_and_hook_are_read_from_the_configuration(tmp_path: Path) -> None:
     meta = {"model_name": "gpt2", "hook_name": "blocks.5.attn.hook_z"}
     new = read(saelens(tmp_path, NEW | {"metadata": meta, "reshape_activations": "hook_z"}))
     old = read(

@@ -82,7 +82,7 @@ def test_every_kind_is_written_again(kind: str, tmp_path: Path) -> None:
     assert torch.equal(load_sae(tmp_path / "b").encode(ROWS), sae.encode(ROWS))
 
 
-def test_a_run_holds_hook_points_and_seeds(tmp_path: Path) -> None:
+def test_a_run_has_a_folder_for_every_hook_point_and_seed(tmp_path: Path) -> None:
     for hook in ("layers.6", "layers.10"):
         for seed in (0, 1):
             folder(tmp_path / hook / f"seed{seed}", {})
@@ -108,7 +108,7 @@ def test_a_run_holds_hook_points_and_seeds(tmp_path: Path) -> None:
         ({"skip_connection": True}, "skip connection", "input"),
     ],
 )
-def test_what_is_not_an_autoencoder_is_read_by_its_decoder(
+def test_files_that_are_not_autoencoders_are_read_by_their_decoders(
     cfg: dict[str, Any], words: str, space: str, tmp_path: Path
 ) -> None:
     more = {"W_skip": torch.zeros(D, D)} if "skip_connection" in cfg else None
@@ -133,8 +133,6 @@ def test_what_is_not_an_autoencoder_is_read_by_its_decoder(
         ({"d_in": D + 1}, "d_in 7, but the tensors have 6"),
     ],
 )
-def test_settings_that_do_not_hold_are_named(
-    cfg: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_invalid_settings_are_named(cfg: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         load_sae(folder(tmp_path, cfg))

@@ -1,1 +1,1 @@
-"""What a campaign costs: measured, estimated, and compared with its budget."""
+"""The cost of a campaign: measured, estimated, and compared with its budget."""

@@ -8,14 +8,14 @@ from husai.campaign.config import BudgetConfig
 
 
 class Budget:
-    """The limits on what may still be started.
+    """The limits of a campaign, and whether they allow another bank.
 
     Parameters
     ----------
     config
         Rate and limits.
     devices
-        Devices that a bank holds.
+        Number of devices that a bank uses.
     spent
         Cost of earlier starts.
     """
@@ -32,18 +32,18 @@ class Budget:
         return self.config.max_cost is not None or self.config.max_hours is not None
 
     def cost(self, seconds: float) -> float:
-        """Cost of a bank that runs for so many seconds."""
+        """Cost of a bank that runs for this many seconds."""
         return seconds * self._devices / 3600 * self.config.rate
 
     def refusal(self, seconds: float, committed: float) -> str | None:
-        """Say which limit a bank of so many seconds would exceed, or None.
+        """Return which limit another bank would exceed; None if it fits.
 
         Parameters
         ----------
         seconds
-            How long it is expected to take.
+            Expected time of the bank.
         committed
-            Cost that running banks are expected to end at.
+            Expected cost of the running banks at their end.
         """
         maximum = self.config.max_cost
         if maximum is not None:

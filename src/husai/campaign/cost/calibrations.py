@@ -1,4 +1,4 @@
-"""Measured costs of banks, in a file."""
+"""The file with the measured costs of banks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Calibrations:
     path
         A JSON file.
     backend, devices
-        Of the executor: measurements with one do not hold for another.
+        Backend and devices of the executor; measurements with one do not hold for another.
     forget
-        Measure everything anew. What was measured before stays in the file until it is.
+        Whether to ignore earlier measurements; each stays in the file until it is replaced.
     """
 
     def __init__(self, path: Path, backend: str, devices: float, *, forget: bool = False) -> None:
@@ -37,12 +37,12 @@ class Calibrations:
         self._forgotten = set(self._known) if forget else set()
 
     def get(self, bank: Bank) -> Calibration | None:
-        """Give what was measured for a bank of this shape and size, or None."""
+        """Return the measured cost of a bank of this shape and size, or None."""
         key = self.key(bank)
         return None if key in self._forgotten else self._known.get(key)
 
     def put(self, bank: Bank, calibration: Calibration) -> None:
-        """Keep what was measured."""
+        """Store the measured cost of a bank."""
         key = self.key(bank)
         self._known[key] = calibration
         self._forgotten.discard(key)
@@ -51,9 +51,10 @@ class Calibrations:
             temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
 
     def took(self, bank: Bank, seconds: float, peak_bytes: int) -> None:
-        """Keep the time of a bank that was trained from its first step to its last.
+        """Store the time of a bank that was trained from its first step to its last.
 
-        It is better than an estimate from the first steps: SAEs get faster as they get sparse.
+        It is better than an estimate from the first steps, since SAEs become faster as they
+        become sparse.
         """
         self.put(
             bank,
@@ -61,7 +62,7 @@ class Calibrations:
         )
 
     def key(self, bank: Bank) -> str:
-        """Digest of what a bank's cost depends on."""
+        """Digest of everything that a bank's cost depends on."""
         training = bank.training.model_dump(mode="json", exclude={"steps", "eval_interval"})
         per_sae = sorted(
             json.dumps(c.model_dump(mode="json", exclude={"init_seed", "data_seed"}))
@@ -72,7 +73,7 @@ class Calibrations:
 
 
 def _read(path: Path) -> dict[str, Calibration]:
-    """Read measured costs; a file that holds anything else is set aside, and they are measured."""
+    """Read measured costs; a file with anything else is renamed, and they are measured again."""
     try:
         return TypeAdapter(dict[str, Calibration]).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:

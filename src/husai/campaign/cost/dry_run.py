@@ -1,4 +1,4 @@
-"""The dry run: which banks there would be, and what they would cost."""
+"""The dry run: estimates the time, memory and cost of a campaign without training it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from husai.campaign.store import Store
 from husai.sae.config import BankTrainingConfig
 
 BUSY = 1.2
-"""Load for each core above which what was measured is said to be too long."""
+"""Above this load per core the dry run says that its measured times are too long."""
 
 
 def estimate_campaign(
@@ -40,9 +40,9 @@ def estimate_campaign(
 ) -> tuple[pd.DataFrame, str]:
     """Estimate the time, memory and cost of a plan's missing SAEs, without training any.
 
-    Each shape of bank is trained for a moment on the executor that would train it; what was
-    measured is kept, so that a second dry run, or a budget, measures nothing again. The ledger is
-    unchanged: the time of a dry run itself is not in it.
+    Each shape of bank is trained for a moment on the executor that would train it. Measurements
+    are kept, so that a second dry run, or a budget, does not repeat them. The ledger does not
+    change: it does not count the time of a dry run.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ def estimate_campaign(
         ``saes``, ``activations``, ``steps``, ``seconds``, ``memory_mb`` (the measured peak of
         its process, or on its GPU), ``cost``.
     text
-        The table and its totals, for people: wall-clock time with as many banks at once as
-        there are slots, cost, and what the limits would say, with what was spent before.
+        The table and its totals as text: wall-clock time with as many banks at once as there are
+        slots, cost, and whether limits would be reached, earlier starts included.
 
     Raises
     ------
@@ -104,14 +104,14 @@ def estimate_campaign(
     text = _text(table, campaign, len(plan), len(found.kept), slots, spent)
     if max(loads, default=0.0) > BUSY:
         text += (
-            f"\nmeasured while up to {max(loads):.1f} processes wanted each core: on an idle "
-            "machine it takes less; measure again with --params campaign.compute.measure_again=true"
+            f"\nmeasured with up to {max(loads):.1f} running processes per core: an idle machine "
+            "takes less time; measure again with --params campaign.compute.measure_again=true"
         )
     return table, text
 
 
 def clock_seconds(seconds: list[float], slots: int) -> float:
-    """Wall-clock time of banks when each free slot takes the next one of the list."""
+    """Wall-clock time of banks when each free slot takes the next bank of the list."""
     ends = [0.0] * slots
     for each in seconds:
         heapq.heappush(ends, heapq.heappop(ends) + each)
@@ -143,7 +143,7 @@ def _text(
         "",
         f"{campaign.compute.backend}, {slots} banks at once: about {duration(clock)}, at most "
         f"{memory:.0f} MB together, {cost:.4f} {budget.currency} at {budget.rate:g} "
-        f"{budget.currency} a device-hour",
+        f"{budget.currency} per device-hour",
     ]
     if spent:
         lines.append(f"{spent:.4f} {budget.currency} were spent before")

@@ -1,4 +1,4 @@
-"""How long banks will take."""
+"""Estimates of how long banks will take."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ MULTIPLICATIONS_A_SECOND = 1e11
 
 
 class Estimates:
-    """Time that banks take: as measured, corrected by the times of those that have ended.
+    """Expected times of banks: as measured, corrected by the times of banks that have ended.
 
     Parameters
     ----------
     checkpoints
-        Folder of the banks' checkpoints: what is done of a bank takes no more time.
+        Folder of the banks' checkpoints; steps before a checkpoint take no more time.
 
     Attributes
     ----------
     measured
-        What was measured; None: nothing is known.
+        The measured costs; None if nothing is known.
     """
 
     def __init__(self, checkpoints: Path, measured: Calibrations | None = None) -> None:
@@ -36,14 +36,14 @@ class Estimates:
         self._taken_in_all = 0.0
 
     def known(self, bank: Bank) -> Calibration | None:
-        """Give the measured cost of a bank, or an estimate from others; None where neither is."""
+        """Return the measured cost of a bank, or an estimate from others, or None."""
         found = None if self.measured is None else self.measured.get(bank)
         return self._derived.get(bank.name) if found is None else found
 
     def complete(self, banks: Sequence[Bank]) -> None:
         """Estimate banks that could not be measured from the others, in proportion to their work.
 
-        Under a budget no bank may count as free.
+        Without an estimate such a bank would count as free in the budget.
         """
         known = [(bank, found) for bank in banks if (found := self.known(bank)) is not None]
         taken = sum(
@@ -57,7 +57,7 @@ class Estimates:
                 self._derived[bank.name] = Calibration(0.0, step, 0.0, int(bank.bytes))
 
     def divide(self, bank: Bank, halves: Sequence[Bank]) -> None:
-        """Give a bank's halves, which were not measured, their share of its estimate."""
+        """Divide a bank's estimate among its halves, which were not measured."""
         found = self.known(bank)
         self.forget(bank)
         if found is not None:
@@ -69,11 +69,11 @@ class Estimates:
         self._expected.pop(bank.name, None)
 
     def seconds(self, bank: Bank) -> float:
-        """Estimate how long a bank takes from where it is now; 0 when nothing is known."""
+        """Estimate how long the rest of a bank takes; 0 when nothing is known."""
         expected = self._expect(bank)
         if not self._expected_in_all:
             return expected
-        # some took less than expected, but others may not
+        # banks that took less than expected do not lower the estimate of the others
         return expected * max(1.0, self._taken_in_all / self._expected_in_all)
 
     def start(self, bank: Bank) -> None:
@@ -82,7 +82,7 @@ class Estimates:
         self._expected[bank.name] = self._expect(bank)
 
     def learn(self, bank: Bank, seconds: float) -> None:
-        """Learn from how long a bank took since it was submitted."""
+        """Correct later estimates by how long a bank took since it was submitted."""
         self._expected_in_all += self._expected.pop(bank.name, 0.0)
         self._taken_in_all += seconds
 

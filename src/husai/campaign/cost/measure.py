@@ -1,4 +1,4 @@
-"""Measure the cost of banks on the executor that would train them."""
+"""Measures the cost of banks on the executor that would train them."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def measure_banks(
 ) -> None:
     """Measure the cost of every shape of bank that was not measured before.
 
-    One that cannot be measured is left out: training it shows what is wrong, and fails the SAE at
-    fault alone.
+    A bank that cannot be measured is left out: its training will show what is wrong, and fail only
+    the SAE that causes it.
 
     Parameters
     ----------
     banks, executor
-        Those to be trained, on what trains them.
+        The banks to be trained, and the executor that will train them.
     calibrations
-        Where what is measured is kept.
+        The file that keeps the measurements.
     max_retries
-        Times that measuring a bank is started again after its worker was lost.
+        How often the measurement of a bank is started again after its worker was lost.
     spent
-        Called with each bank that was measured, or tried to be, and the seconds that took.
+        Called with each bank and the seconds that its measurement took, also if it failed.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def measure_banks(
     waiting: dict[str, Bank] = {}
     for bank in banks:
         if calibrations.get(bank) is None:
-            # one of each shape: those of equal cost have one key
+            # one bank for each key: banks of equal cost have the same key
             waiting.setdefault(calibrations.key(bank), bank)
     todo = list(waiting.values())
     out: dict[str, Bank] = {}

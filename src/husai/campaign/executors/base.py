@@ -1,4 +1,4 @@
-"""The interface of every executor."""
+"""The interface of every executor, and the events that it reports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from husai.campaign.executors.outcomes import BankRows
 
 POLL_SECONDS = 0.5
-"""Longest time that a driver waits for events before it checks budget and ledger again."""
+"""Longest time in seconds to wait for events before budget and ledger are updated again."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A bank's worker has done this part of it, 0 … 1; the first one says that it started."""
+    """A bank's worker has done this share of its work, 0 … 1; the first event marks its start."""
 
     name: str
     part: float
@@ -26,7 +26,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Done:
-    """A bank's worker gave its result."""
+    """A bank's worker returned its result."""
 
     name: str
     result: Trained | Broken | Calibration
@@ -46,10 +46,10 @@ Event = Progress | Done | Lost
 
 
 class Executor(Protocol):
-    """Carries out banks. Everything is called from one thread."""
+    """Trains banks. All methods are called from one thread."""
 
     devices: float
-    """Devices that one bank holds: GPUs where it trains on one, else CPU threads."""
+    """Devices that one bank uses: GPUs if it trains on one, else CPU threads."""
 
     @property
     def slots(self) -> int:
@@ -62,17 +62,17 @@ class Executor(Protocol):
         ...
 
     def put(self, key: str, rows: BankRows) -> None:
-        """Make rows, or a store of them, known to every worker, once."""
+        """Give all workers access to rows, or to a store of rows."""
         ...
 
     def submit(self, bank: Bank, *, measure: bool = False) -> None:
-        """Have a bank trained, or with ``measure`` its cost measured."""
+        """Start the training of a bank, or with ``measure`` the measurement of its cost."""
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """Give what happened since; wait for something up to ``timeout`` seconds."""
+        """Return the events since the last call; wait up to ``timeout`` seconds for one."""
         ...
 
     def close(self) -> None:
-        """End all workers, also those that are busy."""
+        """End all workers, including busy ones."""
         ...

@@ -1,4 +1,4 @@
-"""Which executor carries a campaign out."""
+"""Chooses the executor of a campaign."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from husai.campaign.executors.base import Executor, Progress
 from husai.errors import InputError
 
 WORTH_A_PROCESS = 2e12
-"""Multiplications from which starting a worker pays: some ten seconds on one core."""
+"""Least multiplications for which worker processes are started: about ten seconds on a core."""
 
 
 def check_backend(compute: ComputeConfig) -> None:
@@ -21,7 +21,7 @@ def check_backend(compute: ComputeConfig) -> None:
     Raises
     ------
     InputError
-        Saying how to install it.
+        With the command that installs it.
     """
     if compute.backend == "ray" and importlib.util.find_spec("ray") is None:
         raise InputError(
@@ -45,13 +45,13 @@ def make_executor(
     compute
         The configuration.
     work
-        Multiplications to be done in all: little work is not worth starting a process for.
+        Multiplications to be done in all; for little work no process is started.
     device
         ``cpu``, ``cuda`` or ``auto``, as in the training parameters.
     checkpoints
         Folder of the banks' checkpoints.
     on_progress
-        What executors call that train in this process.
+        Called with the progress of a bank by executors that train in this process.
     """
     check_backend(compute)
     if compute.backend == "ray":

@@ -1,4 +1,4 @@
-"""Bank after bank in this process, with all its threads."""
+"""The executor that trains bank after bank in this process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ WORKER = "this process"
 
 
 class InlineExecutor:
-    """Trains while :meth:`wait` is called.
+    """Trains a bank inside each call of :meth:`wait`.
 
     Parameters
     ----------
     checkpoints
         Folder of the banks' checkpoints.
     threads
-        CPU threads; what torch is set to when None.
+        CPU threads; torch's setting when None.
     on_progress
         Called with the progress of a bank while it runs.
     on_gpu
@@ -56,11 +56,11 @@ class InlineExecutor:
         return int(self._next is None)
 
     def put(self, key: str, rows: BankRows) -> None:
-        """Keep the rows."""
+        """Keep the rows in memory."""
         self._rows[key] = rows
 
     def submit(self, bank: Bank, *, measure: bool = False) -> None:
-        """Take the bank that the next :meth:`wait` trains."""
+        """Keep the bank for the next :meth:`wait`, which trains it."""
         self._next = (bank, measure)
 
     def wait(self, timeout: float) -> list[Event]:
@@ -80,4 +80,4 @@ class InlineExecutor:
         return [Done(bank.name, result, WORKER)]
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there are no workers."""

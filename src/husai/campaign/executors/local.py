@@ -1,4 +1,4 @@
-"""Worker processes on this machine."""
+"""The executor that trains banks in worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ class _Worker:
 
 
 class ProcessExecutor:
-    """Some processes, each with one bank at a time.
+    """Several processes, each with one bank at a time.
 
-    A worker is a fresh Python that reads its work from a pipe: nothing is forked, so that threads
-    and a GPU's context are its own, and its number of threads is set before anything is loaded.
-    It ends when the pipe closes, which happens however this process ends. On a GPU it also ends
-    after a bank that broke: an error there can spoil the context for everything that comes after
-    in the same process.
+    A worker is a new Python process that reads its work from a pipe. Nothing is forked, so threads
+    and the context of a GPU are its own, and its number of threads is set before any library is
+    loaded. It ends when the pipe closes, which happens however this process ends. On a GPU it also
+    ends after a bank that failed, since an error there can break the context for all later work in
+    the same process.
 
-    A worker that neither works nor ends is waited for; ``campaign.budget.max_hours`` does not end
-    it either. Stop the campaign and start it again: it continues.
+    A worker that hangs is waited for, also after ``campaign.budget.max_hours``. Stop the campaign
+    and start it again: it continues.
 
     Parameters
     ----------
     checkpoints
         Folder of the banks' checkpoints.
     processes
-        How many.
+        Number of processes.
     threads
         CPU threads of each.
     gpus
@@ -83,11 +83,11 @@ class ProcessExecutor:
 
     @property
     def room(self) -> int:
-        """Workers that have nothing to do."""
+        """Number of idle workers."""
         return self.slots - sum(worker.bank is not None for worker in self._workers)
 
     def put(self, key: str, rows: BankRows) -> None:
-        """Write the rows where every worker reads them; those of a store stay where they are."""
+        """Write the rows to a file that all workers read; a store is read in its own folder."""
         import numpy as np
 
         from husai.activations import ActivationStore
@@ -98,15 +98,15 @@ class ProcessExecutor:
         np.save(self._path(key), rows.numpy())
 
     def submit(self, bank: Bank, *, measure: bool = False) -> None:
-        """Give the bank to a worker that has nothing to do, started when there is none."""
+        """Give the bank to an idle worker, or to a new one."""
         worker = next((w for w in self._workers if w.bank is None), None) or self._start()
         worker.bank = bank.name
-        # a worker that died since is found by wait
+        # if the worker has died, the next wait finds it
         with suppress(OSError):
             worker.pipe.send((bank, str(self._path(bank.rows.key)), measure))
 
     def wait(self, timeout: float) -> list[Event]:
-        """Collect what the workers sent."""
+        """Collect the events that the workers sent."""
         events: list[Event] = []
         by_pipe = {worker.pipe: worker for worker in self._workers}
         if not by_pipe:
@@ -133,11 +133,11 @@ class ProcessExecutor:
         return events
 
     def pids(self) -> list[int]:
-        """Give the workers' process ids."""
+        """Return the workers' process ids."""
         return [worker.process.pid for worker in self._workers]
 
     def close(self) -> None:
-        """Kill the workers: what they had not finished is in their checkpoints."""
+        """Kill the workers; their unfinished banks can continue from the checkpoints."""
         for worker in self._workers:
             worker.process.kill()
         for worker in list(self._workers):
@@ -145,7 +145,7 @@ class ProcessExecutor:
         self._rows.close()
 
     def _end(self, worker: _Worker, kill: bool = True) -> int:
-        """Have a worker's process end, and give the code that it ended with."""
+        """End a worker's process, and return its exit code."""
         self._workers.remove(worker)
         worker.pipe.close()
         if kill:

@@ -1,4 +1,4 @@
-"""What goes into a bank's work and what comes out: its rows, and how it ended or what it costs."""
+"""The results of a bank's work: trained SAEs, an error, or a measured cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """A bank that ended: each SAE's file as bytes, in the order of its ids."""
+    """A bank that was trained: each SAE's file as bytes, in the order of the bank's ids."""
 
     files: tuple[bytes, ...]
     peak_bytes: int
@@ -24,14 +24,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class Broken:
-    """A bank whose training raised.
+    """A bank whose training raised an exception.
 
     Attributes
     ----------
     reason
         The exception in one line.
     traceback
-        In full.
+        The full traceback.
     kind
         ``input``: bad configuration; ``machine``: no space, an unreadable disk; ``other``.
     """
@@ -46,8 +46,8 @@ class Broken:
 class Calibration:
     """Measured cost of a bank: ``fixed + steps · step + entries · entry`` seconds.
 
-    ``measuring`` is how many seconds measuring it took, ``load`` what else the machine did then:
-    processes that wanted a core, for each core it has (None where the system does not say).
+    ``measuring`` is the time that the measurement took, in seconds; ``load`` the load of the
+    machine at its start, in running processes per core (None if the system does not report it).
     """
 
     fixed: float
@@ -58,11 +58,11 @@ class Calibration:
     load: float | None = None
 
     def seconds(self, steps: int, eval_interval: int) -> float:
-        """Seconds for so many steps, with an entry of the history at every interval."""
+        """Seconds for this many steps, with an entry of the history at every interval."""
         return self.fixed + steps * self.step + -(-steps // eval_interval) * self.entry
 
     def part(self, share: float) -> Calibration:
-        """The expected cost of this part of the bank."""
+        """The expected cost of a part of the bank with this share of its work."""
         return replace(
             self, fixed=self.fixed * share, step=self.step * share, entry=self.entry * share
         )

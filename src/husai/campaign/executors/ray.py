@@ -1,4 +1,4 @@
-"""A Ray cluster: one that is running, by its address, or one started on this machine."""
+"""The executor that trains banks on a Ray cluster: a running one, or one started here."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ COLOURS = re.compile(r"\x1b\[\d+m")
 class RayExecutor:
     """Ray tasks, one per bank.
 
-    Ray holds back what has no room yet and starts it where there is some. The rows are put into
-    its store once. Ray itself retries nothing: the campaign counts the attempts, and a bank that
-    is submitted again continues from its checkpoint if its folder is on a disk that all nodes
-    see, and from the start otherwise.
+    Ray queues tasks until a node has room for them. The rows are put into Ray's store once. Ray
+    itself does not retry tasks, since the campaign counts the attempts. A bank that is submitted
+    again continues from its checkpoint if the folder is on a disk that all nodes see, and starts
+    from the beginning otherwise.
 
     Parameters
     ----------
     compute
-        Address, CPUs and GPUs of a bank.
+        Address of the cluster, and CPUs and GPUs of a bank.
     checkpoints
         Folder of the banks' checkpoints.
 
     Raises
     ------
     InputError
-        When no node has what a bank holds: Ray would wait for one for ever.
+        When no node has enough CPUs and GPUs for a bank: Ray would wait for one for ever.
     """
 
     def __init__(self, compute: ComputeConfig, checkpoints: Path | None) -> None:
@@ -78,7 +78,7 @@ class RayExecutor:
             num_cpus=compute.cpus_per_bank,
             num_gpus=compute.gpus_per_bank,
             max_retries=0,
-            # a bank that broke on a GPU can spoil its process for those that come after
+            # a bank that fails on a GPU can break its process for later banks
             max_calls=1 if compute.gpus_per_bank else 0,
         )(_carry_out)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -86,18 +86,18 @@ class RayExecutor:
 
     @property
     def slots(self) -> int:
-        """Banks that the cluster's nodes have room for; it may grow, and lose all of them."""
+        """Banks that fit on the cluster's nodes now, at least 1; nodes may come and go."""
         return max(1, sum(banks_on(self._compute, node) for node in self._nodes()))
 
     @property
     def room(self) -> int:
-        """Banks that may be handed over: some more than can run, so that no node waits."""
+        """Banks that may be submitted now: a few more than can run, so that no node waits."""
         return self.slots + self._compute.queued_banks - len(self._running)
 
     def put(self, key: str, rows: BankRows) -> None:
-        """Put the rows into Ray's store; those of a store on disk stay in its folder.
+        """Put the rows into Ray's store; rows on disk stay in their folder.
 
-        Every node must see that folder under the same path.
+        Every node must see this folder under the same path.
         """
         from husai.activations import ActivationStore
 
@@ -107,7 +107,7 @@ class RayExecutor:
             self._rows[key] = self._ray.put(rows.numpy())
 
     def submit(self, bank: Bank, *, measure: bool = False) -> None:
-        """Hand the bank to Ray."""
+        """Submit the bank as a task."""
         threads = self._compute.threads or max(1, int(self._compute.cpus_per_bank))
         reference = self._task.remote(
             bank,
@@ -121,7 +121,7 @@ class RayExecutor:
         self._running[reference] = bank.name
 
     def wait(self, timeout: float) -> list[Event]:
-        """Give the results that came, in the order in which they came, and how far the rest is."""
+        """Return new results in the order of their arrival; without any, progress of the others."""
         if not self._running:
             return []
         from ray import exceptions
@@ -140,7 +140,7 @@ class RayExecutor:
         try:
             board = self._ray.get(self._board.read.remote(), timeout=5)
         except exceptions.RayError:
-            return events  # the view stands still; training does not
+            return events  # only the progress bar does not move
         running = set(self._running.values())
         for name, progress in board.items():
             if name in running and self._parts.get(name) != progress:
@@ -149,14 +149,14 @@ class RayExecutor:
         return events
 
     def close(self) -> None:
-        """End the tasks, and the cluster where it was started here."""
+        """End the tasks, and the cluster if it was started here."""
         for reference in self._running:
             self._ray.cancel(reference, force=True)
         self._running = {}
         self._shut_down()
 
     def _nodes(self) -> list[dict[str, float]]:
-        """Give the resources of each node."""
+        """Return the resources of each node."""
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def _shut_down(self) -> None:
@@ -165,11 +165,11 @@ class RayExecutor:
 
 
 def banks_on(compute: ComputeConfig, node: Mapping[str, float]) -> int:
-    """Count the banks that a node has room for: what one holds is all on one node."""
+    """Count the banks that fit on a node; a bank is never spread over several nodes."""
     fits = math.floor(node.get("CPU", 0) / compute.cpus_per_bank + 1e-9)
     if compute.gpus_per_bank:
         gpus = node.get("GPU", 0)
-        if compute.gpus_per_bank < 1:  # a fraction is one of a single GPU
+        if compute.gpus_per_bank < 1:  # a fraction cannot be spread over several GPUs
             on_gpus = int(gpus) * math.floor(1 / compute.gpus_per_bank + 1e-9)
         else:
             on_gpus = math.floor(gpus / compute.gpus_per_bank + 1e-9)
@@ -178,12 +178,12 @@ def banks_on(compute: ComputeConfig, node: Mapping[str, float]) -> int:
 
 
 def check_room(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -> None:
-    """Refuse what no node has room for.
+    """Refuse banks that fit on no node.
 
     Raises
     ------
     InputError
-        Naming the field, and what the largest node has.
+        With the name of the field, and the resources of the largest node.
     """
     if any(banks_on(compute, node) for node in nodes):
         return
@@ -193,23 +193,23 @@ def check_room(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -> 
         if asked > largest:
             raise InputError(
                 f"campaign.compute.{field}: {asked:g}, but the largest of the cluster's "
-                f"{len(nodes)} nodes has {largest:g} {resource}s; take less, or start a node that "
-                "has them"
+                f"{len(nodes)} nodes has {largest:g} {resource}s; lower it, or start a larger node"
             )
     raise InputError(
         f"campaign.compute.gpus_per_bank: {compute.gpus_per_bank:g}, but no node with as many GPUs "
-        f"also has {compute.cpus_per_bank:g} CPUs (cpus_per_bank); take less, or start one that has"
+        f"also has {compute.cpus_per_bank:g} CPUs (cpus_per_bank); lower one of them, or start a "
+        "larger node"
     )
 
 
 def ended(name: str, error: Exception, worker: str) -> Done | Lost:
-    """Say what an error of Ray means for a bank: its own fault, or that of what carried it out."""
+    """Turn an error of Ray into an event: the bank itself failed, or its worker was lost."""
     from ray import exceptions
 
     if isinstance(error, exceptions.RayTaskError):
         cause = error.cause
-        # a task that cannot be started (its rows are gone) comes back as an error of the task;
-        # a cause that cannot be serialised comes as a bare RayError
+        # a task that cannot start (its rows are gone) is reported as an error of the task;
+        # a cause that cannot be serialised is reported as a plain RayError
         if type(cause) is exceptions.RayError or not isinstance(cause, exceptions.RayError):
             return Done(name, replace(broken(cause), traceback=COLOURS.sub("", str(error))), worker)
     reason = str(error).strip().splitlines()
@@ -217,7 +217,7 @@ def ended(name: str, error: Exception, worker: str) -> Done | Lost:
 
 
 class _Board:
-    """Where the tasks write how far they are."""
+    """A Ray actor to which the tasks report their progress."""
 
     def __init__(self) -> None:
         self._parts: dict[str, tuple[float, str]] = {}
@@ -238,8 +238,8 @@ def _carry_out(
     on_gpu: bool,
     board: Any,
 ) -> Any:
-    """Train a bank or measure it, on the node where this runs; say also where that was."""
-    if not on_gpu:  # a GPU that was not asked for belongs to others
+    """Train a bank or measure its cost on this node; return the result and the worker's name."""
+    if not on_gpu:  # other tasks may use the node's GPUs
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import ray
     import torch
@@ -250,7 +250,7 @@ def _carry_out(
     context = ray.get_runtime_context()
     worker = f"node {context.get_node_id()[:8]} process {os.getpid()}"
     board.tell.remote(bank.name, 0.0, worker)
-    # Ray's arrays may not be written to, which torch has no way of knowing
+    # a copy: Ray's arrays are read-only, which torch does not support
     stored = isinstance(rows, str)
     values = read_bank_rows(Path(rows)) if stored else torch.from_numpy(rows.copy())
     if measure:

@@ -1,4 +1,4 @@
-"""The folder in which worker processes find the rows they train on."""
+"""The temporary folder of files with training rows, which worker processes read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LOCK = "lock"
 
 
 class RowsFolder:
-    """A temporary folder that is this process's own until it is closed.
+    """A temporary folder of this process, removed by :meth:`close`.
 
-    It is removed then. The folder of a killed process is removed by the next process: the system
-    releases the lock in a folder however its process ends.
+    The folder of a killed process is removed by the next process that makes one: the system
+    releases the lock in the folder however its process ends.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class RowsFolder:
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
             self._lock = FileLock(self.path / LOCK)
-            # another process may come between, and take it for abandoned
+            # before it is locked, another process may remove it as abandoned; then make a new one
             with suppress(FileNotFoundError):
                 self._lock.acquire()
                 if (self.path / LOCK).exists():
@@ -41,9 +41,9 @@ class RowsFolder:
 def remove_abandoned() -> None:
     """Remove the folders whose process is gone."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        # one without a lock is another process's that is just making or removing it
+        # a folder without a lock file is just being made or removed by another process
         if not (folder / LOCK).is_file():
             continue
-        # another user's, or one in use, which refuses at once
+        # the folder of another user, or one in use, cannot be locked and stays
         with suppress(OSError, Timeout), FileLock(folder / LOCK, blocking=False):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a worker does: train one bank, or measure how long one would take."""
+"""The work of a worker: train one bank, or measure how long its training would take."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Report = Callable[[float], None]
-"""Called in the worker with the part of the bank that is done, 0 … 1."""
+"""Called in the worker with the share of the bank's work that is done, 0 … 1."""
 
-# a second try on the same machine would meet these again, and no SAE causes them
+# errors of the disk: no SAE causes them, and trying again would not help
 MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
 
 REPORT_SECONDS = 0.2
 """Least time between two progress reports of a worker."""
 
 CALIBRATION_SECONDS = 0.5
-"""Time by which the longer of two calibration runs should exceed the shorter one."""
+"""Least difference in time between the longer and the shorter calibration run."""
 
 
 def read_bank_rows(path: Path) -> BankRows:
@@ -53,7 +53,19 @@ def read_bank_rows(path: Path) -> BankRows:
 def train_task(
     bank: Bank, rows: BankRows, checkpoints: Path | None, report: Report
 ) -> Trained | Broken:
-    """Train a bank, from its checkpoint where there is one; an exception becomes ``Broken``."""
+    """Train a bank, from its checkpoint if there is one; an exception becomes ``Broken``.
+
+    Parameters
+    ----------
+    bank
+        The bank.
+    rows
+        ``[n, d]`` training rows, or a store of them.
+    checkpoints
+        Folder of all banks' checkpoints; None for no checkpoints.
+    report
+        Called with the share of the work that is done.
+    """
     from husai import __version__
     from husai.sae import to_tensors, train_bank
     from husai.storage import tensors_to_bytes
@@ -73,7 +85,7 @@ def train_task(
         with alone_in(folder), progress_to(report_part), peak_memory() as peak:
             if folder is not None:
                 write_manifest(folder, bank)
-                set_torn_aside(folder)
+                set_aside_damaged(folder)
             trained = train_bank(
                 rows, bank.configs, bank.training, checkpoint_dir=folder, progress=True
             )
@@ -87,7 +99,7 @@ def train_task(
 
 
 def broken(error: BaseException) -> Broken:
-    """Say what an exception means for the campaign."""
+    """Turn an exception into a ``Broken`` with its kind: input, machine or other."""
     kind = "other"
     if isinstance(error, InputError):
         kind = "input"
@@ -99,12 +111,12 @@ def broken(error: BaseException) -> Broken:
 
 
 def calibrate(bank: Bank, rows: BankRows) -> Calibration | Broken:
-    """Measure what a bank's training takes, with runs of a few steps.
+    """Measure the cost of a bank's training, with runs of a few steps.
 
-    There are three runs: of one step; of enough steps to take clearly longer; and of the same
-    steps with one more entry of the history. They give the cost of a step, of an entry and of the
-    rest. Each is run twice and the faster one counts: other work of the machine, or kernels that
-    are compiled only once a latent is dead, would be multiplied by thousands of steps.
+    There are three runs: one step; enough steps to take clearly longer; and the same steps with
+    one more entry of the history. They give the cost of a step, of an entry and of the rest. Each
+    is run twice and the faster one counts: delays by other work, or by kernels that are compiled
+    when the first latent is dead, would otherwise be multiplied by thousands of steps.
     """
     from husai.sae import train_bank
 
@@ -114,7 +126,7 @@ def calibrate(bank: Bank, rows: BankRows) -> Calibration | Broken:
                 "steps": steps,
                 "eval_interval": interval,
                 "checkpoint_interval": 10**9,
-                # latents die late, and what is done about dead ones takes longer than all the rest
+                # latents die late in training, and the work for dead ones takes most of the time
                 "dead_after_passes": bank.training.batch_size / max(1, len(rows)),
             }
         )
@@ -128,7 +140,7 @@ def calibrate(bank: Bank, rows: BankRows) -> Calibration | Broken:
 
     begun, load = time.perf_counter(), load_per_core()
     try:
-        run(1, 1)  # compiles, and reads the rows in
+        run(1, 1)  # compiles kernels, and reads the rows
         with peak_memory() as peak:
             once, steps, longer = faster(1, 1), 1, 0.0
             while longer - once < CALIBRATION_SECONDS and steps < bank.training.steps:
@@ -144,7 +156,7 @@ def calibrate(bank: Bank, rows: BankRows) -> Calibration | Broken:
 
 
 def load_per_core() -> float | None:
-    """Give the machine's load of the last minute for each core; None where it has none."""
+    """Return the machine's load of the last minute per core; None if the system has none."""
     if not hasattr(os, "getloadavg"):
         return None
     return os.getloadavg()[0] / (os.cpu_count() or 1)
@@ -152,9 +164,9 @@ def load_per_core() -> float | None:
 
 @contextmanager
 def alone_in(folder: Path | None) -> Iterator[None]:
-    """Wait until no other worker is in a bank's folder.
+    """Wait until no other worker uses a bank's folder.
 
-    The worker of a driver that was killed a moment ago may still be ending there.
+    After a campaign was killed, its worker may still be ending there.
     """
     if folder is None:
         yield
@@ -164,8 +176,8 @@ def alone_in(folder: Path | None) -> Iterator[None]:
         yield
 
 
-def set_torn_aside(folder: Path) -> None:
-    """Rename unreadable checkpoints, so that training continues from the one before."""
+def set_aside_damaged(folder: Path) -> None:
+    """Rename damaged checkpoints, so that training continues from the one before."""
     from husai.sae.checkpoint import checkpoint_files
     from husai.storage import read_header
 
@@ -179,16 +191,16 @@ def set_torn_aside(folder: Path) -> None:
 
 
 class PeakMemory:
-    """Largest memory in use between enter and exit."""
+    """The largest memory in use, in bytes, filled in by :func:`peak_memory`."""
 
     bytes = 0
 
 
 @contextmanager
 def peak_memory() -> Iterator[PeakMemory]:
-    """Measure the largest memory a piece of work takes: on the GPU where it runs there.
+    """Measure the largest memory that is in use in the block: on the GPU if it runs there.
 
-    Of the whole process where the system cannot reset its count.
+    If the system cannot reset its count, it is the peak since the start of the process.
     """
     import torch
 
@@ -199,7 +211,7 @@ def peak_memory() -> Iterator[PeakMemory]:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        logger.debug("the peak of memory is that of the whole process")
+        logger.debug("the peak of memory is counted from the start of the process")
     yield peak
     if on_gpu and torch.cuda.max_memory_allocated():
         peak.bytes = torch.cuda.max_memory_allocated()

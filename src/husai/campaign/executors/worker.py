@@ -12,8 +12,8 @@ from typing import Any
 
 
 def main(descriptor: int, checkpoints: Path | None) -> None:
-    """Carry out what comes through the pipe until it closes."""
-    # a keyboard's interrupt goes to the whole group; the driver says what becomes of the workers
+    """Train or measure the banks that arrive through the pipe, until it closes."""
+    # Ctrl-C reaches all processes of the group; only the main process decides what to do
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -25,7 +25,7 @@ def main(descriptor: int, checkpoints: Path | None) -> None:
             try:
                 work.put(pipe.recv())
             except (EOFError, OSError):
-                os._exit(0)  # the driver is gone: no one would receive the result
+                os._exit(0)  # the main process is gone, so nobody would receive the result
 
     threading.Thread(target=listen, daemon=True).start()
     from husai.campaign.executors.tasks import calibrate, read_bank_rows, train_task

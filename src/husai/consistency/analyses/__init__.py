@@ -1,1 +1,1 @@
-"""Analyses beside the scores: ground truth, labels, geometry, symmetries, curves, the gate."""
+"""Analyses besides the scores: ground truth, labels, geometry, symmetries, curves, the gate."""

@@ -1,4 +1,4 @@
-"""Scores against width, over training, and beside those that papers print."""
+"""Scores by width, over training, and beside the numbers that papers report."""
 
 from __future__ import annotations
 
@@ -29,8 +29,15 @@ def _need(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
 def against_width(groups: pd.DataFrame, effective_rank: float) -> pd.DataFrame:
     """Add ``width_ratio``, d_sae over the data's effective rank, and sort by it.
 
-    At a ratio near 1 an SAE has about as many features as the data have dimensions (matched); far
-    above it is redundant.
+    At a ratio near 1 an SAE has about as many features as the data have dimensions; far above 1 it
+    has many more.
+
+    Parameters
+    ----------
+    groups
+        A table with the column ``d_sae``.
+    effective_rank
+        Effective number of dimensions of the data.
 
     Raises
     ------
@@ -58,22 +65,23 @@ def consistency_over_training(
 ) -> pd.DataFrame:
     """PW-MCC of the same seeds at each checkpoint, with interval and nulls.
 
-    A score that still rises at the last step is one of SAEs that are not converged.
+    If the score still rises at the last step, the SAEs have not converged.
 
     Parameters
     ----------
     decoders
         ``{step: [W_dec of each seed]}``, the same seeds in the same order at each step.
     inits
-        Initial decoders: adds the mean ``|cosine|`` of each row to its own start.
+        Initial decoders; with them the table has the mean ``|cosine|`` of each row with its
+        initial value.
     signed
         Use the cosine itself instead of its absolute value.
     covariance
-        ``[d, d]`` of the activations: adds the data-aware null.
+        ``[d, d]`` covariance of the activations; with it the table has the data-aware null.
     nulls
-        Chance levels that are known, by kind; drawn here when None.
+        Means of the nulls by kind, if they are known; drawn here when None.
     n_draws, seed
-        Of the nulls.
+        Number of draws of the nulls, and their seed.
     level
         Confidence level.
 
@@ -86,7 +94,7 @@ def consistency_over_training(
     Raises
     ------
     InputError
-        When there is no step, or steps hold different numbers of seeds.
+        When there is no step, or steps have different numbers of seeds.
     """
     if not decoders:
         raise InputError("decoders: no checkpoint given")
@@ -149,7 +157,7 @@ def _published() -> dict[str, Any]:
 
 
 def published_numbers() -> pd.DataFrame:
-    """Consistency numbers printed in papers, with their source and what each one is."""
+    """Consistency numbers reported in papers: one row each, with its source and a note."""
     return pd.DataFrame(_published()["entries"])
 
 
@@ -163,14 +171,15 @@ def published_orders() -> list[dict[str, Any]]:
 
 
 def beside_published(groups: pd.DataFrame, *, model: str) -> pd.DataFrame:
-    """Put this study's groups and the published numbers in one table and say which compare.
+    """Put this study's groups and the published numbers in one table, and say how they differ.
 
     Parameters
     ----------
     groups
-        ``groups`` of a report; only rows in the full space, of scores that papers print, are used.
+        The groups table of a study; only rows in the full space, of scores that papers report,
+        are used.
     model
-        What the SAEs were trained on.
+        Name of the model that the SAEs were trained on.
 
     Returns
     -------

@@ -1,10 +1,10 @@
-"""What a latent means: which label of the rows explains its code best.
+"""What each latent means: which label of the activation rows explains its code best.
 
 Families of labels are compared on one scale, R²: the share of the variance of a latent's code that
-the label explains. Average precision and F1 say how well a latent *detects* a class and are given
-beside it; they cannot choose between families, because they look at ranks: a broad wave that
-peaks at answer 17 ranks those rows first, and has an average precision of 1 for that class at an
-R² of .03.
+the label explains. Average precision and F1 say how well a latent *detects* a class and are shown
+beside it. They cannot choose between families, since they depend on ranks alone: a broad wave
+that peaks at answer 17 ranks these rows first, and has an average precision of 1 for that class
+with an R² of .03.
 """
 
 from __future__ import annotations
@@ -20,21 +20,28 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from husai.consistency.analyses.labels import Classes, Floats, Labels, Regressors
-from husai.consistency.scores.codes import Codes, code_blocks
+from husai.consistency.scores.codes import Codes, whole_codes
 from husai.errors import InputError
 from husai.matching.match import unit_rows
 
 SEVERAL = ", several"
-"""What the kind of a latent for several classes of one variable ends in."""
+"""Added to the kind of a latent that stands for several classes of one variable."""
 
 
 class ClassScores(NamedTuple):
-    """How each latent detects each class; arrays ``[n_latents, n_classes]``.
+    """How well each latent detects each class; arrays ``[n_latents, n_classes]``.
 
-    ``average_precision`` is the area under the precision-recall steps, rows of equal code counted
-    together; ``f1_fires`` takes "the latent fires" as the detector, ``f1_best`` the best
-    threshold on its code; ``r2`` is the share of the code's variance that the class explains, 0
-    where the code is lower inside it.
+    Attributes
+    ----------
+    average_precision
+        Area under the precision-recall steps; rows of equal code are counted together.
+    f1_fires
+        F1 of the detector "the latent fires".
+    f1_best
+        F1 of the detector "the code is above a threshold", at the best threshold.
+    r2
+        Share of the code's variance that the class explains; 0 where the code is lower inside the
+        class.
     """
 
     average_precision: Floats
@@ -44,20 +51,20 @@ class ClassScores(NamedTuple):
 
 
 def _columns(codes: Codes, n_rows: int) -> sparse.csc_array:
-    """Codes by latent, checked; those that are columns in float64 already are taken as they are."""
+    """Return checked codes in columns; codes already in float64 columns are not copied."""
     if isinstance(codes, sparse.csc_array) and codes.dtype == np.float64:
         matrix = codes
         if not np.isfinite(matrix.data).all():
             raise InputError("codes: NaN or infinity among the codes")
     else:
-        matrix = sparse.csc_array(sparse.vstack(list(code_blocks(codes)), format="csc"))
+        matrix = sparse.csc_array(whole_codes(codes))
     if not matrix.data.all():
         matrix = matrix.copy()
         matrix.eliminate_zeros()
     if matrix.shape[0] != n_rows:
         raise InputError(f"codes: {matrix.shape[0]} rows, labels of {n_rows}")
     if len(matrix.data) and matrix.data.min() < 0:
-        raise InputError("codes: a negative code; give activations of latents, never negative")
+        raise InputError("codes: a code is negative; give activations of latents, all >= 0")
     return matrix
 
 
@@ -77,8 +84,8 @@ def _sums(matrix: sparse.csc_array) -> _Sums:
 def class_scores(codes: Codes, labels: Classes) -> ClassScores:
     """Score every latent against every class.
 
-    Takes a sort of what fires and no table of rows by classes: 512 latents and 113 classes on
-    12,769 rows in about a tenth of a second.
+    It sorts the non-zero codes and makes no table of rows by classes: 512 latents and 113 classes
+    on 12,769 rows take about a tenth of a second.
 
     Parameters
     ----------
@@ -98,7 +105,7 @@ def class_scores(codes: Codes, labels: Classes) -> ClassScores:
     size = np.asarray(members.sum(axis=0)).ravel()
     fires = np.diff(matrix.indptr)
     found, precision, f1_best = (np.zeros((matrix.shape[1], n_classes)) for _ in range(3))
-    # so many latents at a time, that their firings take no more than some hundred megabytes
+    # latents are taken in blocks, so that their firings fit in some hundred megabytes
     block = np.cumsum(fires) // _FIRINGS_AT_ONCE
     for begin, end in pairwise([0, *(np.flatnonzero(np.diff(block)) + 1), len(fires)]):
         part = slice(begin, end)
@@ -119,15 +126,15 @@ def class_scores(codes: Codes, labels: Classes) -> ClassScores:
         np.clip(covariance, 0.0, None) ** 2, spread, out=np.zeros_like(spread), where=spread > 1e-12
     )
     return ClassScores(
-        # the rows on which the latent does not fire are one tie, at the end
+        # the rows on which the latent does not fire come last and all have equal rank
         precision / size + (size - found) / n_rows,
         2 * found / (fires[:, None] + size),
-        np.maximum(f1_best, 2 * size / (n_rows + size)),  # a threshold below every code: all rows
+        np.maximum(f1_best, 2 * size / (n_rows + size)),  # or a threshold that selects all rows
         np.clip(r2, 0.0, 1.0),
     )
 
 
-# Firings of latents that are ranked together.
+# How many firings of latents are ranked together.
 _FIRINGS_AT_ONCE = 2**21
 
 
@@ -149,13 +156,13 @@ def _ranks_of_members(matrix: sparse.csc_array, members: sparse.csr_array) -> _R
     order = np.lexsort((-matrix.data, latent))
     latent, value, row = latent[order], matrix.data[order], matrix.indices[order]
     rank = _last_of_run(latent, value) + 1 - matrix.indptr[latent]
-    # a firing as often as its row has classes
+    # repeat each firing once for every class of its row
     first, count = members.indptr[row], np.diff(members.indptr)[row]
     again = np.repeat(np.arange(len(row)), count)
     within = np.arange(len(again)) - np.repeat(np.cumsum(count) - count, count)
     column = members.indices[first[again] + within].astype(np.int64)
     latent, rank = latent[again], rank[again]
-    # they come in order of rank already: a stable sort keeps it within each latent and class
+    # they are in order of rank; a stable sort keeps this order within each latent and class
     order = np.argsort(latent * members.shape[1] + column, kind="stable")
     latent, column, rank = latent[order], column[order], rank[order].astype(np.int64)
     pair = latent * members.shape[1] + column
@@ -165,7 +172,7 @@ def _ranks_of_members(matrix: sparse.csc_array, members: sparse.csr_array) -> _R
 
 
 def _last_of_run(*keys: NDArray[Any]) -> NDArray[np.int64]:
-    """``[n]``: where the run of equal keys that each entry is in ends."""
+    """``[n]``: for each entry, the last index of its run of equal keys."""
     if not len(keys[0]):
         return np.zeros(0, dtype=np.int64)
     changes = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
@@ -195,11 +202,11 @@ def regressor_r2(codes: Codes, labels: Regressors) -> Floats:
 
 
 def family_r2(codes: Codes, labels: Classes) -> Floats:
-    """R² ``[n_latents]`` of each code regressed on all classes of a family together, adjusted.
+    """Adjusted R² ``[n_latents]`` of each code regressed on all classes of a family together.
 
-    The share of a code's variance that the *variable* explains, whichever function of it the latent
-    is: 1 for a latent of one class, and for one of several. Adjusted for the classes' degrees of
-    freedom, so that it is 0 on average for a code that has nothing to do with them.
+    It is the share of a code's variance that the *variable* explains, for any function of the
+    variable: 1 for a latent for one class, and for one for several classes. It is adjusted for
+    the degrees of freedom of the classes, so that it is 0 on average for an unrelated code.
 
     Raises
     ------
@@ -217,28 +224,28 @@ def family_r2(codes: Codes, labels: Classes) -> Floats:
     r2 = np.divide(explained, scatter, out=np.zeros_like(scatter), where=scatter > 1e-12)
     left = n_rows - 1 - len(values)
     if left < 1:
-        return np.zeros_like(r2)  # a class for each row explains anything
+        return np.zeros_like(r2)  # with a class for each row, any code is explained
     adjusted = 1 - (1 - r2) * (n_rows - 1) / left
     return np.where(scatter > 1e-12, np.clip(adjusted, 0.0, 1.0), 0.0)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What each latent means, out of the labels given.
+    """What each latent means, chosen among the given labels.
 
     Attributes
     ----------
     latents
         A row per latent: ``latent``, ``kind``, ``family``, ``label``, ``r2``, and for classes
         ``average_precision``, ``f1_fires``, ``f1_best`` of the label and ``family_r2`` of all
-        the family's classes together. The kind is that of the label that explains most, when it
-        explains ``least_r2``; else, when a family of classes does so as a whole, its kind with
-        ``", several"`` (a latent for several answers); else ``"other"``, and ``"dead"`` where it
-        never fires.
+        classes of the family together. The kind is that of the label that explains most, if it
+        explains at least ``least_r2``; else, if all classes of a family together do so, the
+        family's kind with ``", several"`` (a latent for several answers); else ``"other"``.
+        A latent that never fires is ``"dead"``.
     by_family
         A row per latent and family: the same columns for the family's best label.
     classes
-        By family of classes, every latent against every class.
+        For each family of classes, the scores of every latent against every class.
     least_r2
         Least share of a code's variance that a label must explain.
     """
@@ -259,14 +266,14 @@ def explain_latents(
     codes
         ``[n_rows, n_latents]``, never negative.
     families
-        Candidates on the same rows.
+        Families of labels of the same rows.
     least_r2
-        Below it a latent's kind is ``"other"``.
+        A latent whose best label explains less is of kind ``"other"``.
 
     Raises
     ------
     InputError
-        When there is no family, two have one name, or rows do not correspond.
+        When there is no family, two have the same name, or rows do not correspond.
     """
     names = [one.family for one in families]
     if not names or len(set(names)) < len(names):
@@ -321,19 +328,19 @@ def explain_latents(
 
 
 def read_out(directions: ArrayLike, rows: ArrayLike, rates: ArrayLike) -> sparse.csc_array:
-    """Codes of directions that read the data themselves: ``relu(x · d - t)``.
+    """Codes ``relu(x · d - t)`` of directions that read the activations, ``[n_rows, n]``.
 
-    The chance of labels: a random direction as the latent it stands for, with its firing rate.
-    ``t`` is set so that direction j fires on the share ``rates[j]`` of the rows.
+    Used for the null of labels: a random direction takes the place of a latent and gets its firing
+    rate. ``t`` is set so that direction j fires on the share ``rates[j]`` of the rows.
 
     Parameters
     ----------
     directions
-        ``[n, d]``.
+        ``[n, d]``, scaled to unit norm here.
     rows
         ``[n_rows, d]`` activations, centred here.
     rates
-        ``[n]`` shares of rows.
+        ``[n]`` share of the rows on which each direction fires.
 
     Raises
     ------
@@ -344,7 +351,7 @@ def read_out(directions: ArrayLike, rows: ArrayLike, rates: ArrayLike) -> sparse
     unit, rate = unit_rows(directions, "directions"), np.asarray(rates, dtype=np.float64)
     if rate.shape != (len(unit),) or rate.min() < 0 or rate.max() > 1:
         raise InputError(f"rates: shape {rate.shape}; give a share from 0 to 1 for each direction")
-    projected = unit @ (x - x.mean(axis=0)).T  # by direction: each is next to itself in memory
+    projected = unit @ (x - x.mean(axis=0)).T  # one row per direction, contiguous in memory
     parts = []
     for line, count in zip(projected, np.rint(rate * len(x)).astype(np.int64), strict=True):
         threshold = np.inf

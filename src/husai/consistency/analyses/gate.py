@@ -1,10 +1,11 @@
-"""Whether an SAE has settled: the motion of its decoder, and the plateau of the score.
+"""The gate: whether an SAE has settled, by the motion of its decoder and the plateau of the score.
 
-The slope of the loss over the last evaluations falls into the learning-rate decay and measures
-the schedule: with the rate at zero, nothing moves. So both questions are asked *before* the decay
-starts, of the decoders that training keeps on the way (``snapshot_interval``).
+The last evaluations of the loss lie in the learning-rate decay, where the slope of the loss only
+shows the schedule: at rate zero nothing moves. So both measures are taken *before* the decay
+starts, from decoders that training saves on the way (``snapshot_interval``).
 
-No gate sees a cliff that comes later: rerun some SAEs at twice the length and say how many moved.
+No gate can tell whether an SAE would change much later: train some SAEs twice as long and report
+how many changed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from husai.errors import InputError
 from husai.matching.match import unit_rows
 
 MOTION_STEPS = 500
-"""Steps over which motion is counted."""
+"""Motion is given per this many steps."""
 
 Snapshots = Mapping[int, ArrayLike]
 
@@ -34,16 +35,16 @@ class Gate:
     Attributes
     ----------
     motion
-        For each SAE, mean over its live features of ``1 - |cos|`` between its last two decoders
-        before the decay, per 500 steps; None where there are not two.
+        For each SAE, mean over its live features of ``1 - |cos|`` between two decoders before the
+        decay, per 500 steps; None where there are not two, or no live feature.
     plateau
-        ``|PW(t) - PW(t/2)|`` of the mean pair score, t the last step before the decay; None with
-        one SAE or where a snapshot is missing.
+        ``|PW(t) - PW(t/2)|`` of the mean pair score, t the last snapshot before the decay; None
+        with one SAE or where a snapshot is missing.
     step, half_step, before
-        t, the snapshot used for t/2, and the one before t from which motion is counted.
+        The steps of the snapshots used: t, the one for t/2, and the one that motion starts from.
     settled
-        For each SAE: motion below ``least_motion``, and the plateau below ``least_change`` where
-        there is one; None where motion is not known.
+        For each SAE, whether motion is below ``least_motion`` and the plateau, if there is one,
+        below ``least_change``; None where motion is not known.
     reason
         Why something is None.
     """
@@ -63,8 +64,8 @@ def decay_start(training: Mapping[str, Any]) -> int:
     Parameters
     ----------
     training
-        With ``steps`` and ``decay_fraction``, as ``BankTrainingConfig`` has them and an SAE's
-        file holds under ``provenance["training"]``.
+        A mapping with ``steps`` and ``decay_fraction``: the fields of ``BankTrainingConfig``,
+        which an SAE's file has under ``provenance["training"]``.
 
     Raises
     ------
@@ -83,16 +84,17 @@ def decay_start(training: Mapping[str, Any]) -> int:
 def decoder_motion(
     before: ArrayLike, after: ArrayLike, steps: int, live: ArrayLike | None = None
 ) -> float:
-    """Mean ``1 - |cos|`` of each feature with itself, per 500 steps.
+    """Mean ``1 - |cos|`` between the features of one SAE at two steps, per 500 steps.
 
     Parameters
     ----------
     before, after
         ``[n, d]`` decoders ``steps`` apart, the same features in the same order.
     steps
-        Steps between them.
+        Number of steps between them.
     live
-        ``[n]`` features that count: a dead one does not move and says nothing. All by default.
+        ``[n]`` bool: the features to average over. Dead ones do not move and should be left out.
+        All by default.
 
     Raises
     ------
@@ -120,21 +122,21 @@ def convergence_gate(
     least_motion: float = LEAST_MOTION,
     least_change: float = LEAST_CHANGE,
 ) -> Gate:
-    """Ask of the SAEs of one group whether they have settled.
+    """Decide for each SAE of one group whether it has settled.
 
-    Motion is taken between the last snapshot at or before ``decay_step`` and the one nearest to
-    500 steps earlier; the plateau between the last and the one nearest to half of its step.
+    Motion is measured between the last snapshot at or before ``decay_step`` and the one nearest
+    to 500 steps earlier; the plateau between the last and the one nearest to half of its step.
 
     Parameters
     ----------
     snapshots
-        For each SAE: step to decoder ``[n, d]``, as ``TrainedSAE.snapshots`` holds them.
+        For each SAE, its decoders ``[n, d]`` by step, as in ``TrainedSAE.snapshots``.
     decay_step
         First step of the learning-rate decay, from :func:`decay_start`.
     live
-        For each SAE ``[n]`` features that fire at the end. Of an SAE without one nothing is known.
+        For each SAE ``[n]`` bool: features that fire at the end. An SAE without any is not judged.
     least_motion, least_change
-        What counts as settled.
+        A settled SAE has less motion, and a settled group a smaller change of its score.
 
     Raises
     ------

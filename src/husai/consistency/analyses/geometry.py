@@ -1,4 +1,4 @@
-"""The shape of one dictionary: neighbours, dimensions, clusters, encoder alignment, sparsity."""
+"""Geometry of one dictionary (neighbours, dimensions, clusters) and sparsity of its codes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from husai.consistency.scores.codes import Codes, code_blocks, code_moments
 from husai.errors import InputError
 from husai.matching.match import unit_rows
 
-# Numbers of a block of cosines (64 MB of float64), and the widest dictionary whose n × n
-# distances are held at once (1 GB at 11,585).
+# Numbers in a block of cosines (64 MB of float64), and the widest dictionary for which the n × n
+# distances are made (512 MB).
 _BLOCK_NUMBERS = 8_000_000
 MAX_CLUSTERED = 8192
 
@@ -32,7 +32,7 @@ def neighbours(
     dictionary
         ``[n, d]``, one feature per row.
     n_neighbours
-        How many; fewer when the dictionary is smaller.
+        How many neighbours; fewer when the dictionary is smaller.
     signed
         Use the cosine itself instead of its absolute value.
 
@@ -44,12 +44,15 @@ def neighbours(
     Raises
     ------
     InputError
-        When the dictionary is not a finite matrix of at least two rows, or none is asked for.
+        When the dictionary is not a finite matrix of at least two rows, or ``n_neighbours`` is
+        below 1.
     """
     rows = unit_rows(dictionary)
     n = len(rows)
     if n < 2 or n_neighbours < 1:
-        raise InputError(f"dictionary: {n} features, n_neighbours {n_neighbours}; need 2 and 1")
+        raise InputError(
+            f"dictionary: {n} features, n_neighbours {n_neighbours}; give at least 2 and 1"
+        )
     m = min(n_neighbours, n - 1)
     found, cosines = np.empty((n, m), dtype=np.int64), np.empty((n, m))
     step = max(1, _BLOCK_NUMBERS // n)
@@ -86,7 +89,8 @@ class EffectiveDimension:
     dims_99
         Fewest directions that hold 99 % of ``Σλ``.
     centred
-        Whether λ are of the covariance of the unit rows, or (False) of their second moment.
+        Whether λ are eigenvalues of the covariance of the unit rows, or (False) of their second
+        moment.
     eigenvalues
         ``[d]`` descending.
     """
@@ -101,6 +105,13 @@ class EffectiveDimension:
 def effective_dimension(dictionary: ArrayLike, *, centred: bool = True) -> EffectiveDimension:
     """Measure how many dimensions a dictionary's unit rows fill; zero rows are left out.
 
+    Parameters
+    ----------
+    dictionary
+        ``[n, d]``, one feature per row.
+    centred
+        Whether to subtract the mean of the rows first.
+
     Raises
     ------
     InputError
@@ -113,7 +124,7 @@ def effective_dimension(dictionary: ArrayLike, *, centred: bool = True) -> Effec
     values = np.clip(np.linalg.eigvalsh(rows.T @ rows)[::-1], 0.0, None)
     total = float(values.sum())
     if not len(rows) or total <= 1e-12 * max(1, len(rows)):
-        raise InputError("dictionary: its rows do not vary; they fill no dimension")
+        raise InputError("dictionary: its rows do not vary; give different directions")
     shares = values / total
     positive = shares[shares > 0]
     return EffectiveDimension(
@@ -152,17 +163,16 @@ def cluster_features(
 ) -> FeatureClusters:
     """Cluster features by direction: average linkage, cut at a similarity.
 
-    Hierarchical because the number of clusters is not known beforehand, because it works on
-    cosine distances directly, and because it has no random start: clusters of two seeds differ by
-    their features only. Average linkage does not chain along a circle of features as single
-    linkage would.
+    Hierarchical clustering needs no number of clusters, uses cosine distances directly, and has no
+    random start, so that clusters of two seeds differ only by their features. Average linkage, and
+    not single linkage, which would join all features along a circle into one chain.
 
     Parameters
     ----------
     dictionary
-        ``[n, d]``, one feature per row, n at most 8,192 (the distances take n² numbers).
+        ``[n, d]``, one feature per row, n at most 8,192 (memory for n² distances).
     similarity
-        Cut where the mean similarity of two clusters falls below this.
+        Two clusters with a mean similarity below this are not joined.
     signed
         Use the cosine itself instead of its absolute value.
 
@@ -210,13 +220,14 @@ class SparsityPattern:
     ----------
     latents
         A row per latent: ``latent``, ``firing_rate``, ``mean_active`` (mean over rows on which it
-        fires), ``max_active``; NaN-free: 0 for latents that never fire.
+        fires), ``max_active``; 0 for latents that never fire.
     l0_counts
-        ``[d_sae + 1]`` rows by number of latents that fire.
-    histogram
-        ``[bins]`` number of activations by size, and ``edges`` ``[bins + 1]`` (log spaced).
+        ``[d_sae + 1]``: how many rows have 0, 1, 2, ... latents that fire.
+    histogram, edges
+        ``[bins]`` number of activations by size, and ``[bins + 1]`` edges of the bins, evenly
+        spaced in the logarithm.
     n_rows, n_dead
-        Rows, and latents that never fire on them.
+        Number of rows, and of latents that never fire on them.
     """
 
     latents: pd.DataFrame
@@ -235,7 +246,7 @@ def sparsity_pattern(codes: Codes, *, n_bins: int = 60) -> SparsityPattern:
     codes
         Codes ``[rows, d_sae]``: array, sparse, or a function that returns row blocks.
     n_bins
-        Bins of activation size.
+        Number of bins of activation size.
 
     Raises
     ------
@@ -253,7 +264,7 @@ def sparsity_pattern(codes: Codes, *, n_bins: int = 60) -> SparsityPattern:
             low, high = min(low, float(sizes.min())), max(high, float(sizes.max()))
             largest = np.maximum(largest, np.asarray(abs(block).max(axis=0).todense()).ravel())
         nonzero = np.add.reduceat(np.r_[block.data != 0, False], block.indptr[:-1])
-        nonzero[np.diff(block.indptr) == 0] = 0  # reduceat gives an empty row its neighbour's
+        nonzero[np.diff(block.indptr) == 0] = 0  # reduceat gives an empty row the next row's value
         l0 += np.bincount(nonzero, minlength=n + 1)
     edges = np.geomspace(max(low, high * 1e-8), high, n_bins + 1) if high else np.arange(2.0)
     if high:
@@ -282,14 +293,14 @@ class Coactivation:
     Attributes
     ----------
     latents
-        ``[m]`` latents compared: those that fire, the most frequent first.
+        ``[m]`` the latents compared: those that fire, the most frequent first.
     jaccard
-        ``[m, m]`` rows on which both fire over rows on which either does.
+        ``[m, m]`` rows on which both fire over rows on which at least one does.
     log_ratio
         ``[m, m]`` log2 of the observed over the expected rate of firing together (pointwise
-        mutual information in bits); 0 where they never do, as there is nothing to take a log of.
+        mutual information in bits); 0 where they never fire together.
     together
-        ``[m, m]`` rows on which both fire.
+        ``[m, m]`` number of rows on which both fire.
     """
 
     latents: NDArray[np.int64]
@@ -306,7 +317,7 @@ def coactivation(codes: Codes, *, max_latents: int = 2048) -> Coactivation:
     codes
         Codes ``[rows, d_sae]``.
     max_latents
-        Compare only so many latents, the most frequent (the tables take their square).
+        Compare only this many latents, the most frequent (memory: their square).
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Which features come back, by their kind: coverage of labels, and reproducibility as a mixture.
+"""Reproducibility of features by kind, and coverage: how many classes have a latent of their own.
 
-One mean over a dictionary hides what it is made of: where half of the latents are answers that
-come back at .98 and half are something else at .77, no latent is at the mean.
+The mean over a dictionary can mix different kinds: where half of the latents stand for answers and
+have reproducibility .98, and the other half have .77, no latent is near the mean.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Coverage:
     Attributes
     ----------
     n_classes
-        Classes.
+        Number of classes.
     f1_best, f1_fires, average_precision, r2
-        How many have a latent above ``threshold`` by that measure (R²: above ``least_r2``). F1
-        at its best threshold looks at the ranks of the code; F1 of firing counts every weak
-        extra firing, which a fixed k forces on a latent.
+        How many classes have a latent above ``threshold`` by that measure (R²: above
+        ``least_r2``). F1 at the best threshold depends on the ranks of the code; F1 of firing also
+        counts every weak extra firing, which a fixed k forces on a latent.
     threshold, least_r2
-        What counts.
+        The thresholds in use.
     """
 
     n_classes: int
@@ -62,7 +62,7 @@ def coverage(scores: ClassScores, *, threshold: float = 0.9, least_r2: float = 0
     scores
         From :func:`~husai.consistency.analyses.explanation.class_scores`.
     threshold, least_r2
-        A class is covered by a latent whose measure is above.
+        A class is covered if the measure of a latent is above the threshold.
 
     Raises
     ------
@@ -96,17 +96,18 @@ def covered_by_chance(
     n_draws: int = 20,
     seed: int = 0,
 ) -> dict[str, NDArray[np.int64]]:
-    """Count the classes that directions like the dictionary's cover: chance of ``f1_best``.
+    """Null of coverage by ``f1_best``: how many classes random directions cover.
 
-    Each direction reads the rows itself and fires as often as the latent it stands for (see
-    :func:`~husai.consistency.analyses.explanation.read_out`). All families are scored on one
-    reading; and a latent's F1 for a class is worked out only where enough members of the class
-    are among the rows on which it fires, which is rare: a draw costs little more than the reading.
+    Each direction reads the activations and fires as often as the latent whose place it takes (see
+    :func:`~husai.consistency.analyses.explanation.read_out`). All families are scored on the same
+    codes. The F1 of a latent for a class is computed only where enough members of the class are
+    among the rows on which it fires; this is rare, so a draw costs little more than its codes.
 
     Parameters
     ----------
     reference
-        Of the dictionary, for example :func:`~husai.consistency.inference.references.permuted`.
+        From which directions are drawn, for example
+        :func:`~husai.consistency.inference.references.permuted`.
     rows
         ``[n_rows, d]`` activations.
     rates
@@ -116,12 +117,12 @@ def covered_by_chance(
     threshold
         As in :func:`coverage`.
     n_draws, seed
-        Dictionaries drawn.
+        Number of dictionaries drawn, and their seed.
 
     Returns
     -------
     dict
-        By family ``[n_draws]`` classes covered.
+        For each family ``[n_draws]``: how many classes each draw covers.
 
     Raises
     ------
@@ -139,16 +140,16 @@ def covered_by_chance(
 
 
 def _covered(codes: sparse.csc_array, labels: Classes, threshold: float) -> int:
-    """Classes with a latent whose F1, at the best threshold on its code, is above ``threshold``."""
+    """How many classes have a latent with ``f1_best`` above ``threshold``."""
     members = sparse.csc_array(labels.members)
     size = np.diff(members.indptr)
     fires = sparse.csc_array(
         (np.ones(len(codes.data), dtype=np.int64), codes.indices, codes.indptr), codes.shape
     )
     inside = (members.T.astype(np.int64) @ fires).toarray()
-    # were all of them the latent's strongest, F1 = 2 m / (m + size): it cannot be more
+    # F1 is at most 2 m / (m + size), reached if all m members are the latent's strongest rows
     possible = 2 * inside > threshold * (inside + size[:, None])
-    # a threshold below every code takes all rows
+    # a threshold below every code selects all rows
     trivial = 2 * size > threshold * (members.shape[0] + size)
     covered = int(trivial.sum())
     for c in np.flatnonzero(possible.any(axis=1) & ~trivial):
@@ -158,7 +159,7 @@ def _covered(codes: sparse.csc_array, labels: Classes, threshold: float) -> int:
             column = slice(codes.indptr[j], codes.indptr[j + 1])
             order = np.argsort(-codes.data[column], kind="stable")
             value, member = codes.data[column][order], rows[codes.indices[column]][order]
-            last = np.append(value[1:] != value[:-1], True)  # of rows with one value
+            last = np.append(value[1:] != value[:-1], True)  # the last row of each value
             hits, end = np.cumsum(member)[last], np.flatnonzero(last) + 1
             if (2 * hits > threshold * (end + size[c])).any():
                 covered += 1
@@ -167,10 +168,10 @@ def _covered(codes: sparse.csc_array, labels: Classes, threshold: float) -> int:
 
 
 def class_means(rows: ArrayLike, labels: Classes) -> Floats:
-    """Mean activation of each class, less the mean of all rows: ``[n_classes, d]``.
+    """Mean activation of each class minus the mean of all rows: ``[n_classes, d]``.
 
-    The ground truth of a dictionary of classes: with them as decoder rows, and the class as the
-    code, as much of the variance is explained as classes can.
+    These are the true features if latents stand for classes: with them as decoder rows and the
+    class as the code, the reconstruction explains as much variance as classes can.
 
     Raises
     ------
@@ -193,23 +194,23 @@ def class_gt_mcc_nulls(
     n_draws: int = 200,
     seed: int = 0,
 ) -> dict[str, NullDistribution]:
-    """Chance of GT-MCC to class means, of all families on the same dictionaries drawn.
+    """Null of GT-MCC against class means, for all families on the same random dictionaries.
 
-    Signed by default, as the score is to be: a class is where a code is high, so its feature
-    points at the mean.
+    Signed by default, as the score should be: the code of a class feature is high inside the
+    class, so the feature points towards the class mean.
 
     Parameters
     ----------
     reference
-        Directions like the dictionary's.
+        From which dictionaries are drawn.
     n
-        Features of the dictionary.
+        Number of features of each dictionary.
     means
-        By family ``[n_classes, d]`` from :func:`class_means`.
+        For each family ``[n_classes, d]``, from :func:`class_means`.
     signed
         Use the cosine itself instead of its absolute value.
     n_draws, seed
-        Dictionaries drawn.
+        Number of dictionaries drawn, and their seed.
 
     Raises
     ------
@@ -234,9 +235,9 @@ def class_gt_mcc_nulls(
 
 
 def reproducibility_by_kind(features: pd.DataFrame, *, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Reproducibility as a mixture: a part for each kind of feature.
+    """Summarise reproducibility for each kind of feature.
 
-    The parts' shares times their means add up to the plain mean.
+    The sum over kinds of ``share`` times ``reproducibility`` is the plain mean.
 
     Parameters
     ----------
@@ -244,15 +245,15 @@ def reproducibility_by_kind(features: pd.DataFrame, *, by: Sequence[str] = ()) -
         A row per feature: ``kind``, ``reproducibility`` (mean similarity to its partners in the
         other seeds), ``n_seeds_found``, ``n_other_seeds``.
     by
-        Further columns to keep apart, for example ``["group", "space"]``.
+        Further columns to group by, for example ``["group", "space"]``.
 
     Returns
     -------
     pandas.DataFrame
-        ``by``, ``kind``, ``n_features``, ``share``, ``reproducibility`` (mean), ``sd``, ``q10``,
-        ``median``, ``q90``, ``found_everywhere`` (share found in every other seed),
-        ``orphan_fraction`` (found in none), ``share_of_everywhere`` (share of this kind among all
-        that are found everywhere); kinds in order of their mean.
+        The columns ``by``, ``kind``, ``n_features``, ``share``, ``reproducibility`` (mean),
+        ``sd``, ``q10``, ``median``, ``q90``, ``found_everywhere`` (share found in every other
+        seed), ``orphan_fraction`` (found in none), ``share_of_everywhere`` (share of this kind
+        among all features found in every other seed); highest mean first.
 
     Raises
     ------
@@ -294,7 +295,7 @@ def reproducibility_by_kind(features: pd.DataFrame, *, by: Sequence[str] = ()) -
 
 
 class KindIntervals(NamedTuple):
-    """A kind's share of the features and its mean reproducibility, each with its interval."""
+    """Intervals of one kind's share of the features and of its mean reproducibility."""
 
     share: SeedInterval | None
     reproducibility: SeedInterval | None
@@ -307,17 +308,17 @@ def kind_intervals(
     *,
     level: float = 0.95,
 ) -> KindIntervals:
-    """Intervals over seeds of what :func:`reproducibility_by_kind` says of one kind.
+    """Intervals over seeds for one kind's row in :func:`reproducibility_by_kind`.
 
-    Both are ratios of sums over all features of all seeds, so the jackknife leaves a seed out of
-    numerator and denominator: its own features, and what the others' features find in it. A mean
-    of the seeds' own means would be of another quantity where seeds hold different numbers of
-    the kind, or features have no partner.
+    Both numbers are ratios of sums over all features of all seeds, so the jackknife leaves a seed
+    out of numerator and denominator: its own features, and the similarities of other features to
+    their partners in it. The mean of the seeds' means would be a different quantity if seeds have
+    different numbers of features of the kind, or some features have no partner.
 
     Parameters
     ----------
     kind
-        Which.
+        The kind.
     kinds
         For each seed ``[n_s]``: the kind of every feature.
     similarity
@@ -329,12 +330,12 @@ def kind_intervals(
     Returns
     -------
     KindIntervals
-        None below two seeds; for the reproducibility, below three that hold the kind.
+        None with fewer than two seeds; the reproducibility needs three seeds that have the kind.
     """
     n = len(kinds)
     count = np.array([(own == kind).sum() for own in kinds], dtype=np.float64)
     size = np.array([len(own) for own in kinds], dtype=np.float64)
-    found = np.zeros((n, n))  # from seed s, over its features of the kind, to their partners in t
+    found = np.zeros((n, n))  # [s, t]: sum over features of the kind in s, to their partners in t
     for s in range(n):
         others = [t for t in range(n) if t != s]
         found[s, others] = similarity[s][kinds[s] == kind].sum(axis=0)

@@ -1,9 +1,9 @@
-"""Labels of rows that may say what a latent means.
+"""Labels of activation rows, the candidates for what a latent may mean.
 
-A latent that fires for one answer of a task is a perfect feature and looks like noise to a score
-made of Fourier planes. So any number of *families* of labels are candidates: classes (the answer
+A latent that fires for one answer of a task is a perfect feature, but a score made of Fourier
+planes would take it for noise. So there may be several *families* of labels: classes (the answer
 is 17; token 5 is an operand; a topic) and regressors (a wave of a variable, the coordinates in a
-plane, a column of numbers). :mod:`~husai.consistency.analyses.explanation` finds the one that
+plane, a column of numbers). :mod:`~husai.consistency.analyses.explanation` finds the label that
 explains a latent best.
 """
 
@@ -35,8 +35,8 @@ class Classes:
     family
         Its name, for example ``"answer"``.
     kind
-        What a latent that it explains is called in a table by kind; several families may share
-        one (``a``, ``b`` and ``token`` are operands).
+        The kind of a latent that it explains, in tables by kind; several families may have the
+        same (``a``, ``b`` and ``token`` are operands).
     names
         A name for each class.
     members
@@ -60,7 +60,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class Regressors:
-    """A family of labels made of numbers: a code is regressed on each label's columns.
+    """A family of labels that are numbers: a code is regressed on each label's columns.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Regressors:
 
     @cached_property
     def centred(self) -> Floats:
-        """``[n_rows, n_labels * q]``: all columns, less their means."""
+        """``[n_rows, n_labels * q]``: all columns minus their means."""
         flat = self.values.reshape(len(self.values), -1)
         return np.asarray(flat - flat.mean(axis=0))
 
@@ -100,10 +100,10 @@ def class_labels(family: str, values: ArrayLike, *, kind: str | None = None) -> 
     Parameters
     ----------
     family
-        Name.
+        Name of the family.
     values
-        ``[n_rows]``; or ``[n_rows, m]`` when a row belongs to the classes of all its values
-        (``"t is a or b"``: the two operands). Negative numbers stand for no class.
+        ``[n_rows]`` whole numbers; or ``[n_rows, m]`` when a row belongs to the classes of all its
+        values (``"t is a or b"``: the two operands). A negative number means no class.
     kind
         The family's name by default.
 
@@ -127,7 +127,7 @@ def class_labels(family: str, values: ArrayLike, *, kind: str | None = None) -> 
     row = np.nonzero(known)[0]
     found, column = np.unique(array[known], return_inverse=True)
     members = sparse.csr_array((np.ones(len(row)), (row, column)), shape=(len(array), len(found)))
-    members.data[:] = 1.0  # a row whose two values agree is a member once
+    members.data[:] = 1.0  # a row with two equal values is a member once
     return Classes(family, kind or family, tuple(f"{family} = {v}" for v in found), members)
 
 
@@ -139,16 +139,16 @@ def wave_labels(
     frequencies: Sequence[int] | None = None,
     kind: str = "wave",
 ) -> Regressors:
-    """Waves ``cos(2πk v / order)``, ``sin(2πk v / order)`` of a variable, phase left free.
+    """Waves ``cos(2πk v / order)``, ``sin(2πk v / order)`` of a variable, of any phase.
 
     Parameters
     ----------
     family
-        Name.
+        Name of the family.
     values
         ``[n_rows]`` whole numbers; rows with a negative one get zeros.
     order
-        Numbers on the circle: p for addition modulo p.
+        How many numbers the circle has: p for addition modulo p.
     frequencies
         1 to ``order // 2``, all of them by default.
     kind
@@ -160,7 +160,7 @@ def wave_labels(
         When a frequency is out of range.
     """
     v = np.asarray(values, dtype=np.int64)
-    # at half an even order the sine is zero on whole numbers: one column, still a wave
+    # at frequency order / 2 the sine is zero on whole numbers: the wave has one column only
     wanted = (
         list(range(1, order // 2 + 1)) if frequencies is None else [int(k) for k in frequencies]
     )
@@ -183,9 +183,9 @@ def plane_labels(
     planes
         ``[n_planes, 2, d]``.
     names
-        Of the planes.
+        Names of the planes; numbered by default.
     family
-        Name.
+        Name of the family.
 
     Raises
     ------
@@ -202,7 +202,7 @@ def plane_labels(
 def modular_labels(
     a: ArrayLike, b: ArrayLike, answers: ArrayLike, modulus: int, operation: Operation = "addition"
 ) -> list[Labels]:
-    """All candidates on modular arithmetic.
+    """All labels of modular arithmetic.
 
     Classes of the answer, of a, of b and of tokens (``"t is a or b"``); waves of the answer, of a
     and of b at each frequency of the operation's group.
@@ -242,10 +242,10 @@ def modular_labels(
 
 
 def table_labels(table: pd.DataFrame, *, max_classes: int = 1000) -> list[Labels]:
-    """Make candidates of a table's columns, rows aligned with the activations.
+    """Make labels from the columns of a table, one row for each activation row.
 
     Columns of whole numbers, words or truth values become classes (missing or negative: no
-    class), columns of other numbers a regressor each.
+    class), columns of other numbers one regressor each.
 
     Raises
     ------

@@ -1,13 +1,13 @@
-"""Architectures compared where they are alike: at one L0, one FVU, or one number of live latents.
+"""Architectures compared at equal L0, at equal FVU, or at equal numbers of live latents.
 
-Papers order ReLU and TopK oppositely (arXiv 2505.20254, arXiv 2501.16615), each at settings of its
-own. One setting cannot be alike in everything: at one L0 two architectures reconstruct differently
-well, and keep different numbers of latents alive. So each is read off its curve over sparsity
-settings at common values of one axis at a time, with the other axes beside it.
+Papers rank ReLU and TopK in opposite order (arXiv 2505.20254, arXiv 2501.16615), each at its own
+settings. Two architectures cannot be equal in everything: at equal L0 they differ in FVU and in
+the number of live latents. So each architecture has a curve over sparsity settings, and the curves
+are compared at common values of one axis at a time, with the other axes beside it.
 
-The seeds are the sample, and a seed is in *every* setting of its curve: the jackknife leaves
-it out of all of them at once and reads the curve again. Interpolating the ends of the settings' own
-intervals would treat one seed at two settings as two.
+The seeds are the sample, and each seed is in *every* setting of a curve: the jackknife leaves it
+out of all settings at once and reads the curve again. Interpolation between the intervals of the
+single settings would treat one seed at two settings as two seeds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from husai.errors import InputError
 Floats = NDArray[np.float64]
 
 AXES = ("l0", "fvu", "n_live")
-"""What architectures may be matched on."""
+"""The axes on which architectures can be made equal."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Curve:
     scores
         ``[n_settings, S, S]`` symmetric pair scores; diagonals are ignored.
     axes
-        By name of :data:`AXES`: ``[n_settings, S]``, positive, of each SAE.
+        For each name of :data:`AXES`, the value of each SAE: ``[n_settings, S]``, positive.
     """
 
     scores: Floats
@@ -77,7 +77,7 @@ class Curve:
         return int(self.scores.shape[1])
 
     def means(self, seeds: Sequence[int]) -> dict[str, Floats]:
-        """Give ``[n_settings]`` of the score and of each axis, over some of the seeds."""
+        """``[n_settings]`` means of the score and of each axis over some of the seeds."""
         chosen = np.asarray(seeds)
         part = self.scores[:, chosen[:, None], chosen]
         upper = np.triu_indices(len(chosen), 1)
@@ -85,19 +85,19 @@ class Curve:
         return found | {name: values[:, chosen].mean(axis=1) for name, values in self.axes.items()}
 
     def subsets(self) -> list[list[int]]:
-        """Give all seeds, and then all but each one; two seeds are one pair, and stay."""
+        """All seeds, then the sets with one seed left out; two seeds make one pair and stay."""
         every = list(range(self.n_seeds))
         if len(every) < 3:
             return [every]
         return [every, *([s for s in every if s != left] for left in every)]
 
     def reach(self, on: str) -> tuple[float, float]:
-        """Give the range of an axis that every curve with a seed left out covers."""
+        """Range of an axis that the curve covers whichever seed is left out."""
         values = [self.means(seeds)[on] for seeds in self.subsets()]
         return max(float(one.min()) for one in values), min(float(one.max()) for one in values)
 
     def read(self, on: str, values: Floats, seeds: Sequence[int]) -> Floats:
-        """Read score and axes off the curve, linear in the logarithm of the axis.
+        """Interpolate score and axes on the curve, linearly in the logarithm of the axis.
 
         Returns
         -------
@@ -122,17 +122,19 @@ def matched(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compare architectures at common values of one axis, with intervals over seeds.
 
-    Linear in the logarithm of the axis between measured settings, and never beyond them.
+    Scores are interpolated between measured settings, linearly in the logarithm of the axis, and
+    never extrapolated.
 
     Parameters
     ----------
     curves
-        By architecture. One with fewer than two settings is no curve and is left out, with a
-        reason; so are all where the curves have no value of the axis in common.
+        Curves by architecture. One with fewer than two settings is left out, and its row says so
+        in ``reason``; so are all if the curves have no value of the axis in common.
     on
-        The axis, of :data:`AXES`.
+        The axis, one of :data:`AXES`.
     n_points
-        Common values, spread evenly in the logarithm over the range that all curves share.
+        Number of common values, evenly spaced in the logarithm over the range that all curves
+        cover.
     level
         Confidence level.
     bounds
@@ -146,8 +148,8 @@ def matched(
     contrasts
         A row per pair of architectures and value: ``architecture_a``, ``architecture_b``,
         ``matched_on``, ``at``, ``difference`` (a minus b), ``low``, ``high``, ``p`` (t-test of the
-        jackknife; paired where both have as many seeds, which started from the same draws),
-        ``reason``.
+        jackknife; paired where both have the same number of seeds, as these started from the same
+        draws), ``reason``.
 
     Raises
     ------
@@ -155,7 +157,7 @@ def matched(
         When no curve is given or the axis is not known.
     """
     if not curves:
-        raise InputError("curves: none given; give one an architecture")
+        raise InputError("curves: none given; give one for each architecture")
     if on not in AXES or any(on not in curve.axes for curve in curves.values()):
         raise InputError(f"on: {on!r} is not an axis of every curve; choose from {AXES}")
     usable = {name: c for name, c in curves.items() if c.n_settings > 1 and c.n_seeds > 1}
@@ -186,7 +188,7 @@ def matched(
                 found = jackknife_interval(mean, scores[name][1:, at], level=level, bounds=bounds)
                 line |= {"low": found.low, "high": found.high}
             else:
-                line["reason"] = "two seeds make one pair: its spread over seeds cannot be seen"
+                line["reason"] = "two seeds make one pair: the spread over seeds is not known"
             points.append(line)
     contrasts = [
         {
@@ -214,7 +216,7 @@ def _no_curve(
 
 
 def _contrast(a: Floats, b: Floats, level: float, bounds: tuple[float, float]) -> dict[str, Any]:
-    """Difference of two scores, each ``[1 + S]``: of all seeds, then with each left out.
+    """Difference of two scores, each ``[1 + S]``: with all seeds, then with each left out.
 
     Paired for equal numbers of seeds, else with Welch's degrees of freedom.
     """
@@ -242,22 +244,22 @@ def _contrast(a: Floats, b: Floats, level: float, bounds: tuple[float, float]) -
 def alike(
     settings: pd.DataFrame, *, within: float = 0.15, axes: Sequence[str] = AXES
 ) -> pd.DataFrame:
-    """Pair settings of different architectures that are alike in every axis at once.
+    """Find settings of different architectures that are nearly equal in every axis at once.
 
     Parameters
     ----------
     settings
         A row per setting: ``architecture``, ``group`` and the axes.
     within
-        Largest difference, as a part of the larger value.
+        Largest difference, as a share of the larger value.
     axes
-        Which must be alike.
+        The axes that must be nearly equal.
 
     Returns
     -------
     pandas.DataFrame
         ``group_a``, ``group_b`` and ``apart``, the largest relative difference of an axis; the
-        most alike first.
+        smallest difference first.
 
     Raises
     ------

@@ -1,10 +1,10 @@
-"""Which symmetries of the task a dictionary has.
+"""Which symmetries of modular addition a dictionary has.
 
 Modular addition does not change when a and b are swapped, when both are shifted (the answer shifts
 with them), or when both are multiplied by a unit of Z_p. A dictionary *has* a symmetry g when the
-codes of the moved inputs, ``f(g(a, b))``, are its own codes up to a permutation of latents. One
-seed's dictionary may also be mapped to another's. Both are measured on the codes, by matching
-correlations, beside a null that relabels the inputs at random.
+codes of the moved inputs, ``f(g(a, b))``, are its own codes up to a permutation of latents. A
+symmetry may also map one seed's dictionary to that of another seed. Both are measured by matching
+codes by correlation, with a null in which the inputs are relabelled at random.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import fft, sparse
+from scipy import fft
 
 from husai.consistency.scores.code_scores import match_activations
-from husai.consistency.scores.codes import Codes, code_blocks
+from husai.consistency.scores.codes import Codes, whole_codes
 from husai.errors import InputError
 from husai.matching.dense_assignment import assign
 
-# Shifts whose match is made, those of the highest upper bounds: unless one of them is the best
-# by far, all of p² would have to be.
+# How many shifts are matched: those with the highest upper bounds. Matching all p² would take too
+# long.
 _SHIFTS_TRIED = 24
 
 
@@ -38,7 +38,7 @@ class Symmetry:
     name, kind
         ``kind`` is ``"swap"``, ``"translation"`` or ``"multiplication"``.
     rows
-        ``[p²]``: row of the image of each input, inputs in (a, b) order.
+        ``[p²]``: the row that each input is mapped to, inputs in (a, b) order.
     answer_kept
         Whether ``a + b`` stays the same for every input.
     """
@@ -73,10 +73,10 @@ def task_symmetries(
         Modulus, at least 3.
     shifts
         Translations ``(s, t)`` of (a, b). By default (1, -1), which keeps the answer, and (1, 0),
-        (1, 1), (p // 2, 0), which move it.
+        (1, 1), (p // 2, 0), which change it.
     units
-        Multipliers. By default -1, which keeps every frequency's plane, and 2, 3, 5 as far as
-        they are units, which move frequency k to another.
+        Multipliers. By default -1, which keeps the plane of every frequency, and those of 2, 3, 5
+        that are units, which map a frequency to another.
 
     Raises
     ------
@@ -116,10 +116,10 @@ def detect_symmetries(
     symmetries
         From :func:`task_symmetries`.
     other
-        Codes of another SAE on the same grid: then ``f(g(x))`` is matched with them.
+        Codes of another SAE on the same grid, with which ``f(g(x))`` is then matched.
     n_null
-        Random relabellings ``(a, b) → (π(a), π(b))`` of Z_p. They keep the grid and break the
-        arithmetic, so they show what the matching finds in the marginals alone.
+        Number of random relabellings ``(a, b) → (π(a), π(b))`` of Z_p for the null. They keep the
+        grid but not the arithmetic, so the null is the score that the marginals alone give.
     seed
         Seed of the relabellings.
 
@@ -127,9 +127,10 @@ def detect_symmetries(
     -------
     pandas.DataFrame
         ``symmetry``, ``kind``, ``answer_kept``, ``score`` (mean matched correlation, from -1 to
-        1), ``exact_fraction`` (matched latents with correlation at least .99), ``identity_score``
-        (no map at all: 1 for the same SAE), ``null_mean``, ``null_sd``, ``p`` (Monte Carlo),
-        ``retained`` (``(score - null) / (identity - null)``: 1 when the map costs nothing),
+        1), ``exact_fraction`` (share of matched latents with correlation at least .99),
+        ``identity_score`` (the score without a map: 1 for the same SAE), ``null_mean``,
+        ``null_sd``, ``p`` (Monte Carlo), ``retained`` (``(score - null) / (identity - null)``: 1
+        when the map does not lower the score),
         ``n_dead``, ``reason``.
 
     Raises
@@ -142,8 +143,8 @@ def detect_symmetries(
         raise InputError("symmetries: none given")
     if n_null < 1:
         raise InputError(f"n_null: {n_null}; give at least 1")
-    own = _stack(codes)
-    target = own if other is None else _stack(other)
+    own = whole_codes(codes)
+    target = own if other is None else whole_codes(other)
     n_inputs = len(symmetries[0].rows)
     p = isqrt(n_inputs)
     for name, matrix in (("codes", own), ("other", target)):
@@ -184,7 +185,7 @@ def detect_symmetries(
                 "null_sd": float(drawn.std(ddof=1)) if n_null > 1 else None,
                 "p": float((1 + (drawn >= score).sum()) / (1 + n_null)),
                 "retained": (score - float(drawn.mean())) / room if room > 1e-9 else None,
-                "reason": "" if room > 1e-9 else "the identity does no better than relabelling",
+                "reason": "" if room > 1e-9 else "the identity scores no higher than the null",
             }
         )
     return pd.DataFrame(rows)
@@ -198,12 +199,12 @@ def best_translation(
     n_null: int = 9,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Find the translation that best maps one seed's dictionary to another's, of all p².
+    """Find, among all p² translations, the one that best maps one dictionary to another.
 
-    Correlations of all pairs of latents at all shifts come from one Fourier transform each and
-    bound the match of a shift from above; the 24 shifts of the highest bounds are matched. The
-    best of many is large by selection; the null chooses as freely, after the inputs of ``codes``
-    are relabelled at random.
+    The correlations of all pairs of latents at all shifts are computed by Fourier transforms and
+    give an upper bound on the match at each shift; the 24 shifts with the highest bounds are
+    matched. The best of many is large by selection, so the null selects the best shift too, after
+    the inputs of ``codes`` are relabelled at random.
 
     Parameters
     ----------
@@ -227,7 +228,7 @@ def best_translation(
     """
     if n_null < 1:
         raise InputError(f"n_null: {n_null}; give at least 1")
-    sides = [_stack(codes).toarray(), _stack(other).toarray()]
+    sides = [whole_codes(codes).toarray(), whole_codes(other).toarray()]
     for name, side in zip(("codes", "other"), sides, strict=True):
         if len(side) != p * p:
             raise InputError(f"{name}: {len(side)} rows; the complete grid modulo {p} has {p * p}")
@@ -282,7 +283,7 @@ def _best_shift(
     one: NDArray[np.float64], two: NDArray[np.float64], p: int
 ) -> tuple[tuple[int, int], float]:
     """Shift and mean matched correlation of the best translation among the most promising."""
-    # float32: the bounds only say which shifts are tried
+    # float32 is enough: the bounds only choose which shifts are tried
     waves = [fft.rfft2(side.T.reshape(-1, p, p).astype(np.float32)) for side in (one, two)]
     pairs = min(len(waves[0]), len(waves[1]))
     of_rows = np.full((len(waves[0]), p * p), -np.inf, dtype=np.float32)
@@ -293,7 +294,7 @@ def _best_shift(
         products = fft.irfft2(wave[None] * turned, s=(p, p)).reshape(len(turned), -1)
         of_rows[i] = products.max(axis=0)
         np.maximum(of_columns, products, out=of_columns)
-    # a match of the smaller side: its best partners bound it, and the larger side's best ones do
+    # the match has as many pairs as the smaller side: the best partners of either side bound it
     bound = (
         np.minimum(
             np.sort(of_rows, axis=0)[-pairs:].sum(axis=0),
@@ -305,17 +306,10 @@ def _best_shift(
     best, score = (0, 0), -np.inf
     for at in np.argsort(-bound, kind="stable")[:_SHIFTS_TRIED]:
         if bound[at] < score - 1e-5:
-            break  # no later one can be better
+            break  # no later shift can be better
         s, t = divmod(int(at), p)
         moved = one[((a + s) % p) * p + (b + t) % p]
         found = float(_matched(moved.T @ two).mean())
         if found > score:
             best, score = (s, t), found
     return best, score
-
-
-def _stack(codes: Codes) -> sparse.csr_array:
-    blocks = list(code_blocks(codes))
-    if not blocks:
-        raise InputError("codes: no rows")
-    return sparse.csr_array(sparse.vstack(blocks, format="csr"))

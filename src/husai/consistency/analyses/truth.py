@@ -1,10 +1,10 @@
-"""Ground truth that is made of planes: the Fourier features of modular arithmetic.
+"""Scores against true features that are planes: the Fourier features of modular arithmetic.
 
 A frequency of Z_p is a *plane* of the residual stream, spanned by a cosine and a sine, and the
-task does not say which phase inside it is a feature. A one-dimensional ground truth is therefore
-ill-posed: two dictionaries that hold the same plane may score 2/π ≈ .64 or 1 against its axes
-depending on a phase that means nothing. What can be asked is which planes are found, how purely,
-and how the features tile the circle inside each.
+task does not say which phase inside it is a feature. A ground truth of directions therefore has no
+meaning: two dictionaries with features in the same plane may score 2/π ≈ .64 or 1 against its
+axes, depending on an arbitrary phase. What can be measured is which planes have features, how
+purely these lie in them, and how they are spread over the circle in each plane.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ PHASE_CHANCE = 2 / np.pi
 
 @dataclass(frozen=True)
 class PlaneRecovery:
-    """How well a dictionary's features stand for given planes.
+    """How well a dictionary's features represent given planes.
 
     Attributes
     ----------
     recall
         Share of planes in which at least one feature lies (``rho >= threshold``).
     covered
-        Share of planes whose features leave no half circle free: codes are never negative, so
-        only then do they reach every phase.
+        Share of planes in which no half circle is without a feature: codes are never negative, so
+        only then can every phase be represented.
     mean_purity
         Mean over live features of ``purity`` (below).
     in_plane
         Share of live features that lie in a plane (``rho >= threshold``).
     planes
         A row per plane: ``plane``, ``n_features`` in it, ``best_rho``, ``recovered``,
-        ``resultant`` (``|mean exp(iθ)|``: 0 for an even tiling, 1 for one direction),
-        ``axial_resultant`` (the same for 2θ, blind to sign), ``largest_gap`` in radians,
-        ``even_gap`` (2π over the number of features, the gap of a perfect tiling), ``rayleigh_p``
-        (small: the phases are not uniform), ``covered``.
+        ``resultant`` (``|mean exp(iθ)|``: 0 for evenly spread features, 1 for one direction),
+        ``axial_resultant`` (the same for 2θ, without regard to sign), ``largest_gap`` in radians,
+        ``even_gap`` (2π over the number of features, the gap if they were evenly spread),
+        ``rayleigh_p`` (small if the phases are not uniform), ``covered``.
     features
         A row per feature: ``feature``, ``plane`` (its best), ``rho = ||P_k d||``, ``purity``
-        (``rho²`` over the feature's whole energy in the span of all planes), ``energy`` (its
-        energy in that span), ``angle`` in its best plane (radians, in (-π, π]), ``in_plane``.
+        (``rho²`` divided by ``energy``), ``energy`` (its squared norm in the span of all planes),
+        ``angle`` in its best plane (radians, in (-π, π]), ``in_plane``.
     threshold
         Least ``rho`` of a feature that lies in a plane.
     """
@@ -89,7 +89,7 @@ def orthonormal_planes(planes: ArrayLike) -> NDArray[np.float64]:
 
 
 def plane_recovery(W_dec: ArrayLike, planes: ArrayLike, *, threshold: float = 0.9) -> PlaneRecovery:
-    """Measure how a dictionary's features lie in given planes and tile their circles.
+    """Measure how a dictionary's features lie in given planes and spread over their circles.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def plane_recovery(W_dec: ArrayLike, planes: ArrayLike, *, threshold: float = 0.
         ``[n_planes, 2, d]`` two axes of each plane, orthonormalised here.
     threshold
         Least ``rho = ||P_k d||`` (d of unit norm) of a feature that lies in plane k. ``rho²`` is
-        its energy there: .9 is 81 %.
+        the share of its squared norm in the plane: 81 % at .9.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def plane_recovery(W_dec: ArrayLike, planes: ArrayLike, *, threshold: float = 0.
     best = rho.argmax(axis=1)
     at = np.arange(len(rows))
     best_rho = rho[at, best]
-    # the planes need not be orthogonal to one another: the span's energy is not the sum of rho²
+    # planes need not be orthogonal to one another, so the energy is not the sum of rho²
     _, singular, basis = np.linalg.svd(axes.reshape(-1, axes.shape[2]), full_matrices=False)
     span = basis[singular > 1e-9 * singular[0]]
     energy = np.square(rows @ span.T).sum(axis=1)
@@ -165,8 +165,9 @@ def plane_recovery(W_dec: ArrayLike, planes: ArrayLike, *, threshold: float = 0.
 
 
 def circle_tiling(angles: ArrayLike) -> dict[str, float | int | bool | None]:
-    """Describe how angles tile a circle; the fields are those of :class:`PlaneRecovery`.
+    """Describe how angles ``[n]`` (radians) spread over a circle.
 
+    The fields are those of a row of ``planes`` in :class:`PlaneRecovery`.
     The Rayleigh test's p-value is Wilkie's approximation (1983, Applied Statistics 32:311).
     """
     theta = np.asarray(angles, dtype=np.float64)
@@ -239,15 +240,16 @@ def plane_null(
     Parameters
     ----------
     n
-        Features.
+        Number of features.
     planes
         ``[n_planes, 2, d]``.
     threshold
         As in :func:`plane_recovery`.
     covariance
-        ``[d, d]`` of the activations: draw directions with it, else uniformly.
+        ``[d, d]`` covariance of the activations with which directions are drawn; without it they
+        are uniform on the sphere.
     n_draws, seed
-        Of the draws.
+        Number of draws, and their seed.
 
     Raises
     ------
@@ -269,10 +271,10 @@ def plane_null(
 
 
 def plane_measures(dictionary: ArrayLike, planes: ArrayLike, threshold: float) -> dict[str, float]:
-    """The scalar measures of :func:`plane_recovery`, with three more.
+    """The scalar measures of :func:`plane_recovery` by name, and three more.
 
-    ``mean_rho`` over features; ``mean_energy``, their energy in the span of all planes (high with
-    low purity: features mix frequencies); ``gt_mcc`` against the axes.
+    These are ``mean_rho`` over features, ``mean_energy`` (if it is high and purity is low, features
+    mix frequencies) and ``gt_mcc`` against the axes.
     """
     got = plane_recovery(dictionary, planes, threshold=threshold)
     axes = orthonormal_planes(planes)
@@ -289,15 +291,15 @@ def plane_measures(dictionary: ArrayLike, planes: ArrayLike, threshold: float) -
 
 @dataclass(frozen=True)
 class AxisScore:
-    """One-dimensional GT-MCC against the planes' axes, with what a change of phase does to it.
+    """One-dimensional GT-MCC against the planes' axes, and how much it depends on their phases.
 
     Attributes
     ----------
     gt_mcc
-        Against the axes as given.
+        The score against the given axes.
     phase_mean, phase_sd, phase_min, phase_max
-        Against the same planes with their axes turned by random angles. The axes' phase is a
-        convention, so this spread is the score's error of definition.
+        The score when the axes are rotated in their planes by random angles. The phase of the
+        axes is a convention, so this spread shows how arbitrary the score is.
     phase_chance
         2/π: mean |cos| between an axis and a direction of uniform phase in its plane.
     """
@@ -315,7 +317,7 @@ def axis_gt_mcc(
 ) -> AxisScore:
     """One-dimensional GT-MCC against the cosine and sine axes of planes.
 
-    Shown beside :func:`plane_recovery`, never instead of it.
+    Show it beside :func:`plane_recovery`, never instead of it.
 
     Parameters
     ----------
@@ -324,7 +326,7 @@ def axis_gt_mcc(
     planes
         ``[n_planes, 2, d]``.
     n_draws, seed
-        Random turns of the axes.
+        Number of random rotations of the axes, and their seed.
 
     Raises
     ------
@@ -353,12 +355,12 @@ def axis_gt_mcc(
 
 
 def axis_recovery_chance(found: PlaneRecovery) -> float:
-    """Share of a plane's axes that its latents recover when their phases are chance.
+    """Share of the planes' axes that latents with random phases would recover.
 
-    The phase of a plane's axes is a convention, so a dictionary that holds the plane recovers
-    them by luck, the more latents it has there the likelier. The same latents stay in the same
-    planes, at the same distance from them (``rho``), and their phases are uniform: one of them is
-    at |cos| ≥ t to an axis with probability (2/π)·arccos(t/rho).
+    The phase of a plane's axes is a convention, so a dictionary with latents in the plane recovers
+    the axes by chance, and more often the more latents it has there. Here each latent keeps its
+    plane and its distance from the plane (``rho``), and its phase is uniform: it has |cos| ≥ t with
+    an axis with probability (2/π)·arccos(t/rho).
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""Chance levels, intervals over seeds, and many seeds together."""
+"""Statistics of scores: nulls, intervals over seeds, tests, and alignments of many seeds."""

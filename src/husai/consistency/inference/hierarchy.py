@@ -1,9 +1,9 @@
-"""Transformers as the top level of the sample, the seeds of their SAEs below.
+"""Statistics of studies with several transformers, each with several seeds of its SAEs.
 
-``y_ts = μ + τ_t + a_ts`` for a score that an SAE has by itself, and
+``y_ts = μ + τ_t + a_ts`` for a score of a single SAE, and
 ``W_tss' = μ + τ_t + a_ts + a_ts' + e_tss'`` for a score of a pair of SAEs on one transformer.
-A claim about "the grokked model" is about μ, and its sample is the transformers: seeds of SAEs on
-one of them, however many, say nothing of another.
+A claim about "the grokked model" is about μ, and its sample is the transformers: however many
+seeds of SAEs one transformer has, they say nothing about another transformer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from husai.errors import InputError
 Floats = NDArray[np.float64]
 
 EXACT = 8
-"""Most transformers of which all orders are taken: 40,320."""
+"""Up to so many transformers, permutation tests take all orders (40,320 for 8)."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ class Hierarchy:
     mean, low, high
         μ with its t interval over transformers.
     between_sd
-        Standard deviation of τ: how much transformers differ. 0 where the spread of their means is
-        no more than their seeds explain.
+        Standard deviation of τ: how much transformers differ. 0 where the seeds alone explain the
+        spread of the transformers' means.
     seed_sd, pair_sd
-        Standard deviations of a seed's effect and of what a pair adds, pooled over transformers;
+        Standard deviations of the seed effect and of the pair noise, pooled over transformers;
         ``pair_sd`` is None for a score of single SAEs.
     between_share
-        Part of the variance of one SAE's score (or of one pair's) that lies between transformers.
+        Share of the variance of one SAE's score (or of one pair's) that lies between transformers.
     new_low, new_high
-        Interval for what another transformer would score, measured with as many seeds.
+        Prediction interval for the score of another transformer with as many seeds.
     least, most
         Smallest and largest mean of a transformer.
     n_transformers, n_seeds
-        What it rests on; the fewest seeds of a transformer.
+        Number of transformers, and the smallest number of seeds of a transformer.
     level
         Confidence level.
     reason
@@ -81,24 +81,25 @@ def score_hierarchy(
 ) -> Hierarchy:
     """Analyse a score of pairs of SAEs over transformers.
 
-    Variances by the method of moments: those of seeds and pairs within each transformer (see
-    :func:`~husai.consistency.inference.planning.variance_components`), pooled; between
-    transformers what the variance of their means has beyond what those explain.
+    Variances are estimated by the method of moments: those of seeds and pairs within each
+    transformer, then pooled (see
+    :func:`~husai.consistency.inference.planning.variance_components`); between transformers, the
+    variance of their means minus the part that seeds and pairs explain.
 
     Parameters
     ----------
     scores
         For each transformer ``[S, S]`` symmetric pair scores of its SAEs, S >= 2; seed effects
-        take S >= 4.
+        need S >= 4.
     level
-        Of the intervals.
+        Confidence level of the intervals.
     bounds
-        Cut intervals to what the score can be.
+        Possible values of the score; intervals are cut there.
 
     Raises
     ------
     InputError
-        When no transformer is given, or a matrix is unfit or of one seed.
+        When no transformer is given, or a matrix is not valid or has one seed.
     """
     matrices = [pair_matrix(W, f"scores of transformer {t}") for t, W in enumerate(scores)]
     if not matrices or min(len(W) for W in matrices) < 2:
@@ -106,7 +107,7 @@ def score_hierarchy(
     means = np.array([W.sum() / (len(W) * (len(W) - 1)) for W in matrices])
     sizes = [len(W) for W in matrices]
     if min(sizes) < 4:
-        reason = "seed effects and pair noise take four seeds on each transformer"
+        reason = "seed effects and pair noise need four seeds on each transformer"
         return _hierarchy(means, sizes, None, None, None, level, bounds, reason)
     parts = [variance_components(W) for W in matrices]
     seed = float(np.mean([one.seed_sd**2 for one in parts]))
@@ -121,14 +122,14 @@ def value_hierarchy(
     level: float = 0.95,
     bounds: tuple[float, float] | None = None,
 ) -> Hierarchy:
-    """Analyse a score that every SAE has by itself (answers with a latent, FVU) over transformers.
+    """Analyse a score of single SAEs (answers with a latent, FVU) over transformers.
 
     One-way random effects by the method of moments.
 
     Parameters
     ----------
     values
-        For each transformer ``[S]``, one per SAE; a spread within takes S >= 2.
+        For each transformer ``[S]``, one per SAE; the spread within it needs S >= 2.
     level, bounds
         As in :func:`score_hierarchy`.
 
@@ -144,7 +145,7 @@ def value_hierarchy(
         raise InputError("values: NaN or infinite; leave that SAE out")
     means, sizes = np.array([one.mean() for one in rows]), [len(one) for one in rows]
     if min(sizes) < 2:
-        reason = "a transformer has one SAE: its spread over seeds cannot be seen"
+        reason = "a transformer has one SAE: its spread over seeds is not known"
         return _hierarchy(means, sizes, None, None, None, level, bounds, reason)
     seed = float(np.mean([one.var(ddof=1) for one in rows]))
     within = float(np.mean([seed / n for n in sizes]))
@@ -176,7 +177,7 @@ def _hierarchy(
             one = between + (seed if pair is None else 2 * seed + pair)
             share = between / one if one > 0 else None
     else:
-        reason = "one transformer: nothing is known of another"
+        reason = "one transformer: the spread over transformers is not known"
     return Hierarchy(
         mean=over.mean,
         low=over.low,
@@ -203,11 +204,11 @@ class Association:
     Attributes
     ----------
     rho
-        Spearman's; None where one does not vary.
+        Spearman's rank correlation; None where one property does not vary.
     p_value
-        Two-sided, by permuting the transformers: all orders of up to eight, else drawn ones.
+        Two-sided, by permuting the transformers: all orders of up to eight, random orders of more.
     n_transformers
-        What it rests on.
+        Number of transformers.
     reason
         Why something is None.
     """
@@ -221,16 +222,16 @@ class Association:
 def association(
     x: ArrayLike, y: ArrayLike, *, n_permutations: int = 10_000, seed: int = 0
 ) -> Association:
-    """Correlate two properties over transformers, which are the sample.
+    """Correlate two properties of transformers; each transformer is one observation.
 
     Parameters
     ----------
     x, y
         ``[T]``, one per transformer.
     n_permutations
-        Reorderings where all of them would be more.
+        Number of random orders for more than eight transformers.
     seed
-        Of the reorderings.
+        Seed of the random orders.
 
     Raises
     ------
@@ -242,7 +243,7 @@ def association(
         raise InputError("x, y: give one finite number of each for every transformer")
     n = len(a)
     if n < 3:
-        return Association(None, None, n, "a correlation takes at least three transformers")
+        return Association(None, None, n, "a correlation needs at least three transformers")
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return Association(None, None, n, "a property does not vary over the transformers")
 
@@ -256,7 +257,7 @@ def association(
         drawn = rng.permuted(np.tile(ranks_b, (n_permutations, 1)), axis=1)
         orders = np.concatenate([ranks_b[None], drawn])  # the observed one is among them
     products = np.abs(orders @ centred)
-    # rounding must not turn a tie into a smaller value
+    # the margin keeps rounding from making a tie look smaller
     extreme = products >= abs(float(ranks_b @ centred)) * (1 - 1e-9)
     return Association(rho, float(extreme.mean()), n, "")
 
@@ -275,18 +276,18 @@ def hierarchy_table(
     table
         Rows of SAEs or pairs, with ``by`` and ``top``.
     by
-        Columns of which each combination is analysed by itself.
+        Columns; each combination of their values is analysed separately.
     analyse
         :func:`score_hierarchy` or :func:`value_hierarchy`.
     values
-        Gives, from one transformer's rows, what ``analyse`` takes.
+        Makes the input of ``analyse`` from the rows of one transformer.
     top
-        Column of the transformer.
+        Name of the column with the transformer.
 
     Returns
     -------
     pandas.DataFrame
-        ``by`` and the fields of :class:`Hierarchy`.
+        The columns ``by`` and the fields of :class:`Hierarchy`.
     """
     rows = []
     for key, part in table.groupby(list(by), sort=True):

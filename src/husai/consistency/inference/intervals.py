@@ -1,7 +1,8 @@
-"""Statistics in which the seeds are the sample.
+"""Intervals and tests over seeds, for scores of pairs of SAEs and of single SAEs.
 
-Ten pair scores of five SAEs are not ten observations: pairs that share a seed move together. The
-mean of the pair scores is a U-statistic of the seeds, and its spread is estimated over them.
+The ten pair scores of five SAEs are not ten independent observations: pairs that share a seed are
+correlated. The mean of the pair scores is a U-statistic of the seeds, and its spread is estimated
+over the seeds.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class SeedInterval:
     level
         Confidence level.
     n_seeds, n_pairs
-        What it rests on.
+        Number of seeds and of pairs.
     method
-        ``"jackknife"`` or ``"bootstrap"`` of pair scores, ``"t"`` of scores of single SAEs.
+        ``"jackknife"`` or ``"bootstrap"`` for pair scores, ``"t"`` for scores of single SAEs.
     reason
         Why something is None; empty when all is defined.
     """
@@ -90,24 +91,25 @@ def seed_interval(
 ) -> SeedInterval:
     """Interval over seeds for the mean pair score.
 
-    ``"jackknife"``: leave one seed (all its pairs) out; ``se² = (S-1)/S Σ_s (U_(s) - Ū)²`` with
+    ``"jackknife"``: leave out one seed with all its pairs; ``se² = (S-1)/S Σ_s (U_(s) - Ū)²`` with
     the t quantile of S-1 degrees of freedom (Arvesen 1969 for U-statistics). Exact when seeds
-    differ in quality, ``W_st = μ + a_s + a_t``; too wide when pairs carry noise of their own.
+    differ in quality, ``W_st = μ + a_s + a_t``; too wide when pairs have noise of their own.
     ``"bootstrap"`` resamples seeds and takes percentiles over pairs of different seeds: far too
-    narrow with few seeds, and included to show that.
+    narrow with few seeds, and included only to show this.
 
-    Measured coverage of a nominal 95 % (``benchmarks/consistency_coverage.py``, over worlds of
-    simulated seeds): jackknife .93 to .99 at 3, 5 and 10 seeds, lowest where a few seeds fail
-    badly; bootstrap .49 to .76 at 3; the t interval that takes pairs for independent .45 at 10.
-    Three seeds give honest but wide intervals: three to nine times the width that ten give.
+    Measured coverage of a nominal 95 % (``benchmarks/consistency_coverage.py``, simulated
+    seeds): jackknife .93 to .99 at 3, 5 and 10 seeds, lowest where a few seeds fail badly;
+    bootstrap .49 to .76 at 3; a t interval that treats the pairs as independent .45 at 10. With
+    three seeds the intervals cover but are wide: three to nine times the width with ten.
 
-    Where it fails. *Basins*: when nine seeds in ten end in one solution and the others in another
-    (scores .9 within and .5 across, pair noise .02), the interval covers the truth in .41 of
-    studies at 5 seeds, .61 at 10 and .86 at 20: few seeds all sit in one basin and agree
-    perfectly. *Skew*: a few seeds that fail badly pull coverage below nominal. *Three seeds*: pair
-    noise alone makes it twice too wide, so that real differences are missed. So show the
-    seeds' own scores beside the interval; :mod:`~husai.consistency.inference.planning` says how
-    many seeds a width takes.
+    It fails in three cases. *Basins*: when nine seeds in ten reach one solution and the others
+    another (scores .9 within and .5 across, pair noise .02), the interval covers the truth in .41
+    of studies with 5 seeds, .61 with 10 and .86 with 20, since a few seeds often all reach the same
+    solution and agree perfectly. *Skew*: a few seeds that fail badly bring the coverage below
+    nominal. *Three seeds*: pair noise alone makes the interval twice too wide, so that real
+    differences are missed. So show the scores of the seeds beside the interval;
+    :mod:`~husai.consistency.inference.planning` says how many seeds an interval of a given width
+    needs.
 
     Parameters
     ----------
@@ -118,19 +120,19 @@ def seed_interval(
     method
         ``"jackknife"`` (default) or ``"bootstrap"``.
     bounds
-        Cut the interval to what the score can be, for example ``(0, 1)``.
+        Possible values of the score, for example ``(0, 1)``; the interval is cut there.
     n_resamples, seed
-        Of the bootstrap.
+        Number of resamples of the bootstrap, and their seed.
 
     Returns
     -------
     SeedInterval
-        With ``reason`` instead of an interval below three seeds.
+        With fewer than three seeds, ``reason`` says why there is no interval.
 
     Raises
     ------
     InputError
-        When the matrix, the level or the method is unfit.
+        When the matrix, the level or the method is not valid.
     """
     if not 0 < level < 1:
         raise InputError(f"level: {level}; give a number between 0 and 1")
@@ -143,7 +145,7 @@ def seed_interval(
         reason = (
             "one seed: no pair to compare"
             if n == 1
-            else "two seeds make one pair: its spread over seeds cannot be seen"
+            else "two seeds make one pair: the spread over seeds is not known"
         )
         mean = float(W[0, 1]) if n == 2 else None
         return SeedInterval(mean, None, None, None, level, n, n_pairs, method, reason)
@@ -166,8 +168,8 @@ def jackknife_interval(
 ) -> SeedInterval:
     """Interval over seeds for any statistic, from its values with each seed left out.
 
-    ``se² = (S-1)/S Σ_s (θ_(s) - θ̄)²``, with the t quantile of S-1 degrees of freedom, around the
-    statistic of all seeds: the interval is of what it stands beside, whatever that is.
+    ``se² = (S-1)/S Σ_s (θ_(s) - θ̄)²``, with the t quantile of S-1 degrees of freedom. The interval
+    is centred on the statistic of all seeds.
 
     Parameters
     ----------
@@ -178,7 +180,7 @@ def jackknife_interval(
     level
         Confidence level.
     bounds
-        Cut the interval to what the statistic can be.
+        Possible values of the statistic; the interval is cut there.
 
     Raises
     ------
@@ -188,7 +190,7 @@ def jackknife_interval(
     left = np.asarray(without, dtype=np.float64)
     if left.ndim != 1 or len(left) < 2 or not np.isfinite([whole, *left]).all():
         raise InputError(
-            "without: give the finite statistic with each of two or more seeds left out"
+            "without: give at least two finite values, the statistic without each seed"
         )
     n = len(left)
     se = (n - 1) * float(left.std(ddof=1)) / sqrt(n)
@@ -208,7 +210,7 @@ def _bootstrap_means(
     """Mean pair score of resampled seeds, over pairs of different seeds."""
     n = len(W)
     counts = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.float64)
-    counts = counts[(counts > 0).sum(axis=1) > 1]  # one seed n times holds no pair
+    counts = counts[(counts > 0).sum(axis=1) > 1]  # one seed n times has no pair
     weighted = np.einsum("rs,st,rt->r", counts, W, counts)
     means: NDArray[np.float64] = weighted / (
         counts.sum(axis=1) ** 2 - np.square(counts).sum(axis=1)
@@ -219,12 +221,22 @@ def _bootstrap_means(
 def pseudo_values(scores: ArrayLike) -> NDArray[np.float64]:
     """Jackknife pseudo-values ``S U - (S-1) U_(s)`` of the mean pair score, one per seed.
 
-    Their mean is the score and their spread is the seeds' own: what a seed adds. Needs three.
+    Their mean is the mean pair score, and their spread shows how much the seeds differ.
+
+    Parameters
+    ----------
+    scores
+        ``[S, S]`` symmetric pair scores of at least three seeds; the diagonal is ignored.
+
+    Returns
+    -------
+    values
+        ``[S]``, one per seed.
 
     Raises
     ------
     InputError
-        When the matrix is unfit or holds fewer than three seeds.
+        When the matrix is not valid or has fewer than three seeds.
     """
     W = pair_matrix(scores)
     n = len(W)
@@ -247,14 +259,14 @@ class Difference:
     difference
         Mean of A minus mean of B; None when a group has no pair.
     low, high, se
-        Interval over seeds and standard error; None below three seeds a group.
+        Interval over seeds and standard error; None with fewer than three seeds in a group.
     p_value
-        Two-sided t-test of no difference, by the same standard error; None where undefined.
+        Two-sided t-test of no difference, with the same standard error; None where undefined.
     effect
-        Hedges' g on the jackknife pseudo-values: the difference in units of a seed's spread.
+        Hedges' g on the jackknife pseudo-values: the difference in units of the spread of seeds.
         None where nothing varies.
     level, paired, n_a, n_b
-        What it rests on.
+        Confidence level, whether seeds are paired, and the numbers of seeds.
     reason
         Why something is None.
     """
@@ -282,9 +294,9 @@ def seed_difference(
 ) -> Difference:
     """Difference of two groups' mean pair scores with an interval over seeds.
 
-    Unpaired: jackknife variances added, t with Welch's degrees of freedom. Paired (seed s of A and
-    seed s of B had the same initialisation or data order): jackknife of the difference, S-1
-    degrees of freedom.
+    Unpaired: the jackknife variances are added; t with Welch's degrees of freedom. Paired (seed s
+    of A and seed s of B have the same initialisation or data order): jackknife of the difference,
+    with S-1 degrees of freedom.
 
     Parameters
     ----------
@@ -293,14 +305,14 @@ def seed_difference(
     level
         Confidence level.
     paired
-        Whether the seeds of the two groups belong together in order.
+        Whether seed s of A belongs to seed s of B.
     bounds
-        Cut the interval to what the difference can be, for example ``(-1, 1)``.
+        Possible values of the difference, for example ``(-1, 1)``; the interval is cut there.
 
     Raises
     ------
     InputError
-        When a matrix or the level is unfit, or paired groups differ in size.
+        When a matrix or the level is not valid, or paired groups differ in size.
     """
     if not 0 < level < 1:
         raise InputError(f"level: {level}; give a number between 0 and 1")
@@ -314,7 +326,7 @@ def seed_difference(
     means = [float(W.sum() / (len(W) * (len(W) - 1))) for W in (A, B)]
     difference = means[0] - means[1]
     if min(n_a, n_b) < 3:
-        reason = "a group has two seeds: its spread over seeds cannot be seen"
+        reason = "a group has two seeds: its spread over seeds is not known"
         return Difference(difference, None, None, None, None, None, level, paired, n_a, n_b, reason)
     x, y = pseudo_values(A), pseudo_values(B)
     if paired:
@@ -351,9 +363,9 @@ def seed_difference(
 def mean_interval(
     values: ArrayLike, *, level: float = 0.95, bounds: tuple[float, float] | None = None
 ) -> SeedInterval:
-    """Interval for the mean of a score that every SAE has by itself (plane recall, FVU).
+    """Interval for the mean of a score of single SAEs (plane recall, FVU).
 
-    Seeds are independent, so this is the t interval; below two there is none.
+    Seeds are independent, so this is the t interval; with one seed there is none.
 
     Parameters
     ----------
@@ -362,7 +374,7 @@ def mean_interval(
     level
         Confidence level.
     bounds
-        Cut the interval to what the score can be, for example ``(0, 1)``.
+        Possible values of the score, for example ``(0, 1)``; the interval is cut there.
 
     Raises
     ------
@@ -374,7 +386,7 @@ def mean_interval(
         raise InputError("values: give at least one finite number per seed")
     n, mean = len(x), float(x.mean())
     if n < 2:
-        reason = "one seed: its spread cannot be seen"
+        reason = "one seed: the spread over seeds is not known"
         return SeedInterval(mean, None, None, None, level, n, 0, "t", reason)
     se = float(x.std(ddof=1) / sqrt(n))
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * se

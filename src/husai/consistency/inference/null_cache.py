@@ -1,4 +1,4 @@
-"""The nulls of a comparison: drawn once for all SAEs of one shape, or made from given SAEs."""
+"""The nulls of a comparison, kept in memory so that each is drawn once and then shared."""
 
 from __future__ import annotations
 
@@ -26,30 +26,31 @@ from husai.consistency.scores.registry import SCORES, Score
 from husai.consistency.scores.subspace import DataSpan, covariance_root
 from husai.threads import worker_pool
 
-# Float operations that the nulls of one pair of shapes may take when their number is not given:
-# a minute or so on two cores. Chance varies less the wider the dictionaries.
+# Float operations that the nulls of one pair of shapes may take when the number of draws is not
+# given: about a minute on two cores. Wide dictionaries need fewer draws, as their chance scores
+# vary less.
 _NULL_OPERATIONS = 4e12
 _MOST_NULL_DRAWS, _LEAST_NULL_DRAWS, _OWN_DRAWS = 40, 1, 5
-# Numbers in the decoders that a null made of the SAEs themselves pools in float64: it is left out
-# of comparisons that are larger, where a draw would take gigabytes.
+# Numbers in all decoders together up to which the permuted null is drawn; it pools them in
+# float64, and a draw from more would take gigabytes.
 _MOST_POOLED = 32 * 1024**2
-# Shuffles behind the null of matched activations, and pairs of latents they may correlate in all.
+# Shuffles for the null of matched activations, and pairs of latents they may correlate in all.
 _MOST_SHUFFLES, _SHUFFLED_PAIRS = 19, 20 * 1024**2
 
 
 class NullCache:
-    """Drawn nulls by shape, so that SAEs of one shape share them.
+    """Drawn nulls, kept by the shape of the SAEs, so that SAEs of one shape share them.
 
     Parameters
     ----------
     config
-        Draws, seed, threads, threshold.
+        Number of draws, seed, threads, threshold.
     covariance
-        ``[d, d]`` of the activations, or None: then no null is drawn that needs it.
+        ``[d, d]`` covariance of the activations; with None, nulls that need it are not drawn.
     spaces
-        The spaces in which scores are given: None for the full one.
+        The spaces in which scores are computed, by name; None for the full space.
     run
-        Budget, device and checkpoint of long matches.
+        Options of long matches.
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class NullCache:
     def draws(self, n_a: int, n_b: int, d: int, kind: str = "isotropic") -> int:
         """Number of random pairs for dictionaries of these sizes.
 
-        Five times as many of a kind made of the SAEs themselves: claims rest on it, so that its
-        p-value has to reach below 1 / 200, and few scores have it.
+        Five times as many for a null made from the SAEs themselves: claims rest on it, so its
+        p-value must be able to fall below 1 / 200. Few scores have such a null.
         """
         factor = _OWN_DRAWS if "dictionaries" in NULL_KINDS[kind].needs else 1
         if self._config.null_draws is not None:
@@ -84,18 +85,18 @@ class NullCache:
     def pair(
         self, a: Side, b: Side, space: str = "full", group: str = "", own: Sequence[Side] = ()
     ) -> Nulls:
-        """Give the drawn nulls of SAEs like these two.
+        """Return the drawn nulls for a pair of SAEs, by score and sign, then by kind.
 
         Parameters
         ----------
         a, b
-            Two SAEs; of most kinds only their sizes matter.
+            Two SAEs; for most kinds of null only their sizes matter.
         space
-            In which they are.
+            Name of the space that their rows are in.
         group
-            Names the SAEs compared, for kinds that are made of them.
+            Name of the group of SAEs, for nulls that are made from its SAEs.
         own
-            Those SAEs; the two given when empty.
+            The SAEs of the group; the two given ones when empty.
         """
         found: Nulls = {}
         for kind in self.kinds:
@@ -155,7 +156,15 @@ class NullCache:
 
 
 def given_nulls(kind: str, values: Mapping[tuple[str, bool], Sequence[float | None]]) -> Nulls:
-    """Make nulls of scores of given pairs (initialisations), which are not independent draws."""
+    """Make nulls from the scores of given pairs (initialisations), not independent draws.
+
+    Parameters
+    ----------
+    kind
+        Name of the null.
+    values
+        Scores of the pairs, by name of the score and sign.
+    """
     found: Nulls = {}
     for (name, signed), scored in values.items():
         null = distribution(kind, SCORES[name], signed, scored, independent=False)
@@ -165,9 +174,9 @@ def given_nulls(kind: str, values: Mapping[tuple[str, bool], Sequence[float | No
 
 
 def shuffled_nulls(a: Side, b: Side, config: ComparisonConfig) -> Nulls:
-    """Score two SAEs when the rows of one side's codes are shuffled: they see unrelated inputs.
+    """Draw the null in which the rows of one side's codes are shuffled: unrelated inputs.
 
-    Empty without codes, or where no shuffle is asked for or affordable.
+    Empty without codes, or when no shuffle is wanted or the SAEs are too wide for it.
     """
     wanted = [score for score in SCORES.values() if "shuffled" in score.nulls]
     if a.codes is None or b.codes is None or not wanted:

@@ -1,8 +1,8 @@
-"""Chance levels: what a score is on dictionaries that share nothing.
+"""Nulls: the distribution of a score over dictionaries that share nothing.
 
 A maximum over many candidates is large by chance alone (matched |cosine| .304 between random
-dictionaries of 2,048 features in 128 dimensions), so every score stands beside its null. A kind
-of null is one entry of :data:`NULL_KINDS`.
+dictionaries of 2,048 features in 128 dimensions), so every score is shown beside its null. Each
+kind of null is one entry of :data:`NULL_KINDS`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from husai.errors import InputError
 from husai.threads import worker_pool
 
 Source = Literal["covariance", "dictionaries", "inits", "codes"]
-"""What a null is made of, beside the shapes of the dictionaries."""
+"""What a null is made from, besides the shapes of the dictionaries."""
 
 
 @dataclass(frozen=True)
 class NullDistribution:
-    """Scores of pairs that share nothing, and what they say about an observed score.
+    """Scores of pairs that share nothing, to compare an observed score with.
 
     Attributes
     ----------
     kind
-        ``"isotropic"``, ``"permuted"``, ``"data_aware"``, ``"init"`` or the caller's own word.
+        ``"isotropic"``, ``"permuted"``, ``"data_aware"``, ``"init"`` or a name from the caller.
     score
         Name of the score.
     signed
@@ -73,7 +73,7 @@ class NullDistribution:
 
     @property
     def informative(self) -> bool:
-        """Whether chance falls short of the perfect score and leaves something to correct."""
+        """Whether the mean of the null differs from the perfect score."""
         return abs(self.perfect - self.mean) >= 1e-12
 
     def corrected(self, score: float) -> float:
@@ -88,9 +88,9 @@ class NullDistribution:
     def p_value(self, score: float) -> float | None:
         """One-sided Monte Carlo p-value of a score better than chance.
 
-        ``(1 + #{null at least as good}) / (1 + n)`` (Phipson & Smyth 2010): never 0, and at
-        least ``1 / (1 + n)``. The null is one pair's; a mean over several pairs varies less, so
-        for it the p-value is conservative. None where the null's values are not independent.
+        ``(1 + #{null at least as good}) / (1 + n)`` (Phipson & Smyth 2010), so never below
+        ``1 / (1 + n)``. The null is that of a single pair; a mean over several pairs varies less,
+        so its p-value is conservative. None where the null's values are not independent.
         """
         if not self.independent:
             return None
@@ -100,7 +100,7 @@ class NullDistribution:
     def z(self, score: float) -> float | None:
         """Standardised effect ``(score - null mean) / null sd``.
 
-        None where the sd is 0, or comes from a few values that are not independent.
+        None where the sd is 0, or the null's values are not independent.
         """
         return (score - self.mean) / self.sd if self.sd and self.independent else None
 
@@ -113,9 +113,9 @@ def random_dictionary(
     Parameters
     ----------
     n, d
-        Features and dimensions.
+        Numbers of features and of dimensions.
     rng
-        Generator.
+        Random generator.
     root
         ``[r, d]`` with ``root.T @ root`` the covariance, from :func:`covariance_root`.
     """
@@ -127,7 +127,7 @@ def random_dictionary(
 
 @dataclass(frozen=True)
 class NullSource:
-    """What draws of a null are made from.
+    """The inputs from which pairs of a null are drawn.
 
     Attributes
     ----------
@@ -136,11 +136,11 @@ class NullSource:
     root
         ``[r, d]`` root of the activations' covariance, from :func:`covariance_root`, or None.
     own
-        The SAEs that are compared, where a kind is made of them; empty otherwise. All of them
-        have encoders, or none.
+        The SAEs that are compared, for nulls that are made from them; empty otherwise. Either all
+        of them have encoders or none.
     metric
-        ``[r, d]`` root of the activations' covariance where encoders are compared in the data's
-        metric; None where their raw rows are.
+        ``[r, d]`` root of the activations' covariance if encoders are compared in the data's
+        metric; None if their raw rows are compared.
     """
 
     n_a: int
@@ -170,16 +170,16 @@ class NullKind:
     Attributes
     ----------
     name
-        In columns and files.
+        Its name in columns and files.
     title
-        For people.
+        Its name on pages and in figures.
     meaning
-        One sentence: chance of what.
+        What its pairs are, in one sentence.
     needs
-        What it is made of. With ``"dictionaries"`` it is drawn for each group by itself, else
+        What it is made from. With ``"dictionaries"`` it is drawn for each group separately, else
         once for all SAEs of one shape.
     draw
-        Makes one independent pair of SAEs that share nothing; None for kinds that are not drawn.
+        Draws one pair of SAEs that share nothing; None for kinds that are not drawn.
     """
 
     name: str
@@ -200,10 +200,10 @@ def _data_aware(source: NullSource, rng: np.random.Generator) -> tuple[Side, Sid
 def _random_pair(
     source: NullSource, rng: np.random.Generator, root: NDArray[np.float64] | None
 ) -> tuple[Side, Side]:
-    """Two SAEs whose decoders and encoders are drawn; the encoders only when they are needed.
+    """Draw two SAEs; their encoders are drawn only when a score needs them.
 
-    Encoders are read-out directions: the covariance of the data says nothing about them, so they
-    are isotropic in every kind, and then seen in the metric in use. They come from streams of
+    The covariance of the data says nothing about the directions that encoders read, so encoders
+    are isotropic in every kind, then moved into the metric in use. They have random streams of
     their own, so that the decoders are the same whether encoders are drawn or not.
     """
     stream_a, stream_b = rng.spawn(2)
@@ -250,14 +250,14 @@ NULL_KINDS: dict[str, NullKind] = {
             "permuted",
             "own features permuted",
             "the SAEs' own features with each principal coordinate permuted across features: "
-            "their spectrum and marginals without the features",
+            "spectrum and marginals are kept, the features are not",
             frozenset({"dictionaries"}),
             _permuted,
         ),
         NullKind(
             "init",
             "own initialisation",
-            "the SAEs' own initial decoders: what agreement there was before training",
+            "the SAEs' own initial decoders: agreement that was there before training",
             frozenset({"inits"}),
         ),
         NullKind(
@@ -278,7 +278,7 @@ NULL_KINDS: dict[str, NullKind] = {
 
 
 def drawn_kinds(sources: frozenset[Source] | set[Source]) -> list[str]:
-    """Name the kinds that can be drawn from what there is."""
+    """Names of the kinds of null that can be drawn from these sources."""
     return [kind.name for kind in NULL_KINDS.values() if kind.draw and kind.needs <= sources]
 
 
@@ -295,10 +295,23 @@ def draw_nulls(
     signs: Sequence[bool] = BOTH_SIGNS,
     run: MatchRun | None = None,
 ) -> Nulls:
-    """Score independent pairs of a kind; a score that some draw does not define is left out.
+    """Score independent pairs of one kind of null.
 
-    Draw ``t`` depends on the seed and ``t`` alone, so the values are the same for any number of
-    workers.
+    A score that is not defined for some draw is left out. Draw ``t`` depends only on the seed and
+    on ``t``, so the values are the same for any number of workers.
+
+    Parameters
+    ----------
+    kind, source
+        The kind of null, and what its pairs are made from.
+    config
+        Seed, threads and the options of the scores.
+    n_draws
+        Number of pairs.
+    scores, signs
+        The scores to compute, and their sign conventions.
+    run
+        Options of long matches.
 
     Raises
     ------
@@ -306,7 +319,10 @@ def draw_nulls(
         When the kind is not drawn, or sizes are below 1.
     """
     if kind.draw is None:
-        raise InputError(f"kind: {kind.name!r} is not drawn; choose from those that are")
+        raise InputError(
+            f"kind: {kind.name!r} cannot be drawn; choose from "
+            f"{[name for name, entry in NULL_KINDS.items() if entry.draw]}"
+        )
     n_a, n_b, d = source.n_a, source.n_b, source.d
     if min(n_a, n_b, d, n_draws) < 1:
         raise InputError(f"sizes: n_a {n_a}, n_b {n_b}, d {d}, n_draws {n_draws}; give at least 1")
@@ -315,7 +331,7 @@ def draw_nulls(
 
     def one(t: int) -> list[float | None]:
         sides = draw(source, np.random.default_rng([config.seed, t]))
-        name = f"of chance {kind.name} {n_a} {n_b} {t}"
+        name = f"null {kind.name} {n_a} {n_b} {t}"
         pair = PreparedPair(*sides, config, signs=signs, run=run, name=name)
         return [score.of(pair, signed).value for score, signed in keys]
 
@@ -335,7 +351,7 @@ def draw_nulls(
 def distribution(
     kind: str, score: Score, signed: bool, values: Sequence[float | None], independent: bool = True
 ) -> NullDistribution | None:
-    """A null from its values; None where one is not defined or there is none."""
+    """Make a null from its values; None if there is no value or one of them is not defined."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None
@@ -367,7 +383,7 @@ def null_scores(
         Features of the two dictionaries and their dimension.
     kind
         ``"isotropic"``: directions uniform on the sphere. ``"data_aware"``: directions drawn with
-        the covariance of the activations; anisotropic data raise chance a lot.
+        the covariance of the activations; anisotropic data raise the chance level a lot.
     scores
         Names of scores that need decoders or encoders.
     signed
@@ -375,7 +391,7 @@ def null_scores(
     covariance
         ``[d, d]`` covariance of the activations; needed by ``"data_aware"``.
     n_draws
-        Independent pairs. The least p-value is ``1 / (1 + n_draws)``.
+        Number of pairs. The smallest possible p-value is ``1 / (1 + n_draws)``.
     seed
         Seed of the draws.
     workers
@@ -383,21 +399,21 @@ def null_scores(
     rank
         Dimensions of the subspaces that ``"subspace_overlap"`` compares.
     threshold
-        Cosine from which features count as matched and shared.
+        Least cosine of matched and shared features.
 
     Returns
     -------
     dict
-        By name; a score that is not defined for these sizes is left out.
+        The null of each score by name; a score that is not defined for these sizes is left out.
 
     Raises
     ------
     InputError
-        On an unknown kind or score, sizes below 1, or a covariance that is missing or unfit.
+        On an unknown kind or score, sizes below 1, or a covariance that is missing or not valid.
     """
     drawn = [name for name, entry in NULL_KINDS.items() if entry.draw is not None]
     if kind not in drawn:
-        raise InputError(f"kind: {kind!r} is not a null that is drawn; choose from {drawn}")
+        raise InputError(f"kind: {kind!r} is not a null that can be drawn; choose from {drawn}")
     root = None
     if "covariance" in NULL_KINDS[kind].needs:
         if covariance is None:

@@ -1,4 +1,4 @@
-"""The best order of many seeds, and the tree that carries an alignment between them."""
+"""The best order of many seeds, and the spanning tree along which they are aligned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXACT_SEEDS = 15
 
 @dataclass(frozen=True)
 class SeedPath:
-    """An ordering of seeds along which consecutive scores are as high as they can be.
+    """The order of seeds with the highest mean score between consecutive seeds.
 
     Attributes
     ----------
@@ -30,17 +30,17 @@ class SeedPath:
     greedy_order, greedy_mean
         The greedy path, found in either case.
     gap
-        Exact minus greedy mean. Past ``EXACT_SEEDS``, an upper bound: the maximum spanning tree's
-        mean minus the greedy path's, as a path is a spanning tree.
+        Exact minus greedy mean. Above ``EXACT_SEEDS`` seeds, an upper bound: the mean of the
+        maximum spanning tree minus that of the greedy path, since a path is a spanning tree.
     pair_mean
-        Plain mean over all pairs. The path's mean is at least that, by selection.
+        Plain mean over all pairs. The best path's mean is at least that, by selection.
     random_order_mean, random_order_sd
-        Path mean over random orders of the seeds (labels permuted): mean and sd.
+        Mean and sd of the path mean over random orders of the seeds.
     selected_mean, selected_sd
-        Mean and sd of the best greedy path after the pair scores were dealt to the pairs at
-        random: what selection alone makes of such numbers.
+        Mean and sd of the best greedy path when the pair scores are shuffled among the pairs: the
+        effect of selection alone.
     p_value
-        Share of those at least as good as the greedy path, ``(1 + #) / (1 + n)``.
+        Share of those that are at least as good as the greedy path, ``(1 + #) / (1 + n)``.
     """
 
     order: tuple[int, ...]
@@ -70,22 +70,22 @@ class SeedPath:
 def seed_path(scores: ArrayLike, *, n_null: int = 200, seed: int = 0) -> SeedPath:
     """Order the seeds so that the mean of consecutive pair scores is greatest.
 
-    Exact by dynamic programming to 15 seeds (Held & Karp 1962), greedy with 2-opt beyond. This is
-    the roadmap's "greedy travelling salesman"; it has nothing to do with ground truth.
+    Exact for up to 15 seeds, by dynamic programming (Held & Karp 1962); greedy with 2-opt for
+    more. The roadmap calls this the "greedy travelling salesman".
 
     Parameters
     ----------
     scores
         ``[S, S]`` symmetric pair scores, S >= 2; the diagonal is ignored.
     n_null
-        Random orders and shuffled score matrices behind the nulls.
+        Number of random orders and of shuffled score matrices for the nulls.
     seed
         Seed of the nulls.
 
     Raises
     ------
     InputError
-        When the matrix is unfit or holds fewer than two seeds.
+        When the matrix is not valid or has fewer than two seeds.
     """
     W = pair_matrix(scores)
     n = len(W)
@@ -158,7 +158,7 @@ def _held_karp(W: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _greedy_path(W: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Nearest neighbour from every start, the best of them improved by 2-opt."""
+    """Nearest-neighbour path from every start; the best of these, improved by 2-opt."""
     n = len(W)
     candidates = []
     for start in range(n):
@@ -188,15 +188,15 @@ def _greedy_path(W: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def spanning_tree(scores: ArrayLike) -> list[tuple[int, int, float]]:
-    """Maximum spanning tree of the pair scores: the edges ``(s, t, score)``, s < t.
+    """Maximum spanning tree of the pair scores ``[S, S]``: the edges ``(s, t, score)``, s < t.
 
-    The right tool for carrying an alignment from seed to seed: between any two seeds its path has
-    the greatest possible weakest link.
+    Used to carry an alignment from seed to seed: between any two seeds, no other path has a
+    higher lowest score than the path in this tree.
 
     Raises
     ------
     InputError
-        When the matrix is unfit.
+        When the matrix is not valid.
     """
     W = pair_matrix(scores)
     # scipy reads 0 as "no edge" and minimises: shift to positive costs

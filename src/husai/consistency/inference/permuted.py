@@ -1,4 +1,4 @@
-"""Dictionaries permuted coordinate by coordinate: the null that claims are compared with."""
+"""The permuted null, on which claims rest: features permuted coordinate by coordinate."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Rows = NDArray[np.float64]
 
 
 def pooled(dictionaries: Sequence[ArrayLike]) -> Rows:
-    """All unit rows, without those of zeros."""
+    """All rows of the dictionaries at unit norm, ``[N, d]``, without rows of zeros."""
     if not len(dictionaries):
         raise InputError("dictionaries: none given; give the seeds' decoders")
     rows = [unit_rows(one, f"dictionary {i}") for i, one in enumerate(dictionaries)]
     if len({one.shape[1] for one in rows}) > 1:
         raise InputError(
-            f"dictionaries: of {sorted({one.shape[1] for one in rows})} dimensions; "
-            "compare dictionaries of one space"
+            f"dictionaries: they have {sorted({one.shape[1] for one in rows})} dimensions; "
+            "give dictionaries of one space"
         )
     pool = np.concatenate(rows)
     pool = pool[pool.any(axis=1)]
@@ -31,8 +31,7 @@ def pooled(dictionaries: Sequence[ArrayLike]) -> Rows:
 
 
 class PermutedPool:
-    """The seeds' features in principal axes, to be permuted: the law behind the
-    permuted reference.
+    """The features of all seeds in their principal axes, from which permuted ones are drawn.
 
     Parameters
     ----------
@@ -40,14 +39,14 @@ class PermutedPool:
         ``[n_s, d]``; rows of zeros are left out.
     encoders
         ``[n_s, d]`` of the same features, or None. They are permuted **with** their decoders, by
-        the same permutations and signs in the decoders' axes: coordinate by coordinate a null
-        feature's encoder belongs to its decoder, as training makes it.
+        the same permutations and signs in the decoders' axes, so that in each coordinate encoder
+        and decoder still belong to one trained feature.
 
     Attributes
     ----------
     basis
-        ``[r, d]`` axes; the whole space when there are encoders, which may leave the decoders'
-        span.
+        ``[r, d]`` axes; the whole space when there are encoders, since these may lie outside the
+        span of the decoders.
 
     Raises
     ------
@@ -66,7 +65,7 @@ class PermutedPool:
         if encoders is not None:
             if [np.shape(one) for one in decoders] != [np.shape(one) for one in encoders]:
                 raise InputError(
-                    "encoders: their shapes are not those of the decoders; give one feature per row"
+                    "encoders: their shapes differ from the decoders'; give one feature per row"
                 )
             live = np.concatenate([np.asarray(one).any(axis=1) for one in decoders])
             rows = np.concatenate([unit_rows(one, "encoder") for one in encoders])
@@ -77,20 +76,20 @@ class PermutedPool:
     def draw(
         self, rng: np.random.Generator, sizes: Sequence[int]
     ) -> list[tuple[Rows, Rows | None]]:
-        """Draw decoder and encoder (None without) of unit rows for each of the ``sizes``."""
-        mixed = _deal(self._sides, rng, sum(sizes))
+        """Draw decoder and encoder ``[n, d]`` (or None) of unit rows for each ``n`` in sizes."""
+        mixed = _permute_axes(self._sides, rng, sum(sizes))
         cuts = np.cumsum(sizes)[:-1]
         decoders, *encoders = (np.split(unit_rows(side.T @ self.basis), cuts) for side in mixed)
         return list(zip(decoders, encoders[0] if encoders else [None] * len(sizes), strict=True))
 
 
-def _deal(coordinates: Rows, rng: np.random.Generator, n: int) -> Rows:
-    """``[sides, r, n]`` of ``[sides, r, N]``: axes permuted apart, random signs; N rows at once."""
+def _permute_axes(coordinates: Rows, rng: np.random.Generator, n: int) -> Rows:
+    """Draw ``[sides, r, n]`` from ``[sides, r, N]``: each axis permuted by itself, random signs."""
     _, r, total = coordinates.shape
     axes = np.arange(r)[:, None]
     blocks = []
     while n > 0:
-        # an axis is a row here, next to itself in memory: several times faster than columns
+        # an axis is a row here, contiguous in memory: several times faster than columns
         order = rng.permuted(np.broadcast_to(np.arange(total), (r, total)), axis=1)[:, :n]
         signs = 2.0 * rng.integers(0, 2, size=(order.shape[1], r)) - 1.0
         mixed = np.stack([side[axes, order] for side in coordinates])
@@ -103,10 +102,10 @@ def _deal(coordinates: Rows, rng: np.random.Generator, n: int) -> Rows:
 def _axis_weights(coordinates: Rows, n_rows: int = 4096, iterations: int = 8) -> Rows:
     """``[r]``: weights with which permuted, renormalised rows keep the spectrum.
 
-    A fixed point: each axis is weighted by how much of its share of the energy is missing. Two
-    or three rounds get within the noise of ``n_rows`` permuted rows.
+    Found by iteration: each axis is weighted up by the share of energy that it lacks. Two or
+    three rounds are enough to reach the noise of ``n_rows`` permuted rows.
     """
-    rows = _deal(coordinates.T[None], np.random.default_rng(0), n_rows)[0].T
+    rows = _permute_axes(coordinates.T[None], np.random.default_rng(0), n_rows)[0].T
     wanted = np.square(coordinates).mean(axis=0)
     wanted = wanted / wanted.sum()
     weights = np.ones(coordinates.shape[1])

@@ -1,15 +1,15 @@
-"""How many seeds a study needs, from the variance of seeds and of pairs.
+"""How many seeds a study needs, from the variances of seed effects and pair noise.
 
-The model is ``W_st = μ + a_s + a_t + e_st``: a seed's own effect, and what a pair adds. Both
-variances come from a study's own pair scores, and everything else follows:
+The model is ``W_st = μ + a_s + a_t + e_st``, with seed effects ``a`` and pair noise ``e``. Both
+variances are estimated from the pair scores of a study, and give:
 
 - variance of the mean pair score of S seeds: ``4 σ_a² / S + 2 σ_e² / (S (S-1))``;
 - expected squared standard error of the jackknife: ``4 σ_a² / S + 4 σ_e² / (S (S-2))``. It is
   right for seed effects and too large for pair noise, by ``2 (S-1) / (S-2)``: twice too wide at
-  S = 3. The interval that a study will print is the jackknife's, so plans count with it.
+  S = 3. Studies show the jackknife interval, so plans use this one.
 
-What the model does not know: basins. Where most seeds end in one solution and a few in another,
-seed effects are not normal and no interval from few seeds covers (see
+The model does not cover basins: where most seeds reach one solution and a few another, seed
+effects are not normal, and no interval from few seeds reaches its nominal coverage (see
 :func:`~husai.consistency.inference.intervals.seed_interval`).
 """
 
@@ -27,7 +27,7 @@ from husai.consistency.inference.intervals import pair_matrix
 from husai.errors import InputError
 
 MAX_SEEDS = 200
-"""Largest number of seeds that a plan may need; a larger one has no answer."""
+"""Plans try at most this many seeds; where they are not enough, the answer is None."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class VarianceComponents:
     seed_sd
         σ_a, standard deviation of a seed's effect.
     pair_sd
-        σ_e, standard deviation of what a pair adds.
+        σ_e, standard deviation of the pair noise.
     n_seeds
-        Seeds behind the estimate: with four or five it is rough itself.
+        Seeds that the estimate was made from; with four or five it is rough.
     """
 
     mean: float
@@ -61,7 +61,7 @@ class VarianceComponents:
         return 4 * self.seed_sd**2 / n_seeds + 4 * self.pair_sd**2 / (n_seeds * (n_seeds - 2))
 
     def half_width(self, n_seeds: int, level: float = 0.95) -> float:
-        """Half of the width to expect of the jackknife interval over ``n_seeds >= 3`` seeds."""
+        """Half the expected width of the jackknife interval over ``n_seeds >= 3`` seeds."""
         quantile = float(stats.t.ppf((1 + level) / 2, n_seeds - 1))
         return quantile * sqrt(self.jackknife_variance(n_seeds))
 
@@ -87,7 +87,7 @@ def variance_components(scores: ArrayLike) -> VarianceComponents:
     Raises
     ------
     InputError
-        When the matrix is unfit or holds fewer than four seeds: with three, a seed's effect and
+        When the matrix is not valid or has fewer than four seeds: with three, seed effects and
         pair noise cannot be separated.
     """
     W = pair_matrix(scores)
@@ -110,7 +110,7 @@ def variance_components(scores: ArrayLike) -> VarianceComponents:
 def seeds_for_half_width(
     components: VarianceComponents, half_width: float = 0.05, *, level: float = 0.95
 ) -> int | None:
-    """Fewest seeds whose jackknife interval is expected within ± ``half_width``.
+    """Fewest seeds for which the jackknife interval is expected to be at most ± ``half_width``.
 
     Returns None when ``MAX_SEEDS`` are not enough.
 
@@ -125,9 +125,9 @@ def seeds_for_half_width(
 
 
 def _fewest(enough: Callable[[int], bool]) -> int | None:
-    """Fewest seeds, from 3 to ``MAX_SEEDS``, by bisection: more never stop being enough."""
+    """Fewest seeds, from 3 to ``MAX_SEEDS``, by bisection: if n are enough, so are n + 1."""
     low, high = 3, 3
-    # from below: far beyond what is enough the noncentral t is no number
+    # from below, since the noncentral t is NaN for far more seeds than needed
     while not enough(high):
         if high == MAX_SEEDS:
             return None
@@ -144,15 +144,16 @@ def _fewest(enough: Callable[[int], bool]) -> int | None:
 def power_to_separate(
     a: VarianceComponents, b: VarianceComponents, n_seeds: int, *, level: float = 0.95
 ) -> float:
-    """Chance that ``n_seeds`` seeds in each of two settings show their scores to differ.
+    """Probability that ``n_seeds`` seeds in each of two settings show a difference.
 
-    By the unpaired test of :func:`~husai.consistency.inference.intervals.seed_difference`. Noise
-    of pairs makes its standard error too large and lowers the power.
+    The test is the unpaired one of
+    :func:`~husai.consistency.inference.intervals.seed_difference`. Pair noise makes its standard
+    error too large, which lowers the power.
 
     Raises
     ------
     InputError
-        Below three seeds or at a level outside (0, 1).
+        With fewer than three seeds, or a level outside (0, 1).
     """
     if n_seeds < 3 or not 0 < level < 1:
         raise InputError(f"n_seeds {n_seeds}, level {level}; give at least 3 and a level below 1")

@@ -1,13 +1,13 @@
-"""References: random dictionaries that keep a named part of what the real ones hold.
+"""References: random dictionaries that keep one chosen property of the real ones.
 
-A score says something once it stands beside what it would be if only *this* were shared. Each
-reference here is one choice of *this*: it draws any number of dictionaries that keep it and share
-nothing else. :func:`score_reference` turns a reference into the null of a score.
+A score has to be compared with the score of dictionaries that have only a known property in
+common. Each reference here is one choice of this property: it draws any number of dictionaries
+that share it and nothing else. :func:`score_reference` makes the null of a score from a reference.
 
-Which one a claim rests on is not a matter of taste: ``benchmarks/null_calibration.py`` measures
-them on planted worlds. The permuted reference is the one to claim against. The data-aware one is
-not a fair null for SAE dictionaries, whose spectrum is flatter than the data's: half-shared
-dictionaries can score below it.
+``benchmarks/null_calibration.py`` measures on planted worlds which reference is a fair null.
+Claims should rest on the permuted reference. The data-aware one is not a fair null for SAE
+dictionaries, since their spectrum is flatter than that of the data: dictionaries that share half
+of their features can score below it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from scipy.cluster.vq import kmeans2
 from husai.consistency.config import ComparisonConfig
 from husai.consistency.inference.nulls import (
     NullDistribution,
+    distribution,
     random_dictionary,
 )
 from husai.consistency.inference.permuted import PermutedPool, pooled
@@ -41,7 +42,7 @@ Draw = Callable[[np.random.Generator, Sequence[int]], list[Rows]]
 
 @dataclass(frozen=True)
 class Reference:
-    """A law of random dictionaries.
+    """A distribution of random dictionaries.
 
     Attributes
     ----------
@@ -49,7 +50,7 @@ class Reference:
         Its name: ``"isotropic"``, ``"permuted"``, ``"data_aware"``, ``"phase"``, ``"data_rows"``,
         ``"kmeans"`` or ``"init"``.
     keeps
-        What its dictionaries have in common with the real ones, in words for a reader.
+        What its dictionaries have in common with the real ones, in words.
     d
         Dimensions.
     independent
@@ -77,9 +78,9 @@ class Reference:
 
 
 def isotropic(d: int) -> Reference:
-    """Directions uniform on the sphere: keep the sizes and nothing else.
+    """Directions uniform on the sphere in ``d`` dimensions: only the sizes are kept.
 
-    Far below any real dictionary; it shows only that chance is not 0.
+    Real dictionaries score far above it; it only shows that chance is not 0.
     """
     if d < 1:
         raise InputError(f"d: {d}; give at least 1")
@@ -107,19 +108,19 @@ def data_aware(covariance: ArrayLike) -> Reference:
 
 
 def permuted(dictionaries: Sequence[ArrayLike]) -> Reference:
-    """Permute the coordinates of the seeds' own features: keep spectrum and marginals.
+    """Permute the coordinates of the seeds' own features: spectrum and marginals are kept.
 
     The seeds' unit rows are pooled, ``[N, d]``, and written in the principal axes of their second
     moment. In each axis the N coordinates are permuted across features, independently of the
-    other axes, and get random signs; the rows are renormalised and dealt to the dictionaries
-    drawn (Horn 1965, parallel analysis, for directions). What is lost is which coordinates go
-    together, that is, the features. Renormalising flattens the spectrum, and a flatter spectrum
-    makes chance too low (by .02 where it is steep), so the axes are weighted first such that the
-    rows drawn have the pool's second moment.
+    other axes, and get random signs; the rows are renormalised and divided among the dictionaries
+    that are drawn (Horn 1965, parallel analysis, for directions). This removes the features: which
+    coordinates belong together. Renormalising flattens the spectrum, and a flatter spectrum makes
+    chance too low (by .02 where the spectrum is steep), so the axes are first weighted such that
+    the drawn rows have the second moment of the pool.
 
-    With few features the axes fit them too well and the null is too high: at 16 features a
-    dictionary give it many seeds. The random signs lose a mean direction that all features may
-    lean to: it counts for a signed score only.
+    With few features the axes fit them too well and the null is too high: with 16 features per
+    dictionary, give it many seeds. The random signs remove a mean direction of all features; this
+    matters only for signed scores.
 
     Parameters
     ----------
@@ -146,19 +147,18 @@ def permuted(dictionaries: Sequence[ArrayLike]) -> Reference:
 
 
 def phase(dictionaries: Sequence[ArrayLike], planes: ArrayLike) -> Reference:
-    """Turn the seeds' own dictionaries inside known planes, each plane by an angle of its own.
+    """Rotate the seeds' own dictionaries inside known planes, each plane by a random angle.
 
-    Each dictionary drawn is one of the seeds' with every plane rotated by a random angle. All
-    that a frequency's phase does not touch is kept: which planes are filled, by how many features
-    and how evenly, and what lies outside the planes. So a score above it says that seeds agree on
-    phases too; one at its level may still be full agreement about planes.
+    Only the phases in the planes change. Everything else is kept: which planes have features, how
+    many and how evenly, and the parts outside the planes. So a score above this reference says
+    that seeds agree on phases too; a score at its level may still mean full agreement on planes.
 
-    Two dictionaries of one draw are turned copies of two *different* seeds where there are two.
+    Two dictionaries of one draw come from two *different* seeds, if there are two.
 
     Parameters
     ----------
     dictionaries
-        ``[n_s, d]``, all of one size when sizes of a draw are theirs.
+        ``[n_s, d]`` decoders of the seeds; a drawn dictionary has at most as many features.
     planes
         ``[n_planes, 2, d]``, linearly independent; they need not be orthogonal to one another.
 
@@ -179,7 +179,7 @@ def phase(dictionaries: Sequence[ArrayLike], planes: ArrayLike) -> Reference:
             f"planes: {len(axes)} planes are not independent in {d} dimensions; give the key "
             "frequencies only"
         )
-    # coordinates in planes that are not orthogonal come from the dual basis
+    # the dual basis gives the coordinates in planes that are not orthogonal
     dual = np.linalg.pinv(flat)
 
     def draw(rng: np.random.Generator, sizes: Sequence[int]) -> list[Rows]:
@@ -188,9 +188,7 @@ def phase(dictionaries: Sequence[ArrayLike], planes: ArrayLike) -> Reference:
         for at, n in enumerate(sizes):
             source = rows[order[at % len(rows)]]
             if n > len(source):
-                raise InputError(
-                    f"sizes: {n} features asked for, the dictionary turned has {len(source)}"
-                )
+                raise InputError(f"sizes: {n} features asked for, the dictionary has {len(source)}")
             chosen = source if n == len(source) else source[rng.permutation(len(source))[:n]]
             angle = rng.uniform(0, 2 * np.pi, len(axes))
             pairs = (chosen @ dual).reshape(n, -1, 2)
@@ -208,10 +206,10 @@ def phase(dictionaries: Sequence[ArrayLike], planes: ArrayLike) -> Reference:
 
 
 def data_rows(rows: ArrayLike) -> Reference:
-    """Centred rows of the data as features: what two samples of the data agree on.
+    """Centred rows of the data as features: the agreement of two samples of the data.
 
-    Agreement at this level needs no training (arXiv 2606.02061: the stability of archetypal SAEs
-    is shared initialisation).
+    Agreement at this level needs no training (arXiv 2606.02061 finds that the stability of
+    archetypal SAEs comes from shared initialisation).
 
     Parameters
     ----------
@@ -238,48 +236,49 @@ def kmeans(
 ) -> Reference:
     """Centroids of the centred data, by k-means from different starts.
 
-    What the simplest way to cluster the same data agrees on. Runs are costly, so ``n_runs`` are
-    made here and a draw takes different ones: the draws are not independent.
+    It shows how far a simple clustering of the same data agrees with itself. Runs are costly, so
+    ``n_runs`` are made here and each draw takes different ones of them; the draws are therefore
+    not independent.
 
     Parameters
     ----------
     rows
         ``[N, d]`` activations.
     n
-        Centroids.
+        Number of centroids.
     n_runs
-        Runs, each from rows of the data drawn with its own seed.
+        Number of runs; each starts from other rows of the data.
     iterations
-        Lloyd's iterations a run.
+        Lloyd's iterations in a run.
     seed
-        Of the starts.
+        Seed of the starts.
 
     Raises
     ------
     InputError
-        When the rows are unfit, or there are fewer than ``n`` of them.
+        When the rows are not a finite matrix, or there are fewer than ``n`` of them.
     """
     centred = _centred(rows)
     if not 1 <= n <= len(centred) or n_runs < 2:
         raise InputError(
-            f"n: {n} centroids of {len(centred)} rows in {n_runs} runs; give at most as many "
-            "centroids as rows and at least two runs"
+            f"n, n_runs: {n} centroids of {len(centred)} rows in {n_runs} runs; give at most as "
+            "many centroids as rows and at least two runs"
         )
     fitted = []
     for run in range(n_runs):
         rng = np.random.default_rng([seed, run])
         start = centred[rng.choice(len(centred), n, replace=False)]
-        # a cluster that empties keeps its last centroid
+        # a cluster without rows keeps its last centroid
         centroids, _ = kmeans2(centred, start, iter=iterations, minit="matrix", missing="warn")
         fitted.append(np.asarray(centroids, dtype=np.float64))
     return given(fitted, "kmeans", "the data, as clustered by k-means")
 
 
 def given(dictionaries: Sequence[ArrayLike], kind: str, keeps: str) -> Reference:
-    """Dictionaries that are given: the SAEs' initialisations, or those of a baseline.
+    """Given dictionaries: the initialisations of the SAEs, or the SAEs of a baseline.
 
-    For the SAEs' own initial decoders, ``given(inits, "init", "the initial weights")``: how much
-    agreement was there before training. A draw takes different ones at random.
+    ``given(inits, "init", "the initial weights")`` with the SAEs' initial decoders gives the
+    agreement before training. Each draw takes different ones of them at random.
 
     Parameters
     ----------
@@ -291,7 +290,7 @@ def given(dictionaries: Sequence[ArrayLike], kind: str, keeps: str) -> Reference
     Raises
     ------
     InputError
-        When fewer than two are given or they do not fit together.
+        When fewer than two are given or their dimensions differ.
     """
     if len(dictionaries) < 2:
         raise InputError(f"dictionaries: {len(dictionaries)} given; a pair needs at least two")
@@ -335,17 +334,17 @@ def score_reference(
     workers: int = 1,
     rank: int | None = None,
 ) -> dict[str, NullDistribution]:
-    """Score pairs drawn from a reference: the null of each score.
+    """Score pairs drawn from a reference; returns the null of each score by name.
 
-    Draw ``t`` depends on ``seed`` and ``t`` alone, so values are the same for any ``workers``. The
-    least p-value is ``1 / (1 + n_draws)``: .005 at the default, .024 at 40.
+    Draw ``t`` depends only on ``seed`` and ``t``, so the values are the same for any ``workers``.
+    The smallest possible p-value is ``1 / (1 + n_draws)``: .005 at the default, .024 at 40.
 
     Parameters
     ----------
     reference
-        The law of the dictionaries.
+        The distribution of the dictionaries.
     sizes
-        Features of the two.
+        Numbers of features of the two dictionaries.
     scores
         Names of scores of decoders; one that is not defined for these sizes is left out.
     signed
@@ -360,7 +359,7 @@ def score_reference(
     Raises
     ------
     InputError
-        On an unknown score, no draw, or sizes the reference cannot make.
+        On an unknown score, fewer than one draw, or sizes that the reference cannot make.
     """
     wanted = known_scores(list(scores))
     config = ComparisonConfig(subspace_rank=rank)
@@ -373,16 +372,10 @@ def score_reference(
     values = _each(one, n_draws, workers)
     found = {}
     for column, score in enumerate(wanted):
-        defined = [row[column] for row in values]
-        if all(value is not None for value in defined):
-            found[score.name] = NullDistribution(
-                reference.kind,
-                score.name,
-                signed,
-                np.array(defined, dtype=np.float64),
-                reference.independent,
-                score.perfect,
-            )
+        of_score = [row[column] for row in values]
+        null = distribution(reference.kind, score, signed, of_score, reference.independent)
+        if null is not None:
+            found[score.name] = null
     return found
 
 
@@ -403,23 +396,22 @@ def joint_null(
     seed: int = 0,
     workers: int = 1,
 ) -> NullDistribution:
-    """Null of the shared fraction: the joint event, on permuted SAEs.
+    """Null of the shared fraction: the score of permuted SAEs, decoder and encoder together.
 
-    A feature is shared when decoder *and* encoder name the same partner, both at the threshold or
-    above. Each SAE drawn is permuted as in :func:`permuted`, decoder and encoder together (see
-    :class:`PermutedPool`), so that only which coordinates go together is lost. The decoder's half
-    alone is far higher and is not this null.
+    A feature is shared when decoder *and* encoder have the same partner, both at the threshold or
+    above. Each SAE is permuted as in :func:`permuted`, decoder and encoder together (see
+    :class:`PermutedPool`). With decoders alone the null would be far higher.
 
     Parameters
     ----------
     decoders
-        ``[n_s, d]``, the seeds'.
+        ``[n_s, d]`` decoders of the seeds.
     encoders
         ``[n_s, d]``, **one feature per row**: from
         :func:`~husai.consistency.scores.subspace.encoder_in_data_metric`, or raw rows when there
         are no activations.
     threshold, signed
-        Those of the score beside which it stands.
+        As in :func:`~husai.consistency.scores.decoder.shared_fraction`.
     n_draws, seed, workers
         As in :func:`score_reference`.
 

@@ -15,9 +15,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from husai.consistency.inference.paths import spanning_tree
+from husai.consistency.scores.decoder import partner_of
 from husai.errors import InputError
 from husai.matching.match import match_features
-from husai.matching.result import Match
+from husai.matching.result import Match, transposed
 
 Matches = Mapping[tuple[int, int], Match]
 
@@ -25,7 +26,7 @@ Matches = Mapping[tuple[int, int], Match]
 def match_all(
     dictionaries: Sequence[ArrayLike], *, signed: bool = False
 ) -> dict[tuple[int, int], Match]:
-    """Match every pair ``s < t`` of dictionaries."""
+    """Match every pair ``s < t`` of dictionaries ``[n_s, d]``."""
     return {
         (s, t): match_features(dictionaries[s], dictionaries[t], signed=signed)
         for s, t in combinations(range(len(dictionaries)), 2)
@@ -34,12 +35,12 @@ def match_all(
 
 @dataclass(frozen=True)
 class PairMaps:
-    """The matches of all pairs as maps with a similarity, in both directions.
+    """The partner of every feature in every other seed, from the matches of all pairs.
 
     Attributes
     ----------
     sizes
-        Features of each seed.
+        Number of features of each seed.
     """
 
     sizes: tuple[int, ...]
@@ -51,11 +52,13 @@ class PairMaps:
         return self._partner[s, t]
 
     def similarity(self, s: int, t: int) -> NDArray[np.float64]:
-        """``[n_s]`` similarity to it; 0 for none."""
+        """``[n_s]`` similarity of each feature of s to its partner in t; 0 for none."""
         return self._similarity[s, t]
 
     def compose(self, path: Sequence[int]) -> NDArray[np.int64]:
-        """Where each feature of ``path[0]`` is carried along the path; -1 once it is lost."""
+        """``[n]``: where each feature of seed ``path[0]`` ends when its partners are followed
+        along the path; -1 if one of them has no partner.
+        """
         at = np.arange(self.sizes[path[0]])
         for s, t in pairwise(path):
             at = np.where(at >= 0, self.partner(s, t)[at], -1)
@@ -80,14 +83,8 @@ def pair_maps(matches: Matches) -> PairMaps:
         for seed, size in ((s, match.n_a), (t, match.n_b)):
             if sizes.setdefault(seed, size) != size:
                 raise InputError(f"matches: seed {seed} has {sizes[seed]} features and {size}")
-        for key, size, here, there in (
-            ((s, t), match.n_a, match.a_index, match.b_index),
-            ((t, s), match.n_b, match.b_index, match.a_index),
-        ):
-            partner[key] = np.full(size, -1, dtype=np.int64)
-            partner[key][here] = there
-            similarity[key] = np.zeros(size)
-            similarity[key][here] = match.similarity
+        partner[s, t], similarity[s, t] = partner_of(match)
+        partner[t, s], similarity[t, s] = partner_of(transposed(match))
     return PairMaps(tuple(sizes[seed] for seed in range(n)), partner, similarity)
 
 
@@ -101,13 +98,13 @@ class CycleConsistency:
         Mean over triples of the share of features that ``P_ca ∘ P_bc ∘ P_ab`` leads back to
         themselves, among those that have a partner at every step.
     complete
-        Mean share of features that do (1 for equal widths).
+        Mean share of features that have a partner at every step (1 for equal widths).
     triples
         A row per triple: a, b, c, fraction, complete.
     chance
         Mean fraction for random one-to-one maps: 1 / n. Best matches of *random dictionaries*
-        close more often than that (three rows near one another find one another), so compare
-        with cycles of random dictionaries too.
+        return more often than that (three rows near one another are matched with one another),
+        so compare with cycles of random dictionaries too.
     """
 
     fraction: float
@@ -117,9 +114,10 @@ class CycleConsistency:
 
 
 def cycle_consistency(matches: Matches) -> CycleConsistency:
-    """Fraction of features that a cycle of three pairwise matches brings back to themselves.
+    """Fraction of features that three pairwise matches in a cycle lead back to themselves.
 
-    Pairwise matches are not transitive: each may be optimal and their composition still shuffle.
+    Pairwise matches are not transitive: each can be optimal while their composition is not the
+    identity.
 
     Parameters
     ----------
@@ -165,33 +163,33 @@ def path_retention(
     n_paths: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """R(L): share of features whose match carried over L hops is their direct match.
+    """R(L): share of features whose partner over L matches in a row is their direct partner.
 
     Parameters
     ----------
     matches
         The match of every pair ``s < t``.
     order
-        Follow this order of seeds (the seed path): every stretch of L hops on it. Without it,
-        all paths of L hops over distinct seeds, or ``n_paths`` random ones where there are more.
+        An order of seeds (the seed path): every stretch of L hops along it is used. Without it,
+        all paths of L hops over distinct seeds, or ``n_paths`` random ones if there are more.
     n_paths, seed
-        Of the random paths.
+        Number of random paths, and their seed.
 
     Returns
     -------
     pandas.DataFrame
-        ``hops``, ``retention`` (mean over paths, of the features that were not lost for want of
-        a partner), ``complete`` (share not lost), ``n_paths``. One hop is 1 by definition.
+        ``hops``, ``retention`` (mean over paths, among features that have a partner at every
+        step), ``complete`` (share of such features), ``n_paths``. With one hop it is 1.
 
     Raises
     ------
     InputError
-        When a pair is missing or ``order`` is not an order of distinct seeds.
+        When a pair is missing, or ``order`` repeats a seed or names one that does not exist.
     """
     maps = pair_maps(matches)
     n = len(maps.sizes)
     if order is not None and (len(set(order)) != len(order) or not set(order) <= set(range(n))):
-        raise InputError(f"order: {tuple(order)} is not an order of distinct seeds below {n}")
+        raise InputError(f"order: {tuple(order)}; give distinct seeds from 0 to {n - 1}")
     rng = np.random.default_rng(seed)
     rows = []
     for hops in range(1, n if order is None else len(order)):
@@ -231,16 +229,18 @@ class SeedAlignment:
     Attributes
     ----------
     root
-        The seed whose features name the tracks: the one with the greatest mean score.
+        The seed from which the alignment starts: the one with the greatest mean score. Each of its
+        features begins a track, the list of aligned features of all seeds.
     index
-        ``[n_root, S]``: the feature of each seed on each track; -1 where the track is lost.
+        ``[n_root, S]``: the feature of each seed on each track; -1 where it has none.
     features
         A row per seed and feature: ``seed``, ``feature``, ``track`` (-1 for none),
-        ``n_other_seeds``, ``n_seeds_found`` (direct match at the threshold or above), the mean,
-        least and greatest similarity of its direct matches, and ``track_similarity`` (mean direct
-        similarity to the others of its track; a pair that is not directly matched counts 0).
+        ``n_other_seeds``, ``n_seeds_found`` (direct match at the threshold or above), the mean
+        (``reproducibility``), least and greatest similarity of its direct matches, and
+        ``track_similarity`` (mean direct similarity to the others of its track; a pair that is
+        not directly matched counts 0).
     threshold
-        Similarity from which a feature counts as found.
+        Least similarity at which a feature counts as found.
     """
 
     root: int
@@ -257,7 +257,8 @@ def align_seeds(matches: Matches, *, threshold: float = 0.7) -> SeedAlignment:
     matches
         The match of every pair ``s < t``, from :func:`match_all`.
     threshold
-        Similarity from which a feature counts as found in another seed (Paulo & Belrose use .7).
+        Least similarity at which a feature counts as found in another seed (Paulo & Belrose use
+        .7).
 
     Raises
     ------
@@ -319,24 +320,24 @@ def reproducibility_by_firing_rate(
 ) -> pd.DataFrame:
     """Summarise how reproducible features are, by how often they fire.
 
-    Latents that never fire make a stratum of their own; the others are cut into bins of equal
-    ratio from the rarest to the commonest.
+    Latents that never fire are a bin of their own; the others are divided into bins of equal
+    width in the logarithm of the firing rate.
 
     Parameters
     ----------
     features
-        With ``firing_rate``, ``reproducibility``, ``n_seeds_found`` and ``n_other_seeds``.
+        Columns ``firing_rate``, ``reproducibility``, ``n_seeds_found``, ``n_other_seeds``.
     n_bins
-        Bins of firing rate.
+        Number of bins.
     by
-        Further columns to keep apart (for example ``["group", "space"]``).
+        Further columns to group by (for example ``["group", "space"]``).
 
     Returns
     -------
     pandas.DataFrame
-        ``by`` columns, ``rate_low``, ``rate_high``, ``n_features``, ``firing_rate`` (geometric
-        mean), ``reproducibility``, ``found_fraction`` (mean of seeds found over other seeds),
-        ``orphan_fraction`` (found in no other seed).
+        The columns ``by``, ``rate_low``, ``rate_high``, ``n_features``, ``firing_rate`` (geometric
+        mean), ``reproducibility``, ``found_fraction`` (mean share of the other seeds in which a
+        feature is found), ``orphan_fraction`` (found in no other seed).
 
     Raises
     ------
@@ -379,7 +380,7 @@ def reproducibility_by_firing_rate(
 
 
 def partner_similarity(matches: Matches, sizes: Sequence[int]) -> list[NDArray[np.float64]]:
-    """Similarity of each feature to its partner in every other seed, 0 where it has none.
+    """Similarity of each feature to its partner in every other seed; 0 where it has none.
 
     Returns
     -------

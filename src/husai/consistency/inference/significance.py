@@ -1,4 +1,4 @@
-"""Tests that permute the labels of seeds, and p-values corrected for many comparisons."""
+"""Permutation tests over seeds, and p-values corrected for many comparisons."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class PermutationTest:
     Attributes
     ----------
     statistic, value
-        Its name and observed value.
+        The name of the statistic and its observed value.
     p_value
         Share of relabellings at least as extreme, the observed one included.
     least_p
-        The smallest p-value these group sizes can give: .1 for three seeds against three.
+        The smallest p-value that these group sizes can give: .1 for three seeds against three.
     n_permutations, exact
-        Relabellings, and whether they were all of them.
+        Number of relabellings, and whether these are all that there are.
     """
 
     statistic: str
@@ -55,7 +55,7 @@ def seed_permutation_test(
 
     Under the null all SAEs are exchangeable. ``"difference"``: mean pair score within the first
     group minus within the second, two-sided. ``"separation"``: mean within groups minus mean
-    across, one-sided (do SAEs of one kind find one another more than others?).
+    across, one-sided (do SAEs of one group agree more with one another than with others?).
 
     Parameters
     ----------
@@ -66,14 +66,14 @@ def seed_permutation_test(
     statistic
         See above; ``"difference"`` takes two groups.
     n_permutations
-        Relabellings when there are more than that in all; else all of them are taken.
+        Number of random relabellings; where there are no more in all, each is taken once.
     seed
         Seed of the relabellings.
 
     Raises
     ------
     InputError
-        When labels do not fit the matrix, groups are fewer than two, or one has a single SAE.
+        When labels do not fit the matrix, there are fewer than two groups, or one has one SAE.
     """
     W = pair_matrix(scores)
     if statistic not in get_args(Statistic):
@@ -105,13 +105,13 @@ def seed_permutation_test(
         extreme = values >= observed - 1e-12
     count = int(extreme.sum()) if exact else int(extreme.sum()) + 1
     n = len(values) if exact else len(values) + 1
-    # groups of one size can be swapped whole, which changes nothing but the sign
+    # exchanging two groups of one size changes only the sign of the statistic
     twins = prod(factorial(int(c)) for c in np.bincount(sizes))
     return PermutationTest(statistic, observed, count / n, max(twins / total, 1 / n), n, exact)
 
 
 def _relabellings(sizes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """All ways to deal the labels, each once."""
+    """Yield every way to assign the labels, each once."""
     n = int(sizes.sum())
 
     def deal(
@@ -153,10 +153,11 @@ Adjustment = Literal["holm", "bh", "by"]
 
 
 def adjust_p(p_values: Iterable[float | None], *, method: Adjustment = "bh") -> list[float | None]:
-    """Correct p-values for many comparisons; those that are None or NaN stay None.
+    """Correct p-values for many comparisons; those that are None or NaN become None.
 
-    ``"holm"`` bounds the chance of any false finding (Holm 1979); ``"bh"`` the share of false
-    ones among the findings (Benjamini & Hochberg 1995), ``"by"`` under any dependence.
+    ``"holm"`` controls the probability of any false finding (Holm 1979), ``"bh"`` the expected
+    share of false ones among the findings (Benjamini & Hochberg 1995), ``"by"`` the same under any
+    dependence (Benjamini & Yekutieli 2001).
 
     Raises
     ------

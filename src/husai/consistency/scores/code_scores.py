@@ -29,9 +29,9 @@ from husai.matching.dense_assignment import assign
 from husai.matching.match import match_features
 from husai.matching.result import Match
 
-# Widths up to which all pairs of latents are correlated at once ([n_a, n_b] float64 in memory).
+# Up to so many pairs of latents, all are correlated at once ([n_a, n_b] float64 in memory).
 _CORRELATION_PAIRS = 4096**2
-# Beyond, latents are matched as rows of [latents, rows]; this many numbers are 2 GB.
+# Above that, latents are matched as rows of [latents, rows]; this many numbers are 2 GB.
 _CORRELATION_NUMBERS = 5e8
 
 
@@ -63,13 +63,14 @@ class ActivationMatch:
 def match_activations(a: Codes | CrossMoments, b: Codes | None = None) -> ActivationMatch:
     """Match latents by the Pearson correlation of their activations over the same rows.
 
-    Blind to the scale of the encoders, and to directions altogether (Lan et al., arXiv
-    2410.06981).
+    It does not depend on the scale of the encoders, nor on the decoder directions (Lan et al.,
+    arXiv 2410.06981).
 
     Parameters
     ----------
     a, b
-        Codes of the same rows; or their :class:`CrossMoments` alone.
+        Codes ``[rows, n_a]`` and ``[rows, n_b]`` of the same rows; or only ``a``, their
+        :class:`CrossMoments`.
 
     Raises
     ------
@@ -94,14 +95,14 @@ def match_activations(a: Codes | CrossMoments, b: Codes | None = None) -> Activa
 def activation_mean(
     a: sparse.csc_array, b: sparse.csc_array, cross: Callable[[], CrossMoments] | None = None
 ) -> tuple[float | None, str]:
-    """Mean of :func:`match_activations` at any width, or None and why.
+    """Mean of :func:`match_activations` at any width, or None and the reason.
 
     Parameters
     ----------
     a, b
         Codes ``[rows, n_a]`` and ``[rows, n_b]`` of the same rows.
     cross
-        Gives their :func:`cross_moments`, where those are used elsewhere too.
+        Returns their :func:`cross_moments`, if the caller has them; computed here otherwise.
     """
     n_a, n_b = a.shape[1], b.shape[1]
     if n_a * n_b <= _CORRELATION_PAIRS:
@@ -130,18 +131,18 @@ def _given(codes: Codes | None) -> Codes:
 
 @dataclass(frozen=True)
 class CodeConsistency:
-    """How well codes agree under a match made on the decoders.
+    """How well codes agree when latents are matched by their decoder rows.
 
     Attributes
     ----------
     jaccard, correlation, r2
-        Means over the pairs that define them (r2 is pooled); None when there is no such pair.
+        Means over the pairs for which they are defined (r2 is pooled); None without such a pair.
     jaccard_chance
-        Mean Jaccard of supports that are independent with the same firing rates.
+        Mean Jaccard that independent latents with the same firing rates would have.
     pair_jaccard, pair_correlation
         ``[m]`` one per matched pair, masked where not defined.
     n_jaccard, n_correlation
-        Pairs in which a latent fires, and in which both vary.
+        Number of pairs in which a latent fires, and in which both vary.
     reason
         Why something is None.
     """
@@ -158,15 +159,16 @@ class CodeConsistency:
 
 
 def code_consistency(a: Codes, b: Codes, match: Match) -> CodeConsistency:
-    """Agreement of the codes on the same rows, pair by pair of a match (iSAE, arXiv 2605.31245).
+    """Agreement of the codes of matched latents on the same rows (iSAE, arXiv 2605.31245).
 
-    Only the matched columns meet, so nothing of size ``n_a × n_b`` is made.
+    Only the matched columns are compared, so nothing of size ``n_a × n_b`` is made.
 
-    - Support Jaccard: rows on which both fire over rows on which one does.
+    - Support Jaccard: rows on which both fire over rows on which at least one does.
     - Correlation: Pearson over rows, of ``a`` with ``σ b``; ``σ`` is the sign of the pair's
-      cosine, as a latent that points the other way adds the other way (1 for a signed match).
-    - R²: ``1 - ΣΣ(a - σ b)² / ΣΣ(a - mean a)²``, pooled over pairs and meaned over both
-      directions, without any refit: scale counts, so give codes in units of unit-norm decoders.
+      cosine, since a latent with the opposite direction has the opposite effect (1 for a signed
+      match).
+    - R²: ``1 - ΣΣ(a - σ b)² / ΣΣ(a - mean a)²``, pooled over pairs, mean of both directions. No
+      scale is fitted, so give codes in units of unit-norm decoder rows.
 
     Parameters
     ----------
@@ -232,12 +234,12 @@ def code_consistency(a: Codes, b: Codes, match: Match) -> CodeConsistency:
 
 @dataclass(frozen=True)
 class CodeGram:
-    """One SAE's codes against themselves, for CKA and SVCCA.
+    """Products of one SAE's codes with themselves, for CKA and SVCCA.
 
     Attributes
     ----------
     n_rows
-        Rows.
+        Number of rows.
     product
         ``[n, n]`` centred ``Σ_rows c cᵀ``.
     whitening
@@ -250,14 +252,14 @@ class CodeGram:
 
 
 def code_gram(codes: Codes, *, variance: float = 0.99) -> CodeGram:
-    """Prepare one SAE's codes for CKA and SVCCA, once an SAE and not once a pair.
+    """Prepare one SAE's codes for CKA and SVCCA; one result serves all pairs of this SAE.
 
     Parameters
     ----------
     codes
-        Codes ``[rows, n]``; the tables take n² numbers.
+        Codes ``[rows, n]``; the result takes memory for n² numbers.
     variance
-        Variance that SVCCA keeps, in at most ``SVCCA_DIRECTIONS`` directions.
+        Share of variance that SVCCA keeps, in at most ``SVCCA_DIRECTIONS`` directions.
 
     Raises
     ------
@@ -283,14 +285,14 @@ class UnitCodes:
     Attributes
     ----------
     codes
-        ``[rows, n]`` sparse float64: what fires, and nothing else.
+        ``[rows, n]`` sparse float64: only non-zero activations are stored.
     """
 
     codes: sparse.csc_array
 
     @cached_property
     def gram(self) -> CodeGram:
-        """The codes against themselves, once an SAE and not once a pair (memory: n²)."""
+        """Their :func:`code_gram`, computed once for all pairs of this SAE (memory: n²)."""
         return code_gram(self.codes)
 
 
@@ -303,7 +305,7 @@ class RepresentationSimilarity:
     cka, svcca
         None when a side does not vary, or (SVCCA) the rows do not outnumber the directions kept.
     cka_chance
-        Mean CKA when the rows of one side are permuted, exactly:
+        Mean CKA over all permutations of the rows of one side, in closed form:
         ``tr K tr L / ((n-1) ||K|| ||L||)``.
     reason
         Why something is None.
@@ -320,7 +322,7 @@ def code_similarity(
 ) -> RepresentationSimilarity:
     """Linear CKA (arXiv 1905.00414) and SVCCA (arXiv 1706.05806) of two SAEs' codes.
 
-    Both are blind to how features are paired: they compare what the codes span.
+    Neither depends on how features are paired: both compare the spaces that the codes span.
 
     Parameters
     ----------

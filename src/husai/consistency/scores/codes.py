@@ -1,8 +1,8 @@
-"""Codes, what latents do on given rows, and their sums over the rows.
+"""Codes (the activations of an SAE's latents on given rows) and their sums over the rows.
 
 Codes are ``[rows, d_sae]``: an array, a scipy sparse matrix, or a function that returns an
-iterable of row blocks (each an array or sparse), so that nothing needs ``[rows, d_sae]`` of all
-SAEs at once. Two SAEs' codes must be of the same rows in the same order and the same blocks.
+iterable of row blocks (each an array or sparse), so that the codes of all SAEs need not be in
+memory at once. Two SAEs' codes must be of the same rows in the same order and the same blocks.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _BLOCK_ROWS = 4096
 def code_blocks(codes: Codes, name: str = "codes") -> Iterator[sparse.csr_array]:
     """Yield the rows in blocks, sparse and in float64.
 
-    Sums of squares over 1e5 and more rows are differences of large numbers when they become
-    variances: float32 would lose the rare latents, so all of it streams in float64.
+    A variance over 1e5 and more rows is a small difference of large sums of squares. In float32
+    the variance of latents that seldom fire would be lost.
 
     Raises
     ------
     InputError
-        When a block is not a finite matrix, or widths change.
+        When a block is not a finite matrix, or two blocks have different widths.
     """
     width = None
     if callable(codes):
@@ -56,26 +56,35 @@ def code_blocks(codes: Codes, name: str = "codes") -> Iterator[sparse.csr_array]
         yield matrix
 
 
-def paired_blocks(a: Codes, b: Codes) -> Iterator[tuple[sparse.csr_array, sparse.csr_array]]:
-    """Yield blocks of the same rows of two SAEs.
+def paired_blocks(
+    a: Codes, b: Codes, names: tuple[str, str] = ("codes of A", "codes of B")
+) -> Iterator[tuple[sparse.csr_array, sparse.csr_array]]:
+    """Yield blocks of the same rows of two SAEs, or of an SAE and the truth.
+
+    Parameters
+    ----------
+    a, b
+        Codes ``[rows, n_a]`` and ``[rows, n_b]`` of the same rows.
+    names
+        Their names in an error message.
 
     Raises
     ------
     InputError
         When rows or blocks do not correspond, or a block is not a finite matrix.
     """
-    for one, other in zip_longest(code_blocks(a, "codes of A"), code_blocks(b, "codes of B")):
+    for one, other in zip_longest(code_blocks(a, names[0]), code_blocks(b, names[1])):
         if one is None or other is None or one.shape[0] != other.shape[0]:
             rows = [0 if block is None else block.shape[0] for block in (one, other)]
             raise InputError(
-                f"codes: a block of {rows[0]} rows of A meets one of {rows[1]} rows of B; "
-                "encode the same activation rows, in the same order and blocks"
+                f"{names[0]}: a block has {rows[0]} rows, the same block of {names[1]} has "
+                f"{rows[1]}; encode the same activation rows, in the same order and blocks"
             )
         yield one, other
 
 
 def sparse_codes(blocks: Iterable[NDArray[Any]]) -> sparse.csr_array:
-    """Stack dense row blocks into one sparse float32 matrix, so that only what fires is held."""
+    """Stack dense blocks ``[rows, d_sae]`` into one sparse float32 matrix of their non-zeros."""
     parts = [sparse.csr_array(np.asarray(block, dtype=np.float32)) for block in blocks]
     if not parts:
         raise InputError("codes: no rows; give at least one block")
@@ -89,11 +98,11 @@ class CodeMoments:
     Attributes
     ----------
     n_rows
-        Rows.
+        Number of rows.
     total, squares
         ``[n]`` sum and sum of squares.
     fires
-        ``[n]`` rows on which the latent is not zero.
+        ``[n]`` number of rows on which the latent is not zero.
     """
 
     n_rows: int
@@ -139,7 +148,7 @@ class MomentSums:
         )
 
     def moments(self, name: str) -> CodeMoments:
-        """Return the sums of all blocks; ``name`` is what an error calls the codes."""
+        """Return the sums of all blocks; ``name`` is the name of the codes in an error."""
         if self.sums is None or not self.rows:
             raise InputError(f"{name}: no rows; encode at least one activation row")
         return CodeMoments(self.rows, *self.sums)
@@ -169,7 +178,7 @@ class CrossMoments:
 
     @property
     def covariance(self) -> NDArray[np.float64]:
-        """``[n_a, n_b]`` centred product, not divided by the rows."""
+        """``[n_a, n_b]`` centred product, not divided by the number of rows."""
         return self.product - np.outer(self.a.total, self.b.total) / self.a.n_rows
 
     @property
@@ -207,11 +216,20 @@ def cross_moments(a: Codes, b: Codes) -> CrossMoments:
 
 
 def whole_codes(codes: Codes) -> sparse.csr_array:
-    """All rows in one sparse matrix."""
-    return sparse.csr_array(sparse.vstack(list(code_blocks(codes)), format="csr"))
+    """Return all rows in one sparse float64 matrix ``[rows, d_sae]``.
+
+    Raises
+    ------
+    InputError
+        When there is no row or a block is not a finite matrix.
+    """
+    blocks = list(code_blocks(codes))
+    if not blocks:
+        raise InputError("codes: no rows; encode at least one activation row")
+    return sparse.csr_array(sparse.vstack(blocks, format="csr"))
 
 
 def shuffle_rows(codes: Codes, rng: np.random.Generator) -> sparse.csr_array:
-    """Permute the rows: the null in which two SAEs see unrelated inputs."""
+    """Permute the rows, for the null in which two SAEs get unrelated inputs."""
     whole = whole_codes(codes)
     return sparse.csr_array(whole[rng.permutation(whole.shape[0])])

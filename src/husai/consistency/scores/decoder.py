@@ -1,4 +1,4 @@
-"""Scores between two dictionaries: what each published definition says, under its own name.
+"""Scores of two dictionaries, each under its published name and after its published definition.
 
 Rows of a dictionary are features; ``A`` is ``[n_a, d]``, ``B`` is ``[n_b, d]`` and ``C`` the
 cosines of their rows. Whether a score uses ``|C|`` or ``C`` is a named argument (``signed``).
@@ -33,8 +33,8 @@ class MMCS(NamedTuple):
 def mmcs(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> MMCS:
     """Mean max cosine similarity ``mean_i max_j s(C_ij)``, both directions and their mean.
 
-    Many to one: several features may share one partner, so it is at least PW-MCC and must not be
-    compared with it (Sharkey et al. 2022, "Taking features out of superposition").
+    Several features may have the same nearest partner, so it is never lower than PW-MCC and must
+    not be compared with it (Sharkey et al. 2022, "Taking features out of superposition").
 
     Parameters
     ----------
@@ -54,10 +54,17 @@ def mmcs(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> MMCS:
 
 
 def uniqueness(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> float:
-    """Share of A's features whose nearest feature of B no other has: distinct argmax / n_a.
+    """Number of distinct nearest features of B, divided by the number of features of A.
 
-    From the argmax, never from the one-to-one match, where it is 1 by construction
-    (SynthSAEBench, arXiv 2602.14687).
+    1 when no two features of A have the same nearest feature. It is computed from the argmax; in
+    a one-to-one match it would be 1 by construction (SynthSAEBench, arXiv 2602.14687).
+
+    Parameters
+    ----------
+    A, B
+        ``[n_a, d]`` and ``[n_b, d]``; rows are features, normalised here.
+    signed
+        Use the cosine itself instead of its absolute value.
 
     Raises
     ------
@@ -69,7 +76,7 @@ def uniqueness(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> float:
 
 
 def distinct_share(index: NDArray[np.int64]) -> float:
-    """Share of entries that differ."""
+    """Number of distinct entries divided by the number of entries."""
     return len(np.unique(index)) / len(index)
 
 
@@ -77,8 +84,8 @@ def pw_mcc(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> float:
     """Pairwise dictionary mean correlation coefficient: the mean similarity of the best match.
 
     ``max over one-to-one matchings M of mean_{(i,j) in M} s(C_ij)`` over ``min(n_a, n_b)`` pairs
-    (Song et al., arXiv 2505.20254). The paper takes the absolute value; the code it released
-    does not, and Fel et al. (arXiv 2502.12892) call the signed one "stability".
+    (Song et al., arXiv 2505.20254). The paper takes the absolute value, the code released with it
+    does not; Fel et al. (arXiv 2502.12892) call the signed score "stability".
 
     Parameters
     ----------
@@ -98,9 +105,16 @@ def pw_mcc(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> float:
 def gt_mcc(A: ArrayLike, truth: ArrayLike, *, signed: bool = False) -> float:
     """PW-MCC of a dictionary against the ground-truth dictionary (GT is for ground truth).
 
-    Song et al., arXiv 2505.20254. The mean is over ``min(n_a, n_truth)`` features: a dictionary
-    narrower than the truth is scored on what it can hold. Where a true feature is a plane rather
-    than a direction this score is ill-posed: see :func:`husai.consistency.plane_recovery`.
+    Song et al., arXiv 2505.20254. The mean is over ``min(n_a, n_truth)`` features, so that a
+    dictionary narrower than the truth can still reach 1. Where a true feature is a plane and not
+    a direction, this score has no meaning: see :func:`husai.consistency.plane_recovery`.
+
+    Parameters
+    ----------
+    A, truth
+        ``[n_a, d]`` and ``[n_truth, d]``; rows are features, normalised here.
+    signed
+        Use the cosine itself instead of its absolute value.
 
     Raises
     ------
@@ -122,7 +136,7 @@ def lp_distance(A: ArrayLike, B: ArrayLike, p: float, *, signed: bool = False) -
     p
         1, 2 or ``np.inf``.
     signed
-        Match on the cosine itself and turn nothing round.
+        Match by the cosine itself, and change no sign.
 
     Raises
     ------
@@ -135,7 +149,7 @@ def lp_distance(A: ArrayLike, B: ArrayLike, p: float, *, signed: bool = False) -
 
 
 class Orderedness(NamedTuple):
-    """Spearman correlation of the matched order, with its chance spread and p-value."""
+    """Spearman correlation of the matched order, with its sd under chance and its p-value."""
 
     rho: float
     null_sd: float
@@ -145,9 +159,9 @@ class Orderedness(NamedTuple):
 def orderedness(match: Match) -> Orderedness | None:
     """Spearman correlation of feature order under the match (OSAE, arXiv 2512.02194).
 
-    ``1..K`` in A against the matched order in B: 1 when features come back in the same place.
-    Under a random order it is 0 with standard deviation ``1/sqrt(K-1)``; the p-value is
-    two-sided. None below three pairs.
+    ``1..K`` in A against the matched order in B: 1 when matched features have the same order in
+    both. Under a random order its mean is 0 and its standard deviation ``1/sqrt(K-1)``; the
+    p-value is two-sided. None for fewer than three pairs.
     """
     k = len(match.a_index)
     if k < 3:
@@ -207,7 +221,7 @@ def shared_fraction(
     threshold
         Least similarity of a shared feature.
     decoder_match, encoder_match
-        The matches with the same ``signed``, where they are already known.
+        The matches, if they are known already; made with the same ``signed``.
 
     Raises
     ------
@@ -233,9 +247,10 @@ def shared_fraction(
 
 
 def shared_pairs(decoder: Match, encoder: Match, threshold: float) -> NDArray[np.bool_]:
-    """``[m]``: pairs of the decoder's match that the encoder's match has too, both close.
+    """``[m]``: which pairs of the decoders' match are shared.
 
-    Paulo & Belrose, arXiv 2501.16615; :func:`shared_fraction` makes the matches as well.
+    A pair is shared when the encoders' match has it too and both similarities reach the threshold
+    (Paulo & Belrose, arXiv 2501.16615). :func:`shared_fraction` makes the two matches as well.
     """
     partner, similarity = partner_of(encoder)
     return np.asarray(
@@ -246,7 +261,7 @@ def shared_pairs(decoder: Match, encoder: Match, threshold: float) -> NDArray[np
 
 
 def partner_of(match: Match) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Spread a match over all rows of A: ``[n_a]`` partner (-1 for none) and similarity (0)."""
+    """Partner and similarity of each row of A, ``[n_a]``; -1 and 0 for a row without a partner."""
     partner = np.full(match.n_a, -1, dtype=np.int64)
     similarity = np.zeros(match.n_a)
     partner[match.a_index] = match.b_index

@@ -1,4 +1,4 @@
-"""Two SAEs prepared once: matches, products and moments that all their scores share."""
+"""A pair of SAEs with the matches, products and moments that its scores share, each made once."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from husai.errors import InputError
 from husai.matching.match import match_features, match_signed_and_absolute
 from husai.matching.result import Match
 
-# Numbers of a block of cosines: 64 MB of float64, so that the [n_a, n_b] matrix is never held.
+# Numbers in a block of cosines (64 MB of float64); the whole [n_a, n_b] matrix is never made.
 _BLOCK_NUMBERS = 8_000_000
 
-# From here on a match takes seconds: it shows a bar, and can be resumed.
+# Above so many pairs a match takes seconds: it shows a progress bar, and can be resumed.
 LONG_PAIRS = 8192**2
 
 BOTH_SIGNS = (True, False)
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Nearest:
-    """The best partner of every feature, many to one.
+    """The nearest feature of every feature; several features may have the same one.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Nearest:
 
 
 def nearest_features(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> Nearest:
-    """Find each feature's nearest feature in the other dictionary, in blocks of the product.
+    """Find each feature's nearest feature in the other dictionary, block by block.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def _nearest(rows_a: Rows, rows_b: Rows, signed: bool) -> Nearest:
 
 
 class MatchOptions(TypedDict):
-    """Options of :func:`husai.matching.match.match_features` that depend on the run."""
+    """The options of :func:`husai.matching.match.match_features` that depend on the run."""
 
     max_passes: float
     device: str
@@ -119,7 +119,7 @@ class MatchRun:
     checkpoint
         Folder that keeps the state of long matches, or None.
     progress
-        Show a bar for long matches.
+        Whether long matches show a progress bar.
     """
 
     max_passes: float = 4.0
@@ -161,7 +161,7 @@ class Side:
 
 @dataclass(frozen=True)
 class MatchedProducts:
-    """Products of the matched rows, the pairs as samples: ``XᵀY``, ``XᵀX``, ``YᵀY`` ``[d, d]``."""
+    """Products over the matched pairs: ``XᵀY``, ``XᵀX`` and ``YᵀY``, each ``[d, d]``."""
 
     xy: NDArray[np.float64]
     xx: NDArray[np.float64]
@@ -170,22 +170,22 @@ class MatchedProducts:
 
 
 class PreparedPair:
-    """Two SAEs with everything that their scores share, each part made when first needed.
+    """Two SAEs and everything that their scores share; each part is made when first needed.
 
     Parameters
     ----------
     a, b
         The two sides.
     config
-        Threshold, rank, widths; defaults when None.
+        Threshold, rank and widths; the defaults when None.
     signs
-        Sign conventions that will be needed: both share one pass of products.
+        Sign conventions that will be needed; matches for both take one pass of products.
     matches
-        Matches by sign that are known already.
+        The matches of the decoders by sign, if they are known already.
     run
         Options of long matches; the defaults when None.
     name
-        Of the pair, for bars and files.
+        Name of the pair, for progress bars and files.
 
     Raises
     ------
@@ -220,7 +220,7 @@ class PreparedPair:
             self.matches = matches
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """Make something that several scores of this pair share, when it is first asked for."""
+        """Return what ``make`` makes, calling it only the first time for this name."""
         if name not in self._made:
             self._made[name] = make()
         made: T = self._made[name]
@@ -238,7 +238,7 @@ class PreparedPair:
 
     @property
     def narrower(self) -> int:
-        """Features of the smaller side: what shares and matched means are of."""
+        """Features of the smaller side: the denominator of shares and of matched means."""
         return min(self.n_a, self.n_b)
 
     @property
@@ -277,7 +277,7 @@ class PreparedPair:
         return {True: signed, False: absolute}
 
     def nearest(self, signed: bool) -> Nearest:
-        """Nearest features, many to one: the match knows them where there is one."""
+        """Nearest features, many to one; taken from the match if that was made already."""
         if "matches" not in self.__dict__:
             return _nearest(self.a.decoder, self.b.decoder, signed)
         found = self.matches[signed]
@@ -290,12 +290,12 @@ class PreparedPair:
         )
 
     def sides_met(self, signed: bool) -> NDArray[np.float64]:
-        """``[m]``: 1, or -1 where the absolute match joined rows of opposite sides."""
+        """``[m]``: 1, or -1 where the absolute match paired rows of opposite sign."""
         match = self.matches[signed]
         return np.where(match.cosine < 0, -1.0, 1.0) if not signed else np.ones(len(match.cosine))
 
     def matched_rows(self, signed: bool) -> tuple[Rows, Rows]:
-        """``[m, d]`` matched rows of A, and their partners turned to the same side."""
+        """``[m, d]`` matched rows of A, and their partners with the sign that fits."""
         match = self.matches[signed]
         turned = self.b.decoder[match.b_index] * self.sides_met(signed)[:, None]
         return self.a.decoder[match.a_index], turned
@@ -320,7 +320,7 @@ class PreparedPair:
 
     @cached_property
     def subspaces(self) -> float | None:
-        """Overlap of the two decoders' top subspaces; None where they span none."""
+        """Overlap of the two decoders' top subspaces; None if there are fewer than two rows."""
         limit = min(self.n_a - 1, self.n_b - 1, self.a.decoder.shape[1])
         wanted = self.config.subspace_rank
         rank = max(1, limit // 2) if wanted is None else min(wanted, limit)
@@ -366,7 +366,7 @@ class PreparedPair:
 def dictionary_pair(
     A: ArrayLike, B: ArrayLike, signs: Sequence[bool] = BOTH_SIGNS, **options: Any
 ) -> PreparedPair:
-    """Prepare two dictionaries ``[n_a, d]`` and ``[n_b, d]`` that have no more than directions.
+    """Prepare two dictionaries ``[n_a, d]`` and ``[n_b, d]``, without encoders or codes.
 
     Raises
     ------

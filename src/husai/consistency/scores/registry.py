@@ -1,4 +1,4 @@
-"""Every score, declared once: the command, the study, planted truth and the tables read this.
+"""The list of all scores: the command, the study, planted truth and the tables read it.
 
 A score is one entry of :data:`SCORES`: what it needs, how it is computed from a prepared pair,
 its value for two equal SAEs, its bounds, its nulls, and one sentence that says what it means.
@@ -27,7 +27,7 @@ def register(score: Score) -> None:
     Raises
     ------
     InputError
-        When its name is taken.
+        When there is a score of this name already.
     """
     if score.name in SCORES:
         raise InputError(f"scores: {score.name!r} is registered already; choose another name")
@@ -58,16 +58,16 @@ def _uniqueness(pair: PreparedPair, signed: bool) -> float:
 
 
 def _decoder_cka(pair: PreparedPair, signed: bool) -> float | None:
-    """Linear CKA of the matched decoders, the pairs as samples (Kornblith et al. 2019)."""
+    """Linear CKA of the matched decoder rows, the pairs as samples (Kornblith et al. 2019)."""
     made = pair.products(signed)
     return cka_from_products(made.xy, made.xx, made.yy)
 
 
 def _decoder_svcca(pair: PreparedPair, signed: bool) -> float | None:
-    """SVCCA of the matched decoders, the pairs as samples (Raghu et al. 2017).
+    """SVCCA of the matched decoder rows, the pairs as samples (Raghu et al. 2017).
 
-    None when the pairs do not outnumber the directions kept on the two sides: CCA then finds a
-    perfect correlation in anything.
+    None when there are no more pairs than directions kept on the two sides together: CCA then
+    finds perfect correlations between any two sets of rows.
     """
     made = pair.products(signed)
     return svcca_from_products(made.xy, made.xx, made.yy, n_rows=made.n_pairs)
@@ -89,7 +89,8 @@ _decoder(
 _decoder(
     "mmcs",
     "MMCS",
-    "mean similarity of each feature to its nearest in the other SAE, many to one, both ways",
+    "mean similarity of each feature to its nearest in the other SAE, many to one, mean of both "
+    "directions",
     lambda pair, signed: (_a_to_b(pair, signed) + _b_to_a(pair, signed)) / 2,
     signed_bounds=COSINE,
     nulls=CLAIM_NULLS,
@@ -120,8 +121,8 @@ _decoder(
 _decoder(
     "uniqueness",
     "uniqueness",
-    "share of features that are the nearest of some feature of the other SAE, mean of both ways "
-    "(arXiv 2602.14687)",
+    "number of distinct nearest features in the other SAE, divided by the number of features, mean "
+    "of both directions (arXiv 2602.14687)",
     _uniqueness,
 )
 for _p, _name in ((1, "l1"), (2, "l2"), (np.inf, "linf")):
@@ -164,7 +165,7 @@ _decoder(
 # -- with encoders ---------------------------------------------------------------------------------
 
 _ENCODER: frozenset[Need] = frozenset({"decoder", "encoder"})
-# the covariance of the data says nothing about which directions are read
+# no data-aware null: the covariance of the data does not say which directions encoders read
 _ENCODER_NULLS = ("permuted", "isotropic")
 
 
@@ -172,7 +173,7 @@ def _shared_fraction(pair: PreparedPair, signed: bool) -> float:
     threshold = pair.config.shared_threshold
     decoder = pair.matches[signed]
     if not (decoder.similarity >= threshold).any():
-        return 0.0  # the encoders cannot add one: most draws of a null stop here
+        return 0.0  # no encoder match can change this; most draws of a null end here
     shared = shared_pairs(decoder, pair.encoder_matches[signed], threshold)
     return float(shared.sum() / pair.narrower)
 
@@ -181,7 +182,7 @@ def _encoder_cosine(pair: PreparedPair, signed: bool) -> float:
     encoder_a, encoder_b = pair.encoders
     match = pair.matches[signed]
     one, other = encoder_a[match.a_index], encoder_b[match.b_index]
-    # the side on which the decoders meet decides the sign, not the encoders themselves
+    # the signs of the decoders' match are used, not those of the encoders
     cosine = (one * other).sum(axis=1, dtype=np.float64) * pair.sides_met(signed)
     return float(cosine.mean())
 
@@ -190,8 +191,8 @@ register(
     Score(
         "shared_fraction",
         "shared fraction ≥ {threshold:g}",
-        "share of features for which decoder and encoder name the same partner, both at the "
-        "threshold or above (arXiv 2501.16615); encoders in the data's metric where there are rows",
+        "share of features whose decoder and encoder have the same partner, both at the threshold "
+        "or above (arXiv 2501.16615); encoders in the data's metric if there are activation rows",
         _ENCODER,
         _shared_fraction,
         nulls=("permuted", *DRAWN),
@@ -202,7 +203,7 @@ register(
         "pw_mcc_encoder",
         "PW-MCC of encoders",
         "mean similarity of the encoder rows under their own best one-to-one match, in the data's "
-        "metric where there are rows",
+        "metric if there are activation rows",
         _ENCODER,
         lambda pair, signed: pair.encoder_matches[signed].mean,
         signed_bounds=COSINE,
@@ -213,8 +214,8 @@ register(
     Score(
         "encoder_cosine",
         "cosine of matched encoders",
-        "mean cosine of the encoder rows under the decoders' match, in the data's metric where "
-        "there are rows",
+        "mean cosine of the encoder rows under the decoders' match, in the data's metric if there "
+        "are activation rows",
         _ENCODER,
         _encoder_cosine,
         bounds=COSINE,
@@ -237,7 +238,8 @@ register(
     Score(
         "code_jaccard",
         "support Jaccard of matched codes",
-        "rows on which both matched latents fire over rows on which one does, mean over pairs",
+        "rows on which both matched latents fire over rows on which at least one does, mean over "
+        "pairs",
         _CODES,
         lambda pair, _: _of_codes(
             pair.agreement.jaccard, pair.agreement.reason, pair.agreement.jaccard_chance
@@ -262,7 +264,8 @@ register(
     Score(
         "code_r2",
         "R² of matched codes",
-        "variance of one SAE's codes that the matched codes of the other explain without a refit",
+        "share of the variance of one SAE's codes that the matched codes of the other explain, "
+        "with no scale fitted",
         _CODES,
         lambda pair, _: _of_codes(pair.agreement.r2, pair.agreement.reason),
         bounds=(-float("inf"), 1.0),

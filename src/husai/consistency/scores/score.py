@@ -20,10 +20,10 @@ DISTANCE: Bounds = (0.0, float("inf"))
 DRAWN = ("isotropic", "data_aware")
 DECODER_NULLS = (*DRAWN, "init")
 CLAIM_NULLS = ("permuted", *DECODER_NULLS)
-"""Nulls of the scores that claims rest on: drawn for each group separately, so not for all."""
+"""Nulls of the scores that claims rest on; they are drawn for each group, which takes time."""
 
 CLAIM_KINDS = ("permuted", *DRAWN)
-"""Kinds of chance beside a claim: the one it rests on first, then two that show the range."""
+"""Nulls shown beside a claim: first the one that it rests on, then two that show the range."""
 
 
 class Value(NamedTuple):
@@ -51,23 +51,24 @@ class Score:
     Attributes
     ----------
     name
-        In tables and files.
+        Its name in tables and files.
     title
-        For people; ``{threshold}`` stands for the threshold in use.
+        Its name on pages and in figures; ``{threshold}`` stands for the threshold in use.
     meaning
-        One sentence.
+        What it measures, in one sentence.
     needs
         What it is computed from.
     compute
-        From a pair and the sign convention; None where it is not defined for these sizes.
+        Computes it from a pair and the sign convention (True: signed cosines); None where it is
+        not defined for these sizes.
     bounds, signed_bounds
         Its possible values, with the absolute and with the signed cosine.
     perfect
         Its value for two equal SAEs: 1, or 0 for a distance.
     signs
-        Conventions that it has.
+        Sign conventions in which it is computed.
     symmetric
-        Whether A to B is B to A.
+        Whether it stays the same when A and B are exchanged.
     nulls
         Kinds of :data:`husai.consistency.inference.nulls.NULL_KINDS` that it is compared with.
     """
@@ -99,7 +100,7 @@ class Score:
         return low - high, high - low
 
     def of(self, pair: PreparedPair, signed: bool) -> Value:
-        """Compute it."""
+        """Compute the score of a pair under one sign convention."""
         made = self.compute(pair, signed)
         found = made if isinstance(made, Value) else Value(made)
         if found.value is None and not found.reason:

@@ -1,4 +1,4 @@
-"""How alike two spaces are, whatever their features are: subspace overlap, CKA and SVCCA."""
+"""Similarity of two spaces whose features are not matched: subspace overlap, CKA and SVCCA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from husai.consistency.scores.rows import unit_pair
 from husai.errors import InputError
 from husai.matching.match import unit_rows
 
-# Most principal directions that SVCCA compares.
+# The largest number of principal directions that SVCCA compares.
 SVCCA_DIRECTIONS = 512
 
 
@@ -30,7 +30,7 @@ def dictionary_directions(dictionary: ArrayLike, rank: int) -> NDArray[np.float6
             f"rank: {rank}; {len(rows)} centred rows of {rows.shape[1]} numbers have at most "
             f"{limit} directions"
         )
-    # the d × d product: a dictionary has many more rows than dimensions
+    # of the d × d product, since a dictionary has many more rows than dimensions
     _, directions = np.linalg.eigh(rows.T @ rows)
     return np.asarray(directions[:, ::-1][:, :rank].T)
 
@@ -38,7 +38,7 @@ def dictionary_directions(dictionary: ArrayLike, rank: int) -> NDArray[np.float6
 def subspace_overlap(A: ArrayLike, B: ArrayLike, rank: int) -> float:
     """Overlap ``||U_A U_Bᵀ||_F² / r`` of the top-r subspaces of two centred dictionaries.
 
-    1 when they agree, ``r / d`` by chance: always print the two together (arXiv 2606.12138).
+    1 when they agree, ``r / d`` by chance: always show the two together (arXiv 2606.12138).
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def svcca_from_products(
     xy, xx, yy
         Centred products ``XᵀY [n_x, n_y]``, ``XᵀX`` and ``YᵀY``.
     n_rows
-        Samples behind them.
+        Number of samples that were summed.
     variance
         Share of variance to keep, in (0, 1].
 
@@ -105,14 +105,14 @@ def svcca_from_whitening(
     whiten_y: NDArray[np.float64] | None,
     n_rows: int,
 ) -> float | None:
-    """Do :func:`svcca_from_products` with whitenings that are known: made once a side."""
+    """Compute :func:`svcca_from_products` from the whitening of each side, if it is known."""
     if whiten_x is None or whiten_y is None or n_rows <= len(whiten_x) + len(whiten_y):
         return None
     product = whiten_x @ xy @ whiten_y.T
     if len(product) > product.shape[1]:
         product = product.T
-    # eigenvalues of the smaller square: several times faster than singular values, and what the
-    # squaring loses (1e-8 of a correlation) is far below what a mean correlation can mean
+    # Eigenvalues of the smaller square are several times faster than singular values; squaring
+    # loses 1e-8 of a correlation, which does not matter for a mean correlation.
     squared = np.linalg.eigvalsh(product @ product.T)
     return float(np.sqrt(np.clip(squared, 0.0, 1.0)).mean())
 
@@ -122,7 +122,8 @@ def whitening(
 ) -> NDArray[np.float64] | None:
     """Whitening ``[r, n]`` of the top components of ``XᵀX [n, n]``; None when it is zero.
 
-    They hold ``variance`` of the variance, or are ``max_directions`` if that is fewer.
+    The top components are the fewest that hold the share ``variance`` of the variance, but at
+    most ``max_directions``.
     """
     if not 0 < variance <= 1:
         raise InputError(f"variance: {variance}; give a share above 0 and at most 1")
@@ -134,10 +135,10 @@ def whitening(
     first = max(0, n - max_directions)
     if first:
         values, vectors = linalg.eigh(product, subset_by_index=(first, n - 1))
-    else:  # all of them: the solver that divides takes two thirds of the time
+    else:  # for all of them the divide-and-conquer solver takes two thirds of the time
         values, vectors = np.linalg.eigh(product)
     values, vectors = np.clip(values[::-1], 0.0, None), vectors[:, ::-1]
     rank = min(int(np.searchsorted(np.cumsum(values) / total, variance - 1e-12)) + 1, len(values))
-    # below this a component is rounding, and whitening would blow it up to a correlation
+    # smaller components are rounding errors, which whitening would turn into correlations
     rank = max(1, min(rank, int((values > 1e-10 * values[0]).sum())))
     return np.asarray(vectors[:, :rank].T / np.sqrt(values[:rank])[:, None])

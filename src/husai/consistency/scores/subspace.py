@@ -1,8 +1,8 @@
-"""The subspace that the data fill, and dictionaries seen inside it.
+"""The subspace that the data fill, and dictionaries projected into it.
 
-The residual stream of a grokked transformer fills about 19 of its 128 dimensions. What a decoder
-row carries outside of them never touched the data: it is what is left of the initialisation, and
-it lowers every score in the full space. So scores are given in both spaces, dimensions named.
+The residual stream of a grokked transformer fills about 19 of its 128 dimensions. The part of a
+decoder row outside of these has no effect on the data: it remains from the initialisation and
+lowers every score in the full space. So scores are given in both spaces, with their dimensions.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from husai.matching.match import unit_rows
 
 
 def activation_covariance(rows: ArrayLike | Iterable[ArrayLike]) -> NDArray[np.float64]:
-    """Covariance ``[d, d]`` of activations, of the array or of blocks of its rows.
+    """Covariance ``[d, d]`` of activations.
 
     Parameters
     ----------
     rows
-        ``[n, d]``, or an iterable of such blocks.
+        ``[n, d]``, or an iterable of blocks of rows.
 
     Raises
     ------
     InputError
-        When fewer than two rows, different widths, or numbers that are not finite.
+        When there are fewer than two rows, different widths, or numbers that are not finite.
     """
     blocks: Iterable[ArrayLike] = [rows] if isinstance(rows, np.ndarray) else rows  # type: ignore[assignment]
     count, total, product = 0, None, None
@@ -45,7 +45,7 @@ def activation_covariance(rows: ArrayLike | Iterable[ArrayLike]) -> NDArray[np.f
             total, product = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
         if x.shape[1] != len(total):
             raise InputError(f"activations: rows of {len(total)} and of {x.shape[1]} numbers")
-        x = x - shift  # near-centred, so that mean² does not swallow the variance
+        x = x - shift  # nearly centred: a large mean² would cost the variance its precision
         count += len(x)
         total += x.sum(axis=0)
         product += x.T @ x
@@ -64,7 +64,7 @@ class DataSpan:
     basis
         ``[r, d]`` orthonormal rows.
     variance
-        Share of the data's variance inside.
+        Share of the data's variance inside the subspace.
     """
 
     basis: NDArray[np.float64]
@@ -76,7 +76,7 @@ class DataSpan:
         return len(self.basis)
 
     def project(self, dictionary: ArrayLike) -> NDArray[np.float64]:
-        """Coordinates ``[n, r]`` of the unit rows inside the subspace, not normalised again."""
+        """Coordinates ``[n, r]`` in the subspace of the rows ``[n, d]``, first scaled to norm 1."""
         rows = unit_rows(dictionary)
         if rows.shape[1] != self.basis.shape[1]:
             raise InputError(
@@ -101,12 +101,13 @@ def data_span(
     variance
         Keep the fewest directions that hold this share of the variance.
     rank
-        Keep exactly so many instead.
+        Keep exactly this many directions instead.
 
     Raises
     ------
     InputError
-        When the covariance or the choice does not make sense.
+        When the covariance is not a finite square matrix or is zero, or the variance or rank is
+        out of range.
     """
     matrix = np.asarray(covariance, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
@@ -164,9 +165,9 @@ class DataMetric:
     root: NDArray[np.float64]
 
     def place(self, rows: ArrayLike) -> NDArray[np.float64]:
-        """Give read-out directions ``[n, d]`` as the data see them: ``E Σ^½ [n, d]``.
+        """Move encoder rows ``E [n, d]`` into the data's metric: ``E Σ^½ [n, d]``.
 
-        The cosine of two rows is then the correlation, over the data, of what the two read.
+        The cosine of two rows is then the correlation, over the data, of the two pre-activations.
 
         Raises
         ------
@@ -188,7 +189,7 @@ def data_metric(covariance: ArrayLike) -> DataMetric:
     Raises
     ------
     InputError
-        When the covariance is unfit.
+        When the covariance is not a symmetric, positive semi-definite, non-zero matrix.
     """
     root = covariance_root(covariance)
     # the symmetric root, so that rows stay in the space of the decoder
@@ -197,12 +198,12 @@ def data_metric(covariance: ArrayLike) -> DataMetric:
 
 
 def encoder_in_data_metric(W_enc: ArrayLike, covariance: ArrayLike) -> NDArray[np.float64]:
-    """Encoder rows as the data see them: ``E Σ^½ [n, d]``.
+    """Encoder rows in the metric of the data: ``E Σ^½ [n, d]``.
 
     The cosine of two rows is then the correlation over the data of the two pre-activations. Raw
     encoder rows keep their initialisation in directions that carry almost no variance, so that
-    two encoders which do the same to every input can be far apart (shared fraction .000 raw, .4
-    in this metric on the home study).
+    two encoders that do the same to every input can have a low cosine (shared fraction .000 with
+    raw rows, .4 in this metric in the home study).
 
     Parameters
     ----------
@@ -214,6 +215,7 @@ def encoder_in_data_metric(W_enc: ArrayLike, covariance: ArrayLike) -> NDArray[n
     Raises
     ------
     InputError
-        When the covariance is unfit or the dimensions differ.
+        When the covariance is not a symmetric, positive semi-definite, non-zero matrix, or the
+        dimensions differ.
     """
     return data_metric(covariance).place(W_enc)

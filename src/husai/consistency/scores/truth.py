@@ -1,11 +1,11 @@
-"""Scores of one SAE against the truth: which true features it holds, and how well it detects them.
+"""Scores of one SAE against the truth: which true features it has, and how well it detects them.
 
 In a prepared pair side A is the SAE and side B the true dictionary with the true codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from husai.consistency.scores.codes import Codes, code_blocks
+from husai.consistency.scores.codes import Codes, paired_blocks
 from husai.consistency.scores.decoder import distinct_share
 from husai.consistency.scores.pair import Nearest, PreparedPair, nearest_features
 from husai.consistency.scores.score import COSINE, DRAWN, Need, Score, Value
@@ -38,7 +38,7 @@ class FeatureRecovery:
     latent_similarity, feature
         ``[d_sae]``: largest |cosine| of each latent with any true feature, and that feature.
     spurious
-        Share of latents below each threshold for every true feature.
+        Share of latents whose similarity to every true feature is below each threshold.
     """
 
     similarity: NDArray[np.float64]
@@ -123,8 +123,8 @@ def detector_metrics(
 ) -> DetectorMetrics:
     """Precision, recall and F1 of every latent as a detector of its nearest true feature.
 
-    A latent or true feature fires where its code is not 0. The pairing
-    is by |cosine| of decoder rows, many to one (arXiv 2602.14687, §4 and its released code).
+    A latent or true feature fires where its code is not 0. Each latent is paired with the true
+    feature of largest |cosine|, many to one (arXiv 2602.14687, §4 and its released code).
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def _detectors(codes: Codes, true_codes: Codes, near: Nearest) -> DetectorMetric
     d_sae, n_true = len(near.a_index), len(near.b_index)
     hits, fires, seen = np.zeros(d_sae), np.zeros(d_sae), np.zeros(n_true)
     n_rows = 0
-    for F, C in _row_blocks(codes, true_codes):
+    for F, C in paired_blocks(codes, true_codes, ("codes", "true_codes")):
         if F.shape[1] != d_sae or C.shape[1] != n_true:
             raise InputError(
                 f"codes: widths {F.shape[1]} and {C.shape[1]}, dictionaries have {d_sae} latents "
@@ -191,23 +191,6 @@ def _detectors(codes: Codes, true_codes: Codes, near: Nearest) -> DetectorMetric
         f1=float(latents["f1"].mean()),
         n_rows=n_rows,
     )
-
-
-def _row_blocks(
-    codes: Codes, true_codes: Codes
-) -> Iterable[tuple[sparse.csr_array, sparse.csr_array]]:
-    ours, theirs = code_blocks(codes, "codes"), code_blocks(true_codes, "true_codes")
-    while True:
-        F, C = next(ours, None), next(theirs, None)
-        if F is None and C is None:
-            return
-        if F is None or C is None or F.shape[0] != C.shape[0]:
-            sizes = [0 if block is None else block.shape[0] for block in (F, C)]
-            raise InputError(
-                f"codes: a block of {sizes[0]} rows meets {sizes[1]} rows of true_codes; "
-                "give both for the same rows, in blocks of the same sizes"
-            )
-        yield F, C
 
 
 def _indicator(block: sparse.csr_array) -> sparse.csc_array:

@@ -1,1 +1,1 @@
-"""From records of SAEs to the tables of a study."""
+"""The comparison of a study: records of its SAEs, scored pairs and groups, and its tables."""

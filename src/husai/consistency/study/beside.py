@@ -1,4 +1,4 @@
-"""The tables beside a report, declared once: columns, types, units, ranges and what they mean."""
+"""Declarations of the tables beside a report: their columns, types, units, ranges and meanings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BESIDE: dict[str, Table] = {
     for table in (
         Table(
             "settings",
-            "A group of the study's own hook, a space and a score, beside its setting.",
+            "A group at the study's main hook, a space and a score, beside its setting.",
             (
                 *(GROUP, ARCHITECTURE, WIDTH, *SETTINGS, L0, SPACE, SCORE, SIGNED, *INTERVAL),
                 number("width_ratio", "d_sae over the effective rank of the rows", low=0),
@@ -90,19 +90,19 @@ BESIDE: dict[str, Table] = {
         ),
         Table(
             "seeds_needed",
-            "A group: the seeds for an interval within ±0.05; or two groups that differ in one "
-            "thing: the seeds in each that show it with power 0.8. By the variances of seeds and "
-            "pairs.",
+            "A group: seeds needed for an interval within ±0.05; or two groups that differ in one "
+            "setting: seeds needed in each to show a difference with power 0.8. Estimated from the "
+            "variances of seeds and pairs.",
             (
                 GROUP,
-                text("other", "the other group; missing for one by itself", nullable=True),
-                count("n_seeds", "seeds that there are, or are planned"),
+                text("other", "the other group; missing in the row of one group", nullable=True),
+                count("n_seeds", "number of seeds, present or planned"),
                 number("pw_mcc", "mean PW-MCC of a pair of seeds"),
-                number("seed_sd", "standard deviation of a seed's effect", low=0),
-                number("pair_sd", "standard deviation of what a pair adds", low=0),
+                number("seed_sd", "standard deviation of the seed effects", low=0),
+                number("pair_sd", "standard deviation of the pair noise", low=0),
                 number("half_width", "expected half width of the interval over n_seeds", low=0),
                 number("difference", "mean PW-MCC of the group minus that of the other"),
-                count("seeds", "seeds that are needed; missing: more than 200", nullable=True),
+                count("seeds", "seeds needed; missing where 200 are not enough", nullable=True),
                 REASON,
             ),
         ),
@@ -111,13 +111,13 @@ BESIDE: dict[str, Table] = {
             "A score, of this study or of a publication.",
             (
                 text("source", "this study, or the publication"),
-                text("model", "whose activations were read"),
+                text("model", "model whose activations the SAEs read"),
                 *(ARCHITECTURE, replace(WIDTH, nullable=True), SETTINGS[0], L0),
                 *(SCORE, replace(SIGNED, nullable=True)),
                 number("value", "the score"),
                 *(*INTERVAL[1:], *_LEVELS, CONVERGED),
                 text("like_for_like", "whether the numbers may be compared"),
-                text("differs_in", "in what the publication differs; empty for this study"),
+                text("differs_in", "how the publication differs; empty for this study"),
             ),
             intervals=(("value", "low", "high"),),
         ),
@@ -135,7 +135,7 @@ BESIDE: dict[str, Table] = {
                 number("difference", "this study's first minus second", optional=True),
                 flag(
                     "agrees",
-                    "whether the order is the publication's; missing in a tie",
+                    "whether the order is that of the publication; missing in a tie",
                     optional=True,
                 ),
                 flag(
@@ -171,7 +171,7 @@ BESIDE: dict[str, Table] = {
         ),
         Table(
             "geometry",
-            "A group and a measure of how its directions lie or fire.",
+            "A group and a measure of the geometry or firing of its features.",
             (*_OF_GROUP, text("measure", "name of the measure"), *_MEAN, REASON, *_LEVELS, HOOK),
             intervals=(("mean", "low", "high"),),
         ),
@@ -195,17 +195,19 @@ BESIDE: dict[str, Table] = {
                     for name, meaning in (
                         ("score", "mean correlation of matched codes under the symmetry"),
                         *(("low", INTERVAL[1].meaning), ("high", INTERVAL[2].meaning)),
-                        ("identity_score", "the same without moving the rows"),
-                        ("null_mean", "the same under random orders of the rows"),
+                        ("identity_score", "the same without the symmetry"),
+                        ("null_mean", "the same under random relabellings of the inputs"),
                     )
                 ),
-                share("exact_fraction", "latents that are mapped onto another", optional=True),
+                share(
+                    "exact_fraction", "share of latents mapped to a latent exactly", optional=True
+                ),
                 number("retained", "(score - null) / (identity - null)", optional=True),
-                share("p", "share of the null that is as high", optional=True),
+                share("p", "share of the null's draws that are as high", optional=True),
                 REASON,
             ),
             intervals=(("score", "low", "high"),),
         ),
     )
 }
-"""Tables beside a report, by name."""
+"""The declared tables beside a report, by name."""

@@ -1,4 +1,4 @@
-"""Columns and tables as they are declared: types, units, ranges, and the check of a frame."""
+"""How tables are declared (columns with types, units, ranges) and how a data frame is checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 Kind = Literal["text", "integer", "number", "flag"]
 
-# Rounding may carry a mean of ones above one.
+# A mean of ones may exceed one by rounding.
 _ROUNDING = 1e-6
 
 
@@ -26,17 +26,17 @@ class Column:
     Attributes
     ----------
     name, kind, meaning
-        What it is called, what its cells are, and what they say.
+        Its name, the type of its cells, and what they mean.
     unit
-        Of a number; empty for one without.
+        Unit of a number; empty if it has none.
     low, high
         Least and greatest value, or None.
     nullable
         Whether a cell may be missing.
     optional
-        Whether the whole column may be missing, or cells of it.
+        Whether the whole column, or some of its cells, may be missing.
     values
-        Texts that it may hold; empty for any.
+        The allowed texts; empty if any is allowed.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Column:
         if not self._fits(known):
             return f"holds {known.iloc[0]!r}, which is not of kind {self.kind}"
         if self.values and not known.isin(self.values).all():
-            return f"holds {known[~known.isin(self.values)].iloc[0]!r}, not of {self.values}"
+            return f"holds {known[~known.isin(self.values)].iloc[0]!r}, not one of {self.values}"
         if self.kind in ("integer", "number"):
             numbers = known.astype(float)
             for end, bad in (
@@ -83,7 +83,7 @@ class Column:
 
     @property
     def field(self) -> tuple[Any, Any]:
-        """Type and Pydantic field of a row's cell."""
+        """The type and the Pydantic field of this column in a row's model."""
         type_: Any = {"text": str, "integer": int, "number": float, "flag": bool}[self.kind]
         if self.values:
             type_ = Literal[self.values]
@@ -109,9 +109,10 @@ class Table:
     Attributes
     ----------
     name, meaning, columns
-        As they say.
+        Its name, what a row is, and its columns.
     intervals
-        Columns of a number and of the two ends of its interval: it lies between them.
+        Names of three columns each: a number and the two ends of its interval. The number must
+        lie between them.
     """
 
     name: str
@@ -120,12 +121,12 @@ class Table:
     intervals: tuple[tuple[str, str, str], ...] = ()
 
     def check(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return the frame as it is, or say what does not follow the declaration.
+        """Return the frame unchanged if it follows the declaration.
 
         Raises
         ------
         TableError
-            Names the table, the column and the value.
+            If it does not; the message names the table, the column and the value.
         """
         declared = {column.name: column for column in self.columns}
         if unknown := [str(name) for name in frame if name not in declared]:
@@ -143,7 +144,7 @@ class Table:
         return frame
 
     def _check_interval(self, ends: pd.DataFrame) -> None:
-        """See that a number lies in its interval: one outside is another quantity's."""
+        """Check that numbers lie in their intervals; one outside belongs to another quantity."""
         value, low, high = (ends[name] for name in ends)
         outside = ends[(value < low - _ROUNDING) | (value > high + _ROUNDING)]
         if len(outside):
@@ -154,14 +155,14 @@ class Table:
             )
 
     def empty(self) -> pd.DataFrame:
-        """Give the table without a row."""
+        """Return the table without rows."""
         types = {"flag": "bool", "integer": "int64", "number": "float64"}
         return pd.DataFrame(
             {one.name: pd.Series(dtype=types.get(one.kind, "object")) for one in self.columns}
         )
 
     def row_model(self) -> type[BaseModel]:
-        """Give the Pydantic model of one row."""
+        """Return the Pydantic model of one row."""
         fields: dict[str, Any] = {column.name: column.field for column in self.columns}
         config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
         name = f"{self.name.capitalize()}Row"
@@ -189,5 +190,5 @@ def share(name: str, meaning: str, **fields: Any) -> Column:
 
 
 def flag(name: str, meaning: str, **fields: Any) -> Column:
-    """Declare a column of truths."""
+    """Declare a column of truth values."""
     return Column(name, "flag", meaning, **fields)

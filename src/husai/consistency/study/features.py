@@ -1,4 +1,4 @@
-"""Features of each SAE: how they came back in the other seeds."""
+"""The table of features: for each latent of each SAE, its similarity to its partners."""
 
 from __future__ import annotations
 
@@ -16,7 +16,21 @@ from husai.consistency.study.record import LiveSAE
 def feature_table(
     name: str, live: Sequence[LiveSAE], space: str, matches: Matches, config: ConsistencyConfig
 ) -> pd.DataFrame:
-    """A row per SAE and live latent: how it came back in the other seeds of its group."""
+    """Make the table ``features`` for one group, a row per SAE and live latent.
+
+    Parameters
+    ----------
+    name
+        Name of the group.
+    live
+        Its SAEs, as they are in the space.
+    space
+        Name of the space.
+    matches
+        The absolute matches of all pairs; empty columns where some are missing.
+    config
+        The threshold at which a feature counts as found.
+    """
     aligned = None
     if len(live) > 1 and len(matches) == len(live) * (len(live) - 1) // 2:
         aligned = align_seeds(matches, threshold=config.shared_threshold).features
@@ -38,7 +52,7 @@ def feature_table(
         if record.firing_rate is not None:
             table["firing_rate"] = np.asarray(record.firing_rate, dtype=np.float64)[one.index]
         if one.init is not None:
-            # a row and its reverse are one direction
+            # absolute, since a row and its negative count as one direction
             table["cosine_to_init"] = np.abs(row_cosines(one.decoder, one.init))
         if one.encoder_cosine is not None:
             table["cosine_to_encoder"] = one.encoder_cosine

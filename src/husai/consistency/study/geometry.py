@@ -1,4 +1,4 @@
-"""How each group's directions lie and fire, and which symmetries they have, beside chance."""
+"""The tables of geometry and of symmetries: measures of each group's SAEs, beside nulls."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from husai.threads import worker_pool
 
 Row = dict[str, Any]
 
-# Random dictionaries behind the chance level of a geometric measure: their spread is small.
+# Random dictionaries drawn for the null of a geometric measure; their spread is small.
 _GEOMETRY_DRAWS = 5
 
 
 def directions_geometry(dictionary: ArrayLike, similarity: float) -> dict[str, float]:
-    """Measure one dictionary's directions.
+    """Measure the geometry of one dictionary.
 
     Parameters
     ----------
     dictionary
         ``[n, d]``, one feature per row, n at least 2.
     similarity
-        At which clusters are cut.
+        Two clusters with a mean similarity below this are not joined.
 
     Returns
     -------
@@ -79,22 +79,22 @@ def geometry_table(
     Parameters
     ----------
     members
-        Group name to its SAEs.
+        SAEs by name of their group.
     config
-        Threads, seed, level, and the similarity at which clusters are cut.
+        Threads, seed, level; ``shared_threshold`` is the similarity at which clusters are cut.
     covariance
-        ``[d, d]`` of the activations: adds the data-aware chance.
+        ``[d, d]`` covariance of the activations; with it the table has the data-aware null.
 
     Returns
     -------
     pandas.DataFrame
         A row per group and measure: ``mean`` with interval over SAEs, ``isotropic_mean`` and
         ``data_aware_mean`` where the measure is one of directions, ``n_seeds``, ``converged``,
-        ``reason``. Measures: those of :func:`directions_geometry`; ``cosine_to_encoder`` (each
-        latent's decoder with its own encoder, in the encoders' metric), ``firing_rate`` (median
-        over latents), ``never_coactive`` (share of pairs of live latents that fire on no row
-        together) and ``coactivation_bits`` (mean |log2| of how often pairs that do fire
-        together do so, over chance).
+        ``reason``. Measures: those of :func:`directions_geometry`; ``cosine_to_encoder`` (of each
+        latent's decoder and encoder, in the encoders' metric), ``firing_rate`` (median over
+        latents), ``never_coactive`` (share of pairs of live latents that never fire on the same
+        row) and ``coactivation_bits`` (for pairs that do, mean |log2| of observed over expected
+        rate of firing together).
     """
     chance: dict[tuple[str, int, int], dict[str, float]] = {}
     root = None if covariance is None else covariance_root(covariance)
@@ -157,7 +157,7 @@ _MEASURES: dict[str, tuple[float, float]] = {
     "never_coactive": _SHARE,
     "coactivation_bits": _ANY,
 }
-"""Measures of geometry, and the possible values of each."""
+"""Names of the measures of geometry, with the possible values of each."""
 
 
 def _sae_geometry(
@@ -188,16 +188,16 @@ def _sae_geometry(
 def symmetry_table(
     members: Mapping[str, Sequence[SAERecord]], modulus: int, config: ConsistencyConfig
 ) -> pd.DataFrame:
-    """Ask which symmetries of modular addition map each dictionary to itself, or seed to seed.
+    """Measure which symmetries of modular addition map a dictionary to itself or to another seed's.
 
     Parameters
     ----------
     members
-        Group name to its SAEs, whose ``codes`` are of the complete grid in (a, b) order.
+        SAEs by name of their group; their ``codes`` are of the complete grid in (a, b) order.
     modulus
-        p.
+        The modulus p of the task.
     config
-        Null draws, seed, threads, and the widest SAE that is looked at.
+        Null draws, seed, threads, and ``symmetry_width``, the widest SAE that is measured.
 
     Returns
     -------
@@ -205,8 +205,8 @@ def symmetry_table(
         A row per group, ``kind_of_pair`` ("itself", "other seed") and symmetry: ``score`` (mean
         over SAEs or pairs of seeds, with interval), ``identity_score``, ``null_mean``, ``p`` (the
         largest over them), ``retained``, ``exact_fraction``, ``n``, ``converged``, ``reason``. The
-        symmetry ``"best translation"`` is the best of all p² shifts, with a null that may choose
-        as freely; it is looked for between the first two seeds.
+        symmetry ``"best translation"`` is the best of all p² shifts, and its null also takes the
+        best shift; it is computed between the first two seeds.
     """
     symmetries = task_symmetries(modulus)
     rows: list[Row] = []
@@ -233,7 +233,7 @@ def symmetry_table(
             options: dict[str, Any] = {"n_null": config.symmetry_draws, "seed": config.seed}
             table = detect_symmetries(codes[i], symmetries, other=other, **options)
             if i == j or (i, j) != (0, 1):
-                return table  # p² shifts cost as much as all else: the first pair only
+                return table  # p² shifts take as long as all the rest: the first pair only
             best = best_translation(codes[i], codes[j], modulus, **options)
             return pd.concat([table, pd.DataFrame([best])], ignore_index=True)
 

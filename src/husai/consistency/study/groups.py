@@ -1,4 +1,4 @@
-"""Groups of seeds: mean scores with interval and nulls, comparisons, and many seeds together."""
+"""The tables of groups of seeds: mean scores with intervals and nulls, comparisons, alignments."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ScoredPairs = Mapping[tuple[int, int], ScoredPair]
 
 
 def group_head(name: str, live: Sequence[LiveSAE], space: str) -> Row:
-    """Columns that every row of a group has: settings, sizes, gate."""
+    """Return the columns that every row of a group has: settings, sizes, gate."""
     first = live[0].record
     flags = [one.record.converged for one in live]
     return {
@@ -59,15 +59,15 @@ def group_head(name: str, live: Sequence[LiveSAE], space: str) -> Row:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean of what is known; None where nothing is."""
+    """Mean of the values that are known; None if none is."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
 def found_everywhere(live: Sequence[LiveSAE], pairs: ScoredPairs, threshold: float) -> float | None:
-    """Count the latents matched at the threshold in every other seed; mean over SAEs.
+    """Number of latents found in every other seed, at the threshold; mean over SAEs.
 
-    By the absolute match. None where an SAE has no live latent, or there is no other seed.
+    By the absolute match. None if an SAE has no live latent, or there is no other seed.
     """
     if len(live) < 2 or any(not pair.matches for pair in pairs.values()):
         return None
@@ -87,7 +87,7 @@ def score_matrix(values: Mapping[tuple[int, int], float | None], n: int) -> NDAr
 
 
 def values_of(pairs: ScoredPairs, score: str, signed: bool) -> dict[tuple[int, int], float | None]:
-    """One score of every pair that has it."""
+    """Return one score of every pair that has it."""
     return {
         at: pair.values[score, signed].value
         for at, pair in pairs.items()
@@ -98,7 +98,7 @@ def values_of(pairs: ScoredPairs, score: str, signed: bool) -> dict[tuple[int, i
 def mean_score(
     pairs: ScoredPairs, n: int, score: Score, signed: bool, level: float
 ) -> SeedInterval | None:
-    """Mean of one score over all pairs of ``n`` SAEs with its interval; None if one is missing."""
+    """Mean of one score over all pairs of ``n`` SAEs with its interval; None if a pair lacks it."""
     W = score_matrix(values_of(pairs, score.name, signed), n)
     if np.isnan(W).any():
         return None
@@ -114,7 +114,21 @@ def group_scores(
     nulls: NullCache,
     config: ConsistencyConfig,
 ) -> list[Row]:
-    """One row per score and sign of a group: mean, interval, nulls, gate."""
+    """Make the rows of one group in the table ``groups``: one per score and sign.
+
+    Parameters
+    ----------
+    name, live, space
+        Name of the group, its SAEs as they are in the space, and the name of the space.
+    pairs
+        The scored pairs of the group.
+    inits
+        Scores of pairs of initialisations.
+    nulls
+        The drawn nulls.
+    config
+        Level, threshold, seed.
+    """
     head = {
         **group_head(name, live, space),
         "n_everywhere": found_everywhere(live, pairs, config.shared_threshold),
@@ -141,7 +155,7 @@ def group_scores(
     result = []
     for score in available_scores(live, space):
         if not score.symmetric:
-            continue  # a direction has no meaning among seeds of one group
+            continue  # which of two seeds is A and which is B means nothing in a group
         for signed in score.signs:
             line = {**head, "score": score.name, "signed": signed}
             line["encoder_metric"] = metric if "encoder" in score.needs else None
@@ -184,8 +198,8 @@ def group_nulls(
     nulls: NullCache,
     config: ComparisonConfig,
 ) -> Nulls:
-    """Give every null of a group's scores: drawn, its initialisations, its codes shuffled."""
-    # one shape stands for the group: with dead latents left out, its mean width
+    """Return all nulls of a group's scores: drawn ones, initialisations, shuffled codes."""
+    # nulls are drawn for one shape: if dead latents are left out, the mean width of the group
     n = round(float(np.mean([len(one.index) for one in live])))
     one, other = (_of_width(live[at].side, n) for at in (0, 1))
     sides = tuple(each.side for each in live)
@@ -204,7 +218,7 @@ def group_nulls(
 
 
 def _of_width(side: Side, n: int) -> Side:
-    """A stand-in of ``n`` features for a side, of which a drawn null takes the shape alone."""
+    """Return a side with ``n`` features; if this side has not, one of zeros for its shape."""
     if len(side.decoder) == n:
         return side
     decoder = np.zeros((n, side.decoder.shape[1]))
@@ -212,7 +226,7 @@ def _of_width(side: Side, n: int) -> Side:
 
 
 def null_columns(kind: str, null: NullDistribution, score: float) -> dict[str, float | None]:
-    """Columns that say what a null makes of a score."""
+    """Return the columns that compare a score with a null."""
     return {
         f"{kind}_mean": null.mean,
         f"{kind}_sd": null.sd,
@@ -223,28 +237,27 @@ def null_columns(kind: str, null: NullDistribution, score: float) -> dict[str, f
 
 
 Verdict = Literal["above", "below", "unclear"]
-"""Where a mean over seeds stands against a null."""
+"""How a mean over seeds compares with a null."""
 
 
 def chance_verdict(interval: SeedInterval, null: NullDistribution, level: float) -> Verdict:
-    """Say in one word where a score stands against a null, as its interval and its p-value allow.
+    """Say whether a score is above or below a null, by its interval and its p-value.
 
-    They answer two questions: the interval over seeds, what other seeds would give; the p-value,
-    what chance would. So only where both say so is a score called above chance, or below it: no
-    sentence says more than either. A score for which less is better is above chance where it is
-    below the null.
+    The interval says what other seeds would give, the p-value what chance would give. A score is
+    called above the null, or below it, only if both agree. A score for which smaller is better (a
+    distance) is above the null if it is smaller.
 
     Parameters
     ----------
     interval, null
-        Of the score.
+        Interval and null of the score.
     level
-        Of the interval; a p-value speaks for it up to one minus that.
+        Confidence level of the interval; the p-value must be at most one minus this.
 
     Returns
     -------
     str
-        ``"unclear"`` where there is no interval, or no p-value.
+        ``"unclear"`` if the two disagree, or one of them is missing.
     """
     p = None if interval.mean is None else null.p_value(interval.mean)
     if interval.low is None or interval.high is None or p is None:
@@ -262,7 +275,7 @@ def chance_verdict(interval: SeedInterval, null: NullDistribution, level: float)
 def adjust_groups(groups: pd.DataFrame) -> pd.DataFrame:
     """Add ``<null>_p_adjusted``: each null's p-values corrected over groups (Benjamini-Hochberg).
 
-    The family is all groups with the same score, sign and space: that many chances to find one.
+    Corrected together are all groups with the same score, sign and space.
     """
     result = groups.copy()
     for column in [c for c in groups.columns if c.endswith("_p")]:
@@ -285,6 +298,15 @@ def compare_groups(
     config: ConsistencyConfig,
 ) -> pd.DataFrame:
     """Compare groups two by two, over seeds.
+
+    Parameters
+    ----------
+    pairs
+        The table of pairs.
+    members
+        SAEs by name of their group.
+    config
+        Confidence level.
 
     Returns
     -------
@@ -373,7 +395,15 @@ def seeds_together(
     matches: Matches,
     config: ConsistencyConfig,
 ) -> tuple[Row, list[Row]]:
-    """Path, tree, cycles and retention of a group: one row, and one row per number of hops."""
+    """Seed path, spanning tree, cycles and retention of one group.
+
+    Returns
+    -------
+    row
+        The row of the group in the table ``seeds``.
+    retention
+        Its rows in the table ``retention``, one per number of hops.
+    """
     head = group_head(name, live, space)
     n = len(live)
     if n < 2 or len(matches) < n * (n - 1) // 2:

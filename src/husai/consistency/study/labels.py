@@ -1,4 +1,4 @@
-"""What the features of a study mean: labels, coverage of labels, reproducibility by kind."""
+"""The tables of what features mean: their labels, coverage of classes, reproducibility by kind."""
 
 from __future__ import annotations
 
@@ -47,24 +47,25 @@ Groups = Mapping[str, Sequence[LiveSAE]]
 FEATURE_COLUMNS = (
     *("kind", "family", "label", "r2", "average_precision", "f1_fires", "f1_best", "family_r2"),
 )
-"""What the table of features says of each feature's label."""
+"""The columns of the table of features that say which label explains a feature."""
 
-# Draws of directions that read the rows: random ones cover next to nothing.
+# Draws for the null of coverage; few are enough, as random directions cover almost no class.
 _CODE_DRAWS = 10
-# Permuted groups whose features make the band that stands beside the kinds.
+# Permuted groups drawn for the null of reproducibility by kind.
 _BAND_DRAWS = 2
+# Draws for the null of GT-MCC against class means where their number is not given.
 _MEAN_DRAWS = 200
 
 
 class LabelledRows(NamedTuple):
-    """Rows ``[n_rows, d]`` of activations and the candidates for what a latent means on them."""
+    """Activation rows ``[n_rows, d]`` and the families of labels that may explain latents."""
 
     rows: Floats
     families: tuple[Labels, ...]
 
 
 class LabelTables(NamedTuple):
-    """Labels by feature; coverage by group and by SAE; reproducibility by kind."""
+    """Labels by feature; coverage by group and by SAE (``covered``); reproducibility by kind."""
 
     features: pd.DataFrame
     coverage: pd.DataFrame
@@ -73,15 +74,15 @@ class LabelTables(NamedTuple):
 
 
 def candidate_labels(rows: Activations, table: pd.DataFrame | None = None) -> LabelledRows | None:
-    """Gather all that is known about the rows and may be what a latent means.
+    """Gather all labels of the rows that are known.
 
     Parameters
     ----------
     rows
-        Activations. Where they are all pairs (a, b) of a modular task, in order, the candidates
-        are the task's; planes are added where they are known.
+        Activations. If they are all pairs (a, b) of a modular task, in order, they get the labels
+        of the task; planes are added where they are known.
     table
-        Columns of labels, one row for each of the rows.
+        Columns of labels, one row for each activation row.
 
     Returns
     -------
@@ -107,22 +108,22 @@ def candidate_labels(rows: Activations, table: pd.DataFrame | None = None) -> La
     if table is not None and len(table.columns):
         if len(table) != len(values):
             raise InputError(
-                f"labels: {len(table)} rows of labels, {len(values)} of activations; give one "
-                "label a row"
+                f"labels: {len(table)} rows of labels, {len(values)} of activations; give one row "
+                "of labels for each row of activations"
             )
         families += table_labels(table)
     return LabelledRows(values.astype(np.float64), tuple(families)) if families else None
 
 
 def label_tables(live: Groups, labelled: LabelledRows, config: ConsistencyConfig) -> LabelTables:
-    """Explain every live latent, and say what comes back by what it means.
+    """Explain every live latent by a label, and make the tables of coverage and of kinds.
 
     Parameters
     ----------
     live
-        Group name to its SAEs in the full space, with codes of the labelled rows.
+        SAEs in the full space by name of their group, with codes of the labelled rows.
     labelled
-        The rows and the candidates.
+        The rows and their labels.
     config
         Thresholds, draws, level, seed, threads.
     """
@@ -179,7 +180,7 @@ def _codes(one: LiveSAE) -> sparse.csc_array:
 
 
 def _class_families(labelled: LabelledRows) -> list[Classes]:
-    """Give the families of two or more classes: what coverage is counted of."""
+    """Return the families of two or more classes, for which coverage is counted."""
     return [
         family
         for family in labelled.families
@@ -198,7 +199,7 @@ def _covered_rows(
     labelled: LabelledRows,
     config: ConsistencyConfig,
 ) -> list[Row]:
-    """A row per SAE and family: the seeds behind the means."""
+    """Make the rows of one group in the table ``covered``: one per SAE and family."""
     rows = []
     for one in group:
         for family in _class_families(labelled):
@@ -283,7 +284,7 @@ def _kinds_of(
     reference: Reference,
     config: ConsistencyConfig,
 ) -> pd.DataFrame:
-    """A row per kind, and what the group's features come to when they are permuted."""
+    """Make the rows of one group in the table ``kinds``, with the null of permuted features."""
     matches = match_all([one.decoder for one in group])
     kind = [found[one.record.id].latents["kind"].to_numpy() for one in group]
     own = partner_similarity(matches, [len(one.index) for one in group])
@@ -331,7 +332,7 @@ def _kinds_of(
 def _permuted_features(
     reference: Reference, sizes: Sequence[int], config: ConsistencyConfig
 ) -> Floats:
-    """Reproducibility of the features of permuted groups: what a feature has by chance."""
+    """Reproducibility of the features of permuted groups: the null of a single feature."""
     if config.null_draws == 0:
         return np.zeros(0)
     found = []
@@ -342,9 +343,9 @@ def _permuted_features(
 
 
 def leading_kind(kinds: pd.DataFrame) -> str | None:
-    """Name the kind that most of what comes back in every seed is of; None without labels.
+    """Name the kind with the most features found in every seed; None without labels.
 
-    Features of several labels, of none, and those that never fire are no kind of their own.
+    Features for several classes, for no label, and those that never fire are not considered.
     """
     if not len(kinds):
         return None
@@ -358,19 +359,20 @@ def leading_kind(kinds: pd.DataFrame) -> str | None:
 def main_group(coverage: pd.DataFrame, kinds: pd.DataFrame) -> tuple[str, str] | None:
     """Name the leading kind, and the group that shows it best; None without labels.
 
-    It is the group in which most classes of the kind have a latent of their own, the widest of
-    several; for a kind without classes, the one whose features are most often found in every seed.
+    It is the group in which most classes of the kind have a latent of their own, the widest if
+    there are several; for a kind without classes, the group whose features of that kind are most
+    often found in every seed.
 
     Parameters
     ----------
     coverage, kinds
-        Of a report, of one hook.
+        These tables of a report, for one hook.
     """
     lead = leading_kind(kinds)
     if lead is None:
         return None
     covered = coverage
-    if len(covered):  # one kind may hold several families of classes: operands are a, b and tokens
+    if len(covered):  # a kind can have several families of classes: operands are a, b and tokens
         covered = covered[covered["group"].isin(kinds["group"]) & (covered["family"] == lead)]
     if len(covered) and covered["mean"].max() > 0:
         return lead, str(covered.sort_values(["mean", "d_sae"])["group"].iloc[-1])

@@ -1,4 +1,4 @@
-"""The architectures of a study at one L0, one FVU and one number of live latents."""
+"""The tables that compare a study's architectures at equal L0, FVU or number of live latents."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from husai.consistency.study.groups import score_matrix
 from husai.consistency.study.record import all_converged
 
 KEYS = ("d_sae", "space", "score", "signed")
-"""A comparison is made for each value of these by itself."""
+"""Architectures are compared separately for each combination of these."""
 
 FIRST = (*KEYS, "matched_on", "at")
+"""The first columns of the tables, in this order."""
 
-# Scores that papers order architectures by, with their sign convention: the two papers' own.
+# Scores by which papers rank architectures, each with the sign convention of its paper.
 FOLLOWED = (("pw_mcc", False), ("shared_fraction", True), ("mmcs", False))
 
 
 def architecture_curves(
     groups: pd.DataFrame, pairs: pd.DataFrame, saes: pd.DataFrame
 ) -> Iterator[tuple[dict[str, Any], dict[str, Curve]]]:
-    """Give the curves of the architectures over their settings, at each width, space and score.
+    """Yield the curves of the architectures over their settings, for each width, space and score.
 
     Parameters
     ----------
     groups, pairs, saes
-        The tables of a report, of groups that differ in architecture, width and sparsity alone.
+        The tables of a report, for groups that differ only in architecture, width and sparsity.
 
     Yields
     ------
     head, curves
-        Values of :data:`KEYS`, and the curve of each architecture with at least two seeds that
-        all its settings have in common. A setting in which an SAE lacks L0, FVU, a live latent or
-        a score is left out.
+        Values of :data:`KEYS`, and the curve of each architecture, over the seeds that all its
+        settings have; an architecture with fewer than two is left out. So is a setting in which
+        an SAE has no L0, no FVU, no live latent or no score.
     """
     own = dict(iter(pairs[pairs["within"]].groupby(["group", "space", "score", "signed"])))
     sae = saes.set_index("id")
@@ -95,7 +96,7 @@ def matched_tables(
     level: float = 0.95,
     n_points: int = 5,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Compare architectures where they are alike, at each width by itself.
+    """Compare architectures at equal values of each axis, separately for each width.
 
     Parameters
     ----------
@@ -107,8 +108,9 @@ def matched_tables(
     Returns
     -------
     matched, contrasts
-        Its two tables for each axis, with :data:`KEYS` and ``converged`` of all groups on the
-        curves. Where curves do not meet, rows of ``matched`` say so in ``reason``.
+        The two tables of :func:`~husai.consistency.analyses.matched.matched` for all axes, with
+        :data:`KEYS`, and ``converged`` of all groups on the curves. Where curves have no value in
+        common, rows of ``matched`` say so in ``reason``.
     """
     points, contrasts = [], []
     gates = {
@@ -147,20 +149,20 @@ def matched_tables(
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """Put :data:`FIRST` first; what no row has is missing everywhere."""
+    """Put the columns :data:`FIRST` first; those that no row has become missing values."""
     rest = [str(name) for name in table if name not in FIRST]
     return table.reindex(columns=[*(name for name in FIRST if name in (*table, "at")), *rest])
 
 
 def orders_in_contrasts(contrasts: pd.DataFrame, published: list[dict[str, Any]]) -> pd.DataFrame:
-    """Say where architectures that are matched stand in the order that papers print.
+    """Compare the order of matched architectures with the orders that papers report.
 
     Parameters
     ----------
     contrasts
         From :func:`matched_tables`; may be empty.
     published
-        ``source``, ``score``, ``higher`` and ``lower`` of each order that a paper prints.
+        ``source``, ``score``, ``higher`` and ``lower`` of each order that a paper reports.
 
     Returns
     -------

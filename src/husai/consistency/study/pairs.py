@@ -1,4 +1,4 @@
-"""Every score of a pair of SAEs, on one matching."""
+"""Every score of a pair of SAEs, computed from one match, and the rows of the table of pairs."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ScoredPair:
     Attributes
     ----------
     values
-        By score and sign.
+        Values by name of the score and sign.
     matches
-        The decoders' match by sign, on which all scores are read; empty when a side has no live
-        latent.
+        The decoders' match by sign, from which all scores are computed; empty when a side has no
+        live latent.
     shared
         ``[m]`` bool, one for each pair of the signed match: whether the encoders' match has it
         too, both at the threshold; None without encoders.
@@ -44,7 +44,7 @@ class ScoredPair:
 
 
 def missing_need(score: Score, sides: Sequence[LiveSAE], space: str = "full") -> str:
-    """Say what these SAEs lack for a score; empty when they have all it needs."""
+    """Say what these SAEs lack for a score; empty when they lack nothing."""
     if "encoder" in score.needs:
         without = [one.record.id for one in sides if one.encoder is None]
         if without:
@@ -59,7 +59,7 @@ def missing_need(score: Score, sides: Sequence[LiveSAE], space: str = "full") ->
 
 
 def available_scores(sides: Sequence[LiveSAE], space: str = "full") -> list[Score]:
-    """Give the scores for which these SAEs have all that is needed."""
+    """Return the scores that these SAEs have everything for."""
     return [score for score in of_pairs() if not missing_need(score, sides, space)]
 
 
@@ -82,9 +82,9 @@ def score_pair(
     config
         How to compare.
     space
-        In which they are given.
+        Name of the space that their rows are in.
     scores
-        Which; all that the two have what they need for when None.
+        The scores to compute; when None, all that these two SAEs have everything for.
     run, name
         Options of long matches, and the name of the pair in their progress bars.
     """
@@ -111,7 +111,7 @@ def score_pair(
 def score_within(
     live: Sequence[LiveSAE], space: str, config: ComparisonConfig
 ) -> dict[tuple[int, int], ScoredPair]:
-    """Score all pairs of one group, by the positions of their SAEs."""
+    """Score all pairs of one group; keys are the positions of the two SAEs in the group."""
     keys = list(combinations(range(len(live)), 2))
     with worker_pool(config.workers) as pool:
         made = pool.map(
@@ -121,7 +121,7 @@ def score_within(
 
 
 def score_inits(a: LiveSAE, b: LiveSAE, config: ComparisonConfig) -> Values:
-    """Score the two initialisations as the trained decoders are; empty where not known."""
+    """Score the initial decoders of two SAEs; empty where these are not known."""
     if a.init is None or b.init is None:
         return {}
     pair = PreparedPair(Side(a.init), Side(b.init), config)
@@ -134,7 +134,7 @@ def score_inits(a: LiveSAE, b: LiveSAE, config: ComparisonConfig) -> Values:
 
 
 def pair_rows(a: LiveSAE, b: LiveSAE, space: str, scored: ScoredPair) -> list[Row]:
-    """Rows of the table of pairs: one per score and sign."""
+    """Make the rows of one pair in the table ``pairs``: one per score and sign."""
     names = a.record.group_name, b.record.group_name
     head = {
         "group": names[0] if names[0] == names[1] else " | ".join(names),

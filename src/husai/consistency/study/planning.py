@@ -1,4 +1,4 @@
-"""How many seeds a study's settings need, from its own pair scores or from those of a pilot."""
+"""The table of how many seeds a study needs, from its own pair scores or from a pilot study."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from husai.consistency.inference.planning import (
 from husai.consistency.study.groups import score_matrix
 
 HALF_WIDTH = 0.05
-"""Half of the width of interval that a plan is asked for."""
+"""Half the width of the interval for which seeds are planned."""
 
 POWER = 0.8
-"""Chance with which a plan is to show that two settings differ."""
+"""Probability with which planned seeds show that two settings differ."""
 
 LEAST = 4
-"""Fewest seeds that separate seed effects from pair noise."""
+"""Fewest seeds with which seed effects and pair noise can be separated."""
 
 PILOT = "pilot.json"
-"""Components of the study over transformers, beside the code; its benchmark writes it."""
+"""File beside this module with the variances of the study over transformers, the pilot study;
+``benchmarks/transformers_study.py`` writes it."""
 
 
 def own_components(
@@ -41,12 +42,12 @@ def own_components(
     Parameters
     ----------
     pairs
-        ``pairs`` of a report.
+        The table ``pairs`` of a report.
 
     Returns
     -------
     components, reasons
-        By group: the components, or why they are not known.
+        For each group, either its variances or the reason why they are not known.
     """
     chosen = pairs[
         pairs["within"]
@@ -66,7 +67,7 @@ def own_components(
             len(ids),
         )
         if len(ids) < LEAST:
-            reasons[str(group)] = f"{len(ids)} seeds; seed effects take at least {LEAST}"
+            reasons[str(group)] = f"{len(ids)} seeds; seed effects need at least {LEAST}"
         elif np.isnan(W).any():
             reasons[str(group)] = "a pair score is not defined"
         else:
@@ -81,30 +82,29 @@ def seeds_needed(
     level: float = 0.95,
     reasons: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Tabulate how many seeds each setting needs, and to separate settings.
+    """Make the table of how many seeds each setting needs, and how many show a difference.
 
-    Settings are compared where they differ in one thing, width or kind of SAE.
+    Two settings are compared if they differ either in width or in architecture.
 
     Parameters
     ----------
     components
-        By group.
+        Variances by group.
     settings
-        A row per group: ``group``, ``architecture``, ``d_sae``, ``n_seeds`` (those it has, or would
-        have).
+        A row per group: ``group``, ``architecture``, ``d_sae``, ``n_seeds`` (present or planned).
     level
-        Of the intervals.
+        Confidence level of the intervals.
     reasons
-        By group, why its components are not known.
+        Reasons by group why its variances are not known.
 
     Returns
     -------
     pandas.DataFrame
         A row per group (``other`` missing): ``pw_mcc``, ``seed_sd``, ``pair_sd``, ``n_seeds``,
-        ``half_width`` (expected of its jackknife interval), ``seeds`` for an interval within
-        ± :data:`HALF_WIDTH`. A row per two groups that differ in one thing: ``difference``, and
-        ``seeds`` in each that show it with power :data:`POWER`. ``seeds`` is missing where
-        200 are not enough; ``reason`` says why nothing is known.
+        ``half_width`` (expected half width of its jackknife interval), ``seeds`` for an interval
+        within ± :data:`HALF_WIDTH`. A row per two groups that differ in one setting:
+        ``difference``, and the ``seeds`` in each that show it with power :data:`POWER`. ``seeds``
+        is missing where 200 are not enough; ``reason`` says why a number is not known.
     """
     rows: list[dict[str, Any]] = []
     known = settings.drop_duplicates("group").to_dict("records")
@@ -124,7 +124,7 @@ def seeds_needed(
                 "pair_sd": one.pair_sd,
                 "half_width": one.half_width(n, level) if n > 2 else None,
                 "seeds": seeds_for_half_width(one, HALF_WIDTH, level=level),
-                "reason": "" if n > 2 else "an interval takes at least three seeds",
+                "reason": "" if n > 2 else "an interval needs at least three seeds",
             }
         )
     for first, second in combinations([row for row in known if row["group"] in components], 2):
@@ -151,7 +151,7 @@ def seeds_needed(
 
 @cache
 def pilot() -> pd.DataFrame:
-    """Give the components of the study over transformers.
+    """Read the variances of the study over transformers.
 
     A row per architecture and width: ``architecture``, ``d_sae``, ``pw_mcc``, ``seed_sd``,
     ``pair_sd`` (root mean squares over transformers), ``n_seeds`` of each, ``n_transformers``.
@@ -161,7 +161,7 @@ def pilot() -> pd.DataFrame:
 
 
 def piloted(settings: pd.DataFrame) -> tuple[dict[str, VarianceComponents], dict[str, str]]:
-    """Take for each setting the components of the pilot's nearest one.
+    """Return for each setting the variances of the most similar setting of the pilot study.
 
     Parameters
     ----------
@@ -171,9 +171,9 @@ def piloted(settings: pd.DataFrame) -> tuple[dict[str, VarianceComponents], dict
     Returns
     -------
     components, sources
-        By group: the components, and the pilot's setting that they are of, the nearest in width of
-        the same architecture, or of all where the pilot has none of it; both empty without a
-        pilot.
+        For each group its variances, and the pilot's setting that they come from: the nearest in
+        width with the same architecture, or with any if the pilot has none of it. Both are empty
+        without a pilot.
     """
     table = pilot()
     found: dict[str, VarianceComponents] = {}

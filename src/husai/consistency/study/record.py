@@ -1,4 +1,4 @@
-"""The record of an SAE in a comparison, whether from a file, a plan or a bank."""
+"""The record of one SAE in a comparison, and its live latents; the same for SAEs of any origin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from husai.errors import InputError
 from husai.matching.blocked import check_dictionary
 from husai.threads import worker_pool
 
-# Codes of one block of rows, before they become sparse: 128 MB of float32.
+# Numbers in the codes of one block of rows, before they become sparse: 128 MB of float32.
 _BLOCK_NUMBERS = 32_000_000
 
 
@@ -45,14 +45,15 @@ class SAERecord:
     W_dec
         ``[d_sae, d]`` decoder, one feature per row.
     W_enc
-        ``[d, d_sae]`` encoder as the SAE holds it, or None.
+        ``[d, d_sae]`` encoder, one latent per column, or None.
     W_dec_init
         ``[d_sae, d]`` initial decoder, or None.
     converged
-        Whether its convergence gate is passed; None when unknown.
+        Whether it passed the convergence gate; None when unknown.
     motion, plateau
-        What the gate saw: the decoder's motion before the learning rate fell, and the change of
-        its group's mean score; None when unknown. See :mod:`husai.consistency.analyses.gate`.
+        The measures of the gate: the motion of its decoder before the learning rate fell, and the
+        change of its group's mean score; None when unknown. See
+        :mod:`husai.consistency.analyses.gate`.
     cosine_to_init
         Mean |cosine| of each decoder row to its own initialisation, or None.
     firing_rate
@@ -65,9 +66,9 @@ class SAERecord:
     l0, fvu
         Mean number of latents that fire and fraction of variance unexplained, or None.
     group
-        SAEs of one group differ in the seed only; made from the settings when empty.
+        Name of its group, whose SAEs differ only in the seed; made from the settings when empty.
     origin
-        Plain values that say where it came from: path, format, files with their sha256, ….
+        Where it came from: path, format, files with their sha256 and the like.
     """
 
     id: str
@@ -92,7 +93,7 @@ class SAERecord:
 
     @property
     def d_sae(self) -> int:
-        """Width."""
+        """Number of latents."""
         return int(self.W_dec.shape[0])
 
     @property
@@ -111,13 +112,13 @@ class SAERecord:
 def live_latents(record: SAERecord, dead: Literal["keep", "drop"] = "keep") -> NDArray[np.int64]:
     """Indices of the latents that take part.
 
-    Rows of zeros have no direction and never take part. With ``"drop"`` neither do latents whose
-    firing rate is zero.
+    Decoder rows of zeros have no direction and never take part. With ``"drop"``, latents with a
+    firing rate of zero do not take part either.
 
     Raises
     ------
     InputError
-        When ``"drop"`` is asked for and the firing rate is not known, or its length is wrong.
+        With ``"drop"``, when the firing rate is not known or its length is wrong.
     """
     live = np.asarray(record.W_dec).any(axis=1)
     if dead == "drop":
@@ -136,7 +137,7 @@ def live_latents(record: SAERecord, dead: Literal["keep", "drop"] = "keep") -> N
 
 
 def check_records(records: Sequence[SAERecord]) -> None:
-    """Check that the SAEs can be compared, before any work.
+    """Check that the SAEs can be compared.
 
     Raises
     ------
@@ -170,7 +171,7 @@ def check_records(records: Sequence[SAERecord]) -> None:
 
 
 def group_members(records: Sequence[SAERecord]) -> dict[str, list[SAERecord]]:
-    """Gather SAEs that differ in their seed only, by the group's name."""
+    """Gather SAEs that differ only in their seed, by the name of their group."""
     groups: dict[str, list[SAERecord]] = {}
     for record in records:
         groups.setdefault(record.group_name, []).append(record)
@@ -178,9 +179,9 @@ def group_members(records: Sequence[SAERecord]) -> dict[str, list[SAERecord]]:
 
 
 def with_codes(record: SAERecord, rows: NDArray[Any]) -> SAERecord:
-    """Encode activation rows ``[n, d]``, once for all scores of the codes.
+    """Return the record with codes of the activation rows ``[n, d]``.
 
-    An SAE that cannot encode, or whose codes are known, stays as it is.
+    An SAE that cannot encode, or has codes already, is returned unchanged.
     """
     if record.encode is None or record.codes is not None:
         return record
@@ -195,7 +196,7 @@ def _encoded(record: SAERecord, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def with_firing_rates(records: Sequence[SAERecord]) -> list[SAERecord]:
-    """Make codes that come in blocks once, and fill in firing rates and L0 where not given.
+    """Fill in firing rates and L0 where not given, and keep codes that a function makes.
 
     Raises
     ------
@@ -209,7 +210,7 @@ def with_firing_rates(records: Sequence[SAERecord]) -> list[SAERecord]:
             filled.append(record)
             continue
         codes: Codes = record.codes
-        if callable(codes):  # encoding is the slow part: once, and kept sparse
+        if callable(codes):  # encoding is slow: do it once and keep the sparse codes
             codes = whole_codes(codes)
         moments = code_moments(codes)
         if len(moments.fires) != record.d_sae:
@@ -238,21 +239,21 @@ def with_firing_rates(records: Sequence[SAERecord]) -> list[SAERecord]:
 
 @dataclass(frozen=True)
 class LiveSAE:
-    """One SAE's latents that take part, in one space.
+    """The latents of one SAE that take part in a comparison, in one space.
 
     Attributes
     ----------
     record
         The SAE.
     index
-        ``[n]`` which latents.
+        ``[n]`` indices of these latents.
     decoder, encoder, init
-        ``[n, dimensions]`` unit rows of the latents, or None where not known. The encoder's are
-        in the metric of the encoders.
+        ``[n, dimensions]`` unit rows of the latents, or None where not known. Those of the encoder
+        are in the metric of the encoders.
     codes
         Their codes, or None.
     encoder_cosine
-        ``[n]`` cosine of each latent's encoder to its own decoder, in that metric, or None.
+        ``[n]`` cosine of each latent's encoder with its own decoder, in that metric, or None.
     """
 
     record: SAERecord
@@ -265,7 +266,7 @@ class LiveSAE:
 
     @property
     def side(self) -> Side:
-        """It, as the scores of a pair see it."""
+        """The same latents as one side of a pair."""
         return Side(self.decoder, self.encoder, self.codes)
 
 
@@ -278,7 +279,7 @@ def live_sae(
 ) -> LiveSAE:
     """Take the latents that take part, in the full space or within the data's subspace.
 
-    Encoder rows are seen in the data's ``metric``, or as they are without one.
+    Encoder rows are moved into the data's ``metric``; without one they stay raw.
     """
     index = live_latents(record, dead)
     dimensions = record.W_dec.shape[1] if span is None else span.rank
@@ -294,7 +295,7 @@ def live_sae(
 
     decoder = place(record.W_dec)
     encoder = None if record.W_enc is None else read(record.W_enc.T)
-    # a decoder row, read as its encoder is: does the encoder look for what the decoder writes?
+    # the decoder in the encoders' metric: its cosine says whether the encoder reads what it writes
     written = read(record.W_dec) if encoder is not None else None
     return LiveSAE(
         record,
@@ -308,10 +309,10 @@ def live_sae(
 
 
 def encoder_metric(covariance: ArrayLike | None, config: ComparisonConfig) -> DataMetric | None:
-    """Give the metric in which encoders are compared; None for their raw rows.
+    """Return the metric in which encoders are compared; None to compare their raw rows.
 
-    Raw encoder rows keep their initialisation where the data hardly vary, so that they say little;
-    without activations they are all there is.
+    Raw encoder rows keep their initialisation in directions in which the data hardly vary, so
+    their cosines say little; without activations there is no other choice.
     """
     if covariance is None or config.encoder_metric == "raw":
         return None
@@ -330,7 +331,7 @@ def live_codes(record: SAERecord, config: ComparisonConfig) -> UnitCodes | None:
     ]
     made = UnitCodes(sparse.csc_array(sparse.vstack(blocks, format="csc")))
     if len(index) <= config.max_similarity_width:
-        _ = made.gram  # here, in parallel, and not once a pair
+        _ = made.gram  # made here, in parallel, for all pairs
     return made
 
 
@@ -354,7 +355,7 @@ def all_converged(flags: Sequence[bool | None]) -> bool | None:
 
 
 def group_settings(name: str, records: Sequence[SAERecord]) -> dict[str, Any]:
-    """Columns that tables beside the report have for every group."""
+    """Return the columns that every table beside the report has for a group."""
     first = records[0]
     return {
         "group": name,

@@ -1,4 +1,4 @@
-"""From a list of SAEs to tidy tables: every score beside its nulls, interval and gate."""
+"""The comparison of a list of SAEs: all tables of a study, with nulls, intervals and gate."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ from husai.threads import worker_pool
 
 @dataclass(frozen=True)
 class ConsistencyReport:
-    """Tidy tables and a summary.
+    """The tables of a study and its summary.
 
     The columns of each table are declared, with units, ranges and meanings, in
-    :data:`husai.consistency.study.schema.TABLES`; planes and truth are empty without planes,
-    strata without firing rates.
+    :data:`husai.consistency.study.schema.TABLES`. The tables planes and truth are empty without
+    true planes, strata without firing rates, and the last three without labels.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class ConsistencyReport:
     coverage, covered, kinds
         The tables.
     summary
-        Nested plain values with ``schema_version``; no NaN.
+        The content of ``summary.json``: plain values, without NaN.
     """
 
     saes: pd.DataFrame
@@ -89,7 +89,7 @@ class ConsistencyReport:
             table.check(getattr(self, name))
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return the tables by name, those that are empty left out."""
+        """Return the tables by name, without those that are empty."""
         return {
             name: value
             for name, value in vars(self).items()
@@ -105,7 +105,7 @@ def consistency_report(
     planes: ArrayLike | None = None,
     labelled: LabelledRows | None = None,
 ) -> ConsistencyReport:
-    """Compare all SAEs of each group, against every null, over seeds.
+    """Compare the SAEs of each group with one another, and their scores with every null.
 
     Parameters
     ----------
@@ -114,13 +114,13 @@ def consistency_report(
     config
         How to compare; defaults when None.
     covariance
-        ``[d, d]`` covariance of the activations: the metric in which encoders are compared; adds
-        the data-aware null and the scores within the data's subspace.
+        ``[d, d]`` covariance of the activations. With it encoders are compared in the data's
+        metric, and there are a data-aware null and scores within the data's subspace.
     planes
-        ``[n_planes, 2, d]`` ground-truth planes at this hook: adds plane recovery.
+        ``[n_planes, 2, d]`` true planes at this hook, for plane recovery.
     labelled
-        The rows of the codes with candidates for what a latent means: adds labels to the
-        features, coverage of labels, and reproducibility by kind.
+        The rows of the codes with their labels, for labels of features, coverage of classes, and
+        reproducibility by kind.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def consistency_report(
             gathered.add_across(live, space)
     groups = pd.DataFrame(gathered.groups)
     for column in ("mean", "low", "high"):
-        if column not in groups:  # one seed everywhere: not defined, and said so
+        if column not in groups:  # with one seed everywhere no score is defined
             groups[column] = np.nan
     groups = adjust_groups(groups)
     pairs = pd.DataFrame(gathered.pairs)
@@ -208,7 +208,7 @@ def _spaces(
 
 
 class _Gathered:
-    """Rows of the tables while the groups are worked through."""
+    """The rows of the tables, which grow with every group."""
 
     def __init__(self, config: ConsistencyConfig, nulls: NullCache) -> None:
         self._config, self._nulls = config, nulls
@@ -224,7 +224,7 @@ class _Gathered:
         scored = score_within(live, space, config)
         for (s, t), pair in scored.items():
             self.pairs += pair_rows(live[s], live[t], space, pair)
-        # the absolute match is the one that features are followed by
+        # features are followed from seed to seed by the absolute match
         matches = {key: pair.matches[False] for key, pair in scored.items() if pair.matches}
         inits = _score_inits(live, config)
         self.groups += group_scores(name, live, space, scored, inits, self._nulls, config)
@@ -249,10 +249,10 @@ class _Gathered:
 
 
 def _score_inits(live: Sequence[LiveSAE], config: ConsistencyConfig) -> list[Values]:
-    """Score initialisations of neighbouring seeds, round in a ring: as many pairs as seeds.
+    """Score the initialisations of each seed and the next, in a ring: as many pairs as seeds.
 
-    They are draws of one generator, or one shared start; either way a ring shows it, and all
-    pairs would cost as much as all pairs of trained SAEs.
+    Initialisations are either independent draws or all equal, so the pairs of a ring are enough;
+    all pairs would take as long as all pairs of trained SAEs.
     """
     n = len(live)
     ring = [(i, (i + 1) % n) for i in range(n if n > 2 else n - 1)]
@@ -301,13 +301,13 @@ def _sae_table(
 def join_reports(reports: Mapping[str, ConsistencyReport]) -> ConsistencyReport:
     """Join the reports of several hooks: every table gets a column ``hook``.
 
-    Features of different hooks live in different spaces, so each has a report of its own; group
-    names must differ between them.
+    Features of different hooks are in different spaces, so each hook has its own report. Group
+    names must differ between hooks.
 
     Parameters
     ----------
     reports
-        Hook to its report; the first is the study's own.
+        Reports by hook; the first is the study's main hook.
 
     Raises
     ------
@@ -321,7 +321,7 @@ def join_reports(reports: Mapping[str, ConsistencyReport]) -> ConsistencyReport:
         for name in dict.fromkeys(report.saes["group"]):
             if name in seen:
                 raise InputError(
-                    f"group {name!r} occurs at {seen[name]} and at {hook}; name them apart"
+                    f"group {name!r} occurs at {seen[name]} and at {hook}; give it two names"
                 )
             seen[name] = hook
     tables = {

@@ -1,4 +1,4 @@
-"""The study's tables, declared once: columns, types, units, ranges and what they mean."""
+"""Declarations of the tables of a report: their columns, types, units, ranges and meanings."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from husai.consistency.study.columns import Column, Table, count, flag, number, 
 HOOK = text("hook", "id of the activations, HOOK_NAME@POSITION", optional=True)
 GROUP = text("group", "SAEs that differ in their seed only")
 ID = text("id", "id of the SAE")
-CONVERGED = flag("converged", "whether every convergence gate is passed", nullable=True)
+CONVERGED = flag("converged", "whether every SAE passed the convergence gate", nullable=True)
 REASON = text("reason", "why something is missing; empty otherwise", nullable=True)
 SPACE = text("space", "all dimensions, or the data's principal subspace", values=("full", "data"))
 SCORE = text(
     "score", "name in the registry of scores", values=tuple(score.name for score in of_pairs())
 )
-SIGNED = flag("signed", "whether the cosine itself counts, or its absolute value")
+SIGNED = flag("signed", "true: the cosine itself is used; false: its absolute value")
 ARCHITECTURE = text("architecture", "kind of SAE")
 WIDTH = count("d_sae", "latents of an SAE", low=1)
 SETTINGS = (
@@ -41,7 +41,7 @@ HEAD = (
     FVU,
     count("n_seeds", "SAEs of the group", low=1),
     CONVERGED,
-    count("n_converged", "SAEs whose gate is passed"),
+    count("n_converged", "SAEs that passed the convergence gate"),
 )
 INTERVAL = (
     number("mean", "mean, over pairs of SAEs or over SAEs"),
@@ -131,14 +131,14 @@ TABLES: dict[str, Table] = {
                 text("interval", "how the interval was made", nullable=True, optional=True),
                 text(
                     "encoder_metric",
-                    "what encoder rows are compared in; empty where they take no part",
+                    "metric in which encoder rows are compared; empty if they are not used",
                     nullable=True,
                     values=("data", "raw"),
                 ),
                 text(
                     "against_permuted",
-                    "where the mean stands against the permuted null, as both its interval over "
-                    "seeds and its p-value say",
+                    "whether the mean is above or below the permuted null, by both its interval "
+                    "over seeds and its p-value",
                     nullable=True,
                     optional=True,
                     values=("above", "below", "unclear"),
@@ -161,11 +161,11 @@ TABLES: dict[str, Table] = {
                 number("se", "standard error over seeds", low=0),
                 number("effect", "Hedges' g on the seeds' pseudo-values"),
                 share("p", "t-test over seeds"),
-                share("permutation_p", "permutation of which SAE is of which group"),
+                share("permutation_p", "p of a test that permutes the groups of the SAEs"),
                 share("least_p", "smallest p that permutations of these sizes can give"),
                 REASON,
                 *(replace(L0, name=f"l0_{side}") for side in "ab"),
-                flag("matched_l0", "whether L0 is within a tenth", nullable=True),
+                flag("matched_l0", "whether the two L0 differ by at most a tenth", nullable=True),
                 CONVERGED,
                 share("p_adjusted", "Holm over the table's rows of one space, score and sign"),
                 HOOK,
@@ -180,16 +180,24 @@ TABLES: dict[str, Table] = {
                 text("path", "seeds in the order of the best path", nullable=True, optional=True),
                 number("path_mean", "mean PW-MCC along the path", optional=True),
                 text("path_method", "how the path was found", nullable=True, optional=True),
-                number("path_gap", "what a better path could gain", optional=True),
+                number("path_gap", "gain of the best path over the greedy one", optional=True),
                 number("pair_mean", "mean PW-MCC of all pairs", optional=True),
                 number("selected_mean", "mean of best paths of shuffled scores", optional=True),
                 number("selected_sd", "their standard deviation", low=0, optional=True),
-                share("path_p", "share of shuffles with a path as good", optional=True),
+                share("path_p", "share of shuffled scores with a path as good", optional=True),
                 text("tree", "edges of the spanning tree", nullable=True, optional=True),
                 number("tree_mean", "mean PW-MCC of its edges", optional=True),
                 REASON,
-                share("cycle_fraction", "features that three matches lead back", optional=True),
-                share("cycle_complete", "features with a partner at every step", optional=True),
+                share(
+                    "cycle_fraction",
+                    "share of features that three matches lead back to themselves",
+                    optional=True,
+                ),
+                share(
+                    "cycle_complete",
+                    "share of features with a partner at every step",
+                    optional=True,
+                ),
                 share("cycle_chance", "cycle fraction of random maps", optional=True),
                 share("cycle_isotropic", "cycle fraction of random directions", optional=True),
                 HOOK,
@@ -200,10 +208,10 @@ TABLES: dict[str, Table] = {
             "A group, a space and a number of hops.",
             (
                 *(GROUP, ARCHITECTURE, WIDTH, SETTINGS[0], SPACE, CONVERGED),
-                count("hops", "matches that are followed", low=1),
-                share("retention", "features carried to their direct partner"),
-                share("complete", "features with a partner at every hop"),
-                count("n_paths", "paths behind the mean", low=1),
+                count("hops", "number of matches followed in a row", low=1),
+                share("retention", "share of features that reach their direct partner"),
+                share("complete", "share of features with a partner at every hop"),
+                count("n_paths", "number of paths in the mean", low=1),
                 HOOK,
             ),
         ),
@@ -214,14 +222,18 @@ TABLES: dict[str, Table] = {
                 *(GROUP, ID),
                 count("latent", "row of the decoder, from 0"),
                 SPACE,
-                count("track", "track of the alignment; -1 for none", low=-1, optional=True),
-                count("n_other_seeds", "other SAEs of the group"),
-                count("n_seeds_found", "of them, those matched at the threshold", optional=True),
+                count("track", "its track in the alignment; -1 for none", low=-1, optional=True),
+                count("n_other_seeds", "number of other SAEs in the group"),
+                count(
+                    "n_seeds_found",
+                    "number of these with a partner at the threshold or above",
+                    optional=True,
+                ),
                 share("reproducibility", "mean similarity to its partners", optional=True),
                 share("similarity_min", "least similarity to a partner", optional=True),
                 share("similarity_max", "greatest similarity to a partner", optional=True),
                 share("track_similarity", "mean similarity along its track", optional=True),
-                share("firing_rate", "rows on which it fires", optional=True),
+                share("firing_rate", "share of rows on which it fires", optional=True),
                 share("cosine_to_init", "|cosine| to its own initial row", optional=True),
                 number(
                     "cosine_to_encoder",
@@ -233,20 +245,24 @@ TABLES: dict[str, Table] = {
                 CONVERGED,
                 count("plane", "true plane that it is nearest to", low=-1, optional=True),
                 share("rho", "norm of its part in that plane", optional=True),
-                share("purity", "that plane's part of what lies in any plane", optional=True),
+                share("purity", "rho² divided by energy", optional=True),
                 share("energy", "squared norm in all true planes", optional=True),
                 number("angle", "direction within the plane", unit="radians", optional=True),
                 flag("in_plane", "whether rho reaches the threshold", optional=True),
-                text("kind", "what its label is one of, other, or dead", optional=True),
+                text("kind", "kind of its label; other or dead without one", optional=True),
                 text("family", "family of labels that explains it best", optional=True),
                 text("label", "the label that explains it best", optional=True),
-                share("r2", "variance of its code that the label explains", optional=True),
-                share("average_precision", "with which it detects that class", optional=True),
+                share("r2", "share of its code's variance that the label explains", optional=True),
+                share(
+                    "average_precision",
+                    "average precision as a detector of that class",
+                    optional=True,
+                ),
                 share("f1_fires", "F1 of firing as a detector of that class", optional=True),
                 share("f1_best", "F1 at the best threshold on its code", optional=True),
                 number(
                     "family_r2",
-                    "variance of its code that all classes of the family explain",
+                    "share of its code's variance that all classes of the family explain",
                     low=0.0,
                     high=1.0,
                     optional=True,
@@ -256,7 +272,7 @@ TABLES: dict[str, Table] = {
         ),
         Table(
             "strata",
-            "Features of one group and space with like firing rates.",
+            "Features of one group and space with similar firing rates.",
             (
                 *(GROUP, SPACE),
                 share("rate_low", "least firing rate"),
@@ -264,8 +280,8 @@ TABLES: dict[str, Table] = {
                 count("n_features", "features", low=1),
                 share("firing_rate", "geometric mean of their firing rates"),
                 share("reproducibility", "mean reproducibility"),
-                share("found_fraction", "mean of seeds found over other seeds"),
-                share("orphan_fraction", "features found in no other seed"),
+                share("found_fraction", "mean share of other seeds in which they are found"),
+                share("orphan_fraction", "share of features found in no other seed"),
                 CONVERGED,
                 HOOK,
             ),
@@ -282,9 +298,9 @@ TABLES: dict[str, Table] = {
                 share("resultant", "length of their mean direction"),
                 share("axial_resultant", "length of their mean axis"),
                 number("largest_gap", "largest angle without a feature", unit="radians"),
-                number("even_gap", "that angle were they evenly spread", unit="radians"),
+                number("even_gap", "largest gap if they were evenly spread", unit="radians"),
                 share("rayleigh_p", "Rayleigh's test of even directions"),
-                flag("covered", "whether they span the plane"),
+                flag("covered", "whether every half circle has a feature"),
                 CONVERGED,
                 HOOK,
             ),
@@ -311,8 +327,8 @@ TABLES: dict[str, Table] = {
             "A group and a family of classes: how many classes have a latent of their own.",
             (
                 *HEAD,
-                text("family", "what the classes are of: the answer, a, b, a token"),
-                count("n_classes", "classes of the family", low=2),
+                text("family", "variable that the classes are values of: answer, a, b, token"),
+                count("n_classes", "number of classes of the family", low=2),
                 *(
                     replace(column, low=0.0, meaning=f"classes with a latent: {column.meaning}")
                     for column in INTERVAL
@@ -344,8 +360,8 @@ TABLES: dict[str, Table] = {
             (
                 *(GROUP, ID),
                 count("seed", "the seed that was varied"),
-                text("family", "what the classes are of: the answer, a, b, a token"),
-                count("n_classes", "classes of the family", low=2),
+                text("family", "variable that the classes are values of: answer, a, b, token"),
+                count("n_classes", "number of classes of the family", low=2),
                 count("covered", "classes with a latent, by F1 at the best threshold"),
                 count("by_firing", "classes with a latent by F1 of firing"),
                 count("by_average_precision", "classes with a latent by precision"),
@@ -355,14 +371,14 @@ TABLES: dict[str, Table] = {
         ),
         Table(
             "kinds",
-            "A group and a kind of feature: how well features of that kind come back.",
+            "A group and a kind of feature: how reproducible the features of that kind are.",
             (
                 *(GROUP, ARCHITECTURE, WIDTH, SETTINGS[0], L0, SPACE),
                 count("n_seeds", "SAEs of the group", low=1),
                 CONVERGED,
-                text("kind", "what the features' labels are one of, other, or dead"),
+                text("kind", "kind of the features' labels; other or dead without one"),
                 number("n_features", "features of this kind, mean over SAEs", low=0),
-                share("share", "of the features that take part"),
+                share("share", "share of this kind among the features that take part"),
                 share("share_low", "lower end of its interval over seeds", optional=True),
                 share("share_high", "upper end of its interval over seeds", optional=True),
                 share("reproducibility", "mean over the features of this kind"),
@@ -373,15 +389,18 @@ TABLES: dict[str, Table] = {
                 share("median", "half of the features lie below"),
                 share("found_everywhere", "share that is found in every other seed"),
                 share("orphan_fraction", "share that is found in no other seed"),
-                share("share_of_everywhere", "part of all features found in every other seed"),
+                share(
+                    "share_of_everywhere",
+                    "share of this kind among all features found in every other seed",
+                ),
                 share("null_mean", "mean over features of permuted groups", optional=True),
                 share("null_q05", "5 % of permuted features lie below", optional=True),
                 share("null_q95", "95 % of permuted features lie below", optional=True),
-                share("above_null", "share above 95 % of permuted features", optional=True),
+                share("above_null", "share above null_q95", optional=True),
                 HOOK,
             ),
             intervals=(("share", "share_low", "share_high"), ("reproducibility", "low", "high")),
         ),
     )
 }
-"""Every table of a report by its name."""
+"""The declared tables of a report, by name."""

@@ -1,4 +1,4 @@
-"""The study's ``summary.json``, as a model from which its schema is generated."""
+"""The model of a study's ``summary.json``, from which its JSON schema is generated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Part(BaseModel):
 
 
 class DataSubspace(_Part):
-    """The principal subspace that the second space is, at one hook."""
+    """The data's principal subspace at one hook: the space ``data`` of the tables."""
 
     hook: str | None = None
     dimensions: int = Field(ge=1)
@@ -36,19 +36,19 @@ class RowsRead(_Part):
 class TransformerRead(_Part):
     """The transformer whose activations these are."""
 
-    name: str = Field(description="among those shipped with the project; empty when trained here")
-    seed: int = Field(description="of its initial weights")
-    fingerprint: str = Field(pattern="^[0-9a-f]{16}$", description="of its weights")
+    name: str = Field(description="its name if shipped with the project; empty if trained here")
+    seed: int = Field(description="seed of its initial weights")
+    fingerprint: str = Field(pattern="^[0-9a-f]{16}$", description="fingerprint of its weights")
 
 
 class Provenance(_Part):
-    """What the numbers were made from, and with."""
+    """What the numbers were made from, and with which software."""
 
     plan: list[str] = Field(min_length=1, description="Ids of the SAEs")
     seeds: list[int] = Field(min_length=1)
     activations: list[RowsRead] = Field(min_length=1)
     transformer: TransformerRead | None = Field(
-        default=None, description="null for rows of the user's own"
+        default=None, description="null for the user's own rows"
     )
     versions: dict[str, str]
     commit: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
@@ -59,7 +59,7 @@ class _Summary(_Part):
     """The summary of a study's consistency.
 
     A change that old readers would misread raises the first number of schema_version, an addition
-    the second. Null stands for what is not defined; reason says why. 3.0 renamed the score
+    the second. A value that is not defined is null; reason says why. 3.0 renamed the score
     shared_decoder to matched_fraction; 3.1 names the transformer; 3.2 added coverage of labels and
     kinds of features. In 4.0 encoders are compared in the data's metric, an SAE is converged by the
     motion of its decoder, and the untrained model is no null.
@@ -76,7 +76,7 @@ class _Summary(_Part):
     n_convergence_unknown: int = Field(ge=0)
     data_subspaces: list[DataSubspace]
     metrics: dict[str, dict[str, float]] = Field(
-        description="What is tracked: by group, score, sign and space"
+        description="Tracked numbers by group, then by score, sign and space"
     )
     provenance: Provenance
 
@@ -96,7 +96,7 @@ StudySummary = create_model(
 
 
 def summary_schema() -> dict[str, Any]:
-    """Give the JSON schema (draft 2020-12) of the study's ``summary.json``, from its model."""
+    """Return the JSON schema (draft 2020-12) of a study's ``summary.json``."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **StudySummary.model_json_schema(by_alias=True),
@@ -116,7 +116,7 @@ def checked_summary(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def tracked_metrics(groups: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Give each group's scores and their excess over chance, by name, for tracking."""
+    """Return each group's scores, and their corrected scores, by name, for tracking."""
     metrics: dict[str, dict[str, float]] = {}
     wanted = groups[groups["score"].isin(["pw_mcc", "mmcs", "shared_fraction"])]
     for row in wanted.to_dict("records"):

@@ -1,4 +1,4 @@
-"""Tables beside the report: training, settings, and what correlates with reproducibility."""
+"""Makes the tables beside the report: training, settings, orderings and correlates."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def trajectory_table(
     Parameters
     ----------
     members
-        Group name to its SAEs.
+        SAEs by name of their group.
     decoders
-        Gives an SAE's decoders by step.
+        Returns the decoders ``[d_sae, d]`` of an SAE by step.
     nulls
-        Group name to its chance levels of PW-MCC by kind, as the report has them.
+        For each group, the means of its nulls of PW-MCC by kind, as in the report.
     config
         Level, threads.
 
@@ -64,9 +64,11 @@ def trajectory_table(
         kept = [decoders(record) for record in records]
         steps = sorted(set.intersection(*(set(own) for own in kept)))
         if len(records) < 2 or not steps:
-            reason = "one seed: no pair to compare" if steps else "no decoders kept on the way"
+            reason = (
+                "one seed: no pair to compare" if steps else "no decoders saved during training"
+            )
             return pd.DataFrame([{**head, "reason": reason}])
-        # the latents that the report compares: those that never fire are no features
+        # the same latents as in the report
         live = [live_latents(record, config.dead) for record in records]
         if not all(len(index) for index in live):
             return pd.DataFrame([{**head, "reason": "an SAE has no live latent"}])
@@ -97,14 +99,14 @@ def trajectory_table(
 
 
 def settings_table(groups: pd.DataFrame, effective_rank: float) -> pd.DataFrame:
-    """Scores of every group against its setting: width over effective rank, k, L0.
+    """Make the table of every group's scores beside its setting: width over effective rank, k, L0.
 
     Parameters
     ----------
     groups
-        ``groups`` of a report.
+        The table ``groups`` of a report.
     effective_rank
-        Of the activations, :func:`husai.activations.activation_statistics`.
+        Effective rank of the activations, from :func:`husai.activations.activation_statistics`.
 
     Raises
     ------
@@ -125,16 +127,16 @@ def settings_table(groups: pd.DataFrame, effective_rank: float) -> pd.DataFrame:
 
 
 def orderings_table(groups: pd.DataFrame, contrasts: pd.DataFrame) -> pd.DataFrame:
-    """Say where this study orders architectures as each paper does, at every width.
+    """Compare this study's order of architectures with that of each paper, at every width.
 
-    Where they are matched, which is fair, and each architecture at a setting of its own, which is
-    what the papers print.
+    Once with matched architectures, which is fair, and once with one setting of each
+    architecture, as in the papers.
 
     Parameters
     ----------
     groups
-        ``groups`` of a report. Of an architecture with several settings at one width, the one
-        whose L0 is nearest the others' median stands for it.
+        The table ``groups`` of a report. If an architecture has several settings at one width, the
+        one whose L0 is nearest the median of all is taken.
     contrasts
         :func:`husai.consistency.study.matched.matched_tables` of the same groups.
 
@@ -176,7 +178,7 @@ def orderings_table(groups: pd.DataFrame, contrasts: pd.DataFrame) -> pd.DataFra
 
 
 def _own_settings(groups: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Give for each architecture the group whose L0 is nearest the median of all."""
+    """Return for each architecture the group whose L0 is nearest the median of all."""
     away = (groups["l0"] - groups["l0"].median()).abs().fillna(np.inf)
     picked = groups.assign(_away=away).sort_values("_away", kind="stable")
     rows = picked.drop_duplicates("architecture").to_dict("records")
@@ -195,7 +197,7 @@ def _own_order(higher: Row, lower: Row) -> Row:
     }
 
 
-# What may explain that a feature comes back.
+# Properties of a feature that may be related to its reproducibility.
 COVARIATES = (
     "firing_rate",
     "cosine_to_init",
@@ -206,12 +208,12 @@ COVARIATES = (
 
 
 def correlates_table(features: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
-    """Correlate reproducibility with other properties, by rank, over the features of an SAE.
+    """Rank correlation of reproducibility with other properties, over the features of an SAE.
 
     Parameters
     ----------
     features
-        ``features`` of a report.
+        The table ``features`` of a report.
     level
         Confidence level of the intervals, which are over SAEs.
 

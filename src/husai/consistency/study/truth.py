@@ -1,4 +1,4 @@
-"""SAEs compared with true planes, beside random dictionaries."""
+"""The tables of plane recovery: SAEs compared with true planes, beside random dictionaries."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from husai.consistency.study.record import (
 Groups = Mapping[str, Sequence[LiveSAE]]
 
 MEASURES = ("recall", "covered", "mean_purity", "in_plane", "mean_rho", "mean_energy", "gt_mcc")
-"""Of :func:`husai.consistency.analyses.truth.plane_measures`: all are shares."""
+"""Measures from :func:`husai.consistency.analyses.truth.plane_measures`; all lie in [0, 1]."""
 
-# Draws behind the nulls of planes where their number is left to the cost: they are cheap.
+# Draws for the nulls of planes where their number is not given.
 _PLANE_DRAWS = 40
 
 
 def plane_columns(live: Groups, planes: ArrayLike, config: ConsistencyConfig) -> pd.DataFrame:
-    """Plane measures and the one-dimensional score of each SAE, for the table of SAEs."""
+    """Make the columns of the table of SAEs about planes: measures and one-dimensional score."""
     axes = orthonormal_planes(planes)
     rows: list[Row] = []
     for group in live.values():
@@ -61,7 +61,7 @@ def plane_columns(live: Groups, planes: ArrayLike, config: ConsistencyConfig) ->
 
 
 def feature_planes(live: Groups, planes: ArrayLike, config: ConsistencyConfig) -> pd.DataFrame:
-    """Best plane, and how much of a feature lies in it, of every live latent."""
+    """Make the columns of the table of features about planes: the best plane of every latent."""
     axes = orthonormal_planes(planes)
     tables = []
     for one in (one for group in live.values() for one in group if len(one.index)):
@@ -80,7 +80,19 @@ def truth_tables(
     config: ConsistencyConfig,
     covariance: ArrayLike | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A row per SAE and plane; and a row per group and measure with interval and nulls."""
+    """Make the tables ``planes`` (a row per SAE and plane) and ``truth`` (per group and measure).
+
+    Parameters
+    ----------
+    live
+        SAEs by name of their group.
+    planes
+        ``[n_planes, 2, d]`` true planes; with None both tables are empty.
+    config
+        Threshold, null draws, level.
+    covariance
+        ``[d, d]`` covariance of the activations, for the data-aware null.
+    """
     if planes is None:
         return pd.DataFrame(), pd.DataFrame()
     axes = orthonormal_planes(planes)
@@ -160,12 +172,12 @@ def plane_truth(
     config
         Threshold, null draws, level; defaults when None.
     covariance
-        ``[d, d]`` of the activations: adds the data-aware null.
+        ``[d, d]`` covariance of the activations, for the data-aware null.
 
     Returns
     -------
     planes, truth
-        As the tables of :class:`ConsistencyReport`.
+        These tables of :class:`~husai.consistency.study.report.ConsistencyReport`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Nodes that read activations out of the transformer."""
+"""Nodes that read the transformer's activations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# what the waves of a hook may be waves of; of equals the first counts
+# variables that the waves of a hook can be functions of; the first of equals is taken
 VARIABLES: tuple[Literal["answer", "a", "b"], ...] = ("answer", "a", "b")
 
 
@@ -32,7 +32,7 @@ def extract(
 ) -> dict[str, TensorFile]:
     """Run the trained transformer over every example and keep the chosen hooks.
 
-    And, where they are asked for, those of the same transformer at its initial weights.
+    If the parameters ask for it, also those of the same transformer at its initial weights.
     """
     import torch
 
@@ -59,7 +59,7 @@ def extract(
             {
                 "config": trained.model_config.model_dump(mode="json"),
                 "vocabulary": vocabulary.model_dump(mode="json"),
-                # of the untrained model too: it is this one's beginning
+                # also for the untrained model, whose weights are the initial ones of this one
                 "transformer": trained.identity(),
             },
         ):
@@ -86,8 +86,8 @@ def _with_planes(
 ) -> Activations:
     """Add the planes of the key frequencies, the truth that features are compared with.
 
-    Before the MLP the model holds waves of a and of b, after it waves of the answer: the planes
-    are those of the one that explains most of the variance at this hook.
+    Before the MLP the model has waves of a and of b, after it waves of the answer. The planes are
+    those of the variable that explains most of the variance at this hook.
     """
     import torch
 
@@ -95,13 +95,13 @@ def _with_planes(
 
     vocabulary = trained.vocabulary
     modulus, operation = vocabulary.modulus, vocabulary.operation
-    # in a group of even order the last frequency is a line, an alternating sign, and no plane
+    # in a group of even order the last frequency is an alternating sign: a line and not a plane
     order = modulus - (operation == "multiplication")
     frequencies = tuple(k for k in frequencies if 2 * k != order)
     if not frequencies:
         return rows
     if len(rows.values) != modulus**2:
-        logger.warning("no ground truth for %s: not every pair (a, b) is there", rows.key)
+        logger.warning("no ground truth for %s: the rows are not all pairs (a, b)", rows.key)
         return rows
     values = rows.values.numpy()
     try:
@@ -122,10 +122,10 @@ def _with_planes(
 
 
 def tabulate_waves(transformer: TensorFile, activations: TensorFiles) -> pd.DataFrame:
-    """Tabulate how much of each hook's variance the waves of the key frequencies hold.
+    """Tabulate the share of each hook's variance that the waves of the key frequencies explain.
 
-    A row for each hook, model, variable (of which the waves are) and frequency: its ``share`` of
-    the variance. The untrained model's beside it is what to expect without training.
+    A row for each hook, model, variable (answer, a or b) and frequency: its ``share`` of the
+    variance. The rows of the untrained model show the share before training.
     """
     from husai.transformer import TrainedTransformer
     from husai.transformer.fourier import fraction_explained

@@ -1,4 +1,4 @@
-"""Nodes of the dry run."""
+"""The node of the dry run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def estimate(
     earlier_pairs: pd.DataFrame,
     consistency: ConsistencyConfig,
 ) -> tuple[pd.DataFrame, str, pd.DataFrame]:
-    """Measure every shape of bank, add up what the campaign would take, and count seeds."""
+    """Estimate time, memory and cost of the campaign, and how many seeds its settings need."""
     from husai.campaign.seeds import planned_seeds, seeds_text
 
     plan = plan_saes(campaign.plan)

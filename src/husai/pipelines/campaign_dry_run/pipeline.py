@@ -1,4 +1,4 @@
-"""The pipeline that trains nothing and says what training would take."""
+"""The pipeline that estimates what training would take, without training."""
 
 from __future__ import annotations
 

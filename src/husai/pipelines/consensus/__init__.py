@@ -1,4 +1,4 @@
-"""Make one SAE of what comes back in the study's main group."""
+"""Make one SAE of the features that the SAEs of the study's main group share."""
 
 from husai.pipelines.consensus.pipeline import create_pipeline
 

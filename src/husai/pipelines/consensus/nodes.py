@@ -17,7 +17,7 @@ def pool_features(
     transformer: TensorFile | Mapping[str, Any],
     consensus: ConsensusConfig,
 ) -> tuple[TensorFile, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Pool what comes back, fit an encoder to it, and measure what it keeps."""
+    """Make the consensus of the shared features, fit an encoder, and measure the result."""
     from husai.campaign.features import study_consensus, study_readout
     from husai.sae import to_tensors
 

@@ -8,7 +8,7 @@ from husai.pipelines.consensus.nodes import pool_features
 
 
 def create_pipeline() -> Pipeline:
-    """The main group in; the consensus SAE and what it is worth out."""
+    """The main group in; the consensus SAE and its measurements out."""
     return Pipeline(
         [
             Node(

@@ -1,4 +1,4 @@
-"""Measure which features come back."""
+"""Measure which features return with other seeds: scores, nulls, labels and figures."""
 
 from husai.pipelines.consistency_analysis.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Nodes that measure which features come back."""
+"""Nodes that compare the SAEs of a study, and draw the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def gather(
     activations: TensorFiles,
     consistency: ConsistencyConfig,
 ) -> StudyRecords:
-    """Read the plan's SAEs and rows, encode the rows, see who has settled: once for all."""
+    """Read the plan's SAEs and rows, encode the rows, and apply the gate, once for all nodes."""
     from husai.campaign.records import gather_records
 
     return gather_records(sae_plan, saes, external_saes, activations, consistency)
@@ -59,7 +59,7 @@ def tabulate_settings(
     activation_statistics: pd.DataFrame,
     consistency: ConsistencyConfig,
 ) -> tuple[pd.DataFrame, ...]:
-    """Put scores against width, k and L0, architectures side by side, and beside papers."""
+    """Make the tables of scores by width, k and L0, of matched architectures, and of papers."""
     from husai.campaign.comparison import ScoreTables, settings_tables
 
     scores = ScoreTables(consistency_groups, consistency_pairs, consistency_tables["saes"]())
@@ -76,7 +76,7 @@ def correlate_features(features: pd.DataFrame, consistency: ConsistencyConfig) -
 def follow_training(
     study: StudyRecords, consistency_groups: pd.DataFrame, consistency: ConsistencyConfig
 ) -> pd.DataFrame:
-    """Follow the agreement between seeds over training, from the decoders kept on the way."""
+    """Follow the agreement between seeds over training, from decoders saved during training."""
     from husai.campaign.comparison import study_trajectories
 
     return study_trajectories(study, consistency_groups, consistency)
@@ -103,7 +103,7 @@ def plot_seeds(pairs: pd.DataFrame) -> Figure:
 def plot_reproducibility(
     features: pd.DataFrame, kinds: pd.DataFrame, consistency: ConsistencyConfig
 ) -> Figure:
-    """Draw how well each feature comes back against how often it fires."""
+    """Draw the reproducibility of each feature by how often it fires."""
     from husai.consistency.study.labels import leading_kind
     from husai.figures.features import reproducibility_figure
     from husai.figures.study import own_hook
@@ -119,7 +119,7 @@ def plot_reproducibility(
 
 
 def plot_kinds(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
-    """Draw how well every feature comes back, by what it means: the study's main picture."""
+    """Draw the reproducibility of every feature by its kind: the study's main figure."""
     from husai.figures.kinds import kinds_figure
     from husai.figures.study import own_hook
     from husai.figures.style import drawn_or_reason
@@ -128,7 +128,7 @@ def plot_kinds(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
 
 
 def plot_settings(settings: pd.DataFrame) -> Figure:
-    """Draw PW-MCC against width, k and L0."""
+    """Draw PW-MCC by width, k and L0."""
     from husai.figures.scores import settings_figure
     from husai.figures.style import drawn_or_reason
 
@@ -145,7 +145,7 @@ def plot_trajectories(trajectories: pd.DataFrame) -> Figure:
 
 
 def plot_similarity(coverage: pd.DataFrame, kinds: pd.DataFrame, study: StudyRecords) -> Figure:
-    """Draw how well the features of two seeds match, for the group that the page is about."""
+    """Draw how well the features of two seeds match, for the study's main group."""
     from husai.campaign.features import chosen_group
     from husai.figures.study import main_pair_figure
 

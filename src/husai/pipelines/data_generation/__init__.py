@@ -1,4 +1,4 @@
-"""Make the dataset of the task."""
+"""Make the dataset of the modular task."""
 
 from husai.pipelines.data_generation.pipeline import create_pipeline
 

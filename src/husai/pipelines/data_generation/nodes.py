@@ -1,4 +1,4 @@
-"""Nodes that make the dataset."""
+"""Nodes that make the dataset of the modular task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from husai.tasks import ModularTaskConfig, label_distribution, modular_dataset
 
 
 def generate_examples(task: ModularTaskConfig) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Make every example of the task, and the vocabulary they are written in."""
+    """Make every example of the task, and the vocabulary of its tokens."""
     dataset = modular_dataset(task)
     return dataset.examples, dataset.vocabulary.model_dump(mode="json")
 

@@ -1,4 +1,4 @@
-"""Gather the study's main group: what the feature pages and the consensus are made from."""
+"""Gather the study's main group, from which the feature pages and the consensus are made."""
 
 from husai.pipelines.feature_group.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""The pipeline that gathers the study's main group: a part of those that read its features."""
+"""The pipeline that gathers the study's main group; part of feature_pages and consensus."""
 
 from __future__ import annotations
 

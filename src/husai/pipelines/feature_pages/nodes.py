@@ -25,7 +25,7 @@ def measure_features(
     pd.DataFrame,
     pd.DataFrame,
 ]:
-    """Say of every feature how it comes back, what it means and does, and who its partners are."""
+    """Measure for every feature its reproducibility, meaning, function and partners."""
     from husai.campaign.features import measured_features, study_readout
 
     known = transformer if isinstance(transformer, TensorFile) else None
@@ -35,7 +35,7 @@ def measure_features(
 
 
 def write_page(cards: FeatureCards, study_features: StudyFeatures, features: FeaturesConfig) -> str:
-    """Write the page: one file that works from disk."""
+    """Write the page: one HTML file that works offline."""
     from husai.features import features_page
 
     group, rows = study_features.group, study_features.rows
@@ -50,7 +50,7 @@ def write_page(cards: FeatureCards, study_features: StudyFeatures, features: Fea
 
 
 def plot_reliability(feature_reliability: pd.DataFrame) -> Figure:
-    """Draw how often a seed that was left out had what was predicted."""
+    """Draw how often a feature was found in a seed that was left out, by predicted probability."""
     from husai.figures.features import reliability_figure
     from husai.figures.style import drawn_or_reason
 

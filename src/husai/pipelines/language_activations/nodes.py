@@ -32,9 +32,9 @@ def read_model(
     reading: ReadingConfig,
     stores: Path,
 ) -> Iterator[dict[str, TensorFile]]:
-    """Read the hooks into stores, and give the held-out rows of each as activations.
+    """Read the hooks into stores, and return the held-out rows of each as activations.
 
-    And, where they are asked for, those of the same model at new initial weights.
+    If the parameters ask for it, also those of the same model at new initial weights.
     """
     from husai.language import extract_stores, held_out_activations, load_language_model
 
@@ -49,7 +49,7 @@ def read_model(
 def name_rows(
     text_tokens: TensorFile, language_model: LanguageModelConfig, reading: ReadingConfig
 ) -> pd.DataFrame:
-    """Tabulate the word of each row of the first hook, which the feature page shows in context."""
+    """Tabulate the word of each row of the first hook, which the feature page shows."""
     from husai.language import load_tokenizer
     from husai.language.contexts import row_words
 

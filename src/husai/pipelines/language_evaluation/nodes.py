@@ -27,7 +27,7 @@ def evaluate(
     reading: ReadingConfig,
     evaluation: EvaluationConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[str, Any]]]:
-    """Measure every SAE's reconstruction, and what it does to the model in place of the rows."""
+    """Measure every SAE's reconstruction, and its effect on the model in place of activations."""
     from husai.language.study import evaluate_plan
 
     tokens = Tokens.from_file(text_tokens)
@@ -44,7 +44,7 @@ def probe(
     probes: ProbesConfig,
     consistency: ConsistencyConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Probe labelled texts with every SAE, and say whether seeds select matched latents."""
+    """Probe labelled texts with every SAE, and measure whether seeds select matched latents."""
     from husai.language.study import probe_plan
 
     found = probe_plan(
@@ -70,7 +70,7 @@ def describe(
     reading: ReadingConfig,
     contexts: ContextsConfig,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Find the contexts that activate every latent most, and the tokens that it makes likely."""
+    """Find the contexts that activate every latent most, and the tokens that it promotes."""
     from husai.language.study import describe_plan
 
     tokens = Tokens.from_file(text_tokens)

@@ -21,7 +21,7 @@ def write_language_page(
     consistency_summary: dict[str, Any],
     **tables: pd.DataFrame,
 ) -> tuple[str, Figure]:
-    """Put the study's numbers on one page of Markdown, and what comes back in one picture."""
+    """Write the study's page in Markdown, and draw the reproducibility of its features."""
     from husai.figures.language import language_figure
     from husai.figures.style import drawn_or_reason
     from husai.reporting.language_page import LanguageTables, figure_tables, language_page

@@ -1,4 +1,4 @@
-"""Train a random part of the SAEs again for longer, and say how many moved."""
+"""Train a random part of the SAEs again for longer, and count how many moved."""
 
 from husai.pipelines.longer_training.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Nodes that train some SAEs again for longer: what no convergence gate can see."""
+"""Nodes that train some SAEs again for longer, as a check of the convergence gate."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def train(
     folder: Path,
     stores: Path,
 ) -> Iterator[dict[str, TensorFile]]:
-    """Train them with the same seeds for longer; each is saved once its bank has ended."""
+    """Train them with the same seeds for longer; each is saved when its bank has ended."""
     from husai.sae import to_tensors
 
     keys = sorted(set(plan_keys(longer_plan)))
@@ -53,7 +53,7 @@ def judge(
     longer_saes: TensorFiles,
     consistency: ConsistencyConfig,
 ) -> pd.DataFrame:
-    """Say which of them moved, and what the gate had said."""
+    """Measure which of them moved, beside the result of the gate."""
     from husai.campaign.longer import moved_table, moved_text
     from husai.sae import load_trained
 

@@ -8,7 +8,7 @@ from husai.pipelines.longer_training.nodes import choose, judge, train
 
 
 def create_pipeline() -> Pipeline:
-    """The plan and its SAEs in; which of a random part moved with longer training, out."""
+    """The plan and its SAEs in; the SAEs that moved with longer training out."""
     return Pipeline(
         [
             Node(

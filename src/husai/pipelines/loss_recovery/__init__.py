@@ -1,4 +1,4 @@
-"""Splice the SAEs' reconstructions into the transformer."""
+"""Measure the transformer's loss with the SAEs' reconstructions in place of activations."""
 
 from husai.pipelines.loss_recovery.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""The node that splices reconstructions into the transformer."""
+"""The node that puts reconstructions in the place of the transformer's activations."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def recover(
     transformer: TensorFile,
     examples: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Tabulate the loss each SAE recovers, on examples the transformer was not trained on.
+    """Tabulate the loss that each SAE recovers, on examples outside the training split.
 
-    SAEs of the untrained model are left out: it has no loss to recover.
+    SAEs of the untrained model are left out: its loss is no better than chance.
     """
     import torch
 
@@ -30,7 +30,10 @@ def recover(
     model = trained.build()
     held_out = examples[examples["split"] == HELD_OUT]
     if held_out.empty:
-        raise InputError(f"examples: none of the split '{HELD_OUT}' to measure the loss on")
+        raise InputError(
+            f"examples: the split '{HELD_OUT}' is empty, but the loss is measured on it; set "
+            "task.test_fraction above 0"
+        )
     tokens = held_out.filter(regex=r"^token_\d+$").to_numpy(dtype="int64", copy=True)
     answers = held_out["answer"].to_numpy(dtype="int64", copy=True)
     plan = sae_plan[sae_plan["model"] == "trained"]

@@ -1,4 +1,4 @@
-"""The pipeline that measures what the SAEs keep of the transformer's work."""
+"""The pipeline that measures the transformer's loss with the SAEs' reconstructions."""
 
 from __future__ import annotations
 

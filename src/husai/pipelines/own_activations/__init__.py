@@ -1,4 +1,4 @@
-"""Read rows of the user's own, in the place of a transformer's activations."""
+"""Read the user's own activation rows, in place of a transformer's activations."""
 
 from husai.pipelines.own_activations.pipeline import create_pipeline
 

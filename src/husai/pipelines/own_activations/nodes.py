@@ -1,4 +1,4 @@
-"""The node that reads rows of the user's own."""
+"""The node that reads the user's own activation rows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from husai.storage import TensorFile
 
 
 def read_own_rows(activations: ExtractionConfig) -> tuple[dict[str, TensorFile], pd.DataFrame]:
-    """Read the rows and the labels beside them from the file that the parameters name."""
+    """Read the rows, and the labels beside them, from the file in the parameters."""
     import torch
 
     if activations.file is None:
         raise InputError(
-            "activations: name the file of your rows, for example "
+            "activations: give the file of your rows, for example "
             "kedro run --env=own --params activations=rows.npy"
         )
     found = read_rows(activations.file)

@@ -1,4 +1,4 @@
-"""The pipeline that reads rows of the user's own."""
+"""The pipeline that reads the user's own activation rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibrate scores and trainers on planted truth."""
+"""Measure how far scores, gate and trainers can be trusted, on data with known features."""
 
 from husai.pipelines.planted_truth.pipeline import create_pipeline
 

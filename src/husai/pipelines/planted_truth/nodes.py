@@ -1,4 +1,4 @@
-"""Nodes of the calibration study."""
+"""Nodes of the planted-truth study."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from husai.storage import TensorFile, TensorFiles
 
 
 def plan(planted_truth: PlantedTruthConfig) -> pd.DataFrame:
-    """Lay out worlds x draws x architectures x sparsity x lengths x seeds as a table."""
+    """Make the plan: a table of worlds x draws x architectures x sparsity x lengths x seeds."""
     from husai.calibration.study import plan_study
 
     return plan_study(planted_truth)
@@ -25,7 +25,7 @@ def plan(planted_truth: PlantedTruthConfig) -> pd.DataFrame:
 def train(
     planted_plan: pd.DataFrame, planted_truth: PlantedTruthConfig, folder: Path
 ) -> Iterator[dict[str, TensorFile]]:
-    """Train every planned SAE that is not there yet; each is saved once its bank has ended."""
+    """Train every planned SAE that is missing; each is saved when its bank has ended."""
     from husai.calibration.study import train_study
     from husai.sae import to_tensors
 
@@ -36,7 +36,7 @@ def train(
 def score(
     planted_plan: pd.DataFrame, planted_saes: TensorFiles, planted_truth: PlantedTruthConfig
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Score every group beside what it truly recovered."""
+    """Score every group, and measure its true recovery."""
     from husai.calibration.scores import score_study
     from husai.sae import load_trained
 
@@ -90,7 +90,7 @@ def write_page(
     planted_planes: pd.DataFrame,
     planted_summary: dict[str, Any],
 ) -> str:
-    """Put the study's numbers on one page of Markdown."""
+    """Write the study's page in Markdown."""
     from husai.reporting.calibration_page import calibration_page
 
     return calibration_page(

@@ -1,4 +1,4 @@
-"""The pipeline that calibrates scores and trainers on planted truth."""
+"""The pipeline of the planted-truth study."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from husai.pipelines.planted_truth.nodes import (
 
 
 def create_pipeline() -> Pipeline:
-    """Planted worlds in; SAEs, scores beside the truth, and how far to trust each score, out."""
+    """Planted worlds in; SAEs, scores beside true recovery, and the reliability of scores out."""
     return Pipeline(
         [
             Node(plan, inputs="params:planted_truth", outputs="planted_plan", name="plan_worlds"),

@@ -24,7 +24,7 @@ def write_report(
     reporting: ReportingConfig,
     **tables: pd.DataFrame,
 ) -> tuple[str, str]:
-    """Put the study's numbers on one page of Markdown, and what it found in one sentence."""
+    """Write the study's page in Markdown, and its main finding in one sentence."""
     from husai.reporting.page import StudyRun, StudyTables, study_page
 
     run = StudyRun(
@@ -36,7 +36,7 @@ def write_report(
         campaign_totals,
     )
     truth = pd.DataFrame(consistency_summary["truth"])
-    # without a transformer, its results are empty mappings
+    # without a transformer its tables are empty mappings
     known = {name: pd.DataFrame(table) for name, table in tables.items()}
     page = study_page(run, StudyTables(truth=truth, **known), consistency, sae_training, reporting)
     return page.text, page.sentence

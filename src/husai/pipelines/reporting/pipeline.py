@@ -1,4 +1,4 @@
-"""The pipeline that reports."""
+"""The pipeline that writes the study's page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from kedro.pipeline import Node, Pipeline
 
 from husai.pipelines.reporting.nodes import write_report
 
-# a field of the page's tables, and the dataset that it is read from
+# fields of the page's tables, with the datasets that they are read from
 TABLES = {
     "statistics": "activation_statistics",
     "waves": "fourier_waves",

@@ -23,7 +23,7 @@ from husai.storage import TensorFile, TensorFiles
 
 
 def plan(campaign: CampaignConfig) -> pd.DataFrame:
-    """Lay out architecture x width x sparsity x seed as a table."""
+    """Make the plan: a table of architectures x widths x sparsity x seeds."""
     return plan_saes(campaign.plan)
 
 
@@ -35,7 +35,7 @@ def train(
     folder: Path,
     stores: Path,
 ) -> Iterator[dict[str, TensorFile]]:
-    """Train every planned SAE that is not there yet; each is saved once its bank has ended."""
+    """Train every planned SAE that is missing; each is saved when its bank has ended."""
     from husai.sae import to_tensors
 
     rows = {
@@ -49,7 +49,7 @@ def train(
 def tabulate(
     sae_plan: pd.DataFrame, saes: TensorFiles, folder: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
-    """Tabulate what was measured of each SAE, what happened to it, and what all took together."""
+    """Make the tables of each SAE's metrics and ledger entry, and the totals of the campaign."""
     from husai.sae import load_trained
 
     ids = sae_plan["sae_id"].tolist()

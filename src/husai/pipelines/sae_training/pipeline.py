@@ -8,7 +8,7 @@ from husai.pipelines.sae_training.nodes import plan, plot_learning_curves, tabul
 
 
 def create_pipeline() -> Pipeline:
-    """Activations and a plan in; SAEs, one partition each, and their table out."""
+    """Activations and parameters in; the plan, the SAEs (one file each) and their tables out."""
     return Pipeline(
         [
             Node(plan, inputs="params:campaign", outputs="sae_plan", name="plan_saes"),

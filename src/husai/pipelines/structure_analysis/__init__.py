@@ -1,4 +1,4 @@
-"""Measure how dictionaries lie and fire, and which symmetries they have."""
+"""Measure the geometry, firing and symmetries of single dictionaries."""
 
 from husai.pipelines.structure_analysis.pipeline import create_pipeline
 

@@ -19,35 +19,35 @@ def gather(
     external_saes: Mapping[str, Sequence[SAERecord]],
     activations: TensorFiles,
 ) -> StudyRecords:
-    """Read the plan's SAEs and rows, and encode the rows: once for all that follows."""
+    """Read the plan's SAEs and rows, and encode the rows, once for all nodes."""
     from husai.campaign.records import gather_records
 
     return gather_records(sae_plan, saes, external_saes, activations)
 
 
 def measure_geometry(study: StudyRecords, consistency: ConsistencyConfig) -> pd.DataFrame:
-    """Measure how each group's directions lie and fire, beside random ones."""
+    """Make the table of geometry: measures of each group, beside their nulls."""
     from husai.campaign.comparison import study_geometry
 
     return study_geometry(study, consistency)
 
 
 def find_symmetries(study: StudyRecords, consistency: ConsistencyConfig) -> pd.DataFrame:
-    """Measure which of the task's symmetries map dictionaries to themselves or to other seeds'."""
+    """Make the table of symmetries: which map a dictionary to itself or to another seed's."""
     from husai.campaign.comparison import study_symmetries
 
     return study_symmetries(study, consistency)
 
 
 def plot_symmetries(symmetries: pd.DataFrame) -> Figure:
-    """Draw how far each symmetry maps dictionaries to themselves and to other seeds'."""
+    """Draw the scores of each symmetry, within dictionaries and between seeds."""
     from husai.figures.geometry import symmetry_figure
 
     return symmetry_figure(symmetries)
 
 
 def plot_examples(study: StudyRecords) -> tuple[Figure, Figure, Figure]:
-    """Draw how an SAE of each architecture lies in space, fires, and tiles the true circles."""
+    """Draw geometry, firing and true circles for one SAE of each architecture."""
     from husai.figures.study import example_figures
 
     return example_figures(study)
@@ -59,7 +59,7 @@ def write_page(
     origin: dict[str, Any],
     reporting: ReportingConfig,
 ) -> str:
-    """Put the numbers on one page of Markdown."""
+    """Write the page about the structure of dictionaries in Markdown."""
     from husai.reporting.structure_page import structure_page
 
     return structure_page(geometry, symmetries, origin, reporting)

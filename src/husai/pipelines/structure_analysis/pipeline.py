@@ -15,9 +15,9 @@ from husai.pipelines.structure_analysis.nodes import (
 
 
 def create_pipeline() -> Pipeline:
-    """SAEs in; tables of geometry and symmetries, their figures, and a page, out.
+    """SAEs in; tables of geometry and symmetries, their figures, and a page out.
 
-    It is no part of the default study: it takes minutes and the study's answer does not need it.
+    It is not part of the default study: it takes minutes, and the main finding does not need it.
     """
     return Pipeline(
         [

@@ -50,7 +50,7 @@ def train(
 
 
 def evaluate(transformer: TensorFile, examples: pd.DataFrame) -> dict[str, Any]:
-    """Reload the saved weights, say which they are, and measure every split again."""
+    """Load the saved weights, and measure loss and accuracy of every split again."""
     from husai.transformer import TrainedTransformer, evaluate_transformer
 
     trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
@@ -63,7 +63,7 @@ def measure_progress(
 ) -> pd.DataFrame:
     """Measure the Fourier structure over the checkpoints of the training.
 
-    A shipped transformer brings what was measured when it was trained.
+    A shipped transformer's file has the measures from its training.
     """
     from husai.transformer import CheckpointStore, TrainedTransformer, progress_measures
     from husai.transformer.measures import MEASURES
@@ -95,7 +95,7 @@ def run_folder(
     transformer: TransformerConfig,
     training: TransformerTrainingConfig,
 ) -> Path:
-    """Give every dataset and configuration a folder, so that none refuses another's checkpoints."""
+    """Return a folder of checkpoints for this dataset and configuration, different for others."""
     configs = [transformer.model_dump(mode="json"), training.model_dump(mode="json")]
     digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode())
     digest.update(pd.util.hash_pandas_object(examples).to_numpy().tobytes())

@@ -1,1 +1,1 @@
-"""Scripts by which MLflow loads the project's models: weights are safetensors, code is here."""
+"""Scripts with which MLflow loads the project's models from safetensors files."""

@@ -11,7 +11,7 @@ from mlflow.pyfunc import PythonModel
 
 
 class SAEModel(PythonModel):
-    """Gives the codes of activations."""
+    """Computes the codes of activations."""
 
     def load_context(self, context: Any) -> None:
         """Read the SAE's file."""
@@ -19,11 +19,11 @@ class SAEModel(PythonModel):
 
         self.sae = load_sae(context.artifacts["weights"])
 
-    # MLflow reads hints of the input as a schema; the signature is logged beside the model instead
+    # no type hints: MLflow would take them as a schema, but a signature is logged with the model
     def predict(  # type: ignore[no-untyped-def]
         self, context, model_input, params=None
     ) -> npt.NDArray[np.float32]:
-        """Give codes ``[n, d_sae]`` for activations ``[n, d_in]``."""
+        """Return codes ``[n, d_sae]`` of activations ``[n, d_in]``."""
         import torch
 
         rows = torch.as_tensor(np.array(model_input, dtype=np.float32))

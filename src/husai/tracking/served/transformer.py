@@ -11,7 +11,7 @@ from mlflow.pyfunc import PythonModel
 
 
 class TransformerModel(PythonModel):
-    """Predicts the logits at the answer's position."""
+    """Computes the logits at the answer's position."""
 
     def load_context(self, context: Any) -> None:
         """Build the model from its safetensors file."""
@@ -19,11 +19,11 @@ class TransformerModel(PythonModel):
 
         self.model = load_transformer(context.artifacts["weights"]).build()
 
-    # MLflow reads hints of the input as a schema; the signature is logged beside the model instead
+    # no type hints: MLflow would take them as a schema, but a signature is logged with the model
     def predict(  # type: ignore[no-untyped-def]
         self, context, model_input, params=None
     ) -> npt.NDArray[np.float32]:
-        """Give logits ``[n, d_vocab]`` for tokens ``[n, n_ctx]``."""
+        """Return logits ``[n, d_vocab]`` for tokens ``[n, n_ctx]``."""
         import torch
 
         tokens = torch.as_tensor(np.array(model_input, dtype=np.int64))

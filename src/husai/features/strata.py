@@ -1,0 +1,103 @@
+"""Averages of function and similarity over groups of features, with intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from husai.consistency.inference.intervals import seed_interval
+from husai.features.cards import FeatureCards
+from husai.features.config import FeaturesConfig
+
+_TAILS = ("", "_negative", "_random")
+
+
+def function_strata(
+    cards: FeatureCards, partners: pd.DataFrame, config: FeaturesConfig
+) -> pd.DataFrame:
+    """Average every measure over strata of features, with intervals over seeds.
+
+    Parameters
+    ----------
+    cards
+        Cards of the features.
+    partners
+        A row per feature and other SAE with the measures, see
+        :class:`husai.features.FunctionTables`.
+    config
+        ``strata`` and ``level`` are used.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per stratum: all features, each kind of label, and ``config.strata`` groups of
+        equally many features by how often they fire.
+    """
+    features = cards.features
+    keys = ["id", "latent", "other_id"]
+    table = partners.merge(cards.partners[[*keys, "similarity"]], on=keys)
+    n_strata = min(config.strata, len(features))
+    rank = features["firing_rate"].rank(method="first")
+    quarter = pd.qcut(rank, n_strata, labels=False).astype(int)
+    strata: list[tuple[str, str, NDArray[np.bool_]]] = [
+        ("all", "all", np.ones(len(features), dtype=bool))
+    ]
+    if "kind" in features:
+        strata += [
+            ("kind", str(kind), (features["kind"] == kind).to_numpy())
+            for kind in features["kind"].value_counts().index
+        ]
+    for q in range(n_strata):
+        inside = (quarter == q).to_numpy()
+        low, high = features.loc[inside, "firing_rate"].agg(["min", "max"])
+        strata.append(("activity", f"fires on {low:.2g} to {high:.2g}", inside))
+    rows = []
+    for by, name, inside in strata:
+        own = features.loc[inside, ["id", "latent"]]
+        part = table.merge(own, on=["id", "latent"])
+        row: dict[str, Any] = {"by": by, "stratum": name, "n_features": len(own)}
+        for column in (
+            "similarity",
+            *(f"{what}{tail}" for what in ("function", "repaired") for tail in _TAILS),
+        ):
+            row |= _over_seeds(cards.group.ids, part, column, config.level)
+        row |= _over_seeds(cards.group.ids, part, "cosine_predicts", config.level)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _over_seeds(
+    ids: Sequence[str], part: pd.DataFrame, column: str, level: float
+) -> dict[str, float | None]:
+    """Mean over pairs of SAEs of the mean over their features, and its interval over seeds."""
+    n = len(ids)
+    place = {name: s for s, name in enumerate(ids)}
+    W = np.full((n, n), np.nan)
+    np.fill_diagonal(W, 0.0)
+    pair = part["id"].map(place).to_numpy(), part["other_id"].map(place).to_numpy()
+    first, second = np.minimum(*pair), np.maximum(*pair)
+    for s in range(n):
+        for t in range(s + 1, n):
+            both = part[(first == s) & (second == t)]
+            W[s, t] = W[t, s] = (
+                _rank_correlation(both) if column == "cosine_predicts" else both[column].mean()
+            )
+    if np.isnan(W).any():
+        known = W[np.triu_indices(n, 1)]
+        mean = float(np.nanmean(known)) if np.isfinite(known).any() else None
+        return {column: mean, f"{column}_low": None, f"{column}_high": None}
+    bounds = (0.0, 1.0) if column == "similarity" else (-1.0, 1.0)
+    found = seed_interval(W, level=level, bounds=bounds)
+    return {column: found.mean, f"{column}_low": found.low, f"{column}_high": found.high}
+
+
+def _rank_correlation(part: pd.DataFrame) -> float:
+    known = part[["similarity", "function"]].dropna()
+    if len(known) < 3 or known.nunique().min() < 2:
+        return np.nan
+    return float(spearmanr(known["similarity"], known["function"]).statistic)
