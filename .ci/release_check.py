@@ -1,10 +1,10 @@
-"""Build the sdist and the wheel, install each in a fresh environment, and try what was installed.
+"""Build the sdist and the wheel, install each in a fresh environment, and test it there.
 
     make release-check
-    python .ci/release_check.py [ARCHIVE...]    # of archives that are there already
+    python .ci/release_check.py [ARCHIVE...]    # with existing archives
 
-Versions are those of requirements.lock, so that a new release of another project does not decide.
-Everything happens in a temporary folder outside the repository, but for the archives in ``dist``.
+Versions are those of requirements.lock, so that new releases of other projects change nothing.
+Everything happens in a temporary folder outside the repository, except the archives in ``dist``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Try an installed HUSAI, the library alone: from an empty folder, with the Python it is in.
+"""Test an installed HUSAI without the repository, from an empty folder.
 
     python -I smoke.py VERSION [lm]
 
-It trains two tiny SAEs, takes them through every command, and asks for what the library alone does
-not have. With `lm` it loads a shipped transformer, which needs the extra of that name.
+It trains two tiny SAEs, uses them with every command, and checks the messages about optional parts
+that are not installed. With `lm` it also loads a shipped transformer, which needs that extra.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Do ReLU or TopK SAEs come back better? The page of conf/architectures, from its tables.
+"""Compare the reproducibility of ReLU and TopK SAEs: the page of conf/architectures.
 
     kedro run --env=architectures --pipelines=sae_training,consistency_analysis
     python benchmarks/architectures.py
 
-Two papers answer oppositely, each at a sparsity of its own: Song et al. (arXiv 2505.20254) that
-TopK does, Paulo & Belrose (arXiv 2501.16615) that ReLU does. Here both have six sparsities at one
-width and are compared at one L0, at one FVU and at one number of live latents. Writes
-docs/results/architectures.
+Two papers give opposite answers, each at a sparsity of its own: TopK comes back better in Song et
+al. (arXiv 2505.20254), ReLU in Paulo & Belrose (arXiv 2501.16615). Here both have six sparsities at
+one width and are compared at equal L0, equal FVU and equal numbers of live latents. Writes
+docs/results/architectures from the tables.
 """
 
 from __future__ import annotations
@@ -74,21 +74,22 @@ def page(groups: pd.DataFrame, contrasts: pd.DataFrame, orderings: pd.DataFrame)
         f"![PW-MCC against k and L0, with intervals and chance]({FIGURE})",
         "",
         f"{int(heads['n_seeds'].sum())} SAEs at d_sae {int(heads['d_sae'].iloc[0])} on the home "
-        f"study's transformer: six sparsities an architecture, {int(heads['n_seeds'].max())} seeds "
-        "each; dead latents are left out. Song et al. (arXiv 2505.20254) report that TopK comes "
-        "back better, Paulo & Belrose (arXiv 2501.16615) that ReLU does.",
+        f"study's transformer: six sparsities of each architecture, {int(heads['n_seeds'].max())} "
+        "seeds of each; dead latents are left out. Song et al. (arXiv 2505.20254) report that TopK "
+        "comes back better, Paulo & Belrose (arXiv 2501.16615) that ReLU does.",
         "",
         *answers(chosen),
         "",
         *_papers(orderings),
         "",
         "Limits. "
-        f"{settled} of {int(heads['n_seeds'].sum())} SAEs had settled by the gate. Nearly every "
-        f"latent lives in both architectures, so live latents can be matched only from "
-        f"{live.min():.1f} to {live.max():.1f}, which says little. One transformer, one width; "
-        "chance is not the same for both (see the permuted columns): ReLU's own features lie in "
-        "fewer directions. And a score is higher for sparser SAEs of either kind, so a comparison "
-        "at one setting of each, as in both papers, compares sparsities.",
+        f"{settled} of {int(heads['n_seeds'].sum())} SAEs had settled, as the gate says. In both "
+        "architectures nearly every latent is live, so they can be compared at equal numbers of "
+        f"live latents only from {live.min():.1f} to {live.max():.1f}, which says little. There "
+        "are one transformer and one width. Chance is not the same for both (see the permuted "
+        "columns): ReLU's own features lie in fewer directions. Scores are higher for sparser SAEs "
+        "of both architectures, so a comparison at one setting of each, as in both papers, also "
+        "compares sparsities.",
         "",
         "## Settings",
         "",
@@ -108,7 +109,7 @@ def page(groups: pd.DataFrame, contrasts: pd.DataFrame, orderings: pd.DataFrame)
             for row in chosen.to_dict("records")
         ),
         "",
-        "Intervals are of the seeds taken together along the curve, not of its two ends.",
+        "Intervals leave out each seed from all settings of the curve at once.",
     ]
     return "\n".join(text) + "\n"
 

@@ -1,14 +1,14 @@
-"""Attack what is given to the project: configurations and files, each changed at random.
+"""Attack the inputs of the project: change configurations and files at random, and read them.
 
     python benchmarks/attack.py [--configurations 2000] [--files 10000] [--seed 0] [--minutes 4]
 
-It can be stopped at any time, or stops by itself after so many minutes: the same command continues
-with the next case (--afresh begins again). Every case must end as something that is taken or as one
-line of an InputError: no other exception, nothing executed, no file written, no memory beyond the
-limit, no number that is not finite, and no weights other than those that were saved in a file of
-our own that keeps their digest. Beside the changed files there are bombs: small files that claim,
-or unpack to, more than the memory limit; each must be refused. Writes
-benchmarks/results/attack.json and attack.md. The kill series of whole runs is kill_runs.py.
+It can be stopped at any time, and stops after --minutes; the same command continues with the next
+case (--afresh starts from the beginning). Every case must be accepted or end with an InputError of
+one line: no other exception, nothing executed, no file written, no memory beyond the limit, no
+number that is not finite, and, in our own files with a digest, no weights other than the saved
+ones. Besides the changed files there are bombs: small files that claim, or unpack to, more than the
+memory limit; each must be refused. Writes benchmarks/results/attack.json and attack.md.
+kill_runs.py kills whole runs.
 """
 
 from __future__ import annotations

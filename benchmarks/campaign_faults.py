@@ -1,11 +1,11 @@
-"""Faults, tried for real: what a campaign loses when something dies, and whether weights differ.
+"""Test what a campaign loses when a process, a disk or a machine fails, and if weights differ.
 
     python benchmarks/campaign_faults.py [--only NAME ...] [--kills 20]
 
-writes benchmarks/results/campaign_faults.json and .md. Each trial breaks a tiny campaign, starts
-it again where it ended, and compares the result with that of an undisturbed campaign:
-every SAE must be there, every tensor and every entry of the history must be equal to the bit, and
-no SAE that had been saved may have been touched again. The Ray trials need `pip install
+writes benchmarks/results/campaign_faults.json and .md. Each trial breaks a tiny campaign, starts it
+again, and compares the result with that of an undisturbed campaign: every SAE must exist, every
+tensor and every entry of the history must have the same bits, and no SAE that had been saved may
+have been trained again. The Ray trials need `pip install
 'ray>=2.50'` and are left out without it; the full disk needs the right to mount a small one.
 """
 

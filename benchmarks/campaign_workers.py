@@ -1,4 +1,4 @@
-"""One process with all threads, or a process with one thread for each core: which is faster?
+"""Which is faster: one process with all threads, or one process with one thread per core?
 
     python benchmarks/campaign_workers.py [--repeats 3]
 

@@ -2,10 +2,10 @@
 
     python benchmarks/consistency_coverage.py
 
-Three ways to put an interval on the mean pair score: the jackknife over seeds (the default), the
-bootstrap over seeds, and the t interval that takes pairs for independent (what not to do). Worlds:
-seeds that differ in quality, pairs with noise of their own, both; and dictionaries of which each
-seed finds a random part, so that the scores are real PW-MCC.
+Three ways to compute an interval for the mean pair score: the jackknife over seeds (the default),
+the bootstrap over seeds, and the t interval that treats pairs as independent (which is wrong).
+Simulated worlds: seeds that differ in quality, pairs with noise of their own, both; and
+dictionaries of which each seed finds a random part, so that the scores are real PW-MCC.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How often each convergence gate is wrong, in planted truth: the old one and the one in use.
+"""How often convergence gates are wrong on planted features: an earlier gate and the one in use.
 
     python benchmarks/gate_calibration.py
 

@@ -1,4 +1,4 @@
-"""The CUDA engine on a GPU: checks, then times beside the encoder's product and the peers.
+"""The CUDA engine on a GPU: checks, then times beside the encoder's product and other projects.
 
     python benchmarks/gpu.py                       # every section, under 10 minutes
     python benchmarks/gpu.py --sections checks steps --out results.json

@@ -1,4 +1,4 @@
-"""Find the sparsity coefficient at which an SAE keeps as many latents as asked for."""
+"""Find the sparsity coefficient that gives an SAE a wanted L0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""What is bit-equal on this machine, and how far its numbers are from another machine's.
+r"""Measure what is bit-equal on this machine, and how much its numbers differ from another's.
 
     python benchmarks/reproducibility.py NAME [--against FILE]
 

@@ -1,4 +1,4 @@
-"""Published tables of SAE recovery on planted truth, run here and set beside the printed numbers.
+"""Repeat published experiments on planted features, and show our numbers beside the printed ones.
 
     python benchmarks/reproductions.py song      # Song et al., the three regimes, in full
     python benchmarks/reproductions.py osae      # the toy of ordered SAEs

@@ -46,7 +46,7 @@ WIDE_ROUNDS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: an architecture at one size, with about ``l0`` active latents a row."""
+    """What is timed: an architecture at one size, with about ``l0`` active latents per row."""
 
     name: str
     architecture: str

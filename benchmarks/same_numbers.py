@@ -1,4 +1,4 @@
-"""Say where the numbers of two runs of one study, or of two comparisons, differ.
+"""List where the numbers of two runs of one study, or of two comparisons, differ.
 
     python benchmarks/same_numbers.py BEFORE AFTER [--rename OLD=NEW ...]
 

@@ -3,11 +3,11 @@
     python benchmarks/ship_transformers.py WORK --seeds 0 1 2 3 4 5 6 7
     python benchmarks/ship_transformers.py WORK --seeds 0 1 --shipped cleaned_up --epochs 5000
 
-Each one is trained by the project's own pipelines, in a folder of its own below WORK; one that is
-trained already is taken from there, and an interrupted training continues. The files go to
-src/husai/transformer/shipped: weights as float32 with the curves of the training, thinned past the
-early stop so that a file stays below 1 MB. The same seed gives other weights on another processor
-or with another number of threads.
+Each transformer is trained by the project's own pipelines, in a folder of its own below WORK. If it
+is already trained there, it is used as it is; an interrupted training continues. The files go to
+src/husai/transformer/shipped: float32 weights and the learning curves, which have fewer points
+after the early stop so that a file stays below 1 MB. The same seed gives other weights on another
+processor or with another number of threads.
 """
 
 from __future__ import annotations

@@ -6,22 +6,22 @@ kept here, because the printed numbers depend on them:
 
     L = mean((x − x̂)²) + c · mean_rows Σ_i f_i,    f = TopK or ReLU of W_enc (x − b_dec) + b_enc
 
-30,000 passes over 50,000 rows are what costs. Two facts make a step cheap without changing it.
+The cost is 30,000 passes over 50,000 rows. Three facts make a step cheap without changing it.
 
-1. Where a row's set of active latents is known, loss and gradient are polynomials in the weights
+1. If a row's set of active latents is known, loss and gradient are polynomials in the weights
    whose coefficients are sums over rows: with z = (x, 1) and T_ij = Σ z zᵀ over the rows where i
-   and j are both active, every sum a gradient needs is T_ij times weights. The rows themselves
-   are not touched.
-2. An active set stands until the weights may have moved far enough to change it: with S the path
-   length that encoder rows have travelled, |Δpre_i| ≤ S‖x‖ + (path of the biases), to be held
-   against the gap between the k-th and the next pre-activation and against zero. Only rows whose
-   gap is used up are encoded again, and only those whose set did change update T.
-3. Of a row that is encoded again, the latents far below the k-th need not be: the same bound says
-   how high they can have come. A row keeps its strongest latents as candidates and the height of
-   the next one; while that is below the strongest inactive candidate, they alone are encoded.
+   and j are both active, every sum that a gradient needs is T_ij times weights. The rows themselves
+   are not needed.
+2. An active set stays the same until the weights have moved far enough to change it: with S the
+   path length of the encoder rows, |Δpre_i| ≤ S‖x‖ + (path of the biases). This is compared with
+   the gap between the k-th and the next pre-activation, and with zero. Only rows whose gap is used
+   up are encoded again, and only rows whose set has changed update T.
+3. In a row that is encoded again, latents far below the k-th are skipped: the same bound limits
+   their pre-activations. A row keeps its strongest latents as candidates and the pre-activation of
+   the next one; while that is below the strongest inactive candidate, only candidates are encoded.
 
-The result is the full-batch step to rounding; see tests/consistency/test_calibration_song.py,
-which compares it with torch autograd.
+The result is the full-batch step up to rounding; tests/consistency/test_calibration_song.py
+compares it with torch autograd.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How long a person waits for the first line: ``husai --help`` and ``kedro registry list``.
+"""How long a user waits for the first line of ``husai --help`` and ``kedro registry list``.
 
     python benchmarks/startup.py
 
-Each command is measured beside a bare process of its kind, ``python -c pass`` and the import of
-Kedro's own command line, in alternating rounds. Seconds are those of the processor, minima over
-the rounds: on a quiet machine they are those of the clock, and a busy one changes them little.
-Writes benchmarks/results/startup.md, and exits with 1 when a limit is passed.
+Each command is measured beside a minimal process, ``python -c pass`` or the import of Kedro's own
+command line, in alternating rounds. Times are CPU seconds, minima over the rounds: on an idle
+machine they equal wall-clock time, and other work changes them little.
+Writes benchmarks/results/startup.md, and exits with code 1 if a limit is exceeded.
 """
 
 from __future__ import annotations

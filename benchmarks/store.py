@@ -1,12 +1,11 @@
-"""Rows larger than memory: how fast a store is read, and how much memory training from it takes.
+"""Rows larger than memory: how fast a store is read, and how much memory training on it needs.
 
     python benchmarks/store.py memory --gb 1 4 16    # peak memory as the rows grow
     python benchmarks/store.py rate                  # rows read per second, beside the engine's
 
-Each size runs in a process of its own, on sparse files that take no space on the disk. A store's
-shards are whole and its rows are read as any others; that they are zeros changes nothing for
-memory, and flatters the disk: rates are those of memory and conversion. ``--real`` writes random
-rows instead.
+Each size runs in a process of its own, on sparse files of zeros that take no space on the disk. The
+rows are read as in any store; memory is the same as with other rows, but the rates do not include
+the disk, only memory and conversion. ``--real`` writes random rows instead.
 """
 
 from __future__ import annotations

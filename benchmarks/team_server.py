@@ -1,11 +1,11 @@
-"""A team's tracking server, tried: Postgres, two users at once, a restart amid their studies.
+"""Test a team's tracking server: Postgres, two users at once, a restart during their studies.
 
     python benchmarks/team_server.py --server-python PYTHON
 
-starts Debian's PostgreSQL and conf/team/serve.sh on this machine's own address, runs a study of
-each of two users side by side (`kedro run --env=team` with the sizes of conf/test), stops the
-server when some of the SAEs are trained, starts it again, and looks at what the server then knows
-of both. PYTHON is that of an environment with what conf/team/Dockerfile installs. Writes
+starts Debian's PostgreSQL and conf/team/serve.sh on this machine's own address, runs a study for
+each of two users at the same time (`kedro run --env=team` with the sizes of conf/test), stops the
+server when some of the SAEs are trained, starts it again, and checks what the server has recorded
+of both. PYTHON is the Python of an environment with the packages of conf/team/Dockerfile. Writes
 benchmarks/results/team_server.json.
 """
 

@@ -1,10 +1,10 @@
-"""Time of one training step of the literature's transformer, in three ways.
+"""Time one training step of the transformer of Nanda et al., computed in three ways.
 
     python benchmarks/transformer_step.py --threads 2 --out benchmarks/results/transformer_step.json
 
-Addition mod 113, half of the pairs, full batch, forward + backward + AdamW. The three ways take
-turns within every round, so that other work of the machine slows all of them alike. Ratios are of
-the times of one round.
+Addition mod 113, half of the pairs, full batch, forward + backward + AdamW. The three ways
+alternate in every round, so that other work of the machine slows all of them equally. Ratios
+compare the times of one round.
 """
 
 from __future__ import annotations

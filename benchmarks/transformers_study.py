@@ -1,4 +1,4 @@
-"""The same SAEs on several transformers: what is universal, and what belongs to one of them.
+"""Train the same SAEs on several transformers: which findings hold for all, and which for one.
 
     python benchmarks/transformers_study.py                       # every shipped transformer
     python benchmarks/transformers_study.py --transformers seed0 seed0_clean
@@ -486,7 +486,7 @@ def write_conclusions(tables: Mapping[str, pd.DataFrame], results: Path) -> None
 
 
 def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]) -> str:
-    """Say in words what the tables hold, every number from them."""
+    """Write the page of the study; every number comes from its tables."""
     groups = tables["groups"]
     wide = groups[groups["d_sae"] == WIDTH]
     number = int(wide["n_answers"].max())
@@ -496,15 +496,15 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
         "`python benchmarks/transformers_study.py`",
         "",
         f"{groups['transformer'].nunique()} shipped transformers "
-        f"({wide['transformer_seed'].nunique()} seeds, at the early stop and trained on until "
-        f"their weights had settled), {groups['group'].nunique()} groups "
-        f"of SAEs on each, {int(groups['n_seeds'].max())} seeds a group: what is universal, and "
-        "what belongs to one transformer.",
+        f"({wide['transformer_seed'].nunique()} seeds, at the early stop and trained for longer "
+        f"until their weights had settled), {groups['group'].nunique()} groups of SAEs on each, "
+        f"{int(groups['n_seeds'].max())} seeds of each group. Which findings hold for all "
+        "transformers, and which for one?",
         "",
         "![Answers with a feature, and reproducibility, by the effective number of key "
         "frequencies](transformers.png)",
         "",
-        f"## What follows, at width {WIDTH}",
+        f"## Findings at width {WIDTH}",
         "",
     ]
     for stop, own in wide.groupby("stop", sort=False):
@@ -514,8 +514,8 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
             rest = [row["answers"] for row in others]
             text.append(
                 f"- {name}, {architecture}: {first['answers']:.1f} of {number} answers "
-                f"have a feature of their own on {first['transformer']}, whose key frequencies are "
-                f"{first['effective_frequencies']:.1f} in effect; on the other {len(rest)} "
+                f"have a feature of their own on {first['transformer']}, which has effectively "
+                f"{first['effective_frequencies']:.1f} key frequencies; on the other {len(rest)} "
                 f"transformers {min(rest):.1f} to {max(rest):.1f}."
             )
     linked = found["associations"]
@@ -534,21 +534,21 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
     agreement = agreement[(agreement["d_sae"] == WIDTH) & (agreement["measure"] == "pw_mcc")]
     text += [
         f"- PW-MCC, {row['stop']}, {row['architecture']}: {row['mean']:.3f} "
-        f"[{row['low']:.3f}, {row['high']:.3f}] over transformers; a new one is expected in "
-        f"[{row['new_low']:.2f}, {row['new_high']:.2f}]. {100 * row['between_share']:.0f} % of the "
-        "variance lies between transformers."
+        f"[{row['low']:.3f}, {row['high']:.3f}] over transformers; that of a new transformer is "
+        f"expected in [{row['new_low']:.2f}, {row['new_high']:.2f}]. "
+        f"{100 * row['between_share']:.0f} % of the variance is between transformers."
         for row in agreement.dropna(subset=["between_share"]).to_dict("records")
     ]
     text += [
         "",
-        "So what an SAE finds belongs to the transformer, and a claim about the grokked model from "
-        "one transformer does not carry over. A reading that fits: many key frequencies of like "
-        "weight make every answer a point apart from the others, and then a latent for each answer "
-        "is found; where one or two frequencies hold most of the variance, answers that lie near "
-        "each other on their circles share latents, and the permuted null is high, since two "
-        "dictionaries agree because the rows lie near a plane. That every answer has a feature "
-        "does not mean that it comes back: see TopK in the picture on the transformer with most "
-        "frequencies, at the early stop and cleaned up.",
+        "So the features that an SAE finds depend on the transformer, and a claim about the "
+        "grokked model from one transformer may not hold for others. A possible explanation: with "
+        "many key frequencies of similar weight, every answer is a point far from the others, and "
+        "SAEs find a latent for each answer. If one or two frequencies hold most of the variance, "
+        "answers that are close on these circles share latents, and the permuted null is high, "
+        "because all rows lie near a plane and any two dictionaries agree. A feature for every "
+        "answer does not mean that these features come back: see TopK in the picture, on the "
+        "transformer with most frequencies, at the early stop and cleaned up.",
         "",
         f"## Every transformer at width {WIDTH}",
         "",
@@ -570,7 +570,7 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
         "",
         "## Answers with a feature, by width",
         "",
-        "Mean over transformers, with the least and the most.",
+        "Mean over transformers, with the smallest and largest value.",
         "",
         "| stop | architecture | d_sae | answers | PW-MCC | permuted |",
         "|---" * 6 + "|",
@@ -587,19 +587,19 @@ def report(tables: Mapping[str, pd.DataFrame], found: Mapping[str, pd.DataFrame]
     text += _longer_text(tables.get("longer"), groups)
     text += [
         "",
-        "## What a reviewer could still doubt",
+        "## Limits",
         "",
-        f"- {settled:.0f} of {groups['n_seeds'].sum():.0f} SAEs had settled by the gate after "
-        f"the study's steps, and {wide['n_converged'].sum():.0f} of {wide['n_seeds'].sum():.0f} at "
-        f"width {WIDTH}: agreement may still rise with training (above, wide ones were "
-        "trained for longer).",
-        "- One L1 coefficient for all: where few frequencies hold the variance no coefficient "
-        "gives the L0 of TopK and a good reconstruction, so ReLU's L0 goes from "
+        f"- {settled:.0f} of {groups['n_seeds'].sum():.0f} SAEs had settled after the study's "
+        f"steps, as the gate says, and {wide['n_converged'].sum():.0f} of "
+        f"{wide['n_seeds'].sum():.0f} at width {WIDTH}: agreement may still rise with training "
+        "(above, wide SAEs were trained for longer).",
+        "- All ReLU SAEs have one L1 coefficient. If few frequencies hold the variance, no "
+        "coefficient gives both the L0 of TopK and a good reconstruction, so ReLU's L0 is from "
         f"{wide['l0'].min():.0f} to {wide['l0'].max():.0f} at this width.",
-        "- One seed of the transformer, at both stops, has more than three frequencies in effect: "
-        "the reading rests on it. The rank correlations do not prove it, and transformers differ "
-        "in other ways at once (epochs, norms); none was trained to have a given number of "
-        "frequencies.",
+        "- Only one seed of the transformer, at both stops, has effectively more than three "
+        "frequencies, and the explanation depends on it. The rank correlations do not prove it: "
+        "transformers also differ in other ways (epochs, norms), and none was trained to have a "
+        "given number of frequencies.",
         "",
         "Tables: [groups](groups.csv), [pairs](pairs.csv), [kinds](kinds.csv), "
         "[covered](covered.csv); analysed: [hierarchy](hierarchy.csv), "

@@ -200,7 +200,7 @@ def test_the_report_of_the_transformers_agrees_with_the_tables() -> None:
     longer = tables["groups"].query("transformer == 'seed0early_stop'").assign(answers=77.0)
     text = report(tables | {"longer": longer}, conclude(tables))
     assert "90.4 of 113 answers have a feature of their own on seed5early_stop" in text
-    assert "4.0 in effect; on the other 5 transformers 33.9 to 79.1" in text
+    assert "effectively 4.0 key frequencies; on the other 5 transformers 33.9 to 79.1" in text
     assert "early_stop, topk: 1.00 (p = 0.003, 6 transformers)" in text
     assert "36 of 60 SAEs had settled" in text
     assert "| early_stop | topk | 256 | 3 of 5 |" in text

@@ -1,4 +1,4 @@
-"""TopK with few latents a row: the rows of a block lie side by side.
+"""TopK with few active latents per row: the rows of a block are side by side in memory.
 
 The product is made the other way round, latent by latent, so that one vector holds the same latent
 of neighbouring rows. Each row keeps its largest values so far in order, and a latent sinks through
