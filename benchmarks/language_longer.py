@@ -1,13 +1,13 @@
-"""Do SAEs of the offline language study come back more when they are trained until they settle?
+"""Do more features come back if the SAEs of the language study are trained until they settle?
 
     kedro run --env=lm                                             # its text and activations
     python benchmarks/language_longer.py pack data/lm .carry/lm    # 40 MB for a machine with a GPU
-    python benchmarks/language_longer.py run .carry/lm OUT         # there: torch alone, minutes
+    python benchmarks/language_longer.py run .carry/lm OUT         # on that machine: minutes
     python benchmarks/language_longer.py page OUT                  # longer.md in docs/results
 
-Half an hour on two cores is one pass over the tokens. On a GPU the same SAEs see the same rows many
-times: how the share of features that every other seed has depends on the length of training, for
-the same model, rows, widths and seeds.
+Half an hour on two cores is one pass over the tokens. On a GPU the same SAEs are trained for many
+passes over the same rows. This shows how the share of features that every other seed has depends on
+the length of training, for the same model, rows, widths and seeds.
 """
 
 from __future__ import annotations

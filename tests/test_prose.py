@@ -23,6 +23,10 @@ BANNED = {
     "write 'is recorded' or 'by default'": r"\b(is|are|be|unless) told\b|\btold to\b",
     "write 'unchanged'": r"as it is, and",
     "write 'not learned structure'": r"agreement with nothing|left of its start",
+    "write 'per'": r"\b(rows|latents|units|nats|SAEs|draws) a (row|step|pair|batch|token|bank)\b",
+    "write 'if there are more'": r"[;,] of more\b|\bof more (rows|features|values) a\b|more of them are",
+    "write 'averaged'": r"\bmeaned\b",
+    "write 'almost nothing'": r"\bnext to nothing\b|\basks nobody\b",
     "no path of one machine": r"(?<![\w.\]])/(work|tmp|root|home)/",
     "no address of a package index": r"index-url|pypi[.]o" r"rg|python" r"hosted|artifactory",
 }
@@ -55,12 +59,23 @@ def test_no_text_has_a_forbidden_form(rule: str) -> None:
         ("write 'an SAE'", "gives a SAE its name"),
         ("write 'fix this'", "put it right"),
         ("write 'continues'", "and it goes on"),
+        ("write 'per'", "k units a row"),
+        ("write 'if there are more'", "rows shown; of more a random part"),
         ("no path of one machine", "kept in /tmp/x"),
         ("no address of a package index", "--index-url=https://host/simple"),
     ],
 )
 def test_the_rules_find_forbidden_forms(rule: str, text: str) -> None:
     assert re.search(BANNED[rule], text)
+
+
+def test_every_parameter_has_a_meaning_that_can_be_read_alone() -> None:
+    """A meaning is no continuation of the field's name (``seed``: "of the draws")."""
+    page = TEXTS[ROOT / "docs/reference/parameters.md"]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (.*?) ?\|$", page, flags=re.MULTILINE)
+    assert len(rows) > 100
+    wrong = {field: text for field, text in rows if re.match(r"$|(of|that|by|for) ", text, re.I)}
+    assert not wrong
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How many of a language model's features other seeds find, in one picture."""
+"""The figure of a language model's study: the share of features that other seeds have."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from husai.figures.style import COLOURS, FONT, LINES, group_order, require, styl
 def language_figure(
     by_density: pd.DataFrame, by_probe: pd.DataFrame, untrained: Collection[str] = ()
 ) -> Figure:
-    """Draw the share of features that every other seed has: by density, and by what probes choose.
+    """Draw the share of features that every other seed has, by density and by choice of probes.
 
     Parameters
     ----------
     by_density, by_probe
-        Of :mod:`husai.reporting.language_page`: a row for each group and class.
+        Tables of :mod:`husai.reporting.language_page`, with a row for each group and class.
     untrained
         Groups of a model at new initial weights, which are drawn dashed and hollow.
 
@@ -57,7 +57,10 @@ def language_figure(
             label=name,
         )
     left.set_xticks(range(len(classes)), [str(one).replace(" to ", "\nto ") for one in classes])
-    left.set(xlabel="fires on this part of the tokens", ylabel="features in every other seed")
+    left.set(
+        xlabel="share of tokens on which a feature fires",
+        ylabel="share of features in every other seed",
+    )
     left.set_ylim(-0.02, 1.02)
     left.legend(fontsize=FONT - 1.5, frameon=False, loc="upper left")
     _probes(right, by_probe, names)
@@ -67,7 +70,7 @@ def language_figure(
 
 
 def _ends(part: pd.DataFrame) -> NDArray[np.float64]:
-    """Give what matplotlib wants of intervals ``[2, n]``: how far they reach to either side."""
+    """Return the lengths of intervals on either side ``[2, n]``, as matplotlib needs them."""
     middle, low, high = (part[f"everywhere{end}"].to_numpy(float) for end in ("", "_low", "_high"))
     return np.clip([middle - low, high - middle], 0, None)
 
@@ -89,5 +92,5 @@ def _probes(axis: Axes, by_probe: pd.DataFrame, names: Sequence[str]) -> None:
         )
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set(xlabel="features in every other seed", xlim=(-0.02, 1.02))
+    axis.set(xlabel="share of features in every other seed", xlim=(-0.02, 1.02))
     axis.legend(fontsize=FONT - 1.5, frameon=False, loc="lower right")
