@@ -42,8 +42,12 @@ class PlantedTruthConfig(Config):
     architectures: dict[Name, ArchitectureGrid] = Field(
         min_length=1, description="a null removes one"
     )
-    dead_latents: tuple[DeadLatentMethod | Literal["auto"], ...] = Field(("auto",), min_length=1)
-    seeds: Listed[Seed] = Field((0, 1, 2), min_length=2, description="initial weights")
+    dead_latents: tuple[DeadLatentMethod | Literal["auto"], ...] = Field(
+        ("auto",), min_length=1, description="methods for dead latents; one setting for each"
+    )
+    seeds: Listed[Seed] = Field(
+        (0, 1, 2), min_length=2, description="seeds of the initial weights, one SAE for each"
+    )
     lengths: Listed[Count] = Field(
         (400, 1600, 6400),
         min_length=1,
@@ -52,7 +56,7 @@ class PlantedTruthConfig(Config):
     )
     learning_rate: float = Field(5e-3, gt=0, description="Adam's step size")
     n_rows: Count = Field(20_000, description="training rows of every world")
-    n_eval_rows: Count = Field(3_000, description="further rows, for the scores")
+    n_eval_rows: Count = Field(3_000, description="further rows, on which the scores are computed")
     training: BankTrainingConfig = Field(
         BankTrainingConfig(batch_size=256, checkpoint_interval=5000),
         description="shared by all SAEs, except for steps, the intervals and dead_latents, which "

@@ -13,7 +13,8 @@ class FeaturesConfig(Config):
     """What is measured and shown for each feature."""
 
     max_features: Count = Field(
-        default=2000, description="most features on one page; of more, a random part is shown"
+        default=2000,
+        description="most features on one page; if there are more, a random part is shown",
     )
     max_megabytes: float = Field(
         default=15.0,
@@ -44,7 +45,7 @@ class FeaturesConfig(Config):
     )
     max_function_rows: Count = Field(
         default=20_000,
-        description="most rows on which ablations are measured; of more rows, a random part",
+        description="most rows on which ablations are measured; if there are more, a random part",
     )
     substitution_rows: Count = Field(
         default=32,

@@ -143,7 +143,7 @@ def code_identifiability(
     values
         ``[n_rows, d]`` the activations that were encoded.
     max_rows
-        Most rows that are compared; of more, a random part.
+        Most rows that are compared; if there are more, a random part.
     seed
         Seed of that random part and of the null's order.
 
