@@ -17,7 +17,7 @@ import torch
 from husai.errors import InputError
 from husai.sae import BankTrainingConfig, SAEConfig, group_into_banks, load_sae, train_bank
 from husai.sae.bank import SAEBank, build_bank
-from husai.sae.engines import sparse
+from husai.sae.engines import products, sparse
 from husai.sae.engines.dense import DenseEngine
 from husai.sae.engines.sparse import SparseEngine
 from husai.sae.engines.turns import Turn, Turns
@@ -91,7 +91,11 @@ def prepared(x: torch.Tensor, architecture: str, few: bool = False, **changes: A
 @pytest.mark.parametrize("architecture", SETTINGS)
 @pytest.mark.parametrize("method", ["auxk", "ghost"])
 @pytest.mark.parametrize("few", [False, True])
-def test_kernels_equal_autograd(architecture: str, method: str, few: bool) -> None:
+def test_kernels_equal_autograd(
+    architecture: str, method: str, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # dense products in three blocks of rows
+    monkeypatch.setattr(products, "DENSE_ROWS", 128)
     x = rows()
     training = BankTrainingConfig.model_validate(
         {"batch_size": 300, "dead_latents": method, "dead_after_passes": 0.2, "threads": 2}

@@ -54,7 +54,6 @@ def encode(values: np.ndarray, k: int, kind: str, level: int = 0) -> list[set[in
     """Run the selection kernels on pre-activations."""
     B, F = values.shape
     codes = empty_codes(B, F, 2 * B * k + F)
-    row_of = np.empty(len(codes.latent), np.int32)
     auxk = AuxK(np.zeros(0, np.int32), 1, empty_codes(B, F, 1), np.zeros((1, 1, 1), np.float32))
     # the bias must count, and two blocks must join
     bias = np.random.default_rng(F).integers(-3, 3, F).astype(np.float32)
@@ -75,10 +74,10 @@ def encode(values: np.ndarray, k: int, kind: str, level: int = 0) -> list[set[in
             elif kind == "row":
                 select.select_in_rows(r0, rows, cast(Any, bias), k, memory, codes, auxk)
             else:
-                select.list_for_batch(r0, rows, cast(Any, bias), k, memory, codes, auxk, row_of)
+                select.list_for_batch(r0, rows, cast(Any, bias), k, memory, codes, auxk)
         complete = kind != "batch"
         if not complete:
-            complete, level = select.select_in_batch(k, state, codes, row_of)
+            complete, level = select.select_in_batch(k, state, codes)
     start = codes.start
     return [set(codes.latent[start[r] : start[r + 1]].tolist()) for r in range(B)]
 

@@ -23,6 +23,23 @@ class Block(NamedTuple):
     """The same memory as ``[F, rows]``."""
 
 
+def blocks_of_rows(
+    x: torch.Tensor, pre: torch.Tensor, d_sae: int, most: int, first_rows: int
+) -> list[Block]:
+    """Cut a batch ``x [B, d]`` into blocks of at most ``most`` rows, which take turns in ``pre``.
+
+    The first has at most ``first_rows`` rows, unless that is 0.
+    """
+    blocks, first, n = [], 0, min(first_rows or most, most, len(x))
+    while n:
+        rows, memory = x[first : first + n], pre[: n * d_sae]
+        by_row, by_latent = memory.view(n, d_sae), memory.view(d_sae, n)
+        blocks.append(Block(first, n, rows, rows.T, by_row, by_latent))
+        first += n
+        n = min(most, len(x) - first)
+    return blocks
+
+
 def empty_codes(batch_size: int, d_sae: int, capacity: int) -> Codes:
     """Memory for ``capacity`` active latents of a batch."""
     value = np.empty(capacity, np.float32)

@@ -14,7 +14,8 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from husai.sae.bank import SAEBank
 from husai.sae.config import BankTrainingConfig
-from husai.sae.engines.memory import Block, block_memory, empty_codes
+from husai.sae.engines.memory import block_memory, blocks_of_rows, empty_codes
+from husai.sae.engines.products import Products
 from husai.sae.engines.turns import Turns
 from husai.sae.kernels.adam import update_biases, update_latents, update_vector
 from husai.sae.kernels.dead import (
@@ -23,7 +24,6 @@ from husai.sae.kernels.dead import (
     list_dead,
     reconstruct_residual,
 )
-from husai.sae.kernels.dense import dense_pass
 from husai.sae.kernels.few import group_memory, select_side_by_side
 from husai.sae.kernels.gradients import (
     add_ghost,
@@ -80,6 +80,9 @@ from husai.sae.schedule import StepTable, threshold_decay
 SUMMED_VALUES = 2**16
 """SAEs with at most as many weights add gradients up row by row: the sums stay in cache."""
 
+FIRST_LOOK = 64
+"""Rows by which relu and jumprelu choose between a list of active latents and dense products."""
+
 SUMMED_DENSE_FROM = 3
 """For such SAEs what :data:`DENSE_FROM` is for larger ones."""
 
@@ -104,7 +107,7 @@ class _Worker:
         bank, training = engine.bank, engine.training
         B, F, d = training.batch_size, bank.d_sae, bank.d_in
         P = len(bank.prefixes)
-        self.block_rows = min(B, max(2 * d, BLOCK_VALUES // F))
+        block_rows = min(B, max(2 * d, BLOCK_VALUES // F))
         selection = bank.architecture.selection
         self.summed = F * d <= SUMMED_VALUES and selection != "threshold" and P == 1
         factor = training.k_anneal_factor if training.k_anneal_steps else 1.0
@@ -115,21 +118,18 @@ class _Worker:
             # a margin over the B·k that stay, and room for a row
             capacity = 2 * B * max_k + F
         else:
-            capacity = max(B * F // (SUMMED_DENSE_FROM if self.summed else DENSE_FROM), F)
+            # and room for a row
+            capacity = B * F // (SUMMED_DENSE_FROM if self.summed else DENSE_FROM) + F
         auxk, ghost = engine.method == "auxk", engine.method == "ghost"
         # tensors, because torch's memory is aligned and a product may depend on that
-        self.x_tensor = torch.empty(B, d)
-        self.pre_tensor = torch.empty(self.block_rows * F + LANES)
-        self.blocks = []
-        for first in range(0, B, self.block_rows):
-            n = min(self.block_rows, B - first)
-            x, pre = self.x_tensor[first : first + n], self.pre_tensor[: n * F]
-            self.blocks.append(Block(first, n, x, x.T, pre.view(n, F), pre.view(F, n)))
-        self.batch = Batch(self.x_tensor.numpy(), np.empty((P, B, d), np.float32))
-        self.memory = block_memory(self.pre_tensor.numpy(), F)
+        dense = selection in ("all", "threshold")
+        x, error = torch.empty(B, d), torch.empty(P, B, d)
+        pre = torch.empty(block_rows * F + LANES)
+        self.blocks = blocks_of_rows(x, pre, F, block_rows, FIRST_LOOK if dense else 0)
+        self.batch = Batch(x.numpy(), error.numpy())
+        self.memory = block_memory(pre.numpy(), F)
         self.bias: F32 = np.empty(F, np.float32)
         self.codes = empty_codes(B, F, capacity)
-        self.row_of: I32 = np.empty(capacity if selection == "batch" else 1, np.int32)
         self.dead: I32 = np.empty(F + 1, np.int32)
         self.auxk = AuxK(
             dead=self.dead[:0],
@@ -144,10 +144,12 @@ class _Worker:
         block = F if training.clip_grad_norm or ghost else min(F, LATENT_BLOCK)
         self.gradients = self._gradients(block)
         self.few = group_memory()
-        dense = selection in ("all", "threshold")
-        if dense or self.summed:
+        if dense:
+            self.products = Products(self.call, x, error[0], pre, F, block_rows)
+            self.sums = self.products.sums
+        elif self.summed:
             self.sums = GradientSums(
-                f=np.empty(self.block_rows * F if dense else 1, np.float32),
+                f=np.empty(1, np.float32),
                 W_enc=np.empty((F, d), np.float32),
                 W_dec=np.empty((F, d), np.float32),
                 activations=np.empty(F, np.float32),
@@ -197,7 +199,7 @@ class _Worker:
     def encode(self, i: int, k: int, auxk: AuxK) -> bool:
         """List SAE ``i``'s active latents on ``x``; ``False`` where a list would be too long."""
         e = self.engine
-        W_enc, W_enc_T = e.encoders[i]
+        W_enc, W_enc_T, _ = e.weights[i]
         few = e.selection == "row" and k <= FEW
         call, memory, codes, bias = self.call, self.memory, self.codes, self.bias
         memory.state[:] = 0
@@ -213,13 +215,13 @@ class _Worker:
             if e.selection == "row":
                 call(select_in_rows, r0, n, bias, k, memory, codes, auxk)
             elif e.selection == "batch":
-                call(list_for_batch, r0, n, bias, k, memory, codes, auxk, self.row_of)
+                call(list_for_batch, r0, n, bias, k, memory, codes, auxk)
             else:
                 jump = e.selection == "threshold"
                 if not call(list_positive, r0, n, bias, self.edge, jump, memory, codes, auxk):
                     return False
         if e.selection == "batch":
-            complete, e.level[i] = call(select_in_batch, k, memory.state, codes, self.row_of)
+            complete, e.level[i] = call(select_in_batch, k, memory.state, codes)
             if not complete:
                 return self.encode(i, k, auxk)
         return True
@@ -248,10 +250,10 @@ class _Worker:
         dense = not self.encode(i, k, auxk)
         summed = dense or self.summed
         if dense:
-            means = call(
-                dense_pass,
-                *(sae, batch, self.bias, loss, jump),
-                *(self.memory, self.sums, self.gradients, auxk),
+            W_enc, _, W_dec = e.weights[i]
+            means = self.products.reconstruct(
+                *((W_enc, W_dec), sae, batch, self.bias, loss, jump),
+                *(self.memory, self.gradients, auxk),
             )
         elif jumps:
             means = call(reconstruct_jump, sae, batch, jump, codes)
@@ -400,7 +402,8 @@ class SparseEngine:
         self.k_aux = min(training.aux_k or max(1, bank.d_in // 2), bank.d_sae)
         self.bandwidth: F64 = np.array([c.jumprelu_bandwidth for c in bank.configs])
         # arrays that share the tensors' memory
-        self.encoders = [(W_enc, W_enc.T) for W_enc in bank.parameters["W_enc"]]
+        matrices = zip(bank.parameters["W_enc"], bank.parameters["W_dec"], strict=True)
+        self.weights = [(W_enc, W_enc.T, W_dec) for W_enc, W_dec in matrices]
         n, F, d = len(bank), bank.d_sae, bank.d_in
         shapes = {
             "W_enc": (n, F, d),

@@ -22,7 +22,7 @@ from husai.sae.kernels.types import (
     Parameters,
     kernel,
 )
-from husai.sae.kernels.vectors import LANES, lowest_bit, mask_above
+from husai.sae.kernels.vectors import LANES, add_and_mask_above, lowest_bit
 
 FEW = 8
 """Up to as many of a row are found by as many maxima, more by bisection."""
@@ -183,25 +183,9 @@ def _candidates(
     candidate_bits: I32,
     candidate: I32,
 ) -> int:
-    """List the values of a row above a level, skipping chunks whose maximum is below it.
-
-    ``bits`` has 32 places to spare.
-    """
+    """List the values of a row above a level, skipping chunks whose maximum is below it."""
     level32 = np.int32(level)
     n = 0
-    if n_chunks == F:
-        for first in range(0, F, LANES):
-            mask = mask_above(bits, base + first, level32)
-            if first + LANES > F:
-                # what follows belongs to the next row
-                mask = mask & ((np.uint32(1) << np.uint32(F - first)) - np.uint32(1))
-            while mask != 0:
-                j = first + lowest_bit(mask)
-                mask = mask & (mask - np.uint32(1))
-                candidate_bits[n] = bits[base + j]
-                candidate[n] = j
-                n += 1
-        return n
     n_chosen = 0
     for c in range(n_chunks):
         chosen[n_chosen] = c
@@ -215,6 +199,38 @@ def _candidates(
             n += np.int64(value > level32)
             j += n_chunks
     return n
+
+
+@kernel
+def _with_lanes(values: F32) -> F32:
+    """Numbers ``[F]``, and zeros as far as an operation on vectors may reach beyond them."""
+    wide = np.zeros(len(values) + LANES, np.float32)
+    wide[: len(values)] = values
+    return wide
+
+
+@kernel
+def _add_and_list(
+    memory: BlockMemory, base: int, F: int, add: F32, level: int, codes: Codes, count: int
+) -> int:
+    """Add to a row, and append its values above a level to the codes; give their new ``count``.
+
+    ``add`` is ``F`` numbers and 32 zeros; the block's memory has 32 places to spare.
+    """
+    pre, bits, latent, value_bits = memory.pre, memory.bits, codes.latent, codes.bits
+    level32 = np.int32(level)
+    for first in range(0, F, LANES):
+        mask = add_and_mask_above(pre, base + first, add, first, level32)
+        if first + LANES > F:
+            # what follows belongs to the next row
+            mask = mask & ((np.uint32(1) << np.uint32(F - first)) - np.uint32(1))
+        while mask != 0:
+            j = first + lowest_bit(mask)
+            mask = mask & (mask - np.uint32(1))
+            value_bits[count] = bits[base + j]
+            latent[count] = j
+            count += 1
+    return count
 
 
 @kernel
@@ -323,68 +339,70 @@ def select_in_rows(
 
 
 @kernel
-def _prune_batch(value_bits: I32, latent: I32, row_of: I32, n: int, target: int) -> tuple[int, int]:
-    """Keep the ``target`` largest candidates of a batch, their order unchanged."""
+def _prune_batch(codes: Codes, rows: int, n: int, target: int) -> tuple[int, int]:
+    """Keep the ``target`` largest of the ``n`` candidates of the first ``rows`` rows, in order."""
+    start, latent, value_bits = codes.start, codes.latent, codes.bits
     cut, ties = _cut(value_bits, n, target, 0)
-    kept = 0
-    for q in range(n):
-        value = value_bits[q]
-        tie = value == cut and ties > 0
-        ties -= np.int64(tie)
-        value_bits[kept] = value
-        latent[kept] = latent[q]
-        row_of[kept] = row_of[q]
-        kept += np.int64(value > cut or tie)
+    kept, begin = 0, np.int64(0)
+    for r in range(rows):
+        end = start[r + 1]
+        for q in range(begin, end):
+            value = value_bits[q]
+            tie = value == cut and ties > 0
+            ties -= np.int64(tie)
+            value_bits[kept] = value
+            latent[kept] = latent[q]
+            kept += np.int64(value > cut or tie)
+        start[r + 1] = kept
+        begin = end
     return kept, cut
 
 
 @kernel
 def list_for_batch(
-    r0: int,
-    rows: int,
-    bias: F32,
-    k: int,
-    memory: BlockMemory,
-    codes: Codes,
-    auxk: AuxK,
-    row_of: I32,
+    r0: int, rows: int, bias: F32, k: int, memory: BlockMemory, codes: Codes, auxk: AuxK
 ) -> None:
     """List a block's values above a level, for :func:`select_in_batch` (BatchTopK).
 
-    As :func:`select_in_rows`, but ``memory.state[2]`` is the level from which values are listed,
-    and ``row_of [capacity]`` gets their rows. The level rises when the list is full: nothing below
-    the B·k-th largest so far can be among the largest.
+    As :func:`select_in_rows`, but ``memory.state[2]`` is the level from which values are listed.
+    It rises when the list is full: nothing below the B·k-th largest so far can be among the
+    largest.
     """
     F = len(bias)
     pre, bits, chunk_max, chunk_bits = memory.pre, memory.bits, memory.chunk_max, memory.chunk_bits
     chosen, candidate_bits, candidate = memory.chosen, memory.candidate_bits, memory.candidate
-    latent, value_bits, state = codes.latent, codes.bits, memory.state
-    B = len(codes.start) - 1
+    start, latent, value_bits, state = codes.start, codes.latent, codes.bits, memory.state
+    B = len(start) - 1
     capacity = len(latent)
     n_dead = len(auxk.dead)
     count, aux_count, level = state[0], state[1], state[2]
-    n_chunks = F if F <= MASKED else _chunks(F, max(1, k // 4))
+    masked = F <= MASKED
+    n_chunks = _chunks(F, max(1, k // 4))
+    add = _with_lanes(bias)
     for r in range(rows):
         base = r * F
-        _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
+        if count + F > capacity:
+            count, level = _prune_batch(codes, r0 + r, count, B * k)
+        if masked:
+            count = _add_and_list(memory, base, F, add, level, codes, count)
+        else:
+            _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
+            n = _candidates(
+                bits, base, F, n_chunks, level, chunk_bits, chosen, candidate_bits, candidate
+            )
+            for q in range(n):
+                latent[count + q] = candidate[q]
+                value_bits[count + q] = candidate_bits[q]
+            count += n
+        start[r0 + r + 1] = count
         if n_dead > 0:
             aux_count = collect_dead(memory, base, 1, auxk, r0 + r, aux_count)
-        if count + F > capacity:
-            count, level = _prune_batch(value_bits, latent, row_of, count, B * k)
-        n = _candidates(
-            bits, base, F, n_chunks, level, chunk_bits, chosen, candidate_bits, candidate
-        )
-        for q in range(n):
-            row_of[count + q] = r0 + r
-            latent[count + q] = candidate[q]
-            value_bits[count + q] = candidate_bits[q]
-        count += n
     auxk.codes.start[r0 + rows] = aux_count
     state[0], state[1], state[2] = count, aux_count, level
 
 
 @kernel
-def select_in_batch(k: int, state: I64, codes: Codes, row_of: I32) -> tuple[bool, int]:
+def select_in_batch(k: int, state: I64, codes: Codes) -> tuple[bool, int]:
     """Keep the ``B·k`` largest of the values that the blocks have listed.
 
     Returns
@@ -393,25 +411,18 @@ def select_in_batch(k: int, state: I64, codes: Codes, row_of: I32) -> tuple[bool
         Whether the list reached down far enough; where not, it must be made again from level 0, so
         the level changes the cost and never the result. And where to list from in the next step.
     """
-    start, latent, value_bits = codes.start, codes.latent, codes.bits
-    B = len(start) - 1
+    B = len(codes.start) - 1
     target = B * k
     n, level = state[0], state[2]
     if n < target and level > 0:
         return False, 0
     wanted = target + target // 4
     if n > wanted:
-        next_level, _, _ = _bracket(value_bits, n, wanted, target // 16, level)
+        next_level, _, _ = _bracket(codes.bits, n, wanted, target // 16, level)
     else:
         # the list fell short of the margin: start about a fifth lower
         next_level = max(level - (1 << 21), 0)
-    n, _ = _prune_batch(value_bits, latent, row_of, n, target)
-    position = 0
-    for r in range(B):
-        start[r] = position
-        while position < n and row_of[position] == r:
-            position += 1
-    start[B] = n
+    _prune_batch(codes, B, n, target)
     return True, next_level
 
 
@@ -434,8 +445,8 @@ def list_positive(
     Returns
     -------
     bool
-        False when the list will not fit, judged on the rows so far so that a dense batch is found
-        out early.
+        False when the list is full, or would be by as many a row in the rest of the batch as so
+        far; the blocks are judged where they end.
     """
     F = len(bias)
     pre, bits, chunk_max, chunk_bits = memory.pre, memory.bits, memory.chunk_max, memory.chunk_bits
@@ -445,27 +456,37 @@ def list_positive(
     capacity = len(latent)
     n_dead = len(auxk.dead)
     count, aux_count = state[0], state[1]
-    n_chunks = F if F <= MASKED else _chunks(F, max(1, F // 64))
+    masked = F <= MASKED
+    n_chunks = _chunks(F, max(1, F // 64))
     # AuxK reads the values before they are shifted
     apart = shifted and n_dead > 0
     add = bias - edge if shifted else bias
     if apart:
         add = -edge
+    wide = _with_lanes(add)
     for r in range(rows):
         base = r * F
-        _add_bias_and_maxima(pre, base, F, bias if apart else add, n_chunks, chunk_max)
-        if n_dead > 0:
-            aux_count = collect_dead(memory, base, 1, auxk, r0 + r, aux_count)
-        if apart:
-            _add_bias_and_maxima(pre, base, F, add, n_chunks, chunk_max)
-        n = _candidates(bits, base, F, n_chunks, 0, chunk_bits, chosen, candidate_bits, candidate)
         start[r0 + r] = count
-        if count + n > capacity or (r0 + r >= 63 and (count + n) * B > capacity * 2 * (r0 + r + 1)):
+        if count + F > capacity:
             return False
-        for q in range(n):
-            latent[count + q] = candidate[q]
-            value_bits[count + q] = candidate_bits[q]
-        count += n
+        if apart:
+            _add_bias_and_maxima(pre, base, F, bias, n_chunks, chunk_max)
+            aux_count = collect_dead(memory, base, 1, auxk, r0 + r, aux_count)
+        if masked:
+            count = _add_and_list(memory, base, F, wide, 0, codes, count)
+        else:
+            _add_bias_and_maxima(pre, base, F, add, n_chunks, chunk_max)
+            n = _candidates(
+                bits, base, F, n_chunks, 0, chunk_bits, chosen, candidate_bits, candidate
+            )
+            for q in range(n):
+                latent[count + q] = candidate[q]
+                value_bits[count + q] = candidate_bits[q]
+            count += n
+        if n_dead > 0 and not apart:
+            aux_count = collect_dead(memory, base, 1, auxk, r0 + r, aux_count)
+    if r0 + rows < B and count * B > (capacity - F) * (r0 + rows):
+        return False
     start[r0 + rows] = count
     auxk.codes.start[r0 + rows] = aux_count
     state[0], state[1] = count, aux_count

@@ -35,16 +35,21 @@ def _spread(builder: Any, number: Any, kind: Any) -> Any:
 
 
 @intrinsic
-def mask_above(typing: Any, bits: Any, at: Any, level: Any) -> Any:
-    """Set bit b of a uint32 where ``bits[at + b] > level``, for int32 ``bits`` and ``level``."""
-    signature = types.uint32(bits, types.int64, types.int32)
+def add_and_mask_above(typing: Any, values: Any, at: Any, add: Any, first: Any, level: Any) -> Any:
+    """``values[at + b] += add[first + b]``; set bit b of a uint32 where that is above ``level``.
+
+    The sums are compared by their bits, as integers.
+    """
+    signature = types.uint32(values, types.int64, add, types.int64, types.int32)
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values = builder.load(
-            _place(context, builder, signature.args[0], args[0], args[1], _INT), align=4
-        )
+        place = _place(context, builder, signature.args[0], args[0], args[1], _FLOAT)
+        more = _place(context, builder, signature.args[2], args[2], args[3], _FLOAT)
+        total = builder.fadd(builder.load(place, align=4), builder.load(more, align=4))
+        builder.store(total, place, align=4)
+        bits = builder.bitcast(total, ir.VectorType(_INT, LANES))
         return builder.bitcast(
-            builder.icmp_signed(">", values, _spread(builder, args[2], _INT)), _INT
+            builder.icmp_signed(">", bits, _spread(builder, args[4], _INT)), _INT
         )
 
     return signature, code
