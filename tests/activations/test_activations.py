@@ -52,7 +52,10 @@ def test_chunks_give_the_same_as_one_pass(model_and_tokens):
         ({"hook_names": ("blocks.0.hook_resid_post@-4",)}, "-4 is outside the context of 3"),
         ({"hook_names": ("hook_embed@-1", "hook_embed")}, r"given twice: \['hook_embed@-1'\]"),
         ({"positions": (-1, 2)}, "gives one of the 3 positions twice"),
-        ({"hook_names": ("blocks.0.attn.hook_pattern",)}, r"no \[batch, position\] axes"),
+        (
+            {"hook_names": ("blocks.0.attn.hook_pattern",)},
+            r"does not begin with \[batch, position\]",
+        ),
         ({"hook_names": ("blocks.0.attn.hook_q_input",)}, "gives nothing"),
     ],
 )

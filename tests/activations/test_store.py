@@ -85,7 +85,7 @@ def test_damaged_changed_or_foreign_stores_give_an_error_of_one_line(tmp_path, r
         started.write(0, torch.full((2, 8), 1e6))
     with pytest.raises(InputError, match="fix the model"):
         started.write(0, torch.full((2, 8), float("nan")))
-    with pytest.raises(InputError, match=r"take [\d,]+\.\d GB more as float16, and the disk has"):
+    with pytest.raises(InputError, match=r"need [\d,]+\.\d GB more as float16, and the disk has"):
         started.check_space(10**15)
 
 
@@ -214,5 +214,7 @@ def test_rows_that_fit_into_memory_train_the_same_as_a_matrix(tmp_path, rows):
 
 def test_a_buffer_smaller_than_a_batch_is_refused(tmp_path, rows):
     store = write(tmp_path / "s", rows)
-    with pytest.raises(InputError, match="rows_memory_gb: 1e-09 holds 0 rows"):
+    with pytest.raises(
+        InputError, match="rows_memory_gb: 1e-09 is enough for two windows of 0 rows"
+    ):
         prepare_rows(store, None, TRAINING)

@@ -272,7 +272,7 @@ def test_errors_of_a_user_give_one_line(tmp_path):
     with pytest.raises(InputError, match=r"nowhere: no such folder; run a study first"):
         studies_table(tmp_path / "nowhere")
     assert studies_table(tmp_path).empty
-    with pytest.raises(InputError, match=r"study 'x': none in .*; there are: none"):
+    with pytest.raises(InputError, match=r"study 'x': not found in .*; the studies there: none"):
         find_study(tmp_path, "x")
     about = {
         "environment": "base",
