@@ -146,7 +146,7 @@ def test_the_command_names_everything_that_is_out_of_date_in_order(study):
 def test_for_a_file_replaced_by_hand_both_remedies_are_given(study):
     (study.folder / "parts" / "part.json").write_text('{"v": [7]}')
     ways = (
-        r"to continue with what is there now: kedro run --from-inputs=parts; "
+        r"to continue with the present file: kedro run --from-inputs=parts; "
         r"to overwrite it: kedro run --pipelines=second,third$"
     )
     with pytest.raises(StudyError, match=ways):
@@ -176,6 +176,6 @@ def test_a_run_that_fails_on_a_changed_file_names_it(study):
     (study.folder / "parts" / "part.json").write_text('{"w": [7]}')
     lineage.before_pipeline_run(pipeline=THIRD, **arguments)
     errors.on_pipeline_error(error=OSError("disk"), **arguments)
-    words = r"parts: changed since written, .*KeyError: 'v'.*--pipelines=second --env=test$"
+    words = r"parts: changed since it was written, .*KeyError: 'v'.*--pipelines=second --env=test$"
     with pytest.raises(StudyError, match=words):
         errors.on_pipeline_error(error=KeyError("v"), **arguments)

@@ -225,7 +225,7 @@ def test_changed_parameters_give_a_list_of_what_is_made_again_and_what_stays(run
     assert "study 's': changed since" in said
     assert "training.steps 9 -> 5" in said
     assert "makes again: train (" in said
-    assert "Still of the old parameters: compare, write." in said
+    assert "Still made with the old parameters: compare, write." in said
     assert "--params study=NAME" in said
     caplog.clear()
     with caplog.at_level(logging.WARNING):
