@@ -19,7 +19,7 @@ def make_tiny(folder: Path, tokenizer: Path, kind: str) -> Path:
 
     from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
-    layers = {"gpt2": 7, "pythia160m": 9}[kind]
+    layers = {"gpt2": 7, "pythia160m": 9, "pythia1b": 13}[kind]
     if kind == "gpt2":
         gpt2 = GPT2Config(
             vocab_size=65, n_positions=32, n_embd=8, n_layer=layers, n_head=2, bos_token_id=0,
@@ -37,7 +37,7 @@ def make_tiny(folder: Path, tokenizer: Path, kind: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "pythia160m"])
+@pytest.mark.parametrize("kind", ["gpt2", "pythia160m", "pythia1b"])
 def test_a_dry_run_of_a_large_study_estimates_its_cost(tmp_path, model_folders, text_path, kind):
     params: dict[str, Any] = {
         "language_model": {
@@ -58,6 +58,9 @@ def test_a_dry_run_of_a_large_study_estimates_its_cost(tmp_path, model_folders, 
     }
     plan = params["campaign"]["plan"]
     plan["architectures"] = {"topk": {"k": [4]}, "batch_topk": {"k": [4]}}
+    plan["variants"] = (
+        None if kind != "pythia160m" else {"mlp_topk": {"d_sae": 32}, "mlp_relu": None}
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUSAI_DATA_DIR", str(tmp_path / "data"))
         for pipeline in ("language_activations", "campaign_dry_run"):
