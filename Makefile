@@ -9,7 +9,7 @@ export KEDRO_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check bench results campaign-results notebooks planted-results transformers lm viz ui docs paper lock release-check clean help
+.PHONY: run test check bench results campaign-results lm-results notebooks planted-results transformers lm viz ui docs paper lock release-check clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -57,6 +57,10 @@ results: $(READY) ## copy the last study's pages, with the pictures they show, t
 campaign-results: $(READY) ## copy the pages and tables of kedro run --env=campaign to docs/results/campaign
 	$(BIN)/python docs/copy_results.py data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
 	$(call as_csv,data/campaign,saes/table saes/loss_recovery consistency/groups consistency/settings,docs/results/campaign)
+
+lm-results: $(READY) ## copy the page and tables of kedro run --env=lm to docs/results
+	$(BIN)/python docs/copy_results.py data/lm/reporting/language_model.md docs/results/language_model
+	$(call as_csv,data/lm,consistency/groups language/metrics language/probe_summary language/untrained_groups,docs/results/language_model)
 
 notebooks: $(READY) ## run the notebooks on the last study and save their outputs
 	$(BIN)/python notebooks/run.py

@@ -49,7 +49,7 @@ WIDTHS = (1536, 3072)
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "topk": {"k": 32},
     "batch_topk": {"k": 32},
-    "relu": {"l1_coefficient": 8.0},
+    "relu": {"l1_coefficient": 2.0},
 }
 LENGTHS = (1000, 4000, 16000)
 """Steps of 2,048 rows: 1.4, 5.5 and 22 passes over the rows."""

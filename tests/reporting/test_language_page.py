@@ -14,6 +14,7 @@ from husai.reporting.language_page import (
     by_density,
     by_probe,
     chosen_latents,
+    examples,
     metrics_by_group,
     own_features,
 )
@@ -105,6 +106,22 @@ def test_metrics_that_were_not_measured_are_left_out():
     assert trained["ce_loss_score"] == pytest.approx(0.9)
     assert trained["l0_low"] < 3 < trained["l0_high"]
     assert "ce_loss_score" not in untrained
+
+
+def test_examples_are_spread_over_densities_and_safe_in_a_table():
+    own = own_features(features(), "h@all")
+    contexts = pd.DataFrame(
+        {
+            "sae_id": "s0", "latent": [0, 0, 0, 2], "rank": [1, 0, 2, 0],
+            "text": ["second", "a | b_c «d*» <e>", "third", "only"],
+        }
+    )  # fmt: skip
+    table = examples(own, contexts)
+    # of s0: latent 2 is found in both other seeds, 0 and 3 in none
+    assert table["found"].tolist() == ["in every other seed", "in none", "in none"]
+    assert table["first"].tolist() == ["only", r"a \| b\_c **«d\*»** \<e\>", ""]
+    assert table["second"].tolist() == ["", "second", ""]
+    assert table["firing_rate"].tolist() == pytest.approx([1e-3, 1e-1, 1e-4])
 
 
 def test_the_picture_has_every_group_and_class():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +24,9 @@ CHOSEN, ALIKE, OTHERS = "chosen by a probe", "others that fire as often", "all o
 STEPS_A_DECADE = 4
 """Within so much of how often they fire, features count as firing as often as one another."""
 
+EXAMPLES = 8
+"""Features of either kind that are shown with their contexts."""
+
 PROBED = 16
 """Latents that a probe chooses, for the features that probes choose; or the most there were."""
 
@@ -39,7 +43,7 @@ class LanguageTables:
         Tables of the comparison of seeds.
     untrained_groups, untrained_features
         The same tables for the model with new initial weights; empty where it was not read.
-    metrics, probes, probe_summary
+    metrics, probes, probe_summary, contexts
         Tables of :mod:`husai.language`.
     """
 
@@ -51,6 +55,7 @@ class LanguageTables:
     metrics: pd.DataFrame
     probes: pd.DataFrame
     probe_summary: pd.DataFrame
+    contexts: pd.DataFrame
 
 
 class FigureTables(NamedTuple):
@@ -121,6 +126,7 @@ def language_page(
         by_change=any("output_change_score" in row for row in metrics),
         probes=records(tables.probe_summary),
         n_tasks=int(tables.probes["task"].nunique()),
+        examples=records(examples(features, tables.contexts)),
     )
 
 
@@ -180,6 +186,55 @@ def by_probe(features: pd.DataFrame, chosen: set[tuple[str, int]], level: float)
     alike = known[~is_chosen].assign(kind=ALIKE, weight=weight[~is_chosen])
     together = pd.concat([known, alike[alike["weight"] > 0]])
     return _over_seeds(together, "kind", [CHOSEN, ALIKE, OTHERS], level)
+
+
+def examples(features: pd.DataFrame, contexts: pd.DataFrame, n: int = EXAMPLES) -> pd.DataFrame:
+    """Show features of one SAE that every other seed has, and some that none has.
+
+    None is picked by hand: they are evenly spaced in the order of how often they fire.
+
+    Parameters
+    ----------
+    features
+        Of one hook, see :func:`own_features`.
+    contexts
+        The contexts that activate each latent most.
+    n
+        Features of either kind.
+
+    Returns
+    -------
+    DataFrame
+        ``group``, ``found`` (``in every other seed`` or ``in none``), ``firing_rate``, and the
+        ``first`` and ``second`` context in Markdown. Of the first SAE in the table.
+    """
+    first = features[features["id"] == features["id"].iloc[0]] if len(features) else features
+    shown = contexts[contexts["rank"] < 2] if len(contexts) else contexts
+    rows = []
+    for found in ("in every other seed", "in none"):
+        if first.empty:
+            break
+        chosen = first["everywhere"] if found != "in none" else first["n_seeds_found"] == 0
+        own = first[chosen & (first["firing_rate"] > 0)]
+        own = own.sort_values("firing_rate", ascending=False)
+        spaced = np.unique(np.linspace(0, len(own) - 1, n).round().astype(int))
+        for row in records(own.iloc[spaced[spaced >= 0]]):
+            texts: list[str] = []
+            if len(shown):
+                same = (shown["sae_id"] == row["id"]) & (shown["latent"] == row["latent"])
+                texts = shown[same].sort_values("rank")["text"].map(_in_a_cell).tolist()
+            first_text, second_text = [*texts, "", ""][:2]
+            rows.append(
+                {"group": row["group"], "found": found, "firing_rate": row["firing_rate"],
+                 "first": first_text, "second": second_text}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _in_a_cell(text: str) -> str:
+    """Make a text safe in a cell of a Markdown table, with the marked token bold."""
+    plain = re.sub(r"([\\`*_|<>\[\]#$~])", r"\\\1", text)
+    return plain.replace("«", "**«").replace("»", "»**")
 
 
 def _over_seeds(features: pd.DataFrame, kind: str, kinds: list[str], level: float) -> pd.DataFrame:

@@ -27,6 +27,7 @@ def create_pipeline() -> Pipeline:
                     "metrics": "language_metrics",
                     "probes": "probe_results",
                     "probe_summary": "probe_summary",
+                    "contexts": "feature_contexts",
                 },
                 outputs=["language_page", "language_figure"],
                 name="write_language_page",
