@@ -176,6 +176,7 @@ class _Words:
         self.before = before
         self.skipped = len(self.tokenizer.decode([before]))
         self.known: dict[int, str] = {}
+        self.contexts: dict[int, list[str]] = {}
 
     def of(self, token: int) -> str:
         """Return the text of one token."""
@@ -187,8 +188,11 @@ class _Words:
         self, tokens: Tokens, context: int, place: int, config: ContextsConfig
     ) -> tuple[str, str]:
         """Return a token's text, and one line with the text around it and the token marked."""
-        length = int(tokens.length[context])
-        words = [self.of(one) for one in tokens.ids[context, :length].tolist()]
+        if context not in self.contexts:  # latents share contexts
+            length = int(tokens.length[context])
+            ids = tokens.ids[context, :length].tolist()
+            self.contexts[context] = [self.of(one) for one in ids]
+        words = self.contexts[context]
         if place == ALL_OF_A_CONTEXT:
             return "", " ".join("".join(words[: config.before + config.after]).split())
         before = "".join(words[max(0, place - config.before) : place])
