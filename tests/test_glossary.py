@@ -29,6 +29,8 @@ NAMES = [name for cell in CELLS for name in re.findall(r"\(`([^`]*)`\)", cell)]
 
 # words of everyday use, which need no explanation
 PLAIN = {
+    "first context",
+    "second context",
     *("model", "rows", "features", "seeds", "groups", "score", "value", "source", "paper"),
     *("architecture", "architectures", "sparsity", "SAEs", "minus", "mean norm", "pass"),
     *("seconds per SAE", "dimensions", "symmetry", "parameter", "default", "note"),
