@@ -29,6 +29,7 @@ NAMES = [name for cell in CELLS for name in re.findall(r"\(`([^`]*)`\)", cell)]
 
 # words of everyday use, which need no explanation
 PLAIN = {
+    "found",
     "first context",
     "second context",
     *("model", "rows", "features", "seeds", "groups", "score", "value", "source", "paper"),
