@@ -1,13 +1,16 @@
 """Draw the pictures of the pages on concepts, each from the library's own numbers.
 
-    python docs/pictures.py
-
-writes docs/pictures/concepts/*.svg (seconds; the same picture every time).
+python docs/pictures.py          # docs/pictures/concepts/*.svg: the same every time, in seconds
+python docs/pictures.py cards    # docs/results/features/card_*.png: the page in a browser
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -169,6 +172,32 @@ def gate() -> Figure:
     return figure
 
 
+RESULTS = Path(__file__).parent / "results"
+CARDS = {"answer": "0/69", "operand": "0/94", "other": "0/12"}
+"""Cards of the home study's feature page that the documentation shows, by SAE and latent."""
+
+
+def cards() -> None:
+    """Photograph cards of the feature page in Chromium, without a window."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        sys.exit("no Chromium here to open the page in")
+    page = (RESULTS / "features.html").resolve().as_uri()
+    for name, address in CARDS.items():
+        path = RESULTS / "features" / f"card_{name}.png"
+        with tempfile.TemporaryDirectory() as profile:
+            subprocess.run(
+                [
+                    *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+                    *(f"--user-data-dir={profile}", "--window-size=1000,1010"),
+                    *("--virtual-time-budget=3000", f"--screenshot={path}", f"{page}#{address}"),
+                ],
+                check=True,
+                timeout=120,
+            )
+        print(path)
+
+
 def main() -> None:
     """Write every picture."""
     OUT.mkdir(parents=True, exist_ok=True)
@@ -181,4 +210,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cards() if sys.argv[1:] == ["cards"] else main()

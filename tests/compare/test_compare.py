@@ -217,7 +217,32 @@ def test_document_follows_the_published_schema_and_keeps_the_matching() -> None:
     assert document["options"]["null_draws"] == 2
 
 
-def test_large_matchings_are_written_to_a_parquet_file(
+def test_ambiguity_stands_beside_each_match() -> None:
+    """Two copies of one feature can be exchanged at no loss, what is planted cannot."""
+    a, b = planted(2)
+    twin = record("twin", np.concatenate([b.W_dec, b.W_dec[:2]]))
+    comparison = compare([a, twin], CompareConfig(null_draws=0))
+    document = json.loads(result_document(comparison).model_dump_json(by_alias=True))
+    match = document["pairs"][0]["matches"][0]
+    found, pairs = match["ambiguity"], match["pairs"]
+    copied = np.isin(pairs["b_index"], [0, 1, 60, 61])
+    assert min(np.array(pairs["exchangeable"])[copied]) >= 2
+    similarity = np.abs(pairs["cosine"])
+    assert found["score_moves"] == pytest.approx(0.02 / 60)
+    for row in found["matched"]:
+        n = int((similarity >= row["threshold"]).sum())
+        assert row["at_least"] <= n <= row["at_most"]
+    assert found["ambiguous"] == pytest.approx(np.mean(np.array(pairs["exchangeable"]) > 1))
+    assert matching_table(comparison)["exchangeable"].notna().all()
+    assert "have another partner" in result_text(comparison)
+    without = compare([a, b], CompareConfig(null_draws=0, epsilon=0))
+    document = json.loads(result_document(without).model_dump_json(by_alias=True))
+    assert document["pairs"][0]["matches"][0]["ambiguity"] is None
+    assert matching_table(without)["exchangeable"].isna().all()
+    assert "ambiguous" not in result_text(without)
+
+
+def test_large_matchings_go_into_parquet_beside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comparison = compare(planted(), CompareConfig(null_draws=0))

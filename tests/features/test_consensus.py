@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from husai.campaign.features import worth_summary
 from husai.consistency import SAERecord
 from husai.errors import InputError
 from husai.features import feature_group
@@ -12,13 +14,14 @@ from husai.features.config import ConsensusConfig
 from husai.features.consensus import (
     build_consensus,
     consensus_directions,
-    consensus_recurrence,
     fit_encoder,
     measure_sae,
     probe_accuracy,
     yardsticks,
 )
 from husai.features.readouts import Readout
+from husai.features.recurrence import consensus_recurrence
+from husai.figures.consensus import consensus_figure
 from husai.matching.match import match_features, unit_rows
 
 N, OWN, D, K = 20, 30, 24, 3
@@ -101,26 +104,54 @@ def test_consensus_keeps_more_than_subsets_of_the_same_size():
     readout = Readout(
         lambda index, x: 3 * (x - 1) @ truth.T, tuple(map(str, range(N))), "logits", classes
     )
-    config = ConsensusConfig(steps=300)
+    config = ConsensusConfig(steps=200, compared=2)
     result = build_consensus(
         feature_group(records(decoders, rows)), yardsticks(rows, config, readout, classes), config
     )
-    table = result.table.set_index("dictionary")
+    summary = worth_summary(result.table, 0.95)
+    table = summary.set_index("dictionary")
     worth = {str(name): dict(row) for name, row in table.iterrows()}
-    for subset in ("random subset", "most active subset"):
+    for subset in ("random subset", "most active subset", "most reproducible subset"):
         for column in ("variance_kept", "loss_recovered", "probe_accuracy"):
             assert worth["consensus"][column] > worth[subset][column], (subset, column)
     assert worth["consensus"]["n_latents"] < worth["one seed"]["n_latents"]
     assert (table["l0"] <= K).all()
+    assert table.loc["one seed", "n_saes"] == 2
+    # picking what comes back is worth more than picking at random
+    assert (
+        worth["most reproducible subset"]["loss_recovered"]
+        > (worth["random subset"]["loss_recovered_high"])
+    )
+    figure = consensus_figure(summary, pd.DataFrame())
+    measures = ["variance kept", "loss recovered", "accuracy of a probe"]
+    assert [axis.get_xlabel() for axis in figure.axes] == measures
+    more = pd.concat([summary, summary.assign(min_share=1.0, n_latents=9)])
+    assert [axis.get_ylabel() for axis in consensus_figure(more, pd.DataFrame()).axes] == measures
 
 
 def test_consensus_recurs_in_other_seeds_more_than_single_seeds_do():
     _, decoders, _, _ = world(n_seeds=8)
-    found = consensus_recurrence(decoders)
-    assert found["pw_mcc"] > found["single_pw_mcc"] + 0.05
-    assert found["found"] > 0.9
-    with pytest.raises(InputError, match="at least four"):
-        consensus_recurrence(decoders[:3])
+    table = consensus_recurrence(decoders, null_draws=20)
+    found = table.set_index("between")["pw_mcc"]
+    ends = table.set_index("between")[["pw_mcc_low", "pw_mcc_high"]]
+    for other in ("most reproducible of one seed", "random of one seed"):
+        assert ends.loc["consensus", "pw_mcc_low"] > ends.loc[other, "pw_mcc_high"]
+    assert found["most reproducible of one seed"] > found["random of one seed"]
+    assert found["consensus"] > found["permuted null"] + 0.1
+    assert table["found"][0] > 0.9
+    assert table["p"].iloc[-1] == pytest.approx(1 / 21)
+    with pytest.raises(InputError, match="at least six"):
+        consensus_recurrence(decoders[:5])
+
+
+def test_seeds_that_share_nothing_do_not_recur():
+    """What four seeds share by construction, another four do not have."""
+    first, second = (world(n_seeds=4, seed=s)[1] for s in (0, 1))
+    table = consensus_recurrence([*first, *second], null_draws=40).set_index("between")
+    null = table.loc["permuted null"]
+    assert table.loc["consensus", "pw_mcc"] < null["pw_mcc_high"]  # so few make the null high
+    assert null["p"] > 0.05
+    assert table.loc["consensus", "found"] < 0.2
 
 
 def test_probe_is_right_for_linear_classes_and_at_chance_otherwise():

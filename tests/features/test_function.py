@@ -23,6 +23,7 @@ from husai.features.function import (
     substitution,
 )
 from husai.features.readouts import Readout, modular_readout
+from husai.features.sampled import sampled_function
 from husai.tasks import ModularTaskConfig, modular_dataset
 from husai.transformer import TransformerConfig, build_transformer
 from husai.transformer.functional import answer_activations
@@ -195,3 +196,65 @@ def test_latents_without_effect_are_kept(planted):
     assert own["repaired"].isna().all()
     assert len(own) == 2
     assert N_SHARED  # the others are as before
+
+
+def sampled_readout(rows):
+    """The readout with the outputs of the rows as they are."""
+    own = readout("rows")
+    return replace(own, unchanged=own.apply(np.arange(len(rows)), rows))
+
+
+def test_function_on_samples_is_that_of_all_rows_when_all_are_taken(planted):
+    cards = feature_cards(planted.group)
+    whole = functional_consistency(
+        cards, planted.rows, readout("rows"), FeaturesConfig(substitution_rows=10_000)
+    )
+    config = FeaturesConfig(function_features=100, sampled_rows=10_000)
+    part = sampled_function(cards, planted.rows, sampled_readout(planted.rows), config)
+    keys = ["id", "latent", "other_id"]
+    both = part.partners.merge(whole.partners, on=keys, suffixes=("", "_whole"))
+    assert len(both) == len(whole.partners)
+    for name in ("function", "function_negative", "repaired", "repaired_negative"):
+        assert np.allclose(both[name], both[f"{name}_whole"], atol=1e-4, equal_nan=True), name
+    assert (part.partners["function_se"] < 1e-12).all()
+    own = part.features.merge(whole.features, on=["id", "latent"], suffixes=("", "_whole"))
+    assert np.allclose(own["ablation"], own["ablation_whole"], rtol=1e-4)
+
+
+def test_the_stated_error_of_a_sample_is_its_error(planted):
+    """Over many samples, function is off by about its standard error, and not to one side."""
+    cards = feature_cards(planted.group)
+    made = sampled_readout(planted.rows)
+    whole = sampled_function(
+        cards, planted.rows, made, FeaturesConfig(function_features=100, sampled_rows=10_000)
+    ).partners.set_index(["id", "latent", "other_id"])
+    off, stated = [], []
+    for seed in range(6):
+        part = sampled_function(
+            cards,
+            planted.rows,
+            made,
+            FeaturesConfig(function_features=6, sampled_rows=6, seed=seed),
+        )
+        assert "6 features of each SAE" in part.note
+        own = part.partners.set_index(["id", "latent", "other_id"])
+        known = own["function_se"] > 0
+        off.append((own["function"] - whole.loc[own.index, "function"])[known])
+        stated.append(own["function_se"][known])
+    off, stated = np.concatenate(off), np.concatenate(stated)
+    assert len(off) > 60
+    assert 0.5 < np.sqrt(np.square(stated).mean()) / np.sqrt(np.square(off).mean()) < 2
+    assert abs(off.mean()) < 3 * np.sqrt(np.square(off).mean() / len(off) * 12)
+
+
+def test_planted_partners_have_function_1_on_samples_and_shuffled_ones_chance(planted):
+    made = sampled_readout(planted.rows)
+    config = FeaturesConfig(function_features=20, sampled_rows=6)
+    found = sampled_function(feature_cards(planted.group), planted.rows, made, config).partners
+    truth = {one.record.id: planted.truth[s] for s, one in enumerate(planted.group.live)}
+    is_shared = np.array([truth[i][j] >= 0 for i, j in found[["id", "latent"]].to_numpy()])
+    assert found.loc[is_shared, "function"].mean() > 0.9
+    assert found.loc[is_shared, "function_random"].abs().mean() < 0.2
+    assert np.allclose(found.loc[is_shared, "repaired"], 1, atol=1e-4)
+    with pytest.raises(InputError, match="unchanged"):
+        sampled_function(feature_cards(planted.group), planted.rows, readout("rows"))

@@ -10,9 +10,11 @@ from husai.features import feature_cards
 from husai.features.returning import (
     fit_return,
     left_out_calibration,
+    new_seed_calibration,
     reliability,
     return_probabilities,
 )
+from husai.figures.consensus import calibration_figure
 from husai.figures.features import reliability_figure
 
 
@@ -40,7 +42,28 @@ def test_probabilities_are_calibrated_on_new_seeds():
     assert least < table["brier"][0] < least + 0.03 < table["brier_of_base_rate"][0]
 
 
-def test_features_with_equal_chances_get_the_base_rate():
+def test_new_seeds_are_those_that_were_not_learned_from():
+    """Eight seeds of one world; the model knows four of them."""
+    rng = np.random.default_rng(4)
+    chance = rng.choice([0.97, 0.5, 0.05], 300)
+    similarity = [similarities(chance, 8, rng) for _ in range(8)]
+    table = new_seed_calibration(similarity, 4, (0.7, 0.95))
+    main = table[table["threshold"] == 0.7]
+    assert main["n"].sum() == 4 * 4 * 300
+    weight = main["n"] / main["n"].sum()
+    assert (weight * (main["predicted"] - main["happened"]).abs()).sum() < 0.04
+    least = float(np.mean(chance * (1 - chance)))
+    first = main.iloc[0]
+    assert least - 0.01 < first["brier_low"] < first["brier"] < first["brier_high"]
+    assert first["brier"] < 0.6 * first["brier_of_base_rate"]
+    axis = calibration_figure(table).axes[0]
+    assert len(axis.collections) == 2
+    for known in (2, 7):
+        with pytest.raises(InputError, match="known"):
+            new_seed_calibration(similarity, known, (0.7,))
+
+
+def test_features_of_one_kind_get_the_base_rate():
     rng = np.random.default_rng(1)
     known = [similarities(np.full(300, 0.6), 8, rng) for _ in range(8)]
     predicted = np.concatenate([fit_return(known, 0.7).probability(s) for s in known])

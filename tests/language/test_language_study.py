@@ -53,6 +53,7 @@ def parameters(model: Path, text: Path) -> dict[str, Any]:
         "probe_text": {"source": str(text), "column": "text", "label": "label"},
         "probes": {"documents": 60, "context": 16, "k": "1 2"},
         "consistency": {"null_draws": 3, "code_null_draws": 2},
+        "features": {"function_features": 3, "sampled_rows": 4},
     }
 
 
@@ -112,6 +113,15 @@ def test_features_are_shown_with_their_contexts(study):
         assert token == words["token"][int(row)]
         assert before or after
     assert "there is no transformer" in page
+
+
+def test_function_is_sampled_in_the_model(study):
+    strata = pd.read_parquet(study / "language" / "function.parquet")
+    assert "sampling error" in strata["note"][0]
+    assert strata.loc[0, "function"] > strata.loc[0, "function_random"]
+    partners = pd.read_parquet(study / "language" / "partners.parquet")
+    assert (partners.groupby("id")["latent"].nunique() <= 3).all()
+    assert (partners["function_se"] >= 0).all()
 
 
 def test_every_sae_is_measured_probed_and_described(study):

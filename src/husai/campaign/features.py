@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -13,31 +13,38 @@ from husai.campaign.comparison import addition_modulus
 from husai.campaign.plan import plan_keys
 from husai.campaign.records import gather_records, study_hooks
 from husai.consistency.analyses.labels import Labels
+from husai.consistency.inference.intervals import mean_interval
+from husai.consistency.inference.seeds import partner_similarity
 from husai.consistency.study.labels import candidate_labels, main_group
 from husai.errors import InputError
 from husai.features import (
     FeatureCards,
     FeatureGroup,
     FeaturesConfig,
+    FunctionTables,
     RowFacts,
+    build_consensus,
     code_identifiability,
     combination_table,
+    consensus_recurrence,
+    feature_cards,
     feature_group,
     functional_consistency,
     known_cards,
     modular_readout,
+    new_seed_calibration,
+    sampled_function,
     single_class,
 )
 from husai.features.config import ConsensusConfig
-from husai.features.consensus import (
-    ConsensusResult,
-    build_consensus,
-    consensus_recurrence,
-    yardsticks,
-)
+from husai.features.consensus import ConsensusResult, yardsticks
 from husai.features.readouts import Readout
+from husai.features.returning import CURVE
+from husai.language import LanguageModelConfig, ReadingConfig, load_language_model
+from husai.language.outputs import TokenOutputs
 from husai.sae.trained import TrainedSAE
 from husai.storage import TensorFile, TensorFiles
+from husai.text import Tokens
 from husai.transformer.model import TrainedTransformer
 
 
@@ -141,6 +148,35 @@ def study_readout(study: StudyFeatures, transformer: TensorFile | None) -> Reado
         return f"Function is not measured: {error}."
 
 
+def language_function(
+    study: StudyFeatures,
+    tokens: Tokens,
+    language_model: LanguageModelConfig,
+    reading: ReadingConfig,
+    config: FeaturesConfig,
+) -> FunctionTables:
+    """Compare what partners do in the language model that the main group reads, on samples.
+
+    Parameters
+    ----------
+    study
+        From :func:`study_features`; its rows are the held-out ones of the text.
+    tokens, language_model, reading
+        The text, the model, and what was read of it.
+    config
+        How many features and rows are sampled.
+    """
+    rows, values = study.rows, study.rows.values.numpy()
+    model = load_language_model(language_model, trained=rows.trained)
+    place = (rows.hook_name, rows.position)
+    outputs = TokenOutputs(model, tokens, place, reading, values)
+    names = tuple(f"dimension {i}" for i in range(outputs.unchanged.shape[1]))
+    readout = Readout(outputs, names, "rows", unchanged=outputs.unchanged)
+    return sampled_function(
+        feature_cards(study.group, study.families, config), values, readout, config
+    )
+
+
 @dataclass(frozen=True)
 class MeasuredFeatures:
     """All measurements of the features of a study's main group.
@@ -197,27 +233,50 @@ def measured_features(
     return MeasuredFeatures(cards.join(agreement), function, reliability, combined, saes)
 
 
+@dataclass(frozen=True)
+class StudyConsensus:
+    """The consensus of a study's main group, and what it is worth.
+
+    Attributes
+    ----------
+    result
+        The consensus SAE, its directions, and what it keeps beside dictionaries as large; the
+        table also has the further shares that the configuration asks for.
+    worth
+        The same over SAEs: :func:`worth_summary`.
+    recurrence
+        Of the consensus of half of the seeds in that of the others:
+        :func:`husai.features.consensus_recurrence`; empty below six.
+    calibration
+        Of the probability of coming back, learned from the first half of the seeds and asked of
+        the others: :func:`husai.features.new_seed_calibration`; empty below six.
+    """
+
+    result: ConsensusResult
+    worth: pd.DataFrame
+    recurrence: pd.DataFrame
+    calibration: pd.DataFrame
+
+
+_LEAST_HALVES = 6
+
+
 def study_consensus(
-    study: StudyFeatures, readout: Readout | str, config: ConsensusConfig
-) -> tuple[ConsensusResult, pd.DataFrame]:
-    """Make the consensus of a study's main group, measure it, and measure whether it recurs.
+    study: StudyFeatures,
+    readout: Readout | str,
+    config: ConsensusConfig,
+    features: FeaturesConfig,
+) -> StudyConsensus:
+    """Make the consensus of a study's main group, measure it, and ask whether it recurs.
 
     Parameters
     ----------
-    study
-        From :func:`study_features`.
-    readout
-        From :func:`study_readout`.
+    study, readout
+        From :func:`study_features` and :func:`study_readout`.
     config
-        Which features enter, and how the encoder is fitted.
-
-    Returns
-    -------
-    result
-        The consensus SAE, its directions, and the comparison with dictionaries of the same size.
-    recurrence
-        One row: how much of the consensus of half of the seeds is in that of the others; empty
-        with fewer than four seeds.
+        What enters, and how the encoder is fitted.
+    features
+        Threshold and level of the probability of coming back.
     """
     by = yardsticks(
         study.rows.values.numpy(),
@@ -226,6 +285,50 @@ def study_consensus(
         single_class(study.families),
     )
     result = build_consensus(study.group, by, config)
-    decoders = [one.decoder for one in study.group.live]
-    recurrence = [consensus_recurrence(decoders, config)] if len(decoders) >= 4 else []
-    return result, pd.DataFrame(recurrence)
+    others = [
+        build_consensus(
+            study.group, by, config.model_copy(update={"min_share": share}), whole=False
+        ).table
+        for share in config.shares
+        if share != config.min_share
+    ]
+    result = replace(result, table=pd.concat([result.table, *others], ignore_index=True))
+    live = study.group.live
+    recurrence = calibration = pd.DataFrame()
+    if len(live) >= _LEAST_HALVES:
+        recurrence = consensus_recurrence(
+            [one.decoder for one in live], config, level=features.level
+        )
+        similarity = partner_similarity(study.group.matches, [len(one.index) for one in live])
+        thresholds = sorted({features.threshold, *CURVE})
+        calibration = new_seed_calibration(
+            similarity, len(live) // 2, thresholds, level=features.level
+        )
+    return StudyConsensus(
+        result, worth_summary(result.table, features.level), recurrence, calibration
+    )
+
+
+def worth_summary(table: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Give what each dictionary keeps over the SAEs that it was taken from.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per ``min_share`` and ``dictionary``: ``n_saes``, and the mean of each measure with
+        ``_low`` and ``_high``, Student's t over SAEs; none where there is one only.
+    """
+    measures = [
+        name
+        for name in ("n_latents", "l0", "variance_kept", "loss_recovered", "probe_accuracy")
+        if name in table
+    ]
+    rows = []
+    for (share, name), part in table.groupby(["min_share", "dictionary"], sort=False):
+        row: dict[str, Any] = {"min_share": share, "dictionary": name, "n_saes": len(part)}
+        for measure in measures:
+            bounds = (0.0, 1.0) if measure == "probe_accuracy" else None
+            found = mean_interval(part[measure], level=level, bounds=bounds)
+            row |= {measure: found.mean, f"{measure}_low": found.low, f"{measure}_high": found.high}
+        rows.append(row)
+    return pd.DataFrame(rows)

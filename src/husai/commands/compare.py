@@ -71,6 +71,15 @@ docs/glossary.md explains every score and null, docs/compare.md describes the JS
     help="Compare the encoders too. Without this, wide SAEs take half the time.",
 )
 @click.option(
+    "--epsilon",
+    type=float,
+    default=0.02,
+    show_default=True,
+    metavar="E",
+    help="Say how many features have another partner in some matching whose sum of cosines is at "
+    "most E below the best; 0 leaves it out. It takes one more product of wide SAEs.",
+)
+@click.option(
     "--fail-under",
     type=float,
     callback=finite,

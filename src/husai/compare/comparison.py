@@ -35,6 +35,7 @@ from husai.consistency.study.record import (
     with_codes,
 )
 from husai.errors import InputError
+from husai.features.ambiguity import PartnerRange, partner_range
 from husai.matching.result import Match
 
 
@@ -44,8 +45,12 @@ class CompareConfig(ComparisonConfig):
     thresholds: tuple[float, ...] = Field(
         default=(0.5, 0.7, 0.9), description="similarities at which features count as matched"
     )
-    encoder: bool = Field(
-        default=True, description="whether to match the encoders too, if there are any"
+    encoder: bool = Field(default=True, description="match the encoders too, where there are any")
+    epsilon: float = Field(
+        default=0.02,
+        ge=0,
+        description="a partner is exchangeable when the sum of all similarities loses at most this "
+        "by taking it; 0 leaves ambiguity out",
     )
 
 
@@ -65,6 +70,9 @@ class PairComparison:
         The latents of the two SAEs that these indices stand for.
     shared
         ``[m]`` bool, one for each pair of the signed match, or None without encoders.
+    ambiguity
+        By sign of the match, how far the partners of A's features could be others; None where that
+        was left out or is not proved.
     """
 
     a: str
@@ -75,6 +83,11 @@ class PairComparison:
     rows_a: NDArray[np.int64]
     rows_b: NDArray[np.int64]
     shared: NDArray[np.bool_] | None
+    ambiguity: Mapping[bool, PartnerRange | None]
+
+    def match(self, signed: bool) -> Match:
+        """The match of one sign."""
+        return self.signed if signed else self.absolute
 
 
 @dataclass(frozen=True)
@@ -215,6 +228,12 @@ def _compared(
         a.index,
         b.index,
         scored.shared,
+        {
+            signed: partner_range(a.decoder, b.decoder, match, config.epsilon)
+            if config.epsilon
+            else None
+            for signed, match in scored.matches.items()
+        },
     )
 
 

@@ -19,12 +19,14 @@ from husai.compare.schema import (
     SCHEMA_NAME,
     SCHEMA_VERSION,
     ActivationsEntry,
+    AmbiguityEntry,
     Document,
     MatchedPairs,
     MatchEntry,
     PairEntry,
     SAEEntry,
     Software,
+    ThresholdRange,
     schema,
 )
 from husai.matching.result import Match
@@ -39,8 +41,9 @@ _INLINE_PAIRS = 20_000
 def matching_table(comparison: Comparison) -> pd.DataFrame:
     """Return the full matchings, a row per matched pair of features.
 
-    Columns ``a``, ``b`` (ids), ``signed``, ``a_index``, ``b_index`` (latents), ``cosine``, and
-    ``shared`` (missing without encoders and in the absolute match).
+    Columns ``a``, ``b`` (ids), ``signed``, ``a_index``, ``b_index`` (latents), ``cosine``,
+    ``shared`` (null without encoders and in the absolute match) and ``exchangeable`` (partners that
+    A's feature could have; null where ambiguity is not known).
     """
     tables = []
     for pair in comparison.pairs:
@@ -59,10 +62,40 @@ def matching_table(comparison: Comparison) -> pd.DataFrame:
                             [pd.NA] * len(match.cosine) if shared is None else list(shared),
                             dtype="boolean",
                         ),
+                        "exchangeable": pd.array(
+                            _exchangeable(pair, match) or [None] * len(match.cosine),
+                            dtype="Int64",
+                        ),
                     }
                 )
             )
     return pd.concat(tables, ignore_index=True)
+
+
+def _exchangeable(pair: PairComparison, match: Match) -> list[int] | None:
+    """Partners that A's feature of each pair could have."""
+    found = pair.ambiguity[match.signed]
+    return None if found is None else [int(n) for n in found.n_exchangeable[match.a_index]]
+
+
+def _ambiguity_entry(
+    pair: PairComparison, match: Match, config: CompareConfig
+) -> AmbiguityEntry | None:
+    found = pair.ambiguity[match.signed]
+    if found is None:
+        return None
+    ranges = [(threshold, *found.matched(threshold)) for threshold in config.thresholds]
+    return AmbiguityEntry(
+        epsilon=found.epsilon,
+        ambiguous=found.ambiguous,
+        mean_exchangeable=float(found.n_exchangeable.mean()),
+        score_moves=found.score_moves,
+        feature_moves=found.feature_moves,
+        matched=[
+            ThresholdRange(threshold=threshold, at_least=low, at_most=high)
+            for threshold, low, high in ranges
+        ],
+    )
 
 
 def result_document(comparison: Comparison, matching_file: str | None = None) -> Document:
@@ -130,6 +163,7 @@ def _match_entry(
             b_index=pair.rows_b[match.b_index].tolist(),
             cosine=match.cosine.tolist(),
             shared=None if shared is None else shared.tolist(),
+            exchangeable=_exchangeable(pair, match),
         )
     return MatchEntry(
         signed=match.signed,
@@ -140,6 +174,7 @@ def _match_entry(
         largest_violation=None if certificate is None else certificate.largest_violation,
         passes=None if certificate is None else certificate.passes,
         thresholds=threshold_counts(match, config.thresholds),
+        ambiguity=_ambiguity_entry(pair, match, config),
         pairs=pairs,
     )
 

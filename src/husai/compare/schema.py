@@ -10,7 +10,7 @@ from husai.consistency.inference.nulls import NULL_KINDS
 from husai.consistency.scores.registry import of_pairs
 
 SCHEMA_NAME = "husai.compare"
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "2.1"
 
 ScoreName = Annotated[
     str,
@@ -84,6 +84,30 @@ class MatchedPairs(Entry):
         description="Whether the encoders' match has the pair too, both at the threshold; null in "
         "the absolute match and without encoders"
     )
+    exchangeable: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None,
+        description="Partners that A's feature has in some matching within epsilon of the best, "
+        "its own included; null where ambiguity is",
+    )
+
+
+class ThresholdRange(Entry):
+    """Features matched at one similarity, over all matchings within epsilon of the best."""
+
+    threshold: float
+    at_least: int = Field(ge=0, description="In every one of them")
+    at_most: int = Field(ge=0, description="Each in some")
+
+
+class AmbiguityEntry(Entry):
+    """How far the match could be another at nearly no loss, from the prices that prove it."""
+
+    epsilon: float = Field(gt=0, description="Most that the sum of similarities may lose")
+    ambiguous: float = Field(ge=0, le=1, description="Share of A's features with another partner")
+    mean_exchangeable: float = Field(ge=0, description="Partners a feature, its own included")
+    score_moves: float = Field(ge=0, description="Most that the mean similarity falls")
+    feature_moves: float = Field(ge=0, description="Most that one feature's similarity differs")
+    matched: list[ThresholdRange]
 
 
 class MatchEntry(Entry):
@@ -103,6 +127,11 @@ class MatchEntry(Entry):
         description="Products computed, as a multiple of one pass over all pairs; null for dense"
     )
     thresholds: list[ThresholdCounts]
+    ambiguity: AmbiguityEntry | None = Field(
+        default=None,
+        description="null where it was left out, the match is not proved to be the best, or there "
+        "are too many pairs",
+    )
     pairs: MatchedPairs | None = Field(
         description="The matching itself, or null when it is in matching_file"
     )
@@ -180,7 +209,7 @@ class Document(Entry):
     A change that old readers would misread raises the first number of schema_version, an addition
     the second. 1.1 added scores to those of 1.0, and the null of shared_fraction is that of the
     fraction itself. 1.2 added mismatches. In 2.0 encoders are compared in the data's metric where
-    there are activations.
+    there are activations. 2.1 added ambiguity.
     """
 
     model_config = ConfigDict(title="husai compare")

@@ -62,6 +62,8 @@ def print_result(comparison: Comparison, file: TextIO | None = None) -> None:
             console.print(f"  not known: {'; '.join(titles)} ({why})")
         console.print()
         console.print(_match_table(pair, config))
+        for line in _ambiguity(pair, config):
+            console.print(line)
     if len(comparison.saes) > 2:
         console.print()
         _print_overall(comparison, console)
@@ -185,6 +187,25 @@ def _match_table(pair: PairComparison, config: CompareConfig) -> Table:
             numbers = [f"{getattr(row, key):,}" for row in counts]
             table.add_row(title, *numbers, proof if key == "matched" else "")
     return table
+
+
+def _ambiguity(pair: PairComparison, config: CompareConfig) -> list[str]:
+    """How far each match could be another at nearly no loss."""
+    lines = []
+    for signed, found in sorted(pair.ambiguity.items()):
+        if found is None:
+            continue
+        name = "signed" if signed else "|cosine|"
+        low, high = found.matched(config.shared_threshold)
+        lines.append(
+            f"  ambiguous by {name}: {found.ambiguous:.1%} of A's features have another partner in "
+            f"a matching within {found.epsilon:g} of the best sum (mean: within "
+            f"{found.score_moves:.1g}); one feature moves by up to {found.feature_moves:.2f}; "
+            f"matched at ≥ {config.shared_threshold:g}: {low:,} to {high:,}"
+        )
+    if config.epsilon and not lines:
+        lines.append("  ambiguity: not known (the match is not proved, or too large)")
+    return lines
 
 
 def _print_overall(comparison: Comparison, console: Console) -> None:

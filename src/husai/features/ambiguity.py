@@ -11,6 +11,7 @@ the optimum are found without listing any other matching, and their count is exa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,12 +22,18 @@ from scipy.sparse.csgraph import dijkstra
 from husai.errors import InputError
 from husai.features.cards import FeatureCards, unit_decoder
 from husai.features.config import FeaturesConfig
-from husai.matching.dense_assignment import assign
+from husai.matching.certified import Certificate
+from husai.matching.dense_assignment import assign_priced
+from husai.matching.match import unit_rows
+from husai.matching.result import Match
 
 Floats = NDArray[np.float64]
 
-_MOST_FEATURES = 4096  # the [n, n] float64 matrices have to fit in memory
-# Rounding leaves reduced costs of about 1e-16 for pairs that tie exactly.
+_MOST_FEATURES = 4096  # [n, n] float64 in memory
+_MOST_PAIRS = 2**30  # products of a minute or so
+_BLOCK_NUMBERS = 8_000_000
+_SOURCES = 512  # rows whose distances to all others are held at once
+# Reduced costs of pairs that tie exactly come out at some 1e-16.
 _TIE = 1e-12
 
 
@@ -42,12 +49,15 @@ class Ambiguity:
         stored too.
     partner
         ``[n_a]`` the best match, -1 for none.
+    alone
+        ``[n_a]`` whether a matching within ε leaves the feature without a partner.
     epsilon
         Largest loss of the sum of similarities that was allowed.
     """
 
     cost: sparse.csr_array
     partner: NDArray[np.int64]
+    alone: NDArray[np.bool_]
     epsilon: float
 
     def table(self, similarity: ArrayLike) -> pd.DataFrame:
@@ -86,42 +96,76 @@ class Ambiguity:
         )
 
 
-def prices(similarity: ArrayLike, partner: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Find prices ``u`` and ``v`` that prove a square assignment optimal.
+class _Near(NamedTuple):
+    """Pairs of small reduced cost, of a match whose rows all have a partner.
 
-    The conditions ``v_j >= s_ij - s_i,p(i) + v_p(i)`` for all i are difference constraints. Their
-    least solution from 0 up is a longest path; it exists because no cycle of exchanges improves an
-    optimal assignment.
-
-    Parameters
+    Attributes
     ----------
-    similarity
-        ``[n, n]``.
+    row, column, reduced
+        ``[n_near]``: the pairs and ``u_i + v_j - s_ij``, at most ε.
     partner
-        ``[n]`` the best assignment.
-
-    Returns
-    -------
-    u, v
-        ``[n]`` prices of the rows and of the columns.
-
-    Raises
-    ------
-    InputError
-        When the assignment is not the best one.
+        ``[n]`` column of each row.
+    v
+        ``[m]`` prices of the columns: at least 0, and 0 for one that no row has.
     """
-    s = np.asarray(similarity, dtype=np.float64)
-    n = len(s)
-    gain = s - s[np.arange(n), partner][:, None]
-    v = np.zeros(n)
-    for _ in range(n + 1):
-        raised = np.maximum(v, (gain + v[partner][:, None]).max(axis=0))
-        if np.allclose(raised, v, rtol=0, atol=1e-13):
-            break
-        v = raised
-    else:
-        raise InputError("partner: another assignment has a larger sum; give the best one")
-    return s[np.arange(n), partner] - v[partner], v
+
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    reduced: Floats
+    partner: NDArray[np.int64]
+    v: Floats
+
+
+def _forced_costs(near: _Near, epsilon: float) -> tuple[Floats, NDArray[np.bool_]]:
+    """What the sum loses when a pair is forced ``[n_near]``, and which columns may be left out.
+
+    A row that takes a column sends its holder on: an edge from row to row. Columns that nobody has
+    belong to one more node, which takes a column at its price.
+    """
+    n, m = len(near.partner), len(near.v)
+    slack = epsilon + (n + 1) * _TIE
+    holder = np.full(m, n, dtype=np.int64)
+    holder[near.partner] = np.arange(n)
+    to = holder[near.column]
+    moves = near.row != to
+    cheap = np.flatnonzero((holder < n) & (near.v <= epsilon)) if m > n else np.zeros(0, np.int64)
+    edges = pd.DataFrame(
+        {
+            "from": np.concatenate([near.row[moves], np.full(len(cheap), n)]),
+            "to": np.concatenate([to[moves], holder[cheap]]),
+            "cost": np.concatenate([near.reduced[moves], near.v[cheap]]) + _TIE,
+        }
+    )
+    best = edges.groupby(["from", "to"], as_index=False)["cost"].min()
+    step = sparse.csr_array((best["cost"], (best["from"], best["to"])), shape=(n + 1, n + 1))
+    cost = near.reduced.copy()
+    alone = holder == n
+    order = np.flatnonzero(moves)[np.argsort(to[moves], kind="stable")]
+    sources = np.union1d(to[moves], holder[cheap])
+    for start in range(0, len(sources), _SOURCES):
+        part = sources[start : start + _SOURCES]
+        distance = dijkstra(step, indices=part, limit=slack)
+        # whoever had the column ends with the one that its new owner gave up
+        at = order[slice(*np.searchsorted(to[order], [part[0], part[-1] + 1]))]
+        cost[at] += distance[np.searchsorted(part, to[at]), near.row[at]]
+        mine = cheap[np.isin(holder[cheap], part)]
+        gone = near.v[mine] + distance[np.searchsorted(part, holder[mine]), n]
+        alone[mine[gone <= slack]] = True
+    return cost, alone
+
+
+def _ambiguity(near: _Near, epsilon: float, transposed: bool) -> Ambiguity:
+    """Gather the costs; ``transposed`` when the rows of the match are the columns wanted."""
+    n, m = len(near.partner), len(near.v)
+    cost, alone = _forced_costs(near, epsilon)
+    inside = cost <= epsilon + (n + 1) * _TIE
+    entries = cost[inside] + _TIE, (near.row[inside], near.column[inside])
+    found = sparse.csr_array(entries, shape=(n, m))
+    if not transposed:
+        return Ambiguity(found, near.partner, np.zeros(n, dtype=bool), epsilon)
+    holder = np.full(m, -1, dtype=np.int64)
+    holder[near.partner] = np.arange(n)
+    return Ambiguity(sparse.csr_array(found.T), holder, alone, epsilon)
 
 
 def match_ambiguity(similarity: ArrayLike, epsilon: float) -> Ambiguity:
@@ -130,46 +174,133 @@ def match_ambiguity(similarity: ArrayLike, epsilon: float) -> Ambiguity:
     Parameters
     ----------
     similarity
-        ``[n_a, n_b]``, never negative: |cosine|, or cosines of which only the positive ones
-        count. A feature may stay without a partner, at a similarity of 0.
+        ``[n_a, n_b]``. All features of the smaller side are matched.
     epsilon
         Most that the *sum* of similarities may lose.
 
     Raises
     ------
     InputError
-        When the matrix is too large, or has numbers that are not finite or negative; when epsilon
-        is not positive.
+        When the matrix is too large to be held, or not finite.
     """
     s = np.asarray(similarity, dtype=np.float64)
     if s.ndim != 2 or not s.size or max(s.shape) > _MOST_FEATURES:
         raise InputError(f"similarity: shape {s.shape}; give up to {_MOST_FEATURES} features each")
-    if not np.isfinite(s).all() or s.min() < 0 or epsilon <= 0:
-        raise InputError("similarity: give finite numbers from 0 up, and a positive epsilon")
-    n_a, n_b = s.shape
-    n = max(n_a, n_b)
-    square = np.zeros((n, n))
-    square[:n_a, :n_b] = s
-    _, partner = assign(square)
-    u, v = prices(square, partner)
-    reduced = np.maximum(u[:, None] + v[None, :] - square, 0.0)
-    near = np.nonzero(reduced <= epsilon)
-    # when i takes j, the row that held j needs a new column: an edge from i to the holder of j
-    holder = np.empty(n, dtype=np.int64)
-    holder[partner] = np.arange(n)
-    to = holder[near[1]]
-    moves = near[0] != to
-    step = sparse.csr_array(
-        (reduced[near][moves] + _TIE, (near[0][moves], to[moves])), shape=(n, n)
-    )
-    back = dijkstra(step, limit=epsilon + n * _TIE)
-    # the exchanges end when some row takes the column that i left
-    cost = reduced[near] + np.where(moves, back[to, near[0]], 0.0)
-    inside = (cost <= epsilon + n * _TIE) & (near[0] < n_a) & (near[1] < n_b)
-    row, column = near[0][inside], near[1][inside]
-    found = sparse.csr_array((cost[inside] + _TIE, (row, column)), shape=(n_a, n_b))
-    own = partner[:n_a]
-    return Ambiguity(found, np.where(own < n_b, own, -1), epsilon)
+    if not np.isfinite(s).all() or epsilon <= 0:
+        raise InputError("similarity: give finite numbers, and a positive epsilon")
+    transposed = s.shape[0] > s.shape[1]
+    wide = s.T if transposed else s
+    partner, u, v = assign_priced(wide)
+    reduced = np.maximum(u[:, None] + v[None, :] - wide, 0.0)
+    row, column = np.nonzero(reduced <= epsilon)
+    return _ambiguity(_Near(row, column, reduced[row, column], partner, v), epsilon, transposed)
+
+
+class PartnerRange(NamedTuple):
+    """How ambiguous each feature of A is in the match of two dictionaries.
+
+    Attributes
+    ----------
+    epsilon
+        Most that the sum of similarities may lose.
+    n_exchangeable
+        ``[n_a]`` partners that the feature has in some matching within ε, its own included.
+    least, most
+        ``[n_a]`` its least and greatest similarity in them; NaN where it may have no partner.
+    n_pairs
+        Features matched.
+    """
+
+    epsilon: float
+    n_exchangeable: NDArray[np.int64]
+    least: Floats
+    most: Floats
+    n_pairs: int
+
+    @property
+    def ambiguous(self) -> float:
+        """Share of A's features that could have another partner."""
+        return float((self.n_exchangeable > 1).mean())
+
+    @property
+    def score_moves(self) -> float:
+        """Most that the mean similarity falls in any of these matchings."""
+        return self.epsilon / self.n_pairs
+
+    @property
+    def feature_moves(self) -> float:
+        """Most that the similarity of one feature differs between two of them."""
+        return float(np.nan_to_num(self.most - self.least).max(initial=0.0))
+
+    def matched(self, threshold: float) -> tuple[int, int]:
+        """Features that reach a similarity in all of them, and in some."""
+        sure = np.nan_to_num(self.least, nan=-1.0) >= threshold
+        may = np.nan_to_num(self.most, nan=-1.0) >= threshold
+        return int(sure.sum()), int(may.sum())
+
+
+def partner_range(A: ArrayLike, B: ArrayLike, match: Match, epsilon: float) -> PartnerRange | None:
+    """Say how far the partners of a match could be others, from the prices that prove it.
+
+    Small dictionaries are matched again for their prices. For larger ones the prices are those of
+    the match's certificate, and one more pass of products finds the pairs of small reduced cost.
+
+    Parameters
+    ----------
+    A, B
+        ``[n_a, d]`` and ``[n_b, d]`` that were matched.
+    match
+        The best match.
+    epsilon
+        Most that the sum of similarities may lose.
+
+    Returns
+    -------
+    PartnerRange or None
+        None where the match is not proved to be the best, or there are more pairs than a pass of
+        a minute or so.
+    """
+    a, b = unit_rows(A, "A"), unit_rows(B, "B")
+    if max(len(a), len(b)) <= _MOST_FEATURES:
+        similarity = a @ b.T
+        found = match_ambiguity(similarity if match.signed else np.abs(similarity), epsilon)
+    else:
+        proof = match.certificate
+        if proof is None or not proof.certified or len(a) * len(b) > _MOST_PAIRS:
+            return None
+        found = _certified(a, b, match, proof, epsilon)
+    entries = found.cost.tocoo()
+    value = np.einsum("nd,nd->n", a[entries.row], b[entries.col])
+    if not match.signed:
+        value = np.abs(value)
+    least, most = np.full(len(a), np.inf), np.full(len(a), -np.inf)
+    np.minimum.at(least, entries.row, value)
+    np.maximum.at(most, entries.row, value)
+    least[found.alone | np.isinf(least)] = np.nan
+    most[np.isinf(most)] = np.nan
+    count = np.bincount(entries.row, minlength=len(a))
+    return PartnerRange(epsilon, count, least, most, min(len(a), len(b)))
+
+
+def _certified(a: Floats, b: Floats, match: Match, proof: Certificate, epsilon: float) -> Ambiguity:
+    """The same from a certificate's prices, a block of products at a time."""
+    transposed = len(a) > len(b)
+    rows, columns, u, v = a, b, proof.a_price, proof.b_price
+    here, there = match.a_index, match.b_index
+    if transposed:
+        rows, columns, u, v, here, there = b, a, v, u, there, here
+    partner = np.empty(len(rows), dtype=np.int64)
+    partner[here] = there
+    parts, step = [], max(1, _BLOCK_NUMBERS // len(columns))
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step] @ columns.T
+        if not match.signed:
+            np.abs(block, out=block)
+        reduced = u[start : start + step, None] + v - block
+        row, column = np.nonzero(reduced <= epsilon)
+        parts.append((row + start, column, np.maximum(reduced[row, column], 0.0)))
+    row, column, reduced = (np.concatenate(one) for one in zip(*parts, strict=True))
+    return _ambiguity(_Near(row, column, reduced, partner, np.maximum(v, 0.0)), epsilon, transposed)
 
 
 def ambiguity_tables(

@@ -10,7 +10,7 @@ SAE are *merged* in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations, repeat
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from husai.consistency.inference.intervals import seed_interval
 from husai.errors import InputError
 from husai.features.cards import FeatureGroup
 from husai.threads import worker_pool
@@ -217,3 +218,60 @@ def combination_table(
             )
         )
     return pd.concat(tables, ignore_index=True)
+
+
+class Place(NamedTuple):
+    """Where an SAE stands in a study: its group, such as its width, and its seed."""
+
+    group: str
+    seed: int
+
+
+def share_table(
+    table: pd.DataFrame,
+    places: Mapping[str, Place],
+    verdicts: Sequence[str],
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Give the share of each verdict from one group of SAEs to another, seeds being the sample.
+
+    Parameters
+    ----------
+    table
+        ``id``, ``other_id`` and ``verdict``: a row per feature and other SAE. Pairs of one seed are
+        left out.
+    places
+        Of every SAE.
+    verdicts
+        In the order wanted.
+    level
+        Of the jackknife intervals, in which a seed is left out on both sides.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``from``, ``to`` (groups), ``verdict``, ``share`` (mean over pairs of SAEs), ``low``,
+        ``high``.
+    """
+    shares = (
+        table.groupby(["id", "other_id"], sort=False)["verdict"]
+        .value_counts(normalize=True)
+        .unstack(fill_value=0)
+        .reindex(columns=list(verdicts), fill_value=0.0)
+        .reset_index()
+    )
+    for side, column in (("from", "id"), ("to", "other_id")):
+        shares[side] = [places[one].group for one in shares[column]]
+        shares[f"{side}_seed"] = [places[one].seed for one in shares[column]]
+    shares = shares[shares["from_seed"] != shares["to_seed"]]
+    seeds = sorted(set(shares["from_seed"]) | set(shares["to_seed"]))
+    rows = []
+    for (here, there), part in shares.groupby(["from", "to"], sort=False):
+        for verdict in verdicts:
+            W = part.pivot_table(verdict, "from_seed", "to_seed", aggfunc="mean")
+            grid = W.reindex(index=seeds, columns=seeds).to_numpy(dtype=np.float64, copy=True)
+            np.fill_diagonal(grid, 0.0)
+            found = seed_interval((grid + grid.T) / 2, level=level, bounds=(0.0, 1.0))
+            ends = {"share": found.mean, "low": found.low, "high": found.high}
+            rows.append({"from": here, "to": there, "verdict": verdict, **ends})
+    return pd.DataFrame(rows)

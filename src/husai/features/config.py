@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from husai.config import Config, Count, Seed, Threads
+from husai.config import Config, Count, Listed, Seed, Threads
 
 
 class FeaturesConfig(Config):
@@ -51,6 +51,11 @@ class FeaturesConfig(Config):
         default=32,
         description="most rows per pair of features on which one replaces the other",
     )
+    function_features: Count = Field(
+        default=16,
+        description="features of each SAE whose function in a language model is sampled",
+    )
+    sampled_rows: Count = Field(default=8, description="rows on which each latent is then ablated")
     strata: Count = Field(
         default=4,
         description="number of groups, equally large, into which features are divided by how often "
@@ -69,15 +74,22 @@ class ConsensusConfig(Config):
     min_share: float = Field(
         default=0.75, gt=0, le=1, description="share of the SAEs in which a feature must be found"
     )
+    shares: Listed[float] = Field(
+        default=(),
+        description="further such shares: a consensus for each is measured too, at its size",
+    )
     direction: Literal["mean", "medoid"] = Field(
         default="mean", description="direction of a track: mean or medoid of its members"
     )
     k: Count | None = Field(
         default=None, description="active latents per row; None takes the SAEs' mean L0"
     )
-    steps: Count = Field(default=600, description="number of steps that fit the encoder")
-    batch_size: Count = Field(default=1024, description="rows per step")
-    learning_rate: float = Field(default=2e-3, gt=0, description="learning rate of Adam")
+    compared: Count = Field(
+        default=1, description="SAEs whose subsets and whole are measured beside the consensus"
+    )
+    steps: Count = Field(default=600, description="of fitting the encoder")
+    batch_size: Count = Field(default=1024, description="rows a step")
+    learning_rate: float = Field(default=2e-3, gt=0, description="Adam's")
     held_out: float = Field(
         default=0.2, gt=0, lt=1, description="share of the rows on which dictionaries are measured"
     )

@@ -8,7 +8,7 @@ biases are fitted to the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 
-from husai.consistency.inference.seeds import align_seeds, match_all
+from husai.consistency.inference.seeds import align_seeds, match_all, partner_similarity
 from husai.errors import InputError
 from husai.features.cards import FeatureGroup, unit_decoder
 from husai.features.config import ConsensusConfig
 from husai.features.readouts import Readout
-from husai.matching.match import match_features, unit_rows
+from husai.matching.match import unit_rows
 
 if TYPE_CHECKING:
     import torch
@@ -299,6 +299,16 @@ def probe_accuracy(
     return float((names[(y @ weights).argmax(axis=1)] == test[1]).mean())
 
 
+DICTIONARIES = (
+    "consensus",
+    "most reproducible subset",
+    "most active subset",
+    "random subset",
+    "one seed",
+)
+"""What is measured side by side; the subsets have as many latents as the consensus."""
+
+
 @dataclass(frozen=True)
 class ConsensusResult:
     """A consensus SAE, and its measures beside other dictionaries.
@@ -310,8 +320,9 @@ class ConsensusResult:
     consensus
         Its directions and their members.
     table
-        A row per dictionary (``consensus``, ``random subset``, ``most active subset``, ``one
-        seed``), each with an encoder fitted in the same way: see :func:`measure_sae`.
+        A row per dictionary of :data:`DICTIONARIES` and SAE that it is taken from (``id``; empty
+        for the consensus of all), all with encoders fitted alike: see :func:`measure_sae`.
+        ``min_share`` is the share of the SAEs that the consensus asks for.
     """
 
     sae: TrainedSAE
@@ -323,20 +334,15 @@ def build_consensus(
     group: FeatureGroup,
     by: Yardsticks,
     config: ConsensusConfig | None = None,
+    *,
+    whole: bool = True,
 ) -> ConsensusResult:
     """Make the consensus of a group of SAEs, and measure it beside dictionaries of the same size.
 
-    Each dictionary gets an encoder fitted in the same way on the same rows. The two subsets are
-    latents of the first SAE, as many as the consensus has: random ones, and those that fire most.
-
-    Parameters
-    ----------
-    group
-        A group with codes.
-    by
-        The rows to fit and to measure on, from :func:`yardsticks`.
-    config
-        Parameters of the consensus and of its encoder.
+    Each dictionary gets an encoder fitted in the same way on the same rows. The subsets are of
+    the first ``config.compared`` SAEs: as many latents as the consensus has, those that come back
+    best, those that fire most, or random ones. The first of these shows what is gained by pooling
+    over picking. ``whole=False`` leaves out the SAEs with all their latents.
 
     Raises
     ------
@@ -348,69 +354,42 @@ def build_consensus(
         raise InputError("consensus: the SAEs have no codes; give rows of activations")
     decoders = [unit_decoder(group, s) for s in range(len(group.live))]
     consensus = consensus_directions(decoders, config)
+    k = mean_active(group, config)
+    sae = fit_encoder(consensus.directions, by.values[by.train], k, config)
+    rows: list[dict[str, Any]] = [{"dictionary": "consensus", "id": "", **measure_sae(sae, by)}]
+    for s in range(min(config.compared, len(decoders))):
+        for name, directions in subsets(group, s, len(consensus.directions), config).items():
+            if name == "one seed" and not whole:
+                continue
+            fitted = fit_encoder(directions, by.values[by.train], k, config)
+            rows.append({"dictionary": name, "id": group.ids[s], **measure_sae(fitted, by)})
+    table = pd.DataFrame(rows).assign(min_share=config.min_share)
+    return ConsensusResult(sae, consensus, table)
+
+
+def mean_active(group: FeatureGroup, config: ConsensusConfig) -> int:
+    """Active latents a row of a group's SAEs, or what the configuration asks for."""
+    assert group.codes is not None
     n_rows = group.codes[0].shape[0]
-    k = config.k or max(1, round(float(np.mean([c.nnz for c in group.codes])) / n_rows))
-    m = min(len(consensus.directions), len(decoders[0]))
-    fires = np.diff(group.codes[0].indptr)
-    chosen = np.random.default_rng(config.seed).permutation(len(decoders[0]))[:m]
-    candidates: Mapping[str, Floats] = {
-        "consensus": consensus.directions,
-        "random subset": decoders[0][chosen],
-        "most active subset": decoders[0][np.argsort(-fires, kind="stable")[:m]],
-        "one seed": decoders[0],
-    }
-    rows, saes = [], {}
-    for name, directions in candidates.items():
-        saes[name] = fit_encoder(directions, by.values[by.train], k, config)
-        rows.append({"dictionary": name, **measure_sae(saes[name], by)})
-    return ConsensusResult(saes["consensus"], consensus, pd.DataFrame(rows))
+    return config.k or max(1, round(float(np.mean([c.nnz for c in group.codes])) / n_rows))
 
 
-def consensus_recurrence(
-    decoders: Sequence[ArrayLike], config: ConsensusConfig | None = None
-) -> dict[str, float]:
-    """Measure whether the consensus of half of the seeds recurs in that of the other half.
-
-    Parameters
-    ----------
-    decoders
-        Four or more ``[n_s, d]``; rows are features.
-    config
-        As for :func:`consensus_directions`; the seed draws the random latents.
+def subsets(group: FeatureGroup, s: int, size: int, config: ConsensusConfig) -> dict[str, Floats]:
+    """Decoders of one SAE beside its consensus: parts of ``size`` latents, and the whole.
 
     Returns
     -------
     dict
-        ``n_first``, ``n_second``: sizes; ``pw_mcc``: mean |cosine| of their best match;
-        ``found``: share of the smaller that is found in the larger at the threshold;
-        ``single_pw_mcc``: mean PW-MCC of a seed of one half with a seed of the other, on as many
-        random latents of the first as the smaller consensus has.
-
-    Raises
-    ------
-    InputError
-        With fewer than four dictionaries, or when a half has no recurring feature.
+        By the names of :data:`DICTIONARIES`, without the consensus.
     """
-    config = config or ConsensusConfig()
-    if len(decoders) < 4:
-        raise InputError(f"decoders: {len(decoders)}; two halves need at least four")
-    unit = [unit_rows(one, f"decoder {s}") for s, one in enumerate(decoders)]
-    half = len(unit) // 2
-    first, second = (
-        consensus_directions(part, config).directions for part in (unit[:half], unit[half:])
-    )
-    match = match_features(first, second)
-    rng = np.random.default_rng(config.seed)
-    singles = []
-    for s in range(half):
-        for t in range(half, len(unit)):
-            n = min(len(first), len(second), len(unit[s]))
-            part = unit[s][rng.permutation(len(unit[s]))[:n]]
-            singles.append(match_features(part, unit[t]).mean)
-    return {
-        "n_first": float(len(first)),
-        "n_second": float(len(second)),
-        "pw_mcc": match.mean,
-        "found": float((match.similarity >= config.threshold).sum() / min(match.n_a, match.n_b)),
-        "single_pw_mcc": float(np.mean(singles)),
+    assert group.codes is not None
+    decoder, m = unit_decoder(group, s), min(size, len(group.live[s].index))
+    chosen = np.random.default_rng([config.seed, s]).permutation(len(decoder))[:m]
+    likeness = partner_similarity(group.matches, [len(one.index) for one in group.live])[s]
+    order = {
+        "most reproducible subset": np.argsort(-likeness.mean(axis=1), kind="stable")[:m],
+        "most active subset": np.argsort(-np.diff(group.codes[s].indptr), kind="stable")[:m],
+        "random subset": chosen,
+        "one seed": np.arange(len(decoder)),
     }
+    return {name: decoder[index] for name, index in order.items()}

@@ -27,7 +27,7 @@ from husai.errors import InputError
 from husai.features.cards import FeatureCards, FeatureGroup, unit_decoder
 from husai.features.config import FeaturesConfig
 from husai.features.readouts import Readout
-from husai.features.strata import function_strata
+from husai.features.strata import strata_table
 from husai.threads import worker_pool
 
 Floats = NDArray[np.float64]
@@ -132,16 +132,24 @@ def measured_rows(
     if n_rows > most:
         index = np.sort(np.random.default_rng(config.seed).permutation(n_rows)[:most])
     chosen = np.asarray(values)[index]
-    return Measured(index, chosen, _outputs(readout, index, chosen), len(index) == n_rows)
+    if readout.unchanged is None:
+        outputs = outputs_of(readout, index, chosen)
+    else:
+        outputs = _centred(readout, np.asarray(readout.unchanged[index], dtype=np.float64))
+    return Measured(index, chosen, outputs, len(index) == n_rows)
 
 
-def _outputs(readout: Readout, index: NDArray[np.int64], values: NDArray[Any]) -> Floats:
+def outputs_of(readout: Readout, index: NDArray[np.int64], values: NDArray[Any]) -> Floats:
+    """Outputs ``[n, m]`` on rows ``[n]`` when ``values [n, d]`` stand there, centred for logits."""
     parts = [
         np.asarray(readout.apply(index[i : i + _BLOCK], values[i : i + _BLOCK]), dtype=np.float64)
         for i in range(0, len(index), _BLOCK)
     ]
-    outputs = np.concatenate(parts)
-    # a constant added to all logits changes nothing
+    return _centred(readout, np.concatenate(parts))
+
+
+def _centred(readout: Readout, outputs: Floats) -> Floats:
+    """Logits without their mean: a constant added to all of them changes nothing."""
     return outputs - outputs.mean(axis=1, keepdims=True) if readout.kind == "logits" else outputs
 
 
@@ -173,7 +181,7 @@ def ablation_fingerprints(
         at = slice(start, start + _BLOCK)
         r, j = row[at], latent[at]
         changed = rows.values[r] - value[at, None] * W_dec[j]
-        deltas[at] = _outputs(readout, rows.chosen[r], changed) - rows.outputs[r]
+        deltas[at] = outputs_of(readout, rows.chosen[r], changed) - rows.outputs[r]
     columns = (row.astype(np.int64)[:, None] * m + np.arange(m)).ravel()
     ends = np.concatenate([[0], np.cumsum(np.bincount(latent, minlength=n))]) * m
     shape = (n, len(rows.chosen) * m)
@@ -311,7 +319,7 @@ def substitution(
         for latent, partner in enumerate(partners):
             if partner < 0:
                 continue
-            active = np.union1d(_rows_of(mine, latent), _rows_of(other, int(partner)))
+            active = np.union1d(column_rows(mine, latent), column_rows(other, int(partner)))
             if len(active) > config.substitution_rows:
                 active = rng.choice(active, config.substitution_rows, replace=False)
             owner.append(np.full(len(active), latent, dtype=np.int64))
@@ -319,8 +327,8 @@ def substitution(
         none = np.zeros(0, dtype=np.int64)
         j, r = np.concatenate([*owner, none]), np.concatenate([*at, none])
         k = partners[j]
-        own = _values_at(mine, r, j)[:, None] * decoders[0][j]
-        theirs = _values_at(other, r, k)[:, None] * decoders[1][k]
+        own = column_values(mine, r, j)[:, None] * decoders[0][j]
+        theirs = column_values(other, r, k)[:, None] * decoders[1][k]
         harm = _divergence(readout, rows, r, -own)
         left = _divergence(readout, rows, r, theirs - own)
         n = len(partners)
@@ -332,13 +340,15 @@ def substitution(
     return found
 
 
-def _rows_of(codes: sparse.csc_array, latent: int) -> NDArray[np.int64]:
+def column_rows(codes: sparse.csc_array, latent: int) -> NDArray[np.int64]:
+    """Rows on which a latent fires."""
     return codes.indices[codes.indptr[latent] : codes.indptr[latent + 1]].astype(np.int64)
 
 
-def _values_at(
+def column_values(
     codes: sparse.csc_array, row: NDArray[np.int64], latent: NDArray[np.int64]
 ) -> Floats:
+    """Codes of latents on rows, ``[n]``."""
     if not len(row):
         return np.zeros(0)
     return np.asarray(sparse.csr_array(codes)[row, latent], dtype=np.float64).ravel()
@@ -444,7 +454,7 @@ def functional_consistency(
     shown = f"all {total}" if rows.exact else f"a random {len(rows.chosen)} of {total}"
     what = "logits" if readout.kind == "logits" else "activations of the next hook"
     note = f"Function is the effect on the model's {what}, measured on {shown} rows."
-    return FunctionTables(features, partners, function_strata(cards, partners, config), note)
+    return FunctionTables(features, partners, strata_table(cards, partners, config), note)
 
 
 def _effects(
@@ -473,7 +483,7 @@ def _effects(
             ablation.append(float(np.square(delta).sum(axis=1).mean()))
             words = f"the outputs change by a squared distance of {ablation[-1]:.3g}"
         change = np.nan
-        if targets is not None:
+        if targets is not None and readout.kind == "logits":
             at = np.arange(len(r))
             change = float((log_p - log_q)[at, targets[r]].mean())
             words += f" and the loss by {change:+.3g}"

@@ -32,13 +32,17 @@ class Readout:
         and the distance of outputs is the KL divergence. ``"rows"``: activations of a later hook;
         their distance is the squared Euclidean one.
     targets
-        ``[n_rows]`` index of the correct output, for the loss; or None.
+        ``[n_rows]`` which output is right, for the loss; or None.
+    unchanged
+        ``[n_rows, m]`` the outputs of the rows as they are, where that is cheaper known than worked
+        out row by row; or None.
     """
 
     apply: Callable[[NDArray[np.int64], NDArray[Any]], NDArray[Any]]
     names: tuple[str, ...]
     kind: Literal["logits", "rows"] = "logits"
     targets: NDArray[np.int64] | None = None
+    unchanged: NDArray[Any] | None = None
 
 
 def modular_readout(trained: TrainedTransformer, rows: Activations) -> Readout:

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
+from husai.consistency.inference.intervals import mean_interval
 from husai.consistency.inference.seeds import partner_similarity
 from husai.errors import InputError
 from husai.features.cards import FeatureCards
@@ -26,6 +27,7 @@ Floats = NDArray[np.float64]
 CURVE = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Thresholds of |cosine| at which the probability is estimated."""
 
+_LEAST_KNOWN, _LEAST_NEW = 3, 2
 _RIDGE = 1.0
 _SWEEPS = 50
 _EDGE = 0.01  # similarities are clipped to this distance from 0 and 1, so that the logit is finite
@@ -186,6 +188,57 @@ def left_out_calibration(similarity: Sequence[Floats], threshold: float) -> pd.D
             probability.append(model.probability(own))
             outcome.append(similarity[s][:, new - (new > s)] >= threshold)
     return reliability(np.concatenate(probability), np.concatenate(outcome))
+
+
+def new_seed_calibration(
+    similarity: Sequence[Floats],
+    n_known: int,
+    thresholds: Sequence[float],
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Train on the first seeds and predict the others, which the model has never seen.
+
+    Parameters
+    ----------
+    similarity
+        As for :func:`fit_return`, of all SAEs.
+    n_known
+        SAEs that are trained on: at least three, with at least two left.
+    thresholds
+        |cosine| at which a feature counts as found, a model each.
+    level
+        Of the intervals.
+
+    Returns
+    -------
+    pandas.DataFrame
+        :func:`reliability` at each ``threshold``, with ``brier_low``, ``brier_high``: a Student's
+        t interval over the new seeds, each of which has a Brier score of its own.
+
+    Raises
+    ------
+    InputError
+        When too few SAEs are known or new.
+    """
+    n_new = len(similarity) - n_known
+    if n_known < _LEAST_KNOWN or n_new < _LEAST_NEW:
+        raise InputError(
+            f"similarity: {n_known} SAEs known and {n_new} new; give at least {_LEAST_KNOWN} and "
+            f"{_LEAST_NEW}"
+        )
+    # the columns of SAE s are the others in order: those of the known ones come first
+    known = [one[:, : n_known - 1] for one in similarity[:n_known]]
+    new = [one[:, n_known - 1 :] for one in similarity[:n_known]]
+    tables = []
+    for threshold in thresholds:
+        model = fit_return(known, threshold)
+        p = np.concatenate([model.probability(one) for one in known])
+        y = np.concatenate(new) >= threshold
+        brier = np.square(p[:, None] - y).mean(axis=0)
+        ends = mean_interval(brier, level=level, bounds=(0.0, 1.0))
+        table = reliability(np.repeat(p, n_new), y.ravel())
+        tables.append(table.assign(threshold=threshold, brier_low=ends.low, brier_high=ends.high))
+    return pd.concat(tables, ignore_index=True)
 
 
 def reliability(probability: ArrayLike, outcome: ArrayLike, n_bins: int = 10) -> pd.DataFrame:

@@ -248,3 +248,46 @@ def reliability_figure(table: pd.DataFrame) -> Figure:
     axis.legend(fontsize=FONT, frameon=False, loc="upper left")
     tidy(axis)
     return figure
+
+
+def widths_figure(shares: pd.DataFrame) -> Figure:
+    """Draw what one or a few latents of another SAE explain, by the widths of the two.
+
+    Parameters
+    ----------
+    shares
+        From :class:`husai.campaign.feature_groups.GroupTables`.
+    """
+    require(shares, ["measure", "from", "to", "verdict", "share", "low", "high"], "shares")
+    measures = [("codes", "activations"), ("decoder", "directions")]
+    figure = Figure(figsize=(7.4, 3.8), layout="constrained")
+    for axis, (measure, title) in zip(figure.subplots(1, 2), measures, strict=True):
+        part = shares[shares["measure"] == measure]
+        pairs = list(dict.fromkeys(zip(part["from"], part["to"], strict=True)))
+        left = np.zeros(len(pairs))
+        at = np.arange(len(pairs))[::-1]
+        for verdict, colour in zip(dict.fromkeys(part["verdict"]), _SHADES, strict=False):
+            own = part[part["verdict"] == verdict].set_index(["from", "to"]).loc[pairs]
+            axis.barh(at, own["share"], left=left, color=colour, label=verdict, height=0.75)
+            left = left + own["share"].to_numpy()
+            if verdict == part["verdict"].iloc[0]:
+                ends = [own["share"] - own["low"], own["high"] - own["share"]]
+                axis.errorbar(
+                    own["share"],
+                    at,
+                    xerr=np.array(ends, dtype=float),
+                    fmt="none",
+                    color="black",
+                    capsize=2,
+                    lw=0.8,
+                )
+        axis.set_yticks(at, [f"{a} in {b}" for a, b in pairs], fontsize=FONT)
+        axis.set(xlim=(0, 1), xlabel=f"share of the latents, by their {title}")
+        axis.legend(
+            fontsize=FONT, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0)
+        )
+        tidy(axis)
+    return figure
+
+
+_SHADES = (COLOURS[0], COLOURS[1], COLOURS[4], "#DDDDDD")

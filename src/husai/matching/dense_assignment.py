@@ -6,7 +6,7 @@ of reduced costs. This is several times faster than a solver that only has short
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -44,13 +44,52 @@ def assign(scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if 0 in matrix.shape:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     if matrix.shape[0] <= matrix.shape[1]:
-        return np.arange(len(matrix)), _column_of_rows(matrix)
-    columns = _column_of_rows(np.ascontiguousarray(matrix.T))
+        return np.arange(len(matrix)), _column_of_rows(matrix)[0]
+    columns, _ = _column_of_rows(np.ascontiguousarray(matrix.T))
     order = np.argsort(columns)
     return columns[order], order
 
 
-def _column_of_rows(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+class Priced(NamedTuple):
+    """A best assignment with the prices that prove it.
+
+    ``u_i + v_j >= s_ij`` for every pair, with equality on the assignment, ``v >= 0``, and ``v = 0``
+    for a column that no row has, all up to rounding.
+
+    Attributes
+    ----------
+    column
+        ``[n]`` of each row.
+    u, v
+        ``[n]`` and ``[m]`` prices of the rows and the columns.
+    """
+
+    column: NDArray[np.int64]
+    u: NDArray[np.float64]
+    v: NDArray[np.float64]
+
+
+def assign_priced(scores: ArrayLike) -> Priced:
+    """Match the rows of a matrix ``[n, m]``, n at most m, to its columns, and give the prices.
+
+    Raises
+    ------
+    InputError
+        When it is not finite, has no row, or more rows than columns.
+    """
+    matrix = np.ascontiguousarray(scores, dtype=np.float64)
+    if matrix.ndim != 2 or not 0 < len(matrix) <= matrix.shape[1] or not np.isfinite(matrix).all():
+        raise InputError(
+            f"scores: shape {matrix.shape}; give a finite matrix with no more rows than columns"
+        )
+    column, price = _column_of_rows(matrix)
+    v = -price
+    return Priced(column, matrix[np.arange(len(matrix)), column] - v[column], v)
+
+
+def _column_of_rows(
+    scores: NDArray[np.float64],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     n_rows, n_columns = scores.shape
     price = np.zeros(n_columns)  # never above 0, and 0 for a column that nobody has
     column_of = np.full(n_rows, _FREE, dtype=np.int64)
@@ -59,7 +98,7 @@ def _column_of_rows(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     for _ in range(_ROUNDS):
         free = _bid(scores, price, column_of, row_of, free)
     _place(scores, price, column_of, row_of, free)
-    return column_of
+    return column_of, price
 
 
 @njit(cache=True, nogil=True)

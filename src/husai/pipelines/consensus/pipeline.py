@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from husai.pipelines.consensus.nodes import pool_features
+from husai.pipelines.consensus.nodes import plot_calibration, plot_consensus, pool_features
 
 
 def create_pipeline() -> Pipeline:
@@ -13,14 +13,28 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 pool_features,
-                inputs=["study_features", "transformer", "params:consensus"],
+                inputs=["study_features", "transformer", "params:consensus", "params:features"],
                 outputs=[
                     "consensus_sae",
-                    "consensus_worth",
                     "consensus_tracks",
+                    "consensus_dictionaries",
+                    "consensus_worth",
                     "consensus_recurrence",
+                    "consensus_calibration",
                 ],
                 name="pool_features",
+            ),
+            Node(
+                plot_consensus,
+                inputs=["consensus_worth", "consensus_recurrence"],
+                outputs="worth_figure",
+                name="plot_consensus",
+            ),
+            Node(
+                plot_calibration,
+                inputs="consensus_calibration",
+                outputs="calibration_figure",
+                name="plot_calibration",
             ),
         ],
         namespace="consensus",  # one box in Kedro-Viz until it is opened

@@ -1,0 +1,30 @@
+"""The pipeline that samples what features do in a language model."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from husai.pipelines.language_function.nodes import sample_function
+
+
+def create_pipeline() -> Pipeline:
+    """The main group, the model and its text in; what partners do out."""
+    return Pipeline(
+        [
+            Node(
+                sample_function,
+                inputs=[
+                    "study_features",
+                    "text_tokens",
+                    "params:language_model",
+                    "params:reading",
+                    "params:features",
+                ],
+                outputs=["language_function", "language_partners"],
+                name="sample_function",
+            ),
+        ],
+        namespace="language_function",  # one box in Kedro-Viz until it is opened
+        prefix_datasets_with_namespace=False,
+        tags="language",
+    )
