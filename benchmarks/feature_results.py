@@ -137,11 +137,12 @@ def consensus_page(
         "found.",
         "",
         *markdown(
-            ["share", "dictionary", "latents", *MEASURES.values()],
+            ["share", "dictionary", "SAEs", "latents", *MEASURES.values()],
             [
                 [
                     f"{row['min_share']:g}",
                     str(row["dictionary"]),
+                    f"{row.get('n_saes', 1)}",
                     f"{row['n_latents']:.0f}",
                     *(within(row, name) for name in MEASURES),
                 ]

@@ -21,7 +21,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         name: NamedPipeline(import_module(f"{package.__name__}.{name}").create_pipeline().nodes)
         for name in names
     }
-    # one node gathers what all of them read, also when they run together
+    # all read the output of feature_group, which runs once when they run together
     group = found.pop("feature_group")
     for name in ("consensus", "feature_pages", "language_function"):
         found[name] = group + found[name]

@@ -45,7 +45,9 @@ class CompareConfig(ComparisonConfig):
     thresholds: tuple[float, ...] = Field(
         default=(0.5, 0.7, 0.9), description="similarities at which features count as matched"
     )
-    encoder: bool = Field(default=True, description="match the encoders too, where there are any")
+    encoder: bool = Field(
+        default=True, description="whether to match the encoders too, if there are any"
+    )
     epsilon: float = Field(
         default=0.02,
         ge=0,

@@ -87,9 +87,9 @@ class ConsensusConfig(Config):
     compared: Count = Field(
         default=1, description="SAEs whose subsets and whole are measured beside the consensus"
     )
-    steps: Count = Field(default=600, description="of fitting the encoder")
-    batch_size: Count = Field(default=1024, description="rows a step")
-    learning_rate: float = Field(default=2e-3, gt=0, description="Adam's")
+    steps: Count = Field(default=600, description="number of steps that fit the encoder")
+    batch_size: Count = Field(default=1024, description="rows per step")
+    learning_rate: float = Field(default=2e-3, gt=0, description="learning rate of Adam")
     held_out: float = Field(
         default=0.2, gt=0, lt=1, description="share of the rows on which dictionaries are measured"
     )

@@ -27,7 +27,7 @@ from husai.errors import InputError
 from husai.features.cards import FeatureCards, FeatureGroup, unit_decoder
 from husai.features.config import FeaturesConfig
 from husai.features.readouts import Readout
-from husai.features.strata import strata_table
+from husai.features.strata import function_strata
 from husai.threads import worker_pool
 
 Floats = NDArray[np.float64]
@@ -454,7 +454,7 @@ def functional_consistency(
     shown = f"all {total}" if rows.exact else f"a random {len(rows.chosen)} of {total}"
     what = "logits" if readout.kind == "logits" else "activations of the next hook"
     note = f"Function is the effect on the model's {what}, measured on {shown} rows."
-    return FunctionTables(features, partners, strata_table(cards, partners, config), note)
+    return FunctionTables(features, partners, function_strata(cards, partners, config), note)
 
 
 def _effects(

@@ -33,7 +33,7 @@ from husai.features.function import (
     substitution,
 )
 from husai.features.readouts import Readout
-from husai.features.strata import strata_table
+from husai.features.strata import function_strata
 
 Floats = NDArray[np.float64]
 
@@ -148,7 +148,7 @@ def sampled_function(
     features = partners.groupby(keys, sort=False)[["function", "repaired"]].mean().reset_index()
     features = features.assign(ablation=_ablation(group, sums, features))
     return FunctionTables(
-        features, partners, strata_table(cards, partners, config), _note(partners, rows, config)
+        features, partners, function_strata(cards, partners, config), _note(partners, rows, config)
     )
 
 

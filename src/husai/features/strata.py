@@ -1,4 +1,4 @@
-"""Function by strata of features: by kind and by activity, with intervals over seeds."""
+"""Averages of function and similarity over groups of features, with intervals over seeds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,30 @@ from husai.consistency.inference.intervals import seed_interval
 from husai.features.cards import FeatureCards
 from husai.features.config import FeaturesConfig
 
+_TAILS = ("", "_negative", "_random")
 
-def strata_table(
+
+def function_strata(
     cards: FeatureCards, partners: pd.DataFrame, config: FeaturesConfig
 ) -> pd.DataFrame:
-    """Means of every measure over strata of features, with intervals over seeds."""
+    """Average every measure over strata of features, with intervals over seeds.
+
+    Parameters
+    ----------
+    cards
+        Cards of the features.
+    partners
+        A row per feature and other SAE with the measures, see
+        :class:`husai.features.FunctionTables`.
+    config
+        ``strata`` and ``level`` are used.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per stratum: all features, each kind of label, and ``config.strata`` groups of
+        equally many features by how often they fire.
+    """
     features = cards.features
     keys = ["id", "latent", "other_id"]
     table = partners.merge(cards.partners[[*keys, "similarity"]], on=keys)
@@ -50,9 +69,6 @@ def strata_table(
         row |= _over_seeds(cards.group.ids, part, "cosine_predicts", config.level)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-_TAILS = ("", "_negative", "_random")
 
 
 def _over_seeds(
