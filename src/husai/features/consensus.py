@@ -368,7 +368,7 @@ def build_consensus(
 
 
 def mean_active(group: FeatureGroup, config: ConsensusConfig) -> int:
-    """Active latents a row of a group's SAEs, or what the configuration asks for."""
+    """Active latents per row of a group's SAEs, or what the configuration asks for."""
     assert group.codes is not None
     n_rows = group.codes[0].shape[0]
     return config.k or max(1, round(float(np.mean([c.nnz for c in group.codes])) / n_rows))
