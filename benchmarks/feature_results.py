@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ MEASURES = {
 COSINES = (0.0, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
-def within(row: dict[str, Any], name: str, digits: int = 3) -> str:
+def within(row: Mapping[Any, Any], name: str, digits: int = 3) -> str:
     """A number with its interval, where there is one."""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     text = f"{row[name]:.{digits}f}"
@@ -71,8 +72,8 @@ def function_by_cosine(partners: pd.DataFrame, level: float = 0.95) -> pd.DataFr
         inside = known["similarity"].between(low, high, inclusive="left" if high < 1 else "both")
         part = known[inside & known["function"].notna()]
         grid = np.zeros((len(ids), len(ids)))
-        for (s, t), own in part.groupby(["s", "t"]):
-            grid[s, t] = own["function"].mean()
+        means = part.groupby(["s", "t"], as_index=False)["function"].mean()
+        grid[means["s"], means["t"]] = means["function"]
         found = seed_interval((grid + grid.T) / 2, level=level, bounds=(-1.0, 1.0))
         rows.append(
             {
@@ -180,7 +181,7 @@ def consensus_page(
     return "\n".join(lines)
 
 
-def _pooling(pooled: dict[str, Any], picked: dict[str, Any]) -> str:
+def _pooling(pooled: Mapping[Any, Any], picked: Mapping[Any, Any]) -> str:
     """Whether pooling adds to picking, by the intervals."""
     apart = pooled["pw_mcc_low"] > picked["pw_mcc_high"]
     return (
@@ -206,12 +207,12 @@ def groups_page(shares: pd.DataFrame, counts: pd.DataFrame, planes: pd.DataFrame
     random = shares[shares["measure"].str.contains("random")]
 
     def table(part: pd.DataFrame) -> list[str]:
-        verdicts = list(dict.fromkeys(part["verdict"]))
+        verdicts = [str(v) for v in dict.fromkeys(part["verdict"])]
         rows = []
         for (here, there), own in part.groupby(["from", "to"], sort=False):
             by = own.set_index("verdict")
             cells = [
-                f"{by.loc[v, 'share']:.2f} [{by.loc[v, 'low']:.2f}, {by.loc[v, 'high']:.2f}]"
+                "{:.2f} [{:.2f}, {:.2f}]".format(*by.loc[v, ["share", "low", "high"]])
                 for v in verdicts
             ]
             rows.append([f"{here} in {there}", *cells])
@@ -393,7 +394,7 @@ def main(data: Path, results: Path) -> None:
     seeds, home = data / "seeds" / "features", data / "features"
     names = ["worth", "recurrence", "calibration", "dictionaries", "tracks"]
     found = dict(zip(names, read(seeds, *(f"consensus_{n}" for n in names)), strict=True))
-    n_seeds = sum(name.startswith("latent_") for name in found["tracks"])
+    n_seeds = sum(str(name).startswith("latent_") for name in found["tracks"])
     page = consensus_page(found["worth"], found["recurrence"], found["calibration"], n_seeds)
     figures = [seeds / "consensus.png", seeds / "calibration.png"]
     write(results / "consensus", page, found, figures)

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from husai.compare.comparison import (
@@ -63,7 +64,7 @@ def matching_table(comparison: Comparison) -> pd.DataFrame:
                             dtype="boolean",
                         ),
                         "exchangeable": pd.array(
-                            _exchangeable(pair, match) or [None] * len(match.cosine),
+                            _exchangeable(pair, match) or np.full(len(match.cosine), None),
                             dtype="Int64",
                         ),
                     }
