@@ -196,7 +196,7 @@ def _pooling(pooled: Mapping[Any, Any], picked: Mapping[Any, Any]) -> str:
 def _gap(part: pd.DataFrame) -> str:
     large = part[part["n"] >= 100]
     gap = (large["happened"] - large["predicted"]).abs()
-    at = large.loc[gap.idxmax()]
+    at = large.iloc[int(gap.to_numpy().argmax())]
     return f"{gap.max():.3f} (predicted {at['predicted']:.2f}, observed {at['happened']:.2f})"
 
 
