@@ -626,7 +626,9 @@ def test_costs_are_measured_again_when_asked(tmp_path):
 
 def test_banks_larger_than_the_machine_are_refused_before_training(campaign, monkeypatch):
     monkeypatch.setattr("husai.memory.machine_memory", lambda: 1000)
-    with pytest.raises(InputError, match=r"campaign\.compute: 1 banks at once: about .* GB"):
+    with pytest.raises(
+        InputError, match=r"campaign\.compute: 1 banks at once: this needs about .* GB"
+    ):
         campaign.start()
     assert campaign.saes() == {}
 

@@ -25,7 +25,7 @@ def test_a_node_that_shows_nothing_is_named_until_the_run_ends(monkeypatch, capl
         caplog.clear()
         wait_for(caplog, "compare_saes … ")
         life.after_node_run(node, {"x": 1})
-        wait_for(caplog, "saving and recording what compare_saes gave … ")
+        wait_for(caplog, "saving and recording the results of compare_saes … ")
         getattr(life, end)()
         said = len(caplog.messages)
         time.sleep(0.2)

@@ -71,7 +71,7 @@ def test_typing_errors_are_named_with_the_nearest_name(tmp_path):
         check_environment("tst", str(tmp_path), "base")
     check_environment("test", str(tmp_path), "base")
     check_environment(None, str(tmp_path), "base")
-    with pytest.raises(InputError, match=r"pipeline 'frist': .*did you mean first\?"):
+    with pytest.raises(InputError, match=r"pipeline 'frist' does not exist; did you mean first\?"):
         check_known("pipeline", ["frist"], list(PIPELINES))
     with pytest.raises(InputError, match=r"pipeline 'xyz' .*choose from first, second, third"):
         check_known("pipeline", ["xyz"], list(PIPELINES))

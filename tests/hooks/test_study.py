@@ -283,7 +283,7 @@ def test_errors_of_a_user_give_one_line(tmp_path):
     }
     for folder in ("a", "b"):
         Study(name="twice", **about).write(tmp_path / folder)
-    with pytest.raises(InputError, match=r"study 'twice': several \(.*/a, .*/b\); choose"):
+    with pytest.raises(InputError, match=r"study 'twice': more than one .*/a, .*/b\); choose"):
         find_study(tmp_path, "twice")
     (tmp_path / "a" / "study.json").write_text('{"name": "../.."}')
     with pytest.raises(InputError, match=r"study\.json: .*remove this file"):
@@ -293,11 +293,11 @@ def test_errors_of_a_user_give_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        ({"from_nodes": ["train.trian"]}, r"node 'train\.trian': .*did you mean train\.train\?"),
+        ({"from_nodes": ["train.trian"]}, r"node 'train\.trian' .*did you mean train\.train\?"),
         ({"to_nodes": ["compra"]}, r"did you mean compare\.compare\?"),
         ({"node_names": ["write"]}, r"did you mean write\.write\?"),
         ({"tags": ["x"]}, r"tag 'x' does not exist"),
-        ({"from_inputs": ["sae"]}, r"dataset 'sae': .*did you mean saes\?"),
+        ({"from_inputs": ["sae"]}, r"dataset 'sae' .*did you mean saes\?"),
         ({"to_outputs": ["scroes"]}, r"did you mean scores\?"),
         ({"node_namespaces": ["trane"]}, r"did you mean train\?"),
         (

@@ -446,7 +446,7 @@ def test_failures_do_not_stop_the_study(tmp_path):
     ("change", "message"),
     [
         ({"training": {"snapshot_interval": 100}}, "training.snapshot_interval"),
-        ({"training": {"steps": 100}}, "training.steps: leave it out; lengths"),
+        ({"training": {"steps": 100}}, "training.steps: leave it out; the study uses lengths"),
         ({"training": {"dead_latents": "none"}}, "training.dead_latents"),
         ({"training": {"convergence_window": 21}}, "convergence_window: 21"),
         ({"lengths": [100, 50]}, "lengths"),

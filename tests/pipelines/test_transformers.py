@@ -192,7 +192,7 @@ def test_conclusions_use_transformers_as_the_sample(
     np.testing.assert_allclose(np.asarray(drawn["topk, early stop"]), wanted)
     drawn = {str(line.get_label()): line.get_xydata() for line in kinds.lines}
     wanted = np.column_stack([5 * balance, np.full(6, 0.7)])
-    np.testing.assert_allclose(np.asarray(drawn["the rest, cleaned up"]), wanted)
+    np.testing.assert_allclose(np.asarray(drawn["other features, cleaned up"]), wanted)
 
 
 def test_the_report_of_the_transformers_agrees_with_the_tables() -> None:

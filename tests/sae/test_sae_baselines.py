@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from husai.sae.bank import SAEBank, build_bank
 from husai.sae.dead import resample_dead_latents
 from husai.sae.engines.dense import turned_back
 from husai.sae.kernels.adam import turn_back
+from husai.sae.rows import draw_rows
 
 BASELINES = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
 COSINE = 0.8
@@ -113,7 +115,9 @@ def test_a_baseline_is_not_resampled() -> None:
     bank = all_baselines("relu")
     bank.since_fired[:, :5] = 1_000_000
     before = {name: tensor.clone() for name, tensor in bank.tensors().items()}
-    assert resample_dead_latents(bank, rows(), training(), 10) == [5, 0, 0, 0]
+    x = rows()
+    found = resample_dead_latents(bank, partial(draw_rows, x), len(x), training(), 10)
+    assert found == [5, 0, 0, 0]
     for name, tensor in bank.tensors().items():
         assert torch.equal(tensor[1:], before[name][1:]), name
     assert not torch.equal(bank.parameters["W_dec"][0, :5], before["W_dec_init"][0, :5])

@@ -283,7 +283,7 @@ def test_measures_refuse_models_they_are_not_defined_for(grokked: Any) -> None:
     product = modular_dataset(ModularTaskConfig(modulus=9, operation="multiplication"))
     with pytest.raises(InputError, match=r"modulus = 9: .* odd prime"):
         progress_measures([(0, state)], product, MODEL)
-    with pytest.raises(InputError, match="no checkpoint"):
+    with pytest.raises(InputError, match="checkpoints: there is none to measure"):
         progress_measures([], grokked.dataset, MODEL)
     with pytest.raises(InputError, match="model_config: give it"):
         progress_measures([(0, state)], grokked.dataset)

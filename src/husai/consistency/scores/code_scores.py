@@ -295,6 +295,10 @@ class UnitCodes:
         """Their :func:`code_gram`, computed once for all pairs of this SAE (memory: n²)."""
         return code_gram(self.codes)
 
+    def release(self) -> None:
+        """Free the memory of :attr:`gram`; its next use computes it again."""
+        vars(self).pop("gram", None)
+
 
 @dataclass(frozen=True)
 class RepresentationSimilarity:

@@ -232,6 +232,9 @@ class _Gathered:
         self.seeds.append(seeds)
         self.retention += retention
         self.features.append(feature_table(name, live, space, matches, config))
+        for one in live:  # n² numbers an SAE: gigabytes, were those of all groups kept
+            if one.codes is not None:
+                one.codes.release()
 
     def add_across(self, live: Mapping[str, Sequence[LiveSAE]], space: str) -> None:
         """Score the pairs of SAEs of different groups: their decoders and encoders."""

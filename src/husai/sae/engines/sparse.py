@@ -77,6 +77,9 @@ from husai.sae.schedule import StepTable, threshold_decay
 SUMMED_VALUES = 2**16
 """SAEs with at most as many weights add gradients up row by row: the sums stay in cache."""
 
+ALIGNED = 16
+"""Numbers in 64 bytes, the alignment of torch's memory."""
+
 FIRST_LOOK = 64
 """Rows by which relu and jumprelu choose between a list of active latents and dense products."""
 
@@ -124,6 +127,8 @@ class _Worker:
         pre = torch.empty(block_rows * F + LANES)
         self.blocks = blocks_of_rows(x, pre, F, block_rows, FIRST_LOOK if dense else 0)
         self.batch = Batch(x.numpy(), error.numpy())
+        whole = F * d % ALIGNED == 0
+        self.aligned = None if whole else (torch.empty(F, d), torch.empty(F, d))
         self.memory = block_memory(pre.numpy(), F)
         self.bias: F32 = np.empty(F, np.float32)
         self.codes = empty_codes(B, F, capacity)
@@ -189,10 +194,21 @@ class _Worker:
                     totals,
                 )
 
+    def weights(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """SAE ``i``'s encoder and decoder ``[F, d]``, aligned whatever its place in the bank.
+
+        The bits of a product depend on the alignment of what it reads.
+        """
+        W_enc, W_dec = self.engine.weights[i]
+        if self.aligned is None:
+            return W_enc, W_dec
+        return self.aligned[0].copy_(W_enc), self.aligned[1].copy_(W_dec)
+
     def encode(self, i: int, k: int, auxk: AuxK) -> bool:
         """List SAE ``i``'s active latents on ``x``; ``False`` where a list would be too long."""
         e = self.engine
-        W_enc, W_enc_T, _ = e.weights[i]
+        W_enc, _ = self.weights(i)
+        W_enc_T = W_enc.T
         few = e.selection == "row" and k <= FEW
         call, memory, codes, bias = self.call, self.memory, self.codes, self.bias
         memory.state[:] = 0
@@ -243,9 +259,8 @@ class _Worker:
         dense = not self.encode(i, k, auxk)
         sums = self.sums if dense or self.summed else self.no_sums
         if dense:
-            W_enc, _, W_dec = e.weights[i]
             means = self.products.reconstruct(
-                *((W_enc, W_dec), sae, batch, self.bias, loss, jump),
+                *(self.weights(i), sae, batch, self.bias, loss, jump),
                 *(self.memory, self.gradients, auxk),
             )
         elif jumps:
@@ -382,8 +397,7 @@ class SparseEngine:
         self.k_aux = min(training.aux_k or max(1, bank.d_in // 2), bank.d_sae)
         self.bandwidth: F64 = np.array([c.jumprelu_bandwidth for c in bank.configs])
         # arrays that share the tensors' memory
-        matrices = zip(bank.parameters["W_enc"], bank.parameters["W_dec"], strict=True)
-        self.weights = [(W_enc, W_enc.T, W_dec) for W_enc, W_dec in matrices]
+        self.weights = list(zip(bank.parameters["W_enc"], bank.parameters["W_dec"], strict=True))
         n, F, d = len(bank), bank.d_sae, bank.d_in
         shapes = {
             "W_enc": (n, F, d),
