@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from husai.sae.kernels.types import F32, BlockMemory, Codes, GradientSums, LatentOrder
+from husai.sae.kernels.types import F32, BlockMemory, Codes, LatentOrder
 
 
 class Block(NamedTuple):
@@ -56,18 +56,6 @@ def empty_codes(batch_size: int, d_sae: int, capacity: int) -> Codes:
         bits=value.view(np.int32),
         gradient=np.empty(capacity, np.float32),
         order=order,
-    )
-
-
-def empty_sums(d_sae: int, d_in: int, block_values: int, used: bool) -> GradientSums:
-    """Memory for gradients added up over a batch, and for ``block_values`` activations."""
-    # torch's memory is aligned, and products write here
-    return GradientSums(
-        used=used,
-        f=torch.empty(block_values).numpy(),
-        W_enc=torch.empty(d_sae, d_in).numpy(),
-        W_dec=torch.empty(d_sae, d_in).numpy(),
-        activations=np.empty(d_sae, np.float32),
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from husai.sae.engines.memory import empty_sums
 from husai.sae.kernels.dense import activate, finish_errors, gradients_to_pre
 from husai.sae.kernels.types import (
     F32,
@@ -16,6 +16,7 @@ from husai.sae.kernels.types import (
     BlockMemory,
     Calls,
     Gradients,
+    GradientSums,
     JumpReLU,
     Loss,
     Means,
@@ -67,9 +68,13 @@ class Products:
         self.call = call
         B, d = x.shape
         most = min(B, block_rows, DENSE_ROWS)
-        self.sums = empty_sums(d_sae, d, most * d_sae, used=True)
-        f, self.W_enc, self.W_dec = (
-            torch.from_numpy(array) for array in (self.sums.f, self.sums.W_enc, self.sums.W_dec)
+        f = torch.empty(most * d_sae)
+        self.W_enc, self.W_dec = torch.empty(d_sae, d), torch.empty(d_sae, d)
+        self.sums = GradientSums(
+            f=f.numpy(),
+            W_enc=self.W_enc.numpy(),
+            W_dec=self.W_dec.numpy(),
+            activations=np.empty(d_sae, np.float32),
         )
         self.blocks = []
         for first in range(0, B, most):

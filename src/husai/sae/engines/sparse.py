@@ -14,7 +14,7 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from husai.sae.bank import SAEBank
 from husai.sae.config import BankTrainingConfig
-from husai.sae.engines.memory import block_memory, blocks_of_rows, empty_codes, empty_sums
+from husai.sae.engines.memory import block_memory, blocks_of_rows, empty_codes
 from husai.sae.engines.products import Products
 from husai.sae.engines.turns import Turns
 from husai.sae.kernels.adam import update_biases, update_latents, update_vector
@@ -28,8 +28,10 @@ from husai.sae.kernels.few import group_memory, select_side_by_side
 from husai.sae.kernels.gradients import (
     add_ghost,
     latent_gradients,
-    prepare_gradients,
+    order_by_latent,
     square_sum,
+    sum_errors,
+    summed_gradients,
 )
 from husai.sae.kernels.reconstruct import (
     reconstruct,
@@ -47,7 +49,8 @@ from husai.sae.kernels.select import (
     select_in_batch,
     select_in_rows,
 )
-from husai.sae.kernels.step import step_latents
+from husai.sae.kernels.step import step_latents, step_summed
+from husai.sae.kernels.sums import sum_over_rows
 from husai.sae.kernels.types import (
     BLOCK_VALUES,
     DENSE_FROM,
@@ -146,12 +149,16 @@ class _Worker:
         block = F if training.clip_grad_norm or ghost else min(F, LATENT_BLOCK)
         self.gradients = self._gradients(block)
         self.few = group_memory()
-        self.no_sums = empty_sums(1, d, 1, used=False)
         if dense:
             self.products = Products(self.call, x, error[0], pre, F, block_rows)
             self.sums = self.products.sums
         elif self.summed:
-            self.sums = empty_sums(F, d, 1, used=True)
+            self.sums = GradientSums(
+                f=np.empty(1, np.float32),
+                W_enc=np.empty((F, d), np.float32),
+                W_dec=np.empty((F, d), np.float32),
+                activations=np.empty(F, np.float32),
+            )
         if ghost:
             self.ghost = GhostGradients(
                 W_enc=np.empty((F, d), np.float32),
@@ -171,7 +178,7 @@ class _Worker:
         )
 
     def advance(
-        self, together: list[int], batches: I64, table: StepTable, offset: int, totals: F64
+        self, together: list[int], batches: I64, table: StepTable, offset: int, sums: F64
     ) -> None:
         """Make the steps of ``batches [n, B]``, which start ``offset`` steps into the table.
 
@@ -191,7 +198,7 @@ class _Worker:
                     float(table.learning_rate[at, i]),
                     float(table.penalty[at, i]),
                     int(table.k[at, i]),
-                    totals,
+                    sums,
                 )
 
     def weights(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,7 +242,7 @@ class _Worker:
                 return self.encode(i, k, auxk)
         return True
 
-    def step(self, i: int, step: int, rate: float, penalty: float, k: int, totals: F64) -> None:
+    def step(self, i: int, step: int, rate: float, penalty: float, k: int, sums: F64) -> None:
         """Make one step of SAE ``i`` on the rows in ``x``."""
         e = self.engine
         training, state = e.training, e.states[i]
@@ -257,7 +264,7 @@ class _Worker:
         loss = Loss(l1, self.norms, training.unit_norm_decoder, e.prefixes)
         with_ghost = e.method == "ghost" and n_dead > 0
         dense = not self.encode(i, k, auxk)
-        sums = self.sums if dense or self.summed else self.no_sums
+        summed = dense or self.summed
         if dense:
             means = self.products.reconstruct(
                 *(self.weights(i), sae, batch, self.bias, loss, jump),
@@ -265,11 +272,13 @@ class _Worker:
             )
         elif jumps:
             means = call(reconstruct_jump, sae, batch, jump, codes)
+        elif self.summed:
+            keep = len(auxk.dead) > 0 or with_ghost
+            means = call(sum_over_rows, sae, batch, loss, codes, keep, self.sums, self.gradients)
         elif len(e.prefixes) > 1:
             means = call(reconstruct_nested, sae, batch, loss, codes, self.group)
         else:
-            keep = not sums.used or len(auxk.dead) > 0 or with_ghost
-            means = call(reconstruct, sae, batch, loss, codes, keep, sums, self.gradients)
+            means = call(reconstruct, sae, batch, loss, codes)
         found = BatchMeans(*means)
         auxiliary, aux_scale = 0.0, 0.0
         if len(auxk.dead):
@@ -287,7 +296,7 @@ class _Worker:
         if not math.isfinite(total):
             e.stopped_at[i] = step
             return
-        totals[:, i] += (total, found.reconstruction, auxiliary, found.l0)
+        sums[:, i] += (total, found.reconstruction, auxiliary, found.l0)
         adam = AdamStep(
             rate=rate / (1 - training.beta1 ** (step + 1)),
             correction=1 / math.sqrt(1 - training.beta2 ** (step + 1)),
@@ -298,11 +307,17 @@ class _Worker:
         )
         factor = 1.0
         if with_ghost or training.clip_grad_norm:
-            factor = self._step_apart(i, loss, sums, auxk, aux_scale, with_ghost, adam)
+            factor = self._step_apart(i, loss, auxk, aux_scale, summed, with_ghost, adam)
+        elif summed:
+            call(
+                step_summed,
+                *(state, batch, loss, self.sums, auxk, aux_scale),
+                *(self.gradients, adam, e.held[i]),
+            )
         else:
             call(
                 step_latents,
-                *(state, batch, loss, codes, sums, auxk, aux_scale),
+                *(state, batch, loss, codes, auxk, aux_scale),
                 *(self.gradients, adam, e.held[i]),
             )
         if jumps:
@@ -318,9 +333,9 @@ class _Worker:
         self,
         i: int,
         loss: Loss,
-        sums: GradientSums,
         auxk: AuxK,
         aux_scale: float,
+        summed: bool,
         with_ghost: bool,
         adam: AdamStep,
     ) -> float:
@@ -337,9 +352,14 @@ class _Worker:
                 b_enc=kept.b_enc, b_dec=kept.b_dec, fired=kept.fired
             )
         gradients = self.gradients
-        codes = self.codes
-        call(prepare_gradients, batch, codes, sums, auxk, aux_scale, gradients)
-        call(latent_gradients, 0, F, sae, batch, loss, codes, sums, auxk, gradients)
+        if len(auxk.dead):
+            call(order_by_latent, auxk.codes, aux_scale)
+        if summed:
+            call(summed_gradients, 0, F, sae, batch, loss, self.sums, auxk, gradients)
+        else:
+            call(sum_errors, batch.error, gradients.b_dec)
+            call(order_by_latent, self.codes, 1.0)
+            call(latent_gradients, 0, F, sae, batch, loss, self.codes, auxk, gradients)
         if with_ghost:
             call(add_ghost, sae, loss.unit_norm, self.ghost, gradients)
         factor = 1.0
@@ -443,7 +463,7 @@ class SparseEngine:
     def run(self, table: StepTable, batches: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Advance every SAE still training; see :meth:`husai.sae.engines.dense.DenseEngine.run`."""
         n_steps = len(table.learning_rate)
-        totals = np.zeros((4, len(self.bank)))
+        sums = np.zeros((4, len(self.bank)))
         numbers = {seed: self._row_numbers(chosen, n_steps) for seed, chosen in batches.items()}
         seeds = {i: self.bank.configs[i].data_seed for i in self.bank.active()}
         turns = Turns(seeds, n_steps, len(self.workers))
@@ -453,7 +473,7 @@ class SparseEngine:
             torch.set_num_threads(1)
             while (turn := turns.take()) is not None:
                 batches = numbers[turn.seed][turn.begin : turn.end]
-                worker.advance(turn.saes, batches, table, turn.begin, totals)
+                worker.advance(turn.saes, batches, table, turn.begin, sums)
                 turns.give_back(turn)
 
         before = self.bank.stopped_at.clone()
@@ -466,7 +486,7 @@ class SparseEngine:
                         future.result()
         failed = (before < 0) & (self.bank.stopped_at >= 0)
         self.bank.failed |= failed
-        means = torch.from_numpy(totals / n_steps)
+        means = torch.from_numpy(sums / n_steps)
         means[:, failed] = torch.nan
         names = ("loss", "train_fvu", "auxiliary", "train_l0")
         return dict(zip(names, means, strict=True))

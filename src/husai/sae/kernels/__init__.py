@@ -2,12 +2,12 @@
 
 Past the encoder product a step needs only the active latents: ``k`` of ``d_sae`` per row. A step
 goes through the files in this order: `select` lists the active latents of each row (`few` where
-TopK keeps few of them), `reconstruct` decodes them (or `dense` does both around dense products,
-where many latents are active), `dead` lets dead latents reconstruct what is left, `gradients` sorts
-the entries by latent and adds up each latent's gradient, `adam` updates it, and `step` does the
-last two while the latent is in cache. For SAEs that fit in cache `reconstruct` adds up the
-gradients row by row. `rows` has what is done with one row and a few latents, `types` names the
-arrays that travel together, and `vectors` has the operations that numba does not find.
+TopK keeps few of them), `reconstruct` decodes them (or `dense` does both with dense products, where
+many latents are active), `dead` lets dead latents reconstruct what is left, `gradients` sorts the
+entries by latent and adds up each latent's gradient, `adam` updates it, and `step` does the last
+two while the latent is in cache. SAEs that fit in cache decode and add up gradients row by row, in
+`sums`. `types` names the arrays that travel together, and `vectors` has the operations that numba
+does not find.
 
 The kernels do the arithmetic of :mod:`husai.sae.engines.dense`, which they are tested against;
 :mod:`husai.sae.engines.sparse` calls them. Each works on one SAE, on one thread, and releases the

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from husai.sae.kernels.rows import decode_row, project_row
+from husai.sae.kernels.reconstruct import add_weighted
 from husai.sae.kernels.types import (
     F32,
     I32,
@@ -79,12 +79,17 @@ def reconstruct_residual(W_dec: F32, error: F32, auxk: AuxK) -> tuple[float, flo
         begin, end = start[r], start[r + 1]
         for c in range(d):
             whole[r, c] = error[P - 1, r, c]
-        decode_row(W_dec, latent, value, begin, end, whole, r)
+        add_weighted(W_dec, latent, value, begin, end, whole, r)
         total = ZERO
         for c in range(d):
             total += whole[r, c] * whole[r, c]
         squared += total
-        project_row(W_dec, latent, begin, end, whole, r, np.float32(1.0), gradient)
+        for q in range(begin, end):
+            j = latent[q]
+            dot = ZERO
+            for c in range(d):
+                dot += W_dec[j, c] * whole[r, c]
+            gradient[q] = dot
     variance = residual_variance(error)
     if variance > 0:
         return squared / B / variance, variance

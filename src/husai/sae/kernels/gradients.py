@@ -115,36 +115,6 @@ def _finish_latent(
 
 
 @kernel
-def sum_errors(error: F32, g_b_dec: F32) -> None:
-    """The reconstruction's gradient of b_dec ``[d]``: all prefixes' errors, added up."""
-    P, B, d = error.shape
-    scale = np.float32(2.0 / (d * B * P))
-    g_b_dec[:] = ZERO
-    for r in range(B):
-        for c in range(d):
-            g_b_dec[c] += error[0, r, c]
-    for c in range(d):
-        g_b_dec[c] *= scale
-
-
-@kernel
-def prepare_gradients(
-    batch: Batch,
-    codes: Codes,
-    sums: GradientSums,
-    auxk: AuxK,
-    aux_scale: float,
-    gradients: Gradients,
-) -> None:
-    """Do what comes before :func:`latent_gradients`: order entries by latent, set ``b_dec``."""
-    if not sums.used:
-        order_by_latent(codes, 1.0)
-        sum_errors(batch.error, gradients.b_dec)
-    if len(auxk.dead) > 0:
-        order_by_latent(auxk.codes, aux_scale)
-
-
-@kernel
 def latent_gradients(
     lo: int,
     hi: int,
@@ -152,14 +122,13 @@ def latent_gradients(
     batch: Batch,
     loss: Loss,
     codes: Codes,
-    sums: GradientSums,
     auxk: AuxK,
     gradients: Gradients,
 ) -> None:
     """Gradients of latents ``lo … hi − 1``, whose rows of ``gradients`` start at 0.
 
-    From ``sums`` where it is in use, otherwise from the codes in latent order; the gradients'
-    ``b_enc`` and ``fired`` are set then. ``b_dec`` is added to.
+    Codes come in latent order. The gradients' ``b_enc`` and ``fired`` are set, ``b_dec`` is added
+    to.
     """
     W_dec, x, prefixes, norms, order = sae.W_dec, batch.x, loss.prefixes, loss.norms, codes.order
     start, value = order.start, order.value
@@ -170,26 +139,48 @@ def latent_gradients(
     pen = np.float32(loss.l1 / (d * B))
     for j in range(lo, hi):
         slot = j - lo
+        p = prefix_of(prefixes, j) if P > 1 else 0
+        for c in range(d):
+            g_dec[slot, c] = ZERO
+            g_enc[slot, c] = ZERO
+        g_b[j] = _gather_latent(order, j, batch.error, p, x, gradients, slot)
         total, count = ZERO, 0
-        if sums.used:
-            total = sums.activations[j]
-            for c in range(d):
-                g_dec[slot, c] = sums.W_dec[j, c]
-                g_enc[slot, c] = sums.W_enc[j, c]
-        else:
-            p = prefix_of(prefixes, j) if P > 1 else 0
-            for c in range(d):
-                g_dec[slot, c] = ZERO
-                g_enc[slot, c] = ZERO
-            g_b[j] = _gather_latent(order, j, batch.error, p, x, gradients, slot)
-            for q in range(start[j], start[j + 1]):
-                total += value[q]
-                count += np.int64(value[q] > ZERO)
-            gradients.fired[j] = count
+        for q in range(start[j], start[j + 1]):
+            total += value[q]
+            count += np.int64(value[q] > ZERO)
+        gradients.fired[j] = count
         # the penalty's own gradient for the decoder: λ·Σ f · W / ‖W‖
         along = pen * total / max(norms[j], TINY)
         for c in range(d):
             g_dec[slot, c] = scale * g_dec[slot, c] + along * W_dec[j, c]
+        if len(auxk.dead) > 0:
+            g_b[j] += _gather_latent(auxk.codes.order, j, auxk.error, 0, x, gradients, slot)
+        _finish_latent(sae, j, slot, loss.unit_norm, gradients)
+
+
+@kernel
+def summed_gradients(
+    lo: int,
+    hi: int,
+    sae: Parameters,
+    batch: Batch,
+    loss: Loss,
+    sums: GradientSums,
+    auxk: AuxK,
+    gradients: Gradients,
+) -> None:
+    """Do as :func:`latent_gradients`, where the sums over the batch are there already."""
+    W_dec, x, norms = sae.W_dec, batch.x, loss.norms
+    g_enc, g_dec, g_b = gradients.W_enc, gradients.W_dec, gradients.b_enc
+    B, d = x.shape
+    scale = np.float32(2.0 / (d * B))
+    pen = np.float32(loss.l1 / (d * B))
+    for j in range(lo, hi):
+        slot = j - lo
+        along = pen * sums.activations[j] / max(norms[j], TINY)
+        for c in range(d):
+            g_dec[slot, c] = scale * sums.W_dec[j, c] + along * W_dec[j, c]
+            g_enc[slot, c] = sums.W_enc[j, c]
         if len(auxk.dead) > 0:
             g_b[j] += _gather_latent(auxk.codes.order, j, auxk.error, 0, x, gradients, slot)
         _finish_latent(sae, j, slot, loss.unit_norm, gradients)
@@ -218,6 +209,19 @@ def add_ghost(
         along = dot if unit_norm else ZERO
         for c in range(d):
             g_dec[j, c] += ghost.W_dec[at, c] - along * W_dec[j, c]
+
+
+@kernel
+def sum_errors(error: F32, g_b_dec: F32) -> None:
+    """The reconstruction's gradient of b_dec ``[d]``: all prefixes' errors, added up."""
+    P, B, d = error.shape
+    scale = np.float32(2.0 / (d * B * P))
+    g_b_dec[:] = ZERO
+    for r in range(B):
+        for c in range(d):
+            g_b_dec[c] += error[0, r, c]
+    for c in range(d):
+        g_b_dec[c] *= scale
 
 
 @kernel

@@ -9,15 +9,13 @@ import math
 
 import numpy as np
 
-from husai.sae.kernels.rows import add_row, decode_row, project_row
 from husai.sae.kernels.types import (
     F32,
+    I32,
     I64,
     ZERO,
     Batch,
     Codes,
-    Gradients,
-    GradientSums,
     JumpReLU,
     Loss,
     Means,
@@ -45,67 +43,52 @@ def set_norms(W_dec: F32, norms: F32) -> None:
 
 
 @kernel
-def reconstruct(
-    sae: Parameters,
-    batch: Batch,
-    loss: Loss,
-    codes: Codes,
-    keep: bool,
-    sums: GradientSums,
-    gradients: Gradients,
-) -> Means:
-    """Reconstruct a batch; fill the gradient of each entry of the codes.
+def add_weighted(W: F32, latent: I32, value: F32, begin: int, end: int, out: F32, r: int) -> None:
+    """``out[r] += Σ value · W[latent]`` over the entries ``begin … end − 1``."""
+    d = out.shape[1]
+    q = begin
+    while q + 4 <= end:
+        j0, j1, j2, j3 = latent[q], latent[q + 1], latent[q + 2], latent[q + 3]
+        v0, v1, v2, v3 = value[q], value[q + 1], value[q + 2], value[q + 3]
+        for c in range(d):
+            out[r, c] += v0 * W[j0, c] + v1 * W[j1, c] + v2 * W[j2, c] + v3 * W[j3, c]
+        q += 4
+    while q < end:
+        j, v = latent[q], value[q]
+        for c in range(d):
+            out[r, c] += v * W[j, c]
+        q += 1
 
-    The batch's errors are filled where they are to be kept. Where ``sums`` is in use, the weights'
-    gradients are added up while a row is in cache, which needs no order by latent: ``sums`` and the
-    gradients' ``b_enc``, ``b_dec`` and ``fired`` are filled.
-    """
+
+@kernel
+def reconstruct(sae: Parameters, batch: Batch, loss: Loss, codes: Codes) -> Means:
+    """Reconstruct a batch; fill its error and the gradient of each entry of the codes."""
     W_dec, b_dec, x, norms = sae.W_dec, sae.b_dec, batch.x, loss.norms
     start, latent, value, gradient = codes.start, codes.latent, codes.value, codes.gradient
-    g_b, g_b_dec, fired = gradients.b_enc, gradients.b_dec, gradients.fired
-    sum_enc, sum_dec, activations = sums.W_enc, sums.W_dec, sums.activations
     B, d = x.shape
     scale = np.float32(2.0 / (d * B))
     pen = np.float32(loss.l1 / (d * B))
-    if sums.used:
-        sum_enc[:] = ZERO
-        sum_dec[:] = ZERO
-        activations[:] = ZERO
-        g_b[:] = ZERO
-        g_b_dec[:] = ZERO
-        fired[:] = 0
-    squared, cost, smallest = 0.0, 0.0, np.inf
-    error = batch.error[0]
+    row = batch.error[0]
+    squared, cost, smallest, n_active = 0.0, 0.0, np.inf, 0
     for r in range(B):
         begin, end = start[r], start[r + 1]
-        at = r if keep else 0
         for c in range(d):
-            error[at, c] = b_dec[c] - x[r, c]
-        decode_row(W_dec, latent, value, begin, end, error, at)
+            row[r, c] = b_dec[c] - x[r, c]
+        add_weighted(W_dec, latent, value, begin, end, row, r)
         total = ZERO
         for c in range(d):
-            total += error[at, c] * error[at, c]
+            total += row[r, c] * row[r, c]
         squared += total
-        project_row(W_dec, latent, begin, end, error, at, scale, gradient)
+        n_active += end - begin
         for q in range(begin, end):
-            j, v = latent[q], value[q]
-            to_pre = gradient[q] + pen * norms[j]
-            gradient[q] = to_pre
-            cost += v * norms[j]
-            smallest = min(smallest, np.float64(v))
-            if sums.used:
-                activations[j] += v
-                fired[j] += 1
-                g_b[j] += to_pre
-                add_row(sum_dec, j, error, at, v)
-                add_row(sum_enc, j, x, r, to_pre)
-        if sums.used:
+            j = latent[q]
+            dot = ZERO
             for c in range(d):
-                g_b_dec[c] += error[at, c]
-    if sums.used:
-        for c in range(d):
-            g_b_dec[c] *= scale
-    return squared / (d * B), cost / B, start[B] / B, smallest
+                dot += W_dec[j, c] * row[r, c]
+            gradient[q] = scale * dot + pen * norms[j]
+            cost += value[q] * norms[j]
+            smallest = min(smallest, np.float64(value[q]))
+    return squared / (d * B), cost / B, n_active / B, smallest
 
 
 @kernel
@@ -197,7 +180,7 @@ def reconstruct_jump(sae: Parameters, batch: Batch, jump: JumpReLU, codes: Codes
             n_active += np.int64(active)
         for c in range(d):
             row[r, c] = b_dec[c] - x[r, c]
-        decode_row(W_dec, latent, value, begin, end, row, r)
+        add_weighted(W_dec, latent, value, begin, end, row, r)
         total = ZERO
         for c in range(d):
             total += row[r, c] * row[r, c]

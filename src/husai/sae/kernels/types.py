@@ -252,8 +252,6 @@ class BlockMemory(NamedTuple):
 class GradientSums(NamedTuple):
     """What is added up over a batch row by row: the gradients before they are scaled."""
 
-    used: bool
-    """Whether it is, in a step; the gradients are added up latent by latent otherwise."""
     f: F32
     """Memory for the activations of a block ``[rows · F]``, for dense products."""
     W_enc: F32
