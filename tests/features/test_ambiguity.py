@@ -115,7 +115,9 @@ def test_the_certificate_of_wide_dictionaries_says_the_same(monkeypatch):
             small.setattr(ambiguity, "_MOST_FEATURES", 8)
             from_proof = partner_range(first, second, match, 0.05)
             assert partner_range(first, second, match_features(first, second), 0.05) is None
-        for mine, other in zip(exact, from_proof, strict=True):
+        assert exact is not None
+        assert from_proof is not None
+        for mine, other in zip(map(np.asarray, exact), map(np.asarray, from_proof), strict=True):
             assert np.allclose(mine, other, equal_nan=True)
         sure, may = exact.matched(0.7)
         assert sure <= (match.similarity >= 0.7).sum() <= may

@@ -241,10 +241,11 @@ def test_the_stated_error_of_a_sample_is_its_error(planted):
         known = own["function_se"] > 0
         off.append((own["function"] - whole.loc[own.index, "function"])[known])
         stated.append(own["function_se"][known])
-    off, stated = np.concatenate(off), np.concatenate(stated)
-    assert len(off) > 60
-    assert 0.5 < np.sqrt(np.square(stated).mean()) / np.sqrt(np.square(off).mean()) < 2
-    assert abs(off.mean()) < 3 * np.sqrt(np.square(off).mean() / len(off) * 12)
+    errors = np.concatenate(off)
+    assert len(errors) > 60
+    size = np.sqrt(np.square(errors).mean())
+    assert 0.5 < np.sqrt(np.square(np.concatenate(stated)).mean()) / size < 2
+    assert abs(errors.mean()) < 3 * size * np.sqrt(12 / len(errors))
 
 
 def test_planted_partners_have_function_1_on_samples_and_shuffled_ones_chance(planted):

@@ -118,7 +118,7 @@ def test_features_are_shown_with_their_contexts(study):
 def test_function_is_sampled_in_the_model(study):
     strata = pd.read_parquet(study / "language" / "function.parquet")
     assert "sampling error" in strata["note"][0]
-    assert strata.loc[0, "function"] > strata.loc[0, "function_random"]
+    assert strata["function"].iloc[0] > strata["function_random"].iloc[0]
     partners = pd.read_parquet(study / "language" / "partners.parquet")
     assert (partners.groupby("id")["latent"].nunique() <= 3).all()
     assert (partners["function_se"] >= 0).all()
