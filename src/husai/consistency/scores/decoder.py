@@ -33,8 +33,9 @@ class MMCS(NamedTuple):
 def mmcs(A: ArrayLike, B: ArrayLike, *, signed: bool = False) -> MMCS:
     """Mean max cosine similarity ``mean_i max_j s(C_ij)``, both directions and their mean.
 
-    Several features may have the same nearest partner, so it is never lower than PW-MCC and must
-    not be compared with it (Sharkey et al. 2022, "Taking features out of superposition").
+    Several features may have the same nearest partner, so between dictionaries of one size it is
+    never lower than PW-MCC, and must not be compared with it (Sharkey et al. 2022, "Taking
+    features out of superposition").
 
     Parameters
     ----------
