@@ -9,7 +9,7 @@ export KEDRO_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check bench results campaign-results lm-results notebooks planted-results transformers lm viz ui docs paper lock release-check clean help
+.PHONY: run test check bench results campaign-results lm-results notebooks planted-results ship transformers lm viz ui docs paper lock release-check clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -69,6 +69,9 @@ planted-results: $(READY) ## copy the page and tables of kedro run --pipelines=p
 	mkdir -p docs/results/planted_truth
 	cp data/planted_truth/planted_truth.md data/planted_truth/calibration.png docs/results/planted_truth/
 	$(call as_csv,data/planted_truth,settings planes calibration detectors gate,docs/results/planted_truth)
+
+ship: results    ## ship the last study's SAEs with the project, and write the cards of what is shipped
+	$(BIN)/python docs/ship.py --study data
 
 transformers: $(READY) ## train the shipped transformers again (hours; weights differ between machines)
 	$(BIN)/python benchmarks/ship_transformers.py data/shipped --shipped early_stop

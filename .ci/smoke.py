@@ -2,8 +2,9 @@
 
     python -I smoke.py VERSION [lm]
 
-It trains two tiny SAEs, uses them with every command, and checks the messages about optional parts
-that are not installed. With `lm` it also loads a shipped transformer, which needs that extra.
+It trains two tiny SAEs, uses them with every command, loads a shipped transformer, compares two
+shipped SAEs on its activations, and checks the messages about optional parts that are not
+installed. With `lm` it builds the shipped transformer with its hooks, which needs that extra.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from husai.transformer import TrainedTransformer
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "husai"
 PROJECT_ALONE = ("kedro", "mlflow", "ray", "transformer_lens", "matplotlib")
@@ -85,7 +90,7 @@ def check_limits() -> None:
     from husai.errors import InputError
 
     assert "no such folder" in husai("studies", code=2)
-    asked: list[tuple[Callable[[], object], str]] = [(load_shipped, "lm")]
+    asked: list[tuple[Callable[[], object], str]] = [(load_shipped().build, "lm")]
     asked += [
         (partial(importlib.import_module, f"husai.{room}"), "project") for room in PROJECT_ROOMS
     ]
@@ -98,22 +103,45 @@ def check_limits() -> None:
         assert f"pip install 'husai[{extra}]'" in said, said
 
 
-def load_shipped() -> None:
+def load_shipped() -> TrainedTransformer:
     """Load a shipped transformer, which is measured to do what the manifest says."""
     from husai.tasks import modular_dataset
     from husai.transformer import TransformerChoice, load_shipped, shipped_transformers
 
     first = shipped_transformers()[0]
     choice = TransformerChoice(seed=first.seed, shipped=first.shipped)
-    load_shipped(choice, modular_dataset(first.task))
+    return load_shipped(choice, modular_dataset(first.task))
+
+
+def check_shipped() -> None:
+    """Compare two shipped SAEs on the activations of the transformer that they read."""
+    import torch
+
+    from husai.sae import load_sae, shipped_saes
+    from husai.transformer import answer_activations
+
+    saes = shipped_saes()[-2:]
+    model = load_shipped()
+    identity = load_sae(saes[0]).provenance["study"]["transformer"]
+    assert identity == model.identity(), f"{saes[0]} reads {identity}"
+    numbers = torch.arange(model.vocabulary.modulus)
+    a, b = torch.cartesian_prod(numbers, numbers).T
+    found = answer_activations(model.state_dict, a, b, model.vocabulary, model.model_config)
+    np.save("pairs.npy", found.resid_post.detach().numpy())
+    said = husai("compare", *saes, "--activations", "pairs.npy", "--fail-under", "0.7")
+    assert "PW-MCC" in said
+    for room in ("sae", "transformer"):
+        folder = Path(importlib.import_module(f"husai.{room}").__file__ or "").parent
+        assert (folder / "shipped" / "README.md").is_file(), f"{room}: no card"
 
 
 if __name__ == "__main__":
     if sys.argv[2:] == ["lm"]:
-        load_shipped()
-        print("a shipped transformer loads")
+        load_shipped().build()
+        print("a shipped transformer has its hooks")
     else:
         check_package(sys.argv[1])
         check_commands()
+        check_shipped()
         check_limits()
         print("smoke test passed")

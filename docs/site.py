@@ -16,7 +16,10 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *(f"src/husai/{room}/shipped/README.md" for room in ("transformer", "sae")),
+)
 FOLDERS = ("benchmarks/results", "conf/team", "notebooks")
 LINK = re.compile(r"(\]\(|<img src=\")(?!https?:|#|mailto:)([^)\"#]+)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)

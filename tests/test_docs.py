@@ -21,6 +21,7 @@ PAGES = sorted(
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "benchmarks" / "results").rglob("*.md"),
         *(ROOT / "notebooks").glob("*.md"),
+        *(ROOT / "src" / "husai").rglob("*.md"),
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     ]
 )

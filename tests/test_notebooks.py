@@ -26,8 +26,8 @@ def cell(source: str) -> dict[str, Any]:
     return {"cell_type": "code", "source": source.splitlines(keepends=True), "outputs": []}
 
 
-def test_there_are_four_notebooks() -> None:
-    assert [name[0] for name in NOTEBOOKS] == ["1", "2", "3", "4"]
+def test_there_are_five_notebooks() -> None:
+    assert [name[0] for name in NOTEBOOKS] == ["1", "2", "3", "4", "5"]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -92,3 +92,17 @@ def test_the_computation_by_hand_agrees_with_the_library() -> None:
     )
     assert len(by_hand) == 2
     assert by_hand == library
+
+
+def test_features_of_shipped_saes_need_no_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fifth notebook runs from the package alone, and has the tables that were saved."""
+    monkeypatch.setenv("HUSAI_DATA_DIR", "no study is here")
+    notebook = json.loads((FOLDER / "5_shipped_saes.ipynb").read_text())
+    again = runner().run_notebook(notebook)["cells"]
+
+    def tables(cells: list[Any]) -> list[str]:
+        outputs = [output["data"] for one in cells for output in one.get("outputs", ())]
+        return ["".join(data["text/html"]) for data in outputs if "text/html" in data]
+
+    assert len(tables(again)) == 4
+    assert tables(again) == tables(notebook["cells"])

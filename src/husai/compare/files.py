@@ -42,7 +42,7 @@ def load_saes(
         When one is given twice, does not exist, cannot be read, or has numbers that are not
         finite.
     """
-    from husai.sae.formats import find_saes, is_remote, resolved
+    from husai.sae.formats import find_saes, is_address, resolved
 
     places, below, known, sources = [], [], [], []
     for path in paths:
@@ -52,7 +52,7 @@ def load_saes(
         places += found if several else [root]
         below += [len(one.relative_to(root).parts) if several else 1 for one in found]
         known += [known_hints] * len(found)
-        sources += [{"source": str(path)} if is_remote(path) else {}] * len(found)
+        sources += [{"source": str(path)} if is_address(path) else {}] * len(found)
     saes = [
         load_one(place, name, format, known_hints)
         for place, name, known_hints in zip(places, short_names(places, below), known, strict=True)
@@ -103,8 +103,18 @@ def load_one(
 
 
 def _settled(sae: TrainedSAE) -> tuple[bool | None, float | None]:
-    """Return whether an SAE had settled, and its motion, from the decoders saved in its file."""
+    """Return whether an SAE had settled, and its motion.
+
+    They are measured on the earlier decoders in its file; a file without these may state them.
+    """
     training = sae.provenance.get("training", {})
+    stated = sae.provenance.get("gate")
+    if not sae.snapshots and isinstance(stated, dict):
+        settled, motion = stated.get("settled"), stated.get("motion")
+        return (
+            settled if isinstance(settled, bool) else None,
+            motion if isinstance(motion, float) else None,
+        )
     if not sae.snapshots or not {"steps", "decay_fraction"} <= set(training):
         return None, None
     live = [sae.density.numpy() > 0] if len(sae.density) else None

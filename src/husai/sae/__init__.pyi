@@ -8,6 +8,7 @@ from .bank import SAEBank, geometric_median, group_into_banks
 from .config import BankTrainingConfig, SAEConfig
 from .formats import detect_format, export_sae, load_dictionary, load_sae
 from .metrics import evaluate, loss_recovered
+from .shipped import shipped_saes
 from .train import train_bank
 from .trained import TrainedSAE, from_tensors, load_trained, save_sae, to_tensors
 
@@ -31,6 +32,7 @@ __all__ = [
     "loss_recovered",
     "register_architecture",
     "save_sae",
+    "shipped_saes",
     "to_tensors",
     "train_bank",
 ]

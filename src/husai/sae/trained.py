@@ -43,7 +43,7 @@ class TrainedSAE:
         ``[d_sae]``; a latent is active if its pre-activation is above its threshold. ``None`` for
         relu and topk.
     W_dec_init
-        Decoder rows before the first step ``[d_sae, d_in]``.
+        Decoder rows before the first step ``[d_sae, d_in]``; NaN where they are not known.
     metrics
         Measured on held-out rows at the end of training; see :func:`husai.sae.metrics.evaluate`.
     history
@@ -101,9 +101,10 @@ def to_tensors(sae: TrainedSAE) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         "b_enc": sae.b_enc,
         "W_dec": sae.W_dec,
         "b_dec": sae.b_dec,
-        "W_dec_init": sae.W_dec_init,
         "density": sae.density,
     }
+    if not sae.W_dec_init.isnan().all():
+        tensors["W_dec_init"] = sae.W_dec_init
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold
     if len(sae.history):
@@ -157,7 +158,7 @@ def _from_tensors(
             f"{origin}: file version {header.get('version')}, but this release reads version "
             f"{FILE_VERSION}; train the SAE again"
         )
-    missing = {"W_enc", "b_enc", "W_dec", "b_dec", "W_dec_init", "density"} - set(tensors)
+    missing = {"W_enc", "b_enc", "W_dec", "b_dec", "density"} - set(tensors)
     if missing:
         raise InputError(f"{origin}: tensors missing: {', '.join(sorted(missing))}")
     provenance = header.get("provenance", {})
@@ -183,6 +184,8 @@ def _from_tensors(
     }
     if "threshold" in tensors:
         shapes["threshold"] = (d_sae,)
+    unknown = torch.full((d_sae, d_in), torch.nan)
+    tensors = {"W_dec_init": unknown, **tensors}
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape or d_sae != config.d_sae:
             raise InputError(f"{origin}: {name} is {tuple(tensors[name].shape)}, expected {shape}")

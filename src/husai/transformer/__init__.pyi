@@ -1,6 +1,7 @@
 from .checkpoints import CheckpointStore
 from .config import TransformerChoice, TransformerConfig, TransformerTrainingConfig
 from .evaluation import evaluate_transformer
+from .functional import answer_activations
 from .measures import (
     FourierStructure,
     fourier_structure,
@@ -26,6 +27,7 @@ __all__ = [
     "TransformerChoice",
     "TransformerConfig",
     "TransformerTrainingConfig",
+    "answer_activations",
     "build_transformer",
     "evaluate_transformer",
     "fourier_structure",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -13,9 +13,10 @@ from torch import Tensor
 from husai.errors import InputError
 from husai.tasks.modular import SPLITS, ModularDataset, Split, Vocabulary
 from husai.transformer.device import resolve_device
+from husai.transformer.functional import functional_logits, has_functional_form
 from husai.transformer.model import TrainedTransformer
 
-# rows evaluated at a time with the hooked model: its cache of all hooks needs the most memory
+# rows evaluated at a time: the hooked model's cache of all hooks needs the most memory
 EVALUATION_ROWS = 4096
 
 
@@ -24,6 +25,8 @@ def evaluate_transformer(
     transformer: TrainedTransformer, dataset: ModularDataset, device: str = "cpu"
 ) -> dict[str, float | None]:
     """Measure the loss and accuracy of a trained model on every split.
+
+    Models with a functional form (see :mod:`husai.transformer.functional`) need no TransformerLens.
 
     Parameters
     ----------
@@ -50,15 +53,31 @@ def evaluate_transformer(
             f"the dataset is {_describe(dataset.vocabulary)}, but the model was trained on "
             f"{_describe(transformer.vocabulary)}"
         )
-    where = resolve_device(device)
-    model = transformer.build(where)
-    position = dataset.vocabulary.answer_position
-    tokens = torch.tensor(dataset.tokens()).to(where)
+    forward = _answer_logits(transformer, resolve_device(device))
+    tokens = torch.tensor(dataset.tokens())
     answers = torch.tensor(dataset.answers())
-    parts = [model(chunk)[:, position].cpu() for chunk in torch.split(tokens, EVALUATION_ROWS)]
+    parts = [forward(chunk).cpu() for chunk in torch.split(tokens, EVALUATION_ROWS)]
     rows = {split: torch.tensor(dataset.rows(split)) for split in SPLITS}
     metrics = split_metrics(torch.cat(parts), answers, rows)
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}
+
+
+def _answer_logits(
+    transformer: TrainedTransformer, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return a function from tokens ``[n, n_ctx]`` to the logits ``[n, d_vocab]`` of the answer."""
+    words, config = transformer.vocabulary, transformer.model_config
+    if has_functional_form(config):
+        weights = {name: value.to(device) for name, value in transformer.state_dict.items()}
+
+        def functional(tokens: Tensor) -> Tensor:
+            tokens = tokens.to(device)
+            a, b = tokens[:, words.position_a], tokens[:, words.position_b]
+            return functional_logits(weights, a, b, words, config)
+
+        return functional
+    model = transformer.build(device)
+    return lambda tokens: model(tokens.to(device))[:, words.answer_position]
 
 
 def split_metrics(

@@ -7,7 +7,7 @@ their tensors, and :mod:`~husai.sae.formats.reading` has the type of the result.
 from husai.sae.format_names import Format, WrittenFormat
 from husai.sae.formats.conversion import convert
 from husai.sae.formats.detect import detect_format, find_saes
-from husai.sae.formats.hub import is_remote
+from husai.sae.formats.hub import is_address
 from husai.sae.formats.inspection import inspect_sae, inspection_text
 from husai.sae.formats.loading import (
     export_sae,
@@ -32,7 +32,7 @@ __all__ = [
     "find_saes",
     "inspect_sae",
     "inspection_text",
-    "is_remote",
+    "is_address",
     "load_dictionary",
     "load_sae",
     "read",

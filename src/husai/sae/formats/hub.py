@@ -1,7 +1,8 @@
-"""Download SAEs from the Hugging Face hub: ``hf://OWNER/REPO/FOLDER``, and names of SAELens.
+"""Find SAEs at addresses: of the Hugging Face hub, of SAELens' list, and those shipped with HUSAI.
 
-Downloads go through `huggingface_hub`, with the user's cache, tokens and offline mode
-(``HF_HUB_OFFLINE=1``).
+``hf://OWNER/REPO/FOLDER`` and ``saelens://RELEASE/ID`` are downloaded, ``husai://SETTING/SEED`` is
+a file of the package. Downloads go through `huggingface_hub`, with the user's cache, tokens and
+offline mode (``HF_HUB_OFFLINE=1``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 from husai.boundary import reading
 from husai.errors import InputError
 from husai.sae.formats.reading import Hints
+from husai.sae.shipped import ADDRESS as SHIPPED
+from husai.sae.shipped import shipped_path
 
 HUB, SAELENS = "hf://", "saelens://"
 
@@ -26,9 +29,9 @@ _ADDRESS = re.compile(
 )
 
 
-def is_remote(path: str | Path) -> bool:
-    """Whether a path is an address on the hub."""
-    return str(path).startswith((HUB, SAELENS))
+def is_address(path: str | Path) -> bool:
+    """Whether a path is an address and not a place on this machine."""
+    return str(path).startswith((HUB, SAELENS, SHIPPED))
 
 
 def local_path(path: str | Path) -> Path:
@@ -56,6 +59,8 @@ def resolve(path: str | Path) -> tuple[Path, Hints]:
         return _download(hub), hints
     if address.startswith(HUB):
         return _download(address), Hints()
+    if address.startswith(SHIPPED):
+        return shipped_path(address), Hints()
     return Path(path), Hints()
 
 

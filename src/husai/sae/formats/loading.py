@@ -51,7 +51,8 @@ def read(path: str | Path, format: Format | None = None, hints: Hints | None = N
     ----------
     path
         A file or folder of any project, a folder with one SAE somewhere below,
-        ``hf://OWNER/REPO/FOLDER``, or ``saelens://RELEASE/ID``.
+        ``hf://OWNER/REPO/FOLDER``, ``saelens://RELEASE/ID``, or ``husai://SETTING/SEED`` for one
+        that is shipped (:func:`husai.sae.shipped_saes`).
     format
         If left out, :func:`detect_format` finds it.
     hints
@@ -78,7 +79,7 @@ def resolved(path: str | Path, hints: Hints | None = None) -> tuple[Path, Hints]
     Raises
     ------
     InputError
-        When it is on the hub and cannot be downloaded.
+        When it is an address, and cannot be downloaded or is not shipped.
     """
     place, stated = resolve(path)
     given = hints or Hints()
