@@ -72,6 +72,7 @@ planted-results: $(READY) ## copy the page and tables of kedro run --pipelines=p
 
 ship: results    ## ship the last study's SAEs with the project, and write the cards of what is shipped
 	$(BIN)/python docs/ship.py --study data
+	$(BIN)/python notebooks/run.py 5_shipped_saes.ipynb
 
 transformers: $(READY) ## train the shipped transformers again (hours; weights differ between machines)
 	$(BIN)/python benchmarks/ship_transformers.py data/shipped --shipped early_stop

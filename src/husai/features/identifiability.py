@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from husai.consistency.inference.ranks import rank_correlation
 from husai.errors import InputError
 from husai.features.cards import FeatureCards, unit_decoder
 from husai.matching.match import unit_rows
@@ -190,8 +191,8 @@ def code_identifiability(
                 "jaccard": float(np.nanmean(jaccard)),
                 "jaccard_null": float(np.nanmean(null)),
                 "explained": pursuit.explained,
-                "correlation": joined["pursuit_agreement"].corr(
-                    joined["reproducibility"], method="spearman"
+                "correlation": rank_correlation(
+                    joined["pursuit_agreement"], joined["reproducibility"]
                 ),
             }
         )

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from husai.consistency.inference.intervals import seed_interval
+from husai.consistency.inference.ranks import rank_correlation
 from husai.features.cards import FeatureCards
 from husai.features.config import FeaturesConfig
 
@@ -85,7 +85,9 @@ def _over_seeds(
         for t in range(s + 1, n):
             both = part[(first == s) & (second == t)]
             W[s, t] = W[t, s] = (
-                _rank_correlation(both) if column == "cosine_predicts" else both[column].mean()
+                rank_correlation(both["similarity"], both["function"])
+                if column == "cosine_predicts"
+                else both[column].mean()
             )
     if np.isnan(W).any():
         known = W[np.triu_indices(n, 1)]
@@ -94,10 +96,3 @@ def _over_seeds(
     bounds = (0.0, 1.0) if column == "similarity" else (-1.0, 1.0)
     found = seed_interval(W, level=level, bounds=bounds)
     return {column: found.mean, f"{column}_low": found.low, f"{column}_high": found.high}
-
-
-def _rank_correlation(part: pd.DataFrame) -> float:
-    known = part[["similarity", "function"]].dropna()
-    if len(known) < 3 or known.nunique().min() < 2:
-        return np.nan
-    return float(spearmanr(known["similarity"], known["function"]).statistic)

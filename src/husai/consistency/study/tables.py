@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from husai.consistency.analyses.curves import (
     against_width,
@@ -17,6 +16,7 @@ from husai.consistency.analyses.curves import (
 )
 from husai.consistency.config import ConsistencyConfig
 from husai.consistency.inference.intervals import mean_interval
+from husai.consistency.inference.ranks import rank_correlation
 from husai.consistency.scores.score import CLAIM_KINDS
 from husai.consistency.study.beside import BESIDE
 from husai.consistency.study.matched import FOLLOWED, orders_in_contrasts
@@ -240,21 +240,13 @@ def correlates_table(features: pd.DataFrame, *, level: float = 0.95) -> pd.DataF
                 rows.append({**line, "reason": "not known"})
                 continue
             found = [
-                _rank_correlation(own["reproducibility"], own[covariate])
+                rank_correlation(own["reproducibility"], own[covariate])
                 for _, own in group.groupby("id", sort=False)
             ]
-            known = [value for value in found if value is not None]
-            if len(known) < len(found):
+            if np.isnan(found).any():
                 rows.append({**line, "reason": "does not vary, or is not known, in some SAE"})
                 continue
-            interval = mean_interval(known, level=level, bounds=(-1.0, 1.0))
+            interval = mean_interval(found, level=level, bounds=(-1.0, 1.0))
             line |= {"mean": interval.mean, "low": interval.low, "high": interval.high}
             rows.append({**line, "reason": interval.reason})
     return BESIDE["correlates"].check(pd.DataFrame(rows))
-
-
-def _rank_correlation(x: pd.Series[float], y: pd.Series[float]) -> float | None:
-    both = pd.DataFrame({"x": x, "y": y}).astype("float64").dropna()
-    if len(both) < 4 or both.nunique().min() < 2:
-        return None
-    return float(stats.spearmanr(both["x"], both["y"]).statistic)
