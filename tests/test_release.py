@@ -72,7 +72,7 @@ DOCKERFILE = (TEAM / "Dockerfile").read_text(encoding="utf-8").splitlines()
 
 def copied() -> dict[str, str]:
     """Each file that the image copies from the repository, with its place in the image."""
-    found = {}
+    found: dict[str, str] = {}
     for line in DOCKERFILE:
         if line.startswith("COPY "):
             *sources, target = line.split()[1:]

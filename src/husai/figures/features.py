@@ -17,6 +17,7 @@ from husai.figures.style import (
     GREY,
     dagger_note,
     group_order,
+    outside_legend,
     plain_log,
     require,
     tidy,
@@ -174,13 +175,7 @@ def reproducibility_figure(
             (COLOURS[1], "all other features"),
         ):
             handles.append(Line2D([], [], color=colour, marker="o", ms=4, ls="", label=label))
-    figure.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=2,
-        fontsize=FONT - 1,
-        frameon=False,
-    )
+    outside_legend(figure, handles, columns=2, side="upper")
     return figure
 
 

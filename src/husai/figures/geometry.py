@@ -24,6 +24,7 @@ from husai.figures.style import (
     GREY,
     LINES,
     not_available,
+    outside_legend,
     plain_log,
     styles,
     tidy,
@@ -74,14 +75,7 @@ def activation_figure(
     plain_log(rates, "y")
     for axis in axes:
         tidy(axis)
-    figure.legend(
-        loc="outside lower center",
-        ncols=3,
-        fontsize=FONT - 1,
-        frameon=False,
-        title="† not converged" if unconverged else None,
-        title_fontsize=FONT - 1,
-    )
+    outside_legend(figure, title="† not converged" if unconverged else None)
     return figure
 
 
@@ -182,9 +176,7 @@ def circle_figure(
     ]
     if set(unconverged) & set(shown):
         handles.append(Line2D([], [], ls="", label="† not converged"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=3, fontsize=FONT - 1, frameon=False
-    )
+    outside_legend(figure, handles)
     return figure
 
 
@@ -245,13 +237,9 @@ def geometry_figure(
     )
     for axis in (spectrum, nearest, aligned):
         tidy(axis)
-    figure.legend(
-        loc="outside lower center",
-        ncols=3,
-        fontsize=FONT - 1,
-        frameon=False,
+    outside_legend(
+        figure,
         title="participation ratio in brackets" + ("; † not converged" if unconverged else ""),
-        title_fontsize=FONT - 1,
     )
     return figure
 
@@ -341,9 +329,7 @@ def symmetry_figure(symmetries: pd.DataFrame, *, max_groups: int = 6) -> Figure:
         handles.append(Line2D([], [], color=GREY, ls=":", label="two seeds, same inputs"))
     if any(shown.values()):
         handles.append(Line2D([], [], ls="", label="† not converged"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=3, fontsize=FONT - 1, frameon=False
-    )
+    outside_legend(figure, handles)
     return figure
 
 

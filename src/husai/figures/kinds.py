@@ -16,6 +16,7 @@ from husai.figures.style import (
     GREY,
     dagger_note,
     group_order,
+    outside_legend,
     require,
     tidy,
     unconverged_gate,
@@ -105,8 +106,9 @@ def kinds_figure(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
     )
     axis.set_yticks(np.linspace(0, 1, 6))
     tidy(axis)
-    figure.legend(
-        handles=[
+    outside_legend(
+        figure,
+        [
             Line2D(
                 [],
                 [],
@@ -120,10 +122,8 @@ def kinds_figure(features: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
             Line2D([], [], color="black", lw=1.4, label="mean"),
             Patch(color=GREY, alpha=0.25, label="chance: the middle 90 % of permuted features"),
         ],
-        loc="outside upper center",
-        ncols=2,
-        fontsize=FONT - 1,
-        frameon=False,
+        columns=2,
+        side="upper",
     )
     if any_open:
         dagger_note(figure)

@@ -22,6 +22,7 @@ from husai.figures.style import (
     dagger_note,
     group_order,
     not_available,
+    outside_legend,
     plain_log,
     require,
     score_name,
@@ -103,9 +104,7 @@ def scores_figure(groups: pd.DataFrame, *, score: str = "pw_mcc", signed: bool =
         axis.set_axisbelow(True)
         tidy(axis)
     handles = legend_handles(chosen, look, "", upright=True)
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False
-    )
+    outside_legend(figure, handles, columns=4)
     return figure
 
 
@@ -277,13 +276,7 @@ def settings_figure(
             axis.xaxis.set_major_locator(FixedLocator(values))
     axes[0].set_ylabel(score_name(score, signed), size=FONT)
     handles = legend_handles(drawn, look, "-")
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=4 if len(panels) > 1 else 3,
-        fontsize=FONT - 1,
-        frameon=False,
-    )
+    outside_legend(figure, handles, columns=4 if len(panels) > 1 else 3)
     return figure
 
 

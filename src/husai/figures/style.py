@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -101,6 +102,28 @@ def require(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
     missing = [column for column in columns if column not in table.columns]
     if missing or table.empty:
         raise InputError(f"{name}: {f'columns {missing} are missing' if missing else 'no row'}")
+
+
+def outside_legend(
+    figure: Figure,
+    handles: Sequence[Artist] | None = None,
+    *,
+    columns: int = 3,
+    side: Literal["lower", "upper"] = "lower",
+    title: str | None = None,
+) -> None:
+    """Draw one legend below or above all axes; without handles, of the labels in the axes."""
+    given: dict[str, Any] = {"loc": f"outside {side} center"}
+    if handles is not None:
+        given["handles"] = handles
+    figure.legend(
+        **given,
+        ncols=columns,
+        fontsize=FONT - 1,
+        frameon=False,
+        title=title,
+        title_fontsize=FONT - 1,
+    )
 
 
 def dagger_note(figure: Figure) -> None:

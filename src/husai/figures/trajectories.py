@@ -20,6 +20,7 @@ from husai.figures.style import (
     GREY,
     LINES,
     not_available,
+    outside_legend,
     styles,
     tidy,
     unconverged_gate,
@@ -91,9 +92,7 @@ def training_figure(trajectories: pd.DataFrame, *, max_columns: int = 5) -> Figu
         handles.append(
             Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label="† not converged")
         )
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=4, fontsize=FONT - 1, frameon=False
-    )
+    outside_legend(figure, handles, columns=4)
     return figure
 
 
