@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from husai.compare.files import load_one
 from husai.errors import InputError
@@ -81,6 +82,13 @@ def test_a_card_has_the_checksum_of_every_file(path: Path) -> None:
     sums = {hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     assert set(re.findall(r"\b[0-9a-f]{64}\b", CARDS[path])) == sums
     assert len(sums) == len(files)
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parents[1].name)
+def test_the_hub_reads_the_head_of_a_card(path: Path) -> None:
+    about = ModelCard(CARDS[path]).data.to_dict()
+    assert (about["license"], about["library_name"]) == ("mit", "husai")
+    assert len(about["tags"]) >= 4
 
 
 def test_the_files_hold_what_is_needed_and_no_more() -> None:
