@@ -91,6 +91,18 @@ def test_the_hub_reads_the_head_of_a_card(path: Path) -> None:
     assert len(about["tags"]) >= 4
 
 
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parents[1].name)
+def test_the_example_of_a_card_runs(path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", CARDS[path], re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(example, found)
+    if "codes" in found:
+        shape = re.search(r"# \[(\d+), (\d+)\]", example)
+        assert shape is not None
+        assert found["codes"].shape == tuple(map(int, shape.groups()))
+        assert found["codes"].any(dim=1).all()
+
+
 def test_the_files_hold_what_is_needed_and_no_more() -> None:
     assert len(EVERY) == len(list(FOLDER.rglob("*.safetensors")))
     for address in EVERY:
