@@ -128,7 +128,8 @@ def check_shipped() -> None:
     a, b = torch.cartesian_prod(numbers, numbers).T
     found = answer_activations(model.state_dict, a, b, model.vocabulary, model.model_config)
     np.save("pairs.npy", found.resid_post.detach().numpy())
-    said = husai("compare", *saes, "--activations", "pairs.npy", "--fail-under", "0.7")
+    options = ("--activations", "pairs.npy", "--null-draws", "0", "--fail-under", "0.7")
+    said = husai("compare", *saes, *options)
     assert "PW-MCC" in said
     for room in ("sae", "transformer"):
         folder = Path(importlib.import_module(f"husai.{room}").__file__ or "").parent
