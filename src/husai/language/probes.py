@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,7 +37,8 @@ Floats = NDArray[np.float64]
 RIDGES = tuple(float(10.0**power) for power in range(-3, 4))
 """Ridge penalties that are tried, as multiples of the mean eigenvalue of the Gram matrix."""
 
-ENCODED_ROWS = 4096
+ENCODED_ROWS = 1024
+"""Rows encoded at once. Their codes stay in the processor's cache; more rows take longer."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,19 @@ def probe_tasks(text: TextConfig, config: ProbesConfig, model: LanguageModel) ->
     """
     if text.label is None:
         raise InputError("probe_text.label: probes need the column of the labels; give its name")
-    found: dict[str, list[tuple[str, str]]] = {}
     source = text.model_copy(update={"files": config.files, "shuffle_documents": 0})
-    for document in read_documents(source):
-        if document.label:
-            found.setdefault(document.source, []).append((document.text, document.label))
+    if not config.files and not config.n_tasks:
+        return
     given = 0
-    for name, documents in found.items():
-        if not config.files and given == config.n_tasks:
-            return
+    # file by file, so that files after the last task are not read
+    for name, of_file in groupby(read_documents(source), lambda document: document.source):
+        documents = [(one.text, one.label) for one in of_file if one.label]
         task = _task(name, documents, config, model)
         if task is not None:
             given += 1
             yield task
+            if not config.files and given == config.n_tasks:
+                return
         elif config.files:
             raise InputError(
                 f"probes.files: {name} has fewer than {config.documents // 2} documents of two "
@@ -355,10 +356,9 @@ def probe_saes(
             for sae_id, group, seed in known[["sae_id", "group", "seed"]].to_numpy():
                 one = {"sae_id": sae_id, "group": group, "seed": int(seed)}
                 pooled = _pooled_codes(saes[sae_id], values, kept)
+                best = select_latents(pooled, task.label, task.test, max(config.k, default=0))
                 for k in (*config.k, 0):
-                    selected = np.arange(pooled.shape[1])
-                    if k:
-                        selected = select_latents(pooled, task.label, task.test, k)
+                    selected = best[:k] if k else np.arange(pooled.shape[1])
                     fit = linear_probe(pooled[:, selected], task.label, task.test)
                     listed = json.dumps(selected.tolist() if k else [])
                     rows.append({**base, **one, "k": k, **fit._asdict(), "selected": listed})

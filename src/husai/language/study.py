@@ -32,7 +32,7 @@ from husai.language.evaluation import (
 )
 from husai.language.extraction import held_out_contexts
 from husai.language.model import LanguageModel, load_language_model
-from husai.language.probes import ProbeTables, probe_saes, probe_tasks
+from husai.language.probes import ProbeTables, Task, probe_saes, probe_tasks
 from husai.sae import TrainedSAE, load_trained
 from husai.storage import TensorFiles
 from husai.text import TextConfig, Tokens
@@ -159,11 +159,12 @@ def probe_plan(
         Confidence level of the intervals.
     """
     found: list[ProbeTables] = []
+    tasks: list[Task] = []
     for which in ("trained", "untrained"):
         model: LanguageModel | None = None
         for hook in saes_by_hook(plan, saes, activations, which):
             model = model or load_language_model(language_model, trained=which == "trained")
-            tasks = list(probe_tasks(text, config, model))
+            tasks = tasks or list(probe_tasks(text, config, model))
             tables = probe_saes(
                 model, tasks, hook.plan, hook.saes, hook.place, reading, config, level=level
             )

@@ -83,7 +83,8 @@ class TrainedSAE:
             raise InputError(
                 f"x: width {x.shape[-1]}, but this SAE reads activations of width {self.d_in}"
             )
-        pre = (x - self.b_dec.to(x)) @ self.W_enc.to(x) + self.b_enc.to(x)
+        pre = (x - self.b_dec.to(x)) @ self.W_enc.to(x)
+        pre += self.b_enc.to(x)
         if self.threshold is not None:
             return active_latents("threshold", pre, threshold=self.threshold.to(x))
         selects_rows = architecture(self.config.architecture).selection == "row"

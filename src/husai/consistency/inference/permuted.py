@@ -58,7 +58,9 @@ class PermutedPool:
         self, decoders: Sequence[ArrayLike], encoders: Sequence[ArrayLike] | None = None
     ) -> None:
         pool = pooled(decoders)
-        _, singular, axes = np.linalg.svd(pool, full_matrices=encoders is not None)
+        # all d axes; with d rows or more the thin decomposition has them without a [N, N] matrix
+        all_axes = encoders is not None and len(pool) < pool.shape[1]
+        _, singular, axes = np.linalg.svd(pool, full_matrices=all_axes)
         rank = int((singular > 1e-9 * singular[0]).sum())
         self.basis: Rows = axes if encoders is not None else axes[:rank]
         sides = [pool]

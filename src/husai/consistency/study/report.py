@@ -137,17 +137,18 @@ def consistency_report(
     nulls = NullCache(config, covariance, spaces)
     gathered = _Gathered(config, nulls)
     for space, span in spaces.items():
-        live = full
-        if span is not None:
-            live = {
-                name: [live_sae(record, config.dead, span, metric=metric) for record in group]
-                for name, group in members.items()
-            }
-        for name, group in live.items():
+
+        def placed(name: str, span: DataSpan | None = span) -> list[LiveSAE]:
+            if span is None:
+                return full[name]
+            return [live_sae(one, config.dead, span, metric=metric) for one in members[name]]
+
+        # the rows of one group at a time, since those of all would be gigabytes
+        for name in members:
             with step(f"scores of {name} ({space} space)"):
-                gathered.add_group(name, group, space)
+                gathered.add_group(name, placed(name), space)
         if config.across_groups:
-            gathered.add_across(live, space)
+            gathered.add_across({name: placed(name) for name in members}, space)
     groups = pd.DataFrame(gathered.groups)
     for column in ("mean", "low", "high"):
         if column not in groups:  # with one seed everywhere no score is defined
