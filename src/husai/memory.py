@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,3 +45,14 @@ def check_memory(needed: float, what: str, advice: str) -> None:
             f"{what}: this needs about {needed / 1e9:,.1f} GB of memory, and this machine has "
             f"{there / 1e9:,.1f} GB; {advice}"
         )
+
+
+def return_memory() -> None:
+    """Give memory that is no longer used back to the system.
+
+    The C library keeps what was freed, so a process that read a large text stays large. Nothing
+    happens where the C library is not glibc.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,4 +1,4 @@
-"""A Kedro hook that prints every few seconds what the run is doing."""
+"""A Kedro hook that prints every few seconds what the run is doing, and returns freed memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 
+from husai.memory import return_memory
 from husai.progress import Heartbeat, step
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ class SignOfLife:
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
-        """Show the name of the node that runs."""
+        """Show the name of the node that runs.
+
+        What earlier nodes freed goes back to the system first: a node may start more processes.
+        """
+        return_memory()
         self._doing(_short(node))
 
     @hook_impl(trylast=True)
