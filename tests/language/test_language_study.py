@@ -122,6 +122,12 @@ def test_function_is_sampled_in_the_model(study):
     partners = pd.read_parquet(study / "language" / "partners.parquet")
     assert (partners.groupby("id")["latent"].nunique() <= 3).all()
     assert (partners["function_se"] >= 0).all()
+    page = (study / "reporting" / "language_function.md").read_text()
+    assert f"is {strata['function'].iloc[0]:.2f}" in page
+    assert strata["note"][0] in page
+    assert "nan" not in page.lower()
+    by_cosine = strata[strata["by"] == "cosine"]
+    assert by_cosine["n_pairs"].sum() == strata["n_pairs"].iloc[0]
 
 
 def test_every_sae_is_measured_probed_and_described(study):

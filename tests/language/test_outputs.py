@@ -59,3 +59,29 @@ def test_other_rows_and_means_are_refused(tmp_path, models, tokens):
         TokenOutputs(model, text, (HOOK, "all"), READING, values[1:])
     with pytest.raises(InputError, match="mean"):
         TokenOutputs(model, text, (HOOK, "mean"), READING, values)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_pass_that_goes_on_from_a_block_equals_the_whole_pass(models, kind):
+    model = models[kind]
+    ids = torch.randint(5, 65, (3, 9), generator=torch.Generator().manual_seed(0))
+    attention = (torch.arange(9) < torch.tensor([[9], [6], [4]])).long()
+
+    def change(value):
+        return 0.5 * value.flip(-1)
+
+    wanted = model.outputs(ids, attention, "blocks.0.hook_out", change)
+    after = model.block_output(ids, attention, "blocks.0.hook_out")
+    found = model.outputs(ids, attention, "blocks.0.hook_out", change, after=after)
+    kept = attention.bool()
+    assert torch.allclose(found[kept], wanted[kept], atol=1e-5)
+    # the model is as it was
+    whole = model.outputs(ids, attention)
+    assert torch.allclose(model.outputs(ids, attention, after=after)[kept], whole[kept], atol=1e-5)
+    assert not torch.allclose(wanted[kept], whole[kept], atol=1e-2)
+
+
+def test_a_pass_goes_on_from_the_output_of_a_block_alone(models):
+    ids = torch.full((1, 4), 7)
+    for hook in ("blocks.2.hook_out", "blocks.0.hook_in", "blocks.0.attn.hook_out"):
+        assert models["gpt2"].block_output(ids, torch.ones_like(ids), hook) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from husai.features.cards import FeatureCards
 from husai.features.config import FeaturesConfig
 
 _TAILS = ("", "_negative", "_random")
+
+COSINES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+"""Edges of the classes of pairs by |cosine|."""
 
 
 def function_strata(
@@ -35,8 +39,9 @@ def function_strata(
     Returns
     -------
     pandas.DataFrame
-        A row per stratum: all features, each kind of label, and ``config.strata`` groups of
-        equally many features by how often they fire.
+        A row per stratum: all features, each kind of label, ``config.strata`` groups of
+        equally many features by how often they fire, and the classes of pairs by |cosine|, with
+        ``n_pairs``, the number of pairs whose function is known.
     """
     features = cards.features
     keys = ["id", "latent", "other_id"]
@@ -56,11 +61,22 @@ def function_strata(
         inside = (quarter == q).to_numpy()
         low, high = features.loc[inside, "firing_rate"].agg(["min", "max"])
         strata.append(("activity", f"fires on {low:.2g} to {high:.2g}", inside))
-    rows = []
+    parts: list[tuple[str, str, int, pd.DataFrame]] = []
     for by, name, inside in strata:
         own = features.loc[inside, ["id", "latent"]]
-        part = table.merge(own, on=["id", "latent"])
-        row: dict[str, Any] = {"by": by, "stratum": name, "n_features": len(own)}
+        parts.append((by, name, len(own), table.merge(own, on=["id", "latent"])))
+    for low, high in pairwise(COSINES):
+        near = table["similarity"].between(low, high, inclusive="left" if high < 1 else "both")
+        pairs = table[near]
+        n_own = len(pairs[["id", "latent"]].drop_duplicates())
+        if n_own:
+            parts.append(("cosine", f"|cosine| {low:g} to {high:g}", n_own, pairs))
+    rows = []
+    for by, name, n_features, part in parts:
+        n_pairs = int(part["function"].notna().sum())
+        row: dict[str, Any] = {
+            "by": by, "stratum": name, "n_features": n_features, "n_pairs": n_pairs
+        }  # fmt: skip
         for column in (
             "similarity",
             *(f"{what}{tail}" for what in ("function", "repaired") for tail in _TAILS),

@@ -285,13 +285,14 @@ def model_metrics(
         (span.stop - span.start) * len(ways), "evaluate", "context", disable=not progress
     ) as bar:
         for batch in _batches(model, tokens, place, reading, config, span):
-            clean = model.outputs(batch.ids, batch.attention, embedding=by_change)
+            before = model.block_output(batch.ids, batch.attention, name)
+            clean = model.outputs(batch.ids, batch.attention, embedding=by_change, after=before)
             for way, reconstruct in ways.items():
                 out = clean
                 if reconstruct is not None:
                     change = _changing(batch.changed, reconstruct)
                     out = model.outputs(
-                        batch.ids, batch.attention, name, change, embedding=by_change
+                        batch.ids, batch.attention, name, change, embedding=by_change, after=before
                     )
                 add = _add_change if by_change else _add_loss
                 add(sums[way], clean, out, batch)

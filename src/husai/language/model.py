@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from husai.errors import InputError, needs
 from husai.language.config import LanguageModelConfig
@@ -28,10 +28,22 @@ Kind = Literal["causal", "masked", "encoder"]
 Change = Callable[["torch.Tensor"], "torch.Tensor"]
 
 HEAD = re.compile(r"(.+)\.head(\d+)")
+BLOCK_OUTPUT = re.compile(r"blocks\.(\d+)\.hook_out")
 
 
 class _StopForward(Exception):
     """Raised in a hook to end a forward pass when all wanted values have been read."""
+
+
+class BlockOutput(NamedTuple):
+    """The output ``value`` of a block, ``[batch, position, d]``, from which a pass can go on.
+
+    ``last`` is the block's number, and ``in_tuple`` whether the block returns a tuple.
+    """
+
+    last: int
+    value: torch.Tensor
+    in_tuple: bool
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,7 @@ class LanguageModel:
         change: Change | None = None,
         *,
         embedding: bool = False,
+        after: BlockOutput | None = None,
     ) -> torch.Tensor:
         """Run the model, with a change at one hook if wanted, and return its outputs.
 
@@ -142,6 +155,9 @@ class LanguageModel:
             A hook, and a function that returns new values for its ``[batch, position, d]``.
         embedding
             Return the last block's output instead of the logits; an encoder has no logits.
+        after
+            From :meth:`block_output` of the same tokens and hook: the blocks up to the hook are
+            not run again.
 
         Returns
         -------
@@ -152,7 +168,9 @@ class LanguageModel:
         import torch
 
         hooks: list[tuple[str, Callable[..., Any]]] = []
-        if hook is not None and change is not None:
+        if after is not None and change is not None:
+            after = after._replace(value=change(after.value))
+        elif hook is not None and change is not None:
             apply = change
 
             def splice(value: torch.Tensor, hook_point: Any = None, **_: Any) -> torch.Tensor:
@@ -168,13 +186,56 @@ class LanguageModel:
 
             # added after the change, so that it reads the changed values where both are at one hook
             hooks.append((f"blocks.{int(self.bridge.cfg.n_layers) - 1}.hook_out", read))
-        with torch.no_grad(), suppress(_StopForward):
+        with torch.no_grad(), suppress(_StopForward), self._going_on(after):
             last.append(
                 self.bridge.run_with_hooks(
                     ids.to(self.device), attention_mask=attention.to(self.device), fwd_hooks=hooks
                 )
             )
         return last[0]
+
+    def block_output(
+        self, ids: torch.Tensor, attention: torch.Tensor, hook: str
+    ) -> BlockOutput | None:
+        """Run the model up to a hook, if that is the output of a block that is not the last.
+
+        Parameters
+        ----------
+        ids, attention
+            As for :meth:`values`.
+        hook
+            A hook. With None as the result, a pass that changes it has to run the whole model.
+        """
+        match = BLOCK_OUTPUT.fullmatch(hook)
+        number = int(match.group(1)) if match else -1
+        if not 0 <= number < int(self.bridge.cfg.n_layers) - 1:
+            return None
+        kinds: list[bool] = []
+        handle = self.bridge.blocks[0].register_forward_hook(
+            lambda block, given, output: kinds.append(isinstance(output, tuple))
+        )
+        try:
+            # the hook of the next block, so that the first block has returned
+            value = self.values(ids, attention, [hook, f"blocks.{number + 1}.hook_in"])[hook]
+        finally:
+            handle.remove()
+        return BlockOutput(number, value, kinds[0])
+
+    @contextmanager
+    def _going_on(self, after: BlockOutput | None) -> Iterator[None]:
+        """Let every block up to a given one return this one's output, without running."""
+        if after is None:
+            yield
+            return
+        returned = (after.value,) if after.in_tuple else after.value
+        blocks = list(self.bridge.blocks)[: after.last + 1]
+        try:
+            for block in blocks:
+                vars(block)["forward"] = lambda *given, **options: returned
+            yield
+        finally:
+            for block in blocks:
+                vars(block).pop("forward", None)
 
 
 def _base(name: str) -> str:

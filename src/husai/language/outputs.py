@@ -12,7 +12,7 @@ from husai.config import Position
 from husai.errors import InputError
 from husai.language.config import ReadingConfig
 from husai.language.extraction import batches, row_places
-from husai.language.model import LanguageModel, check_hooks
+from husai.language.model import BlockOutput, LanguageModel, check_hooks
 from husai.text import Tokens
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class TokenOutputs:
             raise InputError(
                 f"rows: {len(self._rows)} given, and {len(self._context)} held-out tokens are read"
             )
+        self._before: dict[int, BlockOutput] = {}
         self.unchanged = self._unchanged()
 
     def _unchanged(self) -> NDArray[np.float32]:
@@ -78,7 +79,13 @@ class TokenOutputs:
         row_of[self._context - self._first, self._place] = np.arange(len(self._rows))
         span = slice(self._first, len(self._tokens))
         for chosen, ids, attention in batches(self._tokens, span, self._batch_tokens):
-            output = self._model.outputs(ids, attention, embedding=True)
+            before = self._model.block_output(ids, attention, self._hook)
+            output = self._model.outputs(ids, attention, embedding=True, after=before)
+            if before is not None:
+                lengths = attention.sum(1).tolist()
+                for context, value, n in zip(chosen.tolist(), before.value, lengths, strict=True):
+                    own = before._replace(value=value[:n].cpu().clone())
+                    self._before[self._first + context] = own
             row = row_of[chosen.numpy(), : ids.shape[1]]
             kept = row >= 0
             where.append(row[kept])
@@ -125,6 +132,19 @@ class TokenOutputs:
                 changed[at] += added.to(changed.device, changed.dtype)
                 return changed
 
-            output = self._model.outputs(ids, attention, self._hook, put, embedding=True)
+            after = self._padded(context, longest)
+            output = self._model.outputs(
+                ids, attention, self._hook, put, embedding=True, after=after
+            )
             yield part, output[at].to("cpu").float().numpy()
             begin = end
+
+    def _padded(self, context: NDArray[np.int64], longest: int) -> BlockOutput | None:
+        """The hook's values in some contexts as they were read, with zeros at padding."""
+        if not self._before:
+            return None
+        known = [self._before[int(one)] for one in context]
+        value = known[0].value.new_zeros(len(known), longest, known[0].value.shape[1])
+        for number, one in enumerate(known):
+            value[number, : len(one.value)] = one.value
+        return known[0]._replace(value=value.to(self._model.device))

@@ -1,6 +1,8 @@
-"""The node that samples what features do in a language model."""
+"""Nodes that sample what features do in a language model, and write the page about it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pandas as pd
 
@@ -23,4 +25,24 @@ def sample_function(
 
     tokens = Tokens.from_file(text_tokens)
     found = language_function(study_features, tokens, language_model, reading, features)
-    return found.strata.assign(note=found.note), found.partners
+    about = {"group": study_features.group.name, "note": found.note}
+    return found.strata.assign(**about), found.partners
+
+
+def write_function_page(
+    run_origin: dict[str, Any],
+    consistency_summary: dict[str, Any],
+    language_model: LanguageModelConfig,
+    features: FeaturesConfig,
+    language_function: pd.DataFrame,
+) -> str:
+    """Write in Markdown whether matched features do the same."""
+    from husai.reporting.function_page import function_page
+
+    return function_page(
+        run_origin,
+        consistency_summary["provenance"],
+        language_model.name,
+        language_function,
+        features.level,
+    )
