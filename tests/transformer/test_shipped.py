@@ -186,3 +186,15 @@ def test_a_model_that_does_not_do_what_the_manifest_says_is_refused(
     assert "its accuracy on the test split is" in refusal(choice_of(FIRST), dataset, folder=folder)
     (folder / MANIFEST).write_text("[{]")
     assert "cannot be read" in refusal(choice_of(FIRST), dataset, folder=folder)
+
+
+def test_loading_needs_no_model_with_hooks(
+    dataset: ModularDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: Any) -> None:
+        raise InputError("transformer_lens is not installed")
+
+    monkeypatch.setattr("husai.transformer.model.build_transformer", absent)
+    trained = load_shipped(choice_of(FIRST), dataset)
+    with pytest.raises(InputError, match="not installed"):
+        trained.build()
