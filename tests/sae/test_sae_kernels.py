@@ -298,3 +298,32 @@ def test_compiled_code_changes_with_sources_in_other_files(tmp_path: Path) -> No
         )
         answers.append(int(done.stdout))
     assert answers == [2, 3]
+
+
+def test_a_run_that_compiles_trains_the_same_weights_as_one_that_reads_the_code(
+    tmp_path: Path,
+) -> None:
+    # a kernel left as a call inside another one is the code that was loaded first: last bits differ
+    script = (
+        "import hashlib, torch\n"
+        "from husai.sae import BankTrainingConfig, SAEConfig, train_bank\n"
+        "torch.set_num_threads(1)\n"
+        "rows = torch.randn(700, 24, generator=torch.Generator().manual_seed(0))\n"
+        "config = SAEConfig(architecture='relu', d_sae=16, l1_coefficient=2.0)\n"
+        "training = BankTrainingConfig(steps=120, batch_size=256, device='cpu', threads=1)\n"
+        "sae = train_bank(rows, [config], training, progress=False)[0]\n"
+        "print(hashlib.sha256(sae.W_enc.numpy().tobytes()).hexdigest())\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    compiled, read = (
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    )
+    assert any(tmp_path.rglob("*.nbi"))
+    assert compiled == read

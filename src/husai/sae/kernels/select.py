@@ -22,7 +22,7 @@ from husai.sae.kernels.types import (
     Parameters,
     kernel,
 )
-from husai.sae.kernels.vectors import LANES, add_and_mask_above, lowest_bit
+from husai.sae.kernels.vectors import LANES, add_and_mask_above, count_above, lowest_bit
 
 FEW = 8
 """Up to as many of a row are found by as many maxima, more by bisection."""
@@ -33,11 +33,14 @@ MASKED = 512
 
 @kernel
 def _count_above(bits: I32, n: int, level: int) -> int:
-    count = np.int32(0)
+    count = np.int64(0)
     level32 = np.int32(level)
-    for i in range(n):
-        count += np.int32(bits[i] > level32)
-    return np.int64(count)
+    whole = n // LANES * LANES
+    for first in range(0, whole, LANES):
+        count += count_above(bits, first, level32)
+    for i in range(whole, n):
+        count += np.int64(bits[i] > level32)
+    return count
 
 
 @kernel
@@ -419,9 +422,11 @@ def select_in_batch(k: int, state: I64, codes: Codes) -> tuple[bool, int]:
     wanted = target + target // 4
     if n > wanted:
         next_level, _, _ = _bracket(codes.bits, n, wanted, target // 16, level)
+    elif n > target + target // 8:
+        next_level = level
     else:
-        # the list fell short of the margin: start about a fifth lower
-        next_level = max(level - (1 << 21), 0)
+        # the next batch could fall short: start about a tenth lower
+        next_level = max(level - (1 << 20), 0)
     _prune_batch(codes, B, n, target)
     return True, next_level
 

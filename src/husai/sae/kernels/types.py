@@ -55,8 +55,15 @@ FAST_MATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def kernel(function: Function) -> Function:
-    """Compile a function when it is first called, and keep the code on disk."""
-    compiled = njit(cache=True, nogil=True, fastmath=FAST_MATH, error_model="numpy")(function)
+    """Compile a function when it is first called, and keep the code on disk.
+
+    It is compiled into every kernel that calls it. A call that is left would go to the code that
+    the process loaded first, the function's own or the caller's copy, and these differ in the last
+    bit: a run that compiles would train other SAEs than one that reads the code from disk.
+    """
+    compiled = njit(
+        cache=True, nogil=True, forceinline=True, fastmath=FAST_MATH, error_model="numpy"
+    )(function)
     stamp_with_sources(compiled)
     return compiled
 

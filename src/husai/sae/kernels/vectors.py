@@ -73,6 +73,21 @@ def mask_above_each(typing: Any, bits: Any, at: Any, levels: Any, first: Any) ->
 
 
 @intrinsic
+def count_above(typing: Any, bits: Any, at: Any, level: Any) -> Any:
+    """How many of ``bits[at + b]`` are above ``level``, all of them int32."""
+    signature = types.int64(bits, types.int64, types.int32)
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = builder.load(
+            _place(context, builder, signature.args[0], args[0], args[1], _INT), align=4
+        )
+        above = builder.icmp_signed(">", values, _spread(builder, args[2], _INT))
+        return builder.zext(builder.ctpop(builder.bitcast(above, _INT)), ir.IntType(64))
+
+    return signature, code
+
+
+@intrinsic
 def lowest_bit(typing: Any, mask: Any) -> Any:
     """Number of the lowest bit that is set in a uint32 that is not 0."""
     signature = types.int64(types.uint32)
