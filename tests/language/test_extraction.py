@@ -111,6 +111,11 @@ def test_a_killed_extraction_continues_to_the_same_bytes(tmp_path, models, token
             assert path.read_bytes() == (again[key].folder / path.name).read_bytes(), path
     calls = 11  # all is there: one pass over a context, for the widths
     extract_stores(model, text, READING, tmp_path / "killed", progress=False)
+    # a shard that is torn later is read again
+    calls = -(10**9)
+    torn.write_bytes(torn.read_bytes()[:40])
+    extract_stores(model, text, READING, tmp_path / "killed", progress=False)
+    assert torn.read_bytes() == (tmp_path / "whole" / torn.parent.name / torn.name).read_bytes()
 
 
 def test_an_untrained_model_has_the_weights_of_its_seed(model_folders, models):

@@ -156,12 +156,13 @@ def test_every_sae_is_measured_probed_and_described(study):
         ("reading", {"untrained": False}, r"reading\.untrained is false"),
         ("text", {"source": "nowhere.jsonl"}, r"nowhere\.jsonl: no such file"),
         ("language_model", {"name": "nowhere/model"}, r"language_model\.name: nowhere/model"),
+        ("evaluation", {"measure": "cross_entropy"}, r"evaluation\.measure: .*no cross-entropy"),
     ],
 )
 def test_bad_input_gives_an_error_of_one_line(
     tmp_path, model_folders, text_path, group, change, message
 ):
-    params = parameters(model_folders["gpt2"], text_path)
+    params = parameters(model_folders["bert_encoder"], text_path)
     params[group] = {**params[group], **change}
     with pytest.raises(StudyError, match=message) as raised:
         run(tmp_path, params)

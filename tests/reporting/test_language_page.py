@@ -15,6 +15,7 @@ from husai.reporting.language_page import (
     by_probe,
     chosen_latents,
     examples,
+    finding,
     metrics_by_group,
     own_features,
 )
@@ -143,3 +144,20 @@ def test_the_picture_has_every_group_and_class():
     assert [text.get_text() for text in right.get_yticklabels()] == ["g", "g untrained"]
     with pytest.raises(InputError, match="by_probe: no row"):
         language_figure(table, probed.iloc[:0])
+
+
+def test_the_finding_names_the_groups_that_come_back_most_and_least():
+    rows = [
+        {"group": "topk", "everywhere": 0.1, "converged": False},
+        {"group": "relu", "everywhere": 0.4, "converged": True},
+        {"group": "batch", "everywhere": 0.2, "converged": pd.NA},
+        {"group": "one seed", "everywhere": None, "converged": True},
+        {"group": "batch untrained", "everywhere": 0.02},
+        {"group": "topk untrained", "everywhere": 0.01},
+    ]
+    found = finding(rows, {"topk untrained", "batch untrained"})
+    assert found is not None
+    assert (found.most["group"], found.least["group"]) == ("relu", "topk")
+    assert found.twin is rows[-1]
+    assert (found.n_groups, found.n_settled, found.n_unknown) == (3, 1, 1)
+    assert finding(rows[3:], {"topk untrained", "batch untrained"}) is None

@@ -156,7 +156,7 @@ class ActivationStore:
         if not path.is_file():
             return False
         try:
-            self._check_size(path, int(read_header(path)["rows"]))
+            self._check_size(path, int(_shard_header(path)["rows"]))
         except (InputError, KeyError):
             return False
         return True
@@ -216,7 +216,7 @@ class ActivationStore:
         for number, path in enumerate(paths):
             if path != self._shard(number):
                 raise InputError(f"{self._shard(number)}: no such shard; run the extraction again")
-            header = read_header(path)
+            header = _shard_header(path)
             self._check_size(path, int(header["rows"]))
             shards.append(header)
         content = {
@@ -371,6 +371,13 @@ class ActivationStore:
                 f"{path}: incomplete: {path.stat().st_size} bytes of {whole}; delete it and run "
                 "the extraction again"
             )
+
+
+def _shard_header(path: Path) -> dict[str, Any]:
+    try:
+        return read_header(path)
+    except InputError as error:
+        raise InputError(f"{error}; delete this shard and run the extraction again") from error
 
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:

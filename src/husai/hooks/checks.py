@@ -109,6 +109,17 @@ def check_study(groups: dict[str, Any]) -> None:
         _check_campaign(groups, rows)
     if "planted_truth" in groups:
         _check_worlds(groups["planted_truth"])
+    if "language_model" in groups and "evaluation" in groups:
+        _check_evaluation(groups["language_model"], groups["evaluation"])
+
+
+def _check_evaluation(model: Any, evaluation: Any) -> None:
+    """Say before anything is read that a model has no cross-entropy."""
+    if evaluation.measure == "cross_entropy":
+        from husai.language.evaluation import check_measure
+        from husai.language.model import model_kind
+
+        check_measure(model_kind(model), model.name, evaluation)
 
 
 def _check_worlds(study: Any) -> None:

@@ -46,7 +46,7 @@ class LanguageModelConfig(Config):
 class ReadingConfig(Config):
     """Which activations are read in one pass of a model over a text."""
 
-    hook_names: tuple[Hook, ...] = Field(
+    hook_names: Listed[Hook] = Field(
         min_length=1,
         description="hooks, as NAME or NAME@POSITION, where POSITION is a number, all, or mean; "
         "NAME.headN is one head of a hook that has heads; without it the heads are concatenated",

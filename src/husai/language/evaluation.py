@@ -21,7 +21,7 @@ from husai.config import Position
 from husai.errors import InputError
 from husai.language.config import EvaluationConfig, ReadingConfig
 from husai.language.extraction import batches, kept_tokens, row_places
-from husai.language.model import LanguageModel
+from husai.language.model import Kind, LanguageModel
 from husai.progress import progress_bar
 from husai.sae import TrainedSAE
 from husai.text import Tokens
@@ -208,6 +208,28 @@ class _Sums:
     n: int = 0
 
 
+def check_measure(kind: Kind, name: str, config: EvaluationConfig) -> None:
+    """Check that a model has what an evaluation measures.
+
+    Parameters
+    ----------
+    kind, name
+        What the model predicts, and its name for the message.
+    config
+        ``measure``.
+
+    Raises
+    ------
+    InputError
+        When the cross-entropy of a model is asked for that predicts no tokens.
+    """
+    if config.measure == "cross_entropy" and kind == "encoder":
+        raise InputError(
+            f"evaluation.measure: {name} does not predict tokens, so it has no cross-entropy; "
+            "choose output_change, or a model that predicts tokens"
+        )
+
+
 def model_metrics(
     model: LanguageModel,
     tokens: Tokens,
@@ -265,13 +287,8 @@ def model_metrics(
             f"evaluation: {name}@mean is the mean of a context, which cannot be put back into the "
             "model; evaluate SAEs of all positions"
         )
-    headless = model.kind == "encoder"
-    if config.measure == "cross_entropy" and headless:
-        raise InputError(
-            f"evaluation.measure: {model.about['name']} does not predict tokens, so it has no "
-            "cross-entropy; choose output_change, or a model that predicts tokens"
-        )
-    by_change = headless or config.measure == "output_change"
+    check_measure(model.kind, str(model.about["name"]), config)
+    by_change = model.kind == "encoder" or config.measure == "output_change"
     ways: dict[str, Reconstruct | None] = {
         "": None,
         "ablation": torch.zeros_like,

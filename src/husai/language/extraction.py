@@ -139,8 +139,9 @@ def extract_stores(
         if not store.finished:
             store.check_space(len(rows[name, position].context))
         stores[name, position] = store
-    waiting = [store for store in stores.values() if not store.finished]
-    if waiting:
+    n_shards = -(-len(tokens) // reading.shard_contexts)
+    # also of a finished store, whose shards may have been torn or deleted since
+    if not all(store.has(number) for store in stores.values() for number in range(n_shards)):
         _fill(model, tokens, kept, reading, stores, rows, progress)
     for place, store in stores.items():
         first_held_out = len(tokens) - tokens.n_held_out

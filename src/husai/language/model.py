@@ -330,6 +330,22 @@ def load_language_model(config: LanguageModelConfig, *, trained: bool = True) ->
     return LanguageModel(bridge, tokenizer, kind, about)
 
 
+def model_kind(config: LanguageModelConfig) -> Kind:
+    """Say what a model predicts, by its configuration file alone.
+
+    Raises
+    ------
+    InputError
+        When the model does not exist.
+    """
+    from transformers import AutoConfig
+
+    source = _source(config.name)
+    with _boundary(config.name):
+        hub = AutoConfig.from_pretrained(source, revision=config.revision)
+    return _kind(list(hub.architectures or ()))
+
+
 def load_tokenizer(config: LanguageModelConfig) -> tuple[Any, int]:
     """Load a model's tokenizer without the model.
 
@@ -361,30 +377,31 @@ def _described(config: LanguageModelConfig) -> tuple[Any, Any]:
     source = _source(config.name)
     with _boundary(config.name):
         hub = AutoConfig.from_pretrained(source, revision=config.revision)
-    with _boundary(config.tokenizer or config.name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source if config.tokenizer is None else _source(config.tokenizer),
-            revision=config.revision if config.tokenizer is None else None,
-        )
-    return hub, tokenizer
+    if config.tokenizer is None:
+        with _boundary(config.name):
+            return hub, AutoTokenizer.from_pretrained(source, revision=config.revision)
+    field = "language_model.tokenizer"
+    own = _source(config.tokenizer, field)
+    with _boundary(config.tokenizer, field):
+        return hub, AutoTokenizer.from_pretrained(own)
 
 
-def _source(name: str) -> str:
+def _source(name: str, field: str = "language_model.name") -> str:
     package, colon, _ = name.partition(":")
     local = Path(name).exists() or (colon and package.isidentifier())
     looks_local = name.startswith((".", "/", "~"))
-    return str(find_path(name, "language_model.name")) if local or looks_local else name
+    return str(find_path(name, field)) if local or looks_local else name
 
 
 @contextmanager
-def _boundary(name: str) -> Iterator[None]:
+def _boundary(name: str, field: str = "language_model.name") -> Iterator[None]:
     """Turn an error that another library raises about a name into a message of one line."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"language_model.name: {name} cannot be loaded ({type(error).__name__}: {reason}); "
+            f"{field}: {name} cannot be loaded ({type(error).__name__}: {reason}); "
             "check the name, or give a folder"
         ) from error
 

@@ -109,6 +109,7 @@ def language_page(
     _, k = chosen_latents(tables.probes)
     metrics = metrics_by_group(tables.metrics, level)
     shown = figure_tables(tables, level)
+    groups = _group_rows(tables, features, hook, level)
     return render(
         "language_study.md.j2",
         origin=origin,
@@ -118,7 +119,8 @@ def language_page(
         threshold=threshold,
         level=level,
         statistics=records(tables.statistics),
-        groups=_group_rows(tables, features, hook, level),
+        groups=groups,
+        finding=finding(groups, set(shown.untrained)),
         by_density=records(shown.by_density),
         by_probe=records(shown.by_probe),
         probed=k,
@@ -128,6 +130,67 @@ def language_page(
         n_tasks=int(tables.probes["task"].nunique()),
         examples=records(examples(features, tables.contexts)),
     )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the first paragraph of the page says.
+
+    Attributes
+    ----------
+    most, least
+        The groups of the trained model of whose features the largest and the smallest share is
+        found in every other seed: rows of the page's first table.
+    twin
+        The untrained group of the same name as one of them, or else the first; None without any.
+    n_groups, n_settled, n_unknown
+        Groups of the trained model: all, those that passed the gate, and those of which it is not
+        known.
+    """
+
+    most: dict[str, Any]
+    least: dict[str, Any]
+    twin: dict[str, Any] | None
+    n_groups: int
+    n_settled: int
+    n_unknown: int
+
+
+def finding(groups: list[dict[str, Any]], untrained: set[str]) -> Finding | None:
+    """Say which groups come back most and least, and how many have settled.
+
+    Parameters
+    ----------
+    groups
+        Rows of the page's first table.
+    untrained
+        Names of the groups of the untrained model.
+
+    Returns
+    -------
+    Finding or None
+        None when no group of the trained model has two seeds.
+    """
+    own = [row for row in groups if row["group"] not in untrained and _known(row["everywhere"])]
+    if not own:
+        return None
+    ordered = sorted(own, key=lambda row: float(row["everywhere"]))
+    most, least = ordered[-1], ordered[0]
+    twins = [row for row in groups if row["group"] in untrained]
+    same = [row for row in twins if row["group"].startswith((most["group"], least["group"]))]
+    flags = [row.get("converged") for row in own]
+    return Finding(
+        most=most,
+        least=least,
+        twin=(same or twins or [None])[0],
+        n_groups=len(own),
+        n_settled=sum(_known(flag) and bool(flag) for flag in flags),
+        n_unknown=sum(not _known(flag) for flag in flags),
+    )
+
+
+def _known(value: Any) -> bool:
+    return value is not None and not pd.isna(value)
 
 
 def own_features(features: pd.DataFrame, hook: str) -> pd.DataFrame:

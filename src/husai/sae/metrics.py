@@ -8,7 +8,8 @@ import torch
 
 from husai.sae.trained import TrainedSAE
 
-CHUNK = 2048
+CHUNK = 512
+"""Rows that are measured at once; their codes in float64 stay in the processor's cache."""
 
 LossWith = Callable[[Callable[[torch.Tensor], torch.Tensor]], float]
 
