@@ -29,6 +29,7 @@ def main(descriptor: int, checkpoints: Path | None) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     from husai.campaign.executors.tasks import calibrate, read_bank_rows, train_task
+    from husai.memory import return_memory
 
     sending = threading.Lock()
 
@@ -47,6 +48,8 @@ def main(descriptor: int, checkpoints: Path | None) -> None:
             send("done", calibrate(bank, rows))
         else:
             send("done", train_task(bank, rows, checkpoints, lambda p: send("progress", p)))
+        del bank, rows
+        return_memory()  # what one bank needed must not be held beside the next one's
 
 
 if __name__ == "__main__":
