@@ -58,9 +58,10 @@ campaign-results: $(READY) ## copy the pages and tables of kedro run --env=campa
 	$(BIN)/python docs/copy_results.py data/campaign/reporting/home_study.md docs/results/campaign/campaign.md
 	$(call as_csv,data/campaign,saes/table saes/loss_recovery consistency/groups consistency/settings,docs/results/campaign)
 
-lm-results: $(READY) ## copy the page and tables of kedro run --env=lm to docs/results
+lm-results: $(READY) ## copy the pages and tables of kedro run --env=lm to docs/results
 	$(BIN)/python docs/copy_results.py data/lm/reporting/language_model.md docs/results/language_model
-	$(call as_csv,data/lm,consistency/groups language/metrics language/probe_summary language/untrained_groups,docs/results/language_model)
+	test ! -f data/lm/reporting/language_function.md || $(BIN)/python docs/copy_results.py data/lm/reporting/language_function.md docs/results/language_model
+	$(call as_csv,data/lm,consistency/groups language/metrics language/probe_summary language/untrained_groups language/function,docs/results/language_model)
 
 notebooks: $(READY) ## run the notebooks on the last study and save their outputs
 	$(BIN)/python notebooks/run.py

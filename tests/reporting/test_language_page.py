@@ -130,7 +130,7 @@ def test_the_picture_has_every_group_and_class():
     twin = own.assign(group="g untrained")
     table = by_density(pd.concat([own, twin]), 0.95)
     probed = by_probe(own, {("s0", 1)}, 0.95)
-    figure = language_figure(table, probed, ("g untrained",))
+    figure = language_figure(table, probed, ("g untrained",), least=1)
     figure.draw_without_rendering()
     left, right = figure.axes
     lines = {container.get_label(): container[0] for container in left.containers}
@@ -161,3 +161,13 @@ def test_the_finding_names_the_groups_that_come_back_most_and_least():
     assert found.twin is rows[-1]
     assert (found.n_groups, found.n_settled, found.n_unknown) == (3, 1, 1)
     assert finding(rows[3:], {"topk untrained", "batch untrained"}) is None
+
+
+def test_classes_of_few_features_are_not_drawn():
+    own = own_features(features(), "h@all")
+    table = by_density(own, 0.95)
+    table.loc[table["density"] == "0.001 to 0.01", "features"] = 50
+    figure = language_figure(table, by_probe(own, {("s0", 1)}, 0.95))
+    assert [t.get_text().replace("\n", " ") for t in figure.axes[0].get_xticklabels()] == [
+        "0.001 to 0.01"
+    ]

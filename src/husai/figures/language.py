@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 
 from husai.figures.style import COLOURS, FONT, LINES, group_order, require, styles, tidy
 
+DRAWN = 10
+"""Features an SAE that a class must have to be drawn: the share of fewer says little."""
+
 
 def language_figure(
-    by_density: pd.DataFrame, by_probe: pd.DataFrame, untrained: Collection[str] = ()
+    by_density: pd.DataFrame,
+    by_probe: pd.DataFrame,
+    untrained: Collection[str] = (),
+    *,
+    least: float = DRAWN,
 ) -> Figure:
     """Draw the share of features that every other seed has, by density and by choice of probes.
 
@@ -24,6 +31,8 @@ def language_figure(
         Tables of :mod:`husai.reporting.language_page`, with a row for each group and class.
     untrained
         Groups of a model at new initial weights, which are drawn dashed and hollow.
+    least
+        Features an SAE that a class of ``by_density`` must have to be drawn.
 
     Raises
     ------
@@ -31,8 +40,9 @@ def language_figure(
         When a column or every row is missing.
     """
     columns = ["group", "everywhere", "everywhere_low", "everywhere_high"]
-    require(by_density, [*columns, "density"], "by_density")
+    require(by_density, [*columns, "density", "features"], "by_density")
     require(by_probe, [*columns, "kind"], "by_probe")
+    by_density = by_density[by_density["features"] >= least]
     names = group_order(by_density)
     names = [n for n in names if n not in untrained] + [n for n in names if n in untrained]
     kinds = [name.split(" ")[0] for name in names]

@@ -64,7 +64,7 @@ def saes_by_hook(
     """
     own = plan[plan["model"] == model]
     for (hook, position), part in own.groupby(["hook_name", "position"], sort=False):
-        loaded = load_trained(saes, part["sae_id"].tolist())
+        loaded = load_trained(saes, part["sae_id"].tolist(), snapshots=False)
         whole = {sae_id: sae for sae_id, sae in loaded.items() if sae.failure is None}
         place = (str(hook), as_position(position))
         rows = load_activations(activations, activation_key(*place, model))
@@ -308,13 +308,14 @@ def _record(sae: TrainedSAE, sae_id: str, group: str) -> SAERecord:
 
 
 def _densities(plan: pd.DataFrame, saes: TensorFiles) -> pd.DataFrame:
-    loaded: Mapping[str, TrainedSAE] = load_trained(saes, plan["sae_id"].tolist())
+    density = {
+        str(one): load_trained(saes, [one], snapshots=False)[one].density.numpy()
+        for one in plan["sae_id"]
+    }
     return pd.concat(
         [
-            pd.DataFrame(
-                {"sae_id": one, "latent": range(sae.config.d_sae), "density": sae.density.numpy()}
-            )
-            for one, sae in loaded.items()
+            pd.DataFrame({"sae_id": one, "latent": range(len(values)), "density": values})
+            for one, values in density.items()
         ],
         ignore_index=True,
     )

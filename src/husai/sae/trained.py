@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +232,19 @@ def read_sae(path: str | Path) -> TrainedSAE:
     return from_tensors(tensors, header, str(path))
 
 
-def load_trained(files: TensorFiles, ids: Sequence[str]) -> dict[str, TrainedSAE]:
+def load_trained(
+    files: TensorFiles, ids: Sequence[str], *, snapshots: bool = True
+) -> dict[str, TrainedSAE]:
     """Load the SAEs of a plan; files of other plans are ignored.
+
+    Parameters
+    ----------
+    files
+        The files, by name of the SAE.
+    ids
+        Names of the SAEs.
+    snapshots
+        Keep the decoders saved during training, which are often most of the memory.
 
     Raises
     ------
@@ -249,5 +260,6 @@ def load_trained(files: TensorFiles, ids: Sequence[str]) -> dict[str, TrainedSAE
     loaded = {}
     for sae_id in ids:
         file = files[sae_id]()
-        loaded[sae_id] = from_tensors(file.tensors, file.header, sae_id)
+        sae = from_tensors(file.tensors, file.header, sae_id)
+        loaded[sae_id] = sae if snapshots else replace(sae, snapshots={})
     return loaded

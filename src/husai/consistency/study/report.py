@@ -47,6 +47,7 @@ from husai.consistency.study.schema import TABLES
 from husai.consistency.study.summary import SCHEMA_NAME, SCHEMA_VERSION, plain_rows
 from husai.consistency.study.truth import feature_planes, plane_columns, truth_tables
 from husai.errors import InputError
+from husai.memory import return_memory
 from husai.progress import step
 from husai.threads import worker_pool
 
@@ -133,22 +134,27 @@ def consistency_report(
     spaces = _spaces(records[0].W_dec.shape[1], covariance, config)
     members = group_members(records)
     metric = encoder_metric(covariance, config)
-    full = {name: live_group(group, config, metric) for name, group in members.items()}
+    full: dict[str, list[LiveSAE]] = {}
     nulls = NullCache(config, covariance, spaces)
     gathered = _Gathered(config, nulls)
     for space, span in spaces.items():
-
-        def placed(name: str, span: DataSpan | None = span) -> list[LiveSAE]:
+        placed: dict[str, list[LiveSAE]] = {}
+        # one group at a time: the rows and codes of all groups would be gigabytes
+        for name, group in members.items():
             if span is None:
-                return full[name]
-            return [live_sae(one, config.dead, span, metric=metric) for one in members[name]]
-
-        # the rows of one group at a time, since those of all would be gigabytes
-        for name in members:
+                live = live_group(group, config, metric)
+            else:
+                live = [live_sae(one, config.dead, span, metric=metric) for one in group]
             with step(f"scores of {name} ({space} space)"):
-                gathered.add_group(name, placed(name), space)
+                gathered.add_group(name, live, space)
+            if span is None:
+                full[name] = [_kept(one, config, labelled) for one in live]
+            if config.across_groups:
+                placed[name] = live if span is not None else full[name]
+            del live
+            return_memory()
         if config.across_groups:
-            gathered.add_across({name: placed(name) for name in members}, space)
+            gathered.add_across(placed, space)
     groups = pd.DataFrame(gathered.groups)
     for column in ("mean", "low", "high"):
         if column not in groups:  # with one seed everywhere no score is defined
@@ -192,6 +198,16 @@ def consistency_report(
             "coverage": plain_rows(cover),
             "kinds": plain_rows(kinds),
         },
+    )
+
+
+def _kept(one: LiveSAE, config: ConsistencyConfig, labelled: LabelledRows | None) -> LiveSAE:
+    """Keep what is still needed of a latent's rows after its group was scored."""
+    return replace(
+        one,
+        init=None,
+        encoder=one.encoder if config.across_groups else None,
+        codes=one.codes if labelled is not None else None,
     )
 
 
