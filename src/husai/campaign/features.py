@@ -140,7 +140,10 @@ def study_features(
 def study_readout(study: StudyFeatures, transformer: TensorFile | None) -> Readout | str:
     """Return the transformer's output as a function of the rows, or why it is not known."""
     if transformer is None:
-        return "Function is not measured: there is no transformer of a modular task."
+        return (
+            "Function is not measured: there is no transformer of a modular task. In a language "
+            "model the pipeline language_function measures it on a sample."
+        )
     trained = TrainedTransformer.from_parts(transformer.tensors, transformer.header)
     try:
         return modular_readout(trained, study.rows)
