@@ -141,7 +141,7 @@ def test_the_picture_has_every_group_and_class():
         found = np.asarray(line.get_ydata(), float)
         np.testing.assert_allclose(found, part.reindex(ticks).to_numpy(float))
     assert lines["g untrained"].get_markerfacecolor() == "none"
-    assert [text.get_text() for text in right.get_yticklabels()] == ["g", "g untrained"]
+    assert [text.get_text() for text in right.get_yticklabels()] == ["g"]  # the other is not probed
     with pytest.raises(InputError, match="by_probe: no row"):
         language_figure(table, probed.iloc[:0])
 

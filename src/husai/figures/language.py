@@ -73,7 +73,8 @@ def language_figure(
     )
     left.set_ylim(-0.02, 1.02)
     left.legend(fontsize=FONT - 1.5, frameon=False, loc="upper left")
-    _probes(right, by_probe, names)
+    probed = set(by_probe["group"])
+    _probes(right, by_probe, [name for name in names if name in probed])
     for axis in (left, right):
         tidy(axis)
     return figure
