@@ -129,7 +129,7 @@ def test_seeds_that_are_permutations_of_one_another_select_matched_latents(
 ):
     model = models["gpt2"]
     text = TextConfig(source=str(text_path), label="label")
-    config = ProbesConfig(documents=398, context=16, k=(1, 4), n_tasks=3)
+    config = ProbesConfig(documents=398, context=16, k=(1, 4, 1000), n_tasks=3)
     tasks = list(probe_tasks(text, config, model))
     assert [task.name for task in tasks] == ["text"]
     assert tasks[0].label.sum() == 199
@@ -147,6 +147,10 @@ def test_seeds_that_are_permutations_of_one_another_select_matched_latents(
         assert stability.loc[("same", k), "nogueira"] == pytest.approx(1)
         assert stability.loc[("other", k), "stability"] < 0.5
     summary: Any = found.summary.set_index(["group", "k"])
+    # a probe of all latents has no choice that seeds could share
+    assert 1000 not in found.stability["k"].tolist()
+    assert pd.isna(summary.loc[("same", 1000), "stability"])
+    assert summary.loc[("same", 1000), "accuracy"] == summary.loc[("same", 0), "accuracy"]
     # the words of the two labels differ, and the random model keeps a part of that: chance is 0.5
     # with a standard deviation of 0.035
     assert summary.loc[("same", 0), "dense"] > 0.6

@@ -300,7 +300,8 @@ class ProbeTables:
         interval over seeds, ``stability`` of the selection over seeds with its interval, and for
         comparison the accuracy of the dense probe and of chance.
     stability
-        A row for each group, task and number of latents.
+        A row for each group, task and number of latents, where this is fewer than the latents that
+        fire in each seed.
     """
 
     probes: pd.DataFrame
@@ -408,6 +409,8 @@ def _stability(
         live = [int((saes[i].density > 0).sum()) for i in ids]
         own = probes[(probes["group"] == group) & (probes["k"] > 0)]
         for (task, k), part in own.groupby(["task", "k"], sort=False):
+            if k >= min(live):
+                continue  # every seed selects all its latents: there is no choice to compare
             selected = part.set_index("sae_id")["selected"].map(json.loads).map(np.array)
             chosen = [selected[sae_id] for sae_id in ids]
             W = np.zeros((len(ids), len(ids)))
@@ -458,8 +461,10 @@ def _summary(probes: pd.DataFrame, stability: pd.DataFrame, level: float) -> pd.
             )
             row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
         row |= {"dense": float(dense["accuracy"].mean()), "chance": float(dense["chance"].mean())}
+        own = pd.DataFrame()
         if k and len(stability):
             own = stability[(stability["group"] == group) & (stability["k"] == k)]
+        if len(own):
             # mean over tasks for each pair of seeds, because the seeds are the sample
             pairs = np.mean([json.loads(text) for text in own["pairs"]], axis=0)
             interval = seed_interval(pairs, level=level, bounds=(-1.0, 1.0))
