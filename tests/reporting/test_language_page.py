@@ -123,6 +123,9 @@ def test_examples_are_spread_over_densities_and_safe_in_a_table():
     assert table["first"].tolist() == ["only", r"a \| b\_c **«d\*»** \<e\>", ""]
     assert table["second"].tolist() == ["", "second", ""]
     assert table["firing_rate"].tolist() == pytest.approx([1e-3, 1e-1, 1e-4])
+    # every feature is found in some other seed
+    found = own[own["n_seeds_found"] > 0]
+    assert set(examples(found, contexts)["found"]) == {"in every other seed"}
 
 
 def test_the_picture_has_every_group_and_class():

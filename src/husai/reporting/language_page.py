@@ -280,8 +280,8 @@ def examples(features: pd.DataFrame, contexts: pd.DataFrame, n: int = EXAMPLES) 
         chosen = first["everywhere"] if found != "in none" else first["n_seeds_found"] == 0
         own = first[chosen & (first["firing_rate"] > 0)]
         own = own.sort_values("firing_rate", ascending=False)
-        spaced = np.unique(np.linspace(0, len(own) - 1, n).round().astype(int))
-        for row in records(own.iloc[spaced[spaced >= 0]]):
+        spaced = np.unique(np.linspace(0, max(0, len(own) - 1), n).round().astype(int))
+        for row in records(own.iloc[spaced[: len(own)]]):
             texts: list[str] = []
             if len(shown):
                 same = (shown["sae_id"] == row["id"]) & (shown["latent"] == row["latent"])
