@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -150,7 +151,7 @@ def test_the_picture_has_every_group_and_class():
 
 
 def test_the_finding_names_the_groups_that_come_back_most_and_least():
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"group": "topk", "everywhere": 0.1, "converged": False},
         {"group": "relu", "everywhere": 0.4, "converged": True},
         {"group": "batch", "everywhere": 0.2, "converged": pd.NA},

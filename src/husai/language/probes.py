@@ -409,7 +409,7 @@ def _stability(
         live = [int((saes[i].density > 0).sum()) for i in ids]
         own = probes[(probes["group"] == group) & (probes["k"] > 0)]
         for (task, k), part in own.groupby(["task", "k"], sort=False):
-            if k >= min(live):
+            if part["k"].iloc[0] >= min(live):
                 continue  # every seed selects all its latents: there is no choice to compare
             selected = part.set_index("sae_id")["selected"].map(json.loads).map(np.array)
             chosen = [selected[sae_id] for sae_id in ids]

@@ -182,7 +182,7 @@ def finding(groups: list[dict[str, Any]], untrained: set[str]) -> Finding | None
     return Finding(
         most=most,
         least=least,
-        twin=(same or twins or [None])[0],
+        twin=next(iter(same or twins), None),
         n_groups=len(own),
         n_settled=sum(_known(flag) and bool(flag) for flag in flags),
         n_unknown=sum(not _known(flag) for flag in flags),
