@@ -322,6 +322,22 @@ def test_every_file_that_is_read_is_there() -> None:
     assert not missing
 
 
+def test_every_text_that_is_searched_for_is_on_its_page() -> None:
+    # the templates of pages may change their words, and the paper would no longer build
+    n_found = 0
+    for document in sorted(PAPER.rglob("*.typ")):
+        text = document.read_text()
+        names = dict(re.findall(r'#let ([\w-]+) = "(/[^"]+)"', text))
+        for page, pattern in re.findall(r'page-find\(\s*([^,()]+),\s*"((?:[^"\\]|\\.)*)"', text):
+            path = page.strip('"') if page.startswith('"') else names.get(page)
+            if path is None:
+                continue
+            words = re.sub(r"\s+", " ", (ROOT / path.lstrip("/")).read_text())
+            assert re.search(pattern.replace("\\\\", "\\"), words), f"{document.name}: {pattern}"
+            n_found += 1
+    assert n_found >= 5
+
+
 def test_every_drawing_is_drawn() -> None:
     text = (PAPER / "figures.py").read_text(encoding="utf-8")
     registry = next(
