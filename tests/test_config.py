@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,26 @@ def test_any_value_is_accepted_or_refused_with_its_field(data: st.DataObject) ->
         assert "\n" not in line
         assert "pydantic.dev" not in line
         assert len(line) < 1000
+
+
+@pytest.mark.parametrize("wrap", [lambda n: n, lambda n: [1, n], lambda n: {"kind": n}])
+def test_a_number_of_thousands_of_digits_is_refused_in_any_place(
+    wrap: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pydantic cannot write it: as a tag of a union it would print "Exception ignored in"
+    ignored: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    parameters, types = groups()
+    for *above, last in leaves(parameters):
+        changed = copy.deepcopy(parameters)
+        place: Any = changed
+        for key in above:
+            place = place[key]
+        place[last] = wrap(10**5000)
+        (line,) = parameter_problems(changed, types)
+        name = ".".join(str(part) for part in (*above, last))
+        assert line.startswith(name)
+    assert not ignored
 
 
 SAE = {"architecture": "topk", "d_sae": 8, "k": 2}

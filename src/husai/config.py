@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -149,6 +150,21 @@ def problems(error: ValidationError, group: str = "") -> list[str]:
         value = "" if isinstance(given, dict | BaseModel) else f" = {short_text(given)}"
         lines.append(f"{field}{value}: {message}".removeprefix(": ").strip())
     return lines
+
+
+def too_large(value: Any, place: str = "") -> Iterator[str]:
+    """Yield the places of integers beyond the range of float64 in nested parameters.
+
+    No field takes such a number, and pydantic cannot write the longest of them in its messages.
+    """
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from too_large(entry, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            yield from too_large(entry, f"{place}.{index}")
+    elif isinstance(value, int) and value.bit_length() > sys.float_info.max_exp:
+        yield place
 
 
 def short_text(value: Any, most: int = 80) -> str:

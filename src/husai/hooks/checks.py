@@ -9,7 +9,7 @@ import click
 from kedro.framework.hooks import hook_impl
 from pydantic import ValidationError
 
-from husai.config import problems, short_text
+from husai.config import problems, short_text, too_large
 from husai.errors import InputError
 from husai.hooks.order import (
     check_environment,
@@ -244,6 +244,10 @@ def parameter_problems(parameters: dict[str, Any], types: dict[str, Any]) -> lis
         for name in sorted(set(parameters) - set(types))
     ]
     for name in sorted(set(types) & set(parameters)):
+        large = list(too_large(parameters[name], name))
+        if large:
+            found += [f"{place}: the number is too large" for place in large]
+            continue
         try:
             types[name].model_validate(parameters[name])
         except ValidationError as error:
